@@ -1,0 +1,1 @@
+"""Measurements: throughput, memory, comparisons and their reports."""

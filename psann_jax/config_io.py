@@ -1,0 +1,130 @@
+"""From config files, command-line overrides and JSON to `psann_jax.config.Config`, and back.
+
+A config file calls `default_config`, changes what it wants and returns the ConfigDict; `parse` turns it into
+checked dataclasses. Unknown keys are errors that name the nearest valid one.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from ml_collections import config_dict
+
+from psann_jax.config import BASES, Config, ConfigError, DecoderConfig, require
+
+
+def default_config(base: str = "waveresnet") -> config_dict.ConfigDict:
+    """All settings at their defaults, for a config file to change.
+
+    Args:
+      base: a name in `BASES`; decides what the `model` section holds.
+
+    Raises:
+      ConfigError: unknown base.
+    """
+    return _to_config_dict(Config(model=model_section(base)(base=base)))
+
+
+def model_section(base: str) -> type:
+    """The dataclass of the `model` section for a base.
+
+    Raises:
+      ConfigError: unknown base; the message lists the right names.
+    """
+    if base not in BASES:
+        raise ConfigError(f"model.base: unknown base {base!r}{_nearest(base, BASES)}; choose from {', '.join(BASES)}")
+    return BASES[base]
+
+
+def _to_config_dict(section: Any) -> config_dict.ConfigDict:
+    out = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(section))
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            value = _to_config_dict(value)
+        elif value is None:
+            value = config_dict.placeholder(_scalar_type(hints[f.name]))
+        out[f.name] = value
+    return out
+
+
+def _scalar_type(hint: Any) -> type:
+    """The type that a value of an optional field has."""
+    inner = next(a for a in typing.get_args(hint) if a is not types.NoneType)
+    return str if typing.get_origin(inner) is Literal else inner
+
+
+def parse(mapping: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
+    """A checked Config from a ConfigDict or a nested mapping (as read from config.json).
+
+    Raises:
+      ConfigError: unknown key, wrong type or value; the message begins with the field's dotted name.
+    """
+    if isinstance(mapping, config_dict.ConfigDict):
+        mapping = mapping.to_dict()
+    model = mapping.get("model", {})
+    config = _build(Config, mapping, "", model_section(model.get("base", DecoderConfig.base)))
+    config.check()
+    return config
+
+
+def _build(cls: type, mapping: Mapping[str, Any], prefix: str, model_cls: type) -> Any:
+    require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        require(key in hints, f"{prefix}{key}", f"unknown key{_nearest(str(key), hints)}")
+    values = {}
+    for key, value in mapping.items():
+        hint = model_cls if (cls is Config and key == "model") else hints[key]
+        name = f"{prefix}{key}"
+        values[key] = (
+            _build(hint, value, f"{name}.", model_cls) if dataclasses.is_dataclass(hint) else _coerce(value, hint, name)
+        )
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the annotated type, or a ConfigError that says what would be right."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = next(a for a in args if a is not types.NoneType)
+        return None if value is None else _coerce(value, inner, name)
+    if origin is Literal:
+        require(
+            value in args, name, f"is {value!r}{_nearest(str(value), args)}, must be one of {', '.join(map(str, args))}"
+        )
+        return value
+    if origin is tuple:
+        require(isinstance(value, list | tuple), name, f"is {value!r}, must be a tuple")
+        require(args[-1] is Ellipsis or len(value) == len(args), name, f"is {value!r}, needs {len(args)} values")
+        return tuple(_coerce(v, args[0], f"{name}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wrong_type = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    require(not wrong_type, name, f"is {value!r}, must be of type {hint.__name__}")
+    require(hint is not float or math.isfinite(value) or name.split("[")[0].endswith("_bounds"), name, "must be finite")
+    return value
+
+
+def _nearest(name: str, valid: Any) -> str:
+    match = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.5)
+    return f", did you mean {match[0]}?" if match else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config or section as nested plain dicts, ready for JSON and for `parse`."""
+    return dataclasses.asdict(config)
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting in a nested mapping; lists come out as tuples."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value

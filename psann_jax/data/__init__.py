@@ -1,0 +1,1 @@
+"""Text sources, tokenizers, token shards, packed windows and the batch loader."""

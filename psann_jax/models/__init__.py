@@ -1,0 +1,1 @@
+"""Whole networks built from psann_jax.nn, and their registry."""

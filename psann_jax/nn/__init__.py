@@ -1,0 +1,1 @@
+"""Layers, one idea a file; they know nothing of training."""

@@ -1,0 +1,1 @@
+"""Fast paths: pure functions on arrays, each beside its plain reference."""

@@ -1,0 +1,1 @@
+"""The training core: loop, step, optimizers, sharding, checkpoints, metrics."""
