@@ -141,7 +141,7 @@ class SpectralConfig:
 class DecoderConfig:
     """A decoder-only language model: the bases transformer, respsann, sgrpsann and waveresnet.
 
-    `None` stands for what the base prescribes (see `psann_jax.models.decoder.PRESETS`).
+    `None` stands for what the base prescribes (`PRESETS`).
     """
 
     base: str = "waveresnet"
@@ -160,10 +160,10 @@ class DecoderConfig:
     wave: WaveConfig = field(default_factory=WaveConfig)
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
 
-    @property
-    def uses_sine(self) -> bool:
-        """Whether any layer has the sine activation."""
-        return self.mlp_activation == "sine" or (self.mlp_activation is None and self.base != "transformer")
+    def resolve(self) -> "DecoderConfig":
+        """The same with every None replaced by what the base prescribes."""
+        own = {k: v for k in PRESETS[self.base] if (v := getattr(self, k)) is not None}
+        return dataclasses.replace(self, **{**PRESETS[self.base], **own})
 
     def check(self, prefix: str) -> None:
         _at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp")
@@ -188,13 +188,22 @@ class DecoderConfig:
         self.sine.check(f"{prefix}.sine")
         self.wave.check(f"{prefix}.wave", self.n_layers)
         self.spectral.check(f"{prefix}.spectral")
-        if not self.uses_sine:
+        if self.resolve().mlp_activation != "sine":
             _refuse_inactive(self.sine, f"{prefix}.sine", "without the sine activation")
         if self.base != "waveresnet":
             _refuse_inactive(self.wave, f"{prefix}.wave", f"with base {self.base}, only with waveresnet")
         if self.base != "sgrpsann":
             _refuse_inactive(self.spectral, f"{prefix}.spectral", f"with base {self.base}, only with sgrpsann")
 
+
+_PSANN = {"mlp_activation": "sine", "norm": "rmsnorm", "residual_alpha": True}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "respsann": _PSANN,
+    "sgrpsann": _PSANN,  # respsann with a spectral gate on the MLP branch
+    "transformer": {"mlp_activation": "gelu", "norm": "layernorm", "residual_alpha": False},
+    "waveresnet": _PSANN,  # respsann with wave blocks, when these are switched on
+}
 
 # Base name -> the dataclass of its `model` section. The networks are in psann_jax/models/registry.py.
 BASES: dict[str, type] = {

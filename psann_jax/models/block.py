@@ -1,0 +1,80 @@
+"""One pre-norm block of the decoder."""
+
+import jax
+from flax import nnx
+
+from psann_jax.config import DecoderConfig
+from psann_jax.nn.attention import Attention
+from psann_jax.nn.context import Context, LayerCache
+from psann_jax.nn.mlp import MLP
+from psann_jax.nn.norm import NORMS
+from psann_jax.nn.partition import constant, param
+from psann_jax.nn.spectral import SpectralGate
+from psann_jax.nn.wave import Wave
+
+
+class Block(nnx.Module):
+    """Attention, then the MLP branch, then what the base adds to it.
+
+    x = x + attention(norm1(x))
+    u = alpha * mlp(norm2(x)),  or alpha * wave(norm2(x)) with wave.replace
+    x = x + u,                  or x + u + gate(u) for sgrpsann
+    x = x + wave(x)             with wave.interleave
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        """Args: config with every None resolved; rngs."""
+        norm, activation = NORMS[config.norm or "rmsnorm"], config.mlp_activation or "sine"
+        d = config.d_model
+        self.norm1 = norm(d, rngs=rngs)
+        self.attn = Attention(config, rngs=rngs)
+        self.norm2 = norm(d, rngs=rngs)
+        self.mlp = None if config.wave.replace else MLP(config, activation, rngs=rngs)
+        self.alpha = param(rngs, constant(1.0), (1,), "alpha", (None,)) if config.residual_alpha else None
+        self.gate = SpectralGate(d, config.spectral, rngs=rngs) if config.base == "sgrpsann" else None
+        has_wave = config.wave.interleave or config.wave.replace
+        self.wave = Wave(config, activation, rngs=rngs) if has_wave else None
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        cache: LayerCache | None,
+        key: jax.Array | None,
+        *,
+        dilation: int | jax.Array,
+        max_shift: int,
+    ) -> tuple[jax.Array, LayerCache]:
+        """Runs the block on x (B, L, D).
+
+        Args:
+          x: the residual stream.
+          context: shared arrays.
+          cache: this layer's entries, or None.
+          key: for dropout, or None.
+          dilation: of the wave convolution; may be traced.
+          max_shift: static bound of the convolution's reach.
+
+        Returns:
+          (B, L, D) and the layer's new cache.
+        """
+        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
+        attended, updated = self.attn(self.norm1(x), context, cache, keys[0])
+        x = x + attended
+        h = self.norm2(x)
+        if self.mlp is not None:
+            u = self.mlp(h, keys[1])
+        else:
+            assert self.wave is not None
+            u, more = self.wave(h, context, cache, keys[2], dilation=dilation, max_shift=max_shift)
+            updated |= more
+        if self.alpha is not None:
+            u = u * self.alpha[...].astype(u.dtype)
+        x = x + u
+        if self.gate is not None:
+            gated, more = self.gate(u, context, cache)
+            x, updated = x + gated, updated | more
+        if self.wave is not None and self.mlp is not None:
+            waved, more = self.wave(x, context, cache, keys[2], dilation=dilation, max_shift=max_shift)
+            x, updated = x + waved, updated | more
+        return x, updated

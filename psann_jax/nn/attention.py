@@ -1,0 +1,65 @@
+"""Causal multi-head attention with rotary or ALiBi positions and an explicit cache."""
+
+import jax
+from flax import nnx
+
+from psann_jax.config import DecoderConfig
+from psann_jax.nn.context import Context, LayerCache
+from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.partition import constrain
+from psann_jax.nn.positions import rotate
+from psann_jax.ops.attention import cached_attention, causal_attention
+
+
+class Attention(nnx.Module):
+    """softmax(q k^T / sqrt(K)) v over the earlier tokens of the same document, without biases."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        shape = (config.d_model, config.d_model)
+        self.q = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
+        self.k = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
+        self.v = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
+        self.o = Linear(shape, ("heads", "embed"), bias=False, rngs=rngs)
+
+    def __call__(
+        self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
+    ) -> tuple[jax.Array, LayerCache]:
+        """Attends within the window or, with a cache, to everything in it.
+
+        Args:
+          x_BxLxD: normalised input.
+          context: shared arrays.
+          cache: {"k", "v"}, each (B, S, H, K), or None.
+          key: for dropout, or None.
+
+        Returns:
+          (B, L, D) and the cache with the new keys and values.
+        """
+        c = self.config
+        heads = (*x_BxLxD.shape[:2], c.n_heads, c.d_model // c.n_heads)
+        q, k, v = (constrain(p(x_BxLxD).reshape(heads), "batch", None, "heads", None) for p in (self.q, self.k, self.v))
+        if context.rope is not None:
+            q, k = rotate(q, context.rope), rotate(k, context.rope)
+        weights_key, output_key = (None, None) if key is None else jax.random.split(key)
+        if cache is None:
+            out = causal_attention(
+                q,
+                k,
+                v,
+                segments_BxL=context.segments_BxL,
+                alibi_slopes_H=context.alibi_H,
+                dropout_rate=c.dropout if key is not None else 0.0,
+                dropout_key=weights_key,
+                implementation=c.attention,
+            )
+            updated = {}
+        else:
+            assert context.slots_BxL is not None
+            row = jax.numpy.arange(x_BxLxD.shape[0])[:, None]
+            updated = {
+                name: cache[name].at[row, context.slots_BxL].set(new.astype(cache[name].dtype), mode="drop")
+                for name, new in (("k", k), ("v", v))
+            }
+            out = cached_attention(q, updated["k"], updated["v"], context.reach_BxL, alibi_slopes_H=context.alibi_H)
+        return dropout(self.o(out.reshape(x_BxLxD.shape)), c.dropout, output_key), updated

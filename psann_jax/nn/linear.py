@@ -1,0 +1,29 @@
+"""Dense layer and dropout."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psann_jax.nn.partition import constant, param, xavier_uniform
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias), in the dtype of x; the kernel starts Xavier uniform, the bias at 0."""
+
+    def __init__(self, shape: tuple[int, int], axes: tuple[str | None, str | None], *, bias: bool, rngs: nnx.Rngs):
+        """Args: kernel shape (in, out); its logical axes; whether there is a bias; rngs."""
+        self.kernel = param(rngs, xavier_uniform, shape, "matrix", axes)
+        self.bias = param(rngs, constant(0.0), shape[1:], "bias", axes[1:]) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x (..., in) to (..., out)."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); does nothing without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,29 @@
+"""The two-layer perceptron of a block and its activations."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from psann_jax.config import DecoderConfig
+from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.sine import Sine
+
+ELEMENTWISE = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+
+
+class MLP(nnx.Module):
+    """dropout(fc2(activation(fc1(x)))), with biases."""
+
+    def __init__(self, config: DecoderConfig, activation: str, *, rngs: nnx.Rngs):
+        """Args: config; activation, one of sine, gelu (exact) and relu; rngs."""
+        self.rate = config.dropout
+        self.fc1 = Linear((config.d_model, config.d_mlp), ("embed", "mlp"), bias=True, rngs=rngs)
+        self.fc2 = Linear((config.d_mlp, config.d_model), ("mlp", "embed"), bias=True, rngs=rngs)
+        self.act = (
+            Sine(config.d_mlp, config.sine, "mlp", rngs=rngs) if activation == "sine" else ELEMENTWISE[activation]
+        )
+
+    def __call__(self, x_BxLxD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Maps (B, L, D) to (B, L, D); `key` is for dropout."""
+        return dropout(self.fc2(self.act(self.fc1(x_BxLxD))), self.rate, key)

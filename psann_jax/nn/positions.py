@@ -1,0 +1,48 @@
+"""Where a token stands: rotary angles, sinusoidal encodings, and the reach of a document inside a window."""
+
+import jax
+import jax.numpy as jnp
+
+ROPE_BASE = 10000.0
+
+
+def document_reach(segments_BxL: jax.Array) -> jax.Array:
+    """How many earlier tokens of its own document each token has in the window, (B, L) int32."""
+    index = jnp.arange(segments_BxL.shape[1], dtype=jnp.int32)
+    starts = segments_BxL != jnp.roll(segments_BxL, 1, axis=1)
+    starts = starts.at[:, 0].set(True)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def rope_tables(positions_BxL: jax.Array, head_dim: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles, two arrays (B, L, 1, K/2).
+
+    Angles are formed in float32 at least: in bfloat16, positions beyond 256 would be rounded.
+    Source: Su et al. (2021).
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    inverse_frequency = ROPE_BASE ** (-jnp.arange(head_dim // 2, dtype=wide) / (head_dim // 2))
+    angle = positions_BxL.astype(wide)[..., None, None] * inverse_frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each pair of neighbouring features (2i, 2i+1) by its rotary angle.
+
+    The turned pairs come out split in halves, all first members before all second ones: queries and keys
+    are permuted alike, so their products are those of the interleaved order, and halves are cheaper to write.
+    """
+    cos, sin = tables
+    pairs = x_BxLxHxK.reshape(*x_BxLxHxK.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxLxHxK.dtype)
+
+
+def sinusoidal_encoding(positions_BxL: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
+    """Sines in the even and cosines in the odd features, (B, L, D). Source: Vaswani et al. (2017)."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    frequency = ROPE_BASE ** (-2.0 * jnp.arange(features // 2, dtype=wide) / features)
+    angle = positions_BxL.astype(wide)[..., None] * frequency
+    encoding = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return encoding.reshape(*positions_BxL.shape, features).astype(dtype)

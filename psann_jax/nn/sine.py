@@ -1,0 +1,70 @@
+"""The trainable damped sine activation of PSANN networks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psann_jax.config import SINE_PARAMETERS, SineConfig
+from psann_jax.nn.partition import Init, param
+from psann_jax.ops.sine import damped_sine
+
+FREQUENCY_OFFSET = 1e-6  # keeps the frequency away from 0 wherever its raw value goes
+_LEAST = float(jnp.finfo(jnp.float32).eps)
+
+
+def inverse_softplus(x: jax.Array) -> jax.Array:
+    """The raw value whose softplus is x > 0, also where exp(x) would overflow."""
+    return x + jnp.log(-jnp.expm1(-x))
+
+
+class Sine(nnx.Module):
+    """y = A * exp(-d * g(z)) * sin(f * z), with A, f and d trained per feature.
+
+    The raw parameters go through a softplus, so that the values in use stay positive, and are then clamped to
+    the bounds of the config. g(z) is |z|, max(z, 0) or 0. Source: the PSANN-LM activation.
+    """
+
+    def __init__(self, features: int, config: SineConfig, axis: str | None, *, rngs: nnx.Rngs):
+        """Args: features F; config; the logical name of the feature axis; rngs."""
+        self.config = config
+        for name, key in zip(SINE_PARAMETERS, ("amp", "freq", "damp"), strict=True):
+            unused = name == "decay" and config.decay_mode == "none"
+            trainable = config.trainable and name in config.learnable and not unused
+            setattr(self, name, param(rngs, _raw_init(config, key), (features,), "sine", (axis,), trainable))
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Applies the activation to z (..., F); the result has the dtype of z."""
+        c = self.config
+        amplitude = _clamp(jax.nn.softplus(self._raw("amplitude")), c.amp_bounds)
+        frequency = _clamp(jax.nn.softplus(self._raw("frequency")) + FREQUENCY_OFFSET, c.freq_bounds)
+        decay = _clamp(jax.nn.softplus(self._raw("decay")), c.damp_bounds)
+        return damped_sine(z, amplitude, frequency, decay, decay_mode=c.decay_mode)
+
+    def _raw(self, name: str) -> jax.Array:
+        variable = getattr(self, name)
+        value = variable[...]
+        return value if variable.get_metadata()["info"].trainable else jax.lax.stop_gradient(value)
+
+
+def _clamp(x: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
+    return jnp.clip(x, bounds[0], bounds[1]) if bounds else x
+
+
+def _raw_init(config: SineConfig, key: str) -> Init:
+    """Raw initial values: constant, one uniform draw for the layer, or a normal draw for each feature."""
+    mean, std = getattr(config, f"{key}_init"), getattr(config, f"{key}_init_std")
+    low_high = getattr(config, f"{key}_range")
+
+    def init(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if std:
+            value = mean + std * jax.random.normal(rng, shape)
+        elif low_high:
+            value = jnp.full(shape, jax.random.uniform(rng, (), minval=low_high[0], maxval=low_high[1]))
+        else:
+            value = jnp.full(shape, mean)
+        raw = inverse_softplus(jnp.maximum(value.astype(jnp.float32), _LEAST))
+        return jnp.maximum(raw, math.log(_LEAST))
+
+    return init

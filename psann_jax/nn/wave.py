@@ -1,0 +1,69 @@
+"""The wave branch of WaveResNet: causal depthwise convolution, activation, projection."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psann_jax.config import DecoderConfig
+from psann_jax.nn.causal_filter import causal_filter, next_history
+from psann_jax.nn.context import Context, LayerCache
+from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.mlp import ELEMENTWISE
+from psann_jax.nn.norm import RMSNorm
+from psann_jax.nn.partition import param
+from psann_jax.nn.sine import Sine
+
+
+def _tap_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """U(-1/sqrt(k), 1/sqrt(k)) for k taps."""
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class Wave(nnx.Module):
+    """dropout(proj(activation(conv(rmsnorm(x))))), the convolution depthwise, dilated and causal.
+
+    It pads on the left only. The original code pads on both sides and so shows every layer the next token.
+    """
+
+    def __init__(self, config: DecoderConfig, activation: str, *, rngs: nnx.Rngs):
+        """Args: config; activation, one of sine, gelu (exact) and relu; rngs."""
+        self.config = config.wave
+        features = config.d_model
+        self.norm = RMSNorm(features, rngs=rngs)
+        self.conv = param(rngs, _tap_init, (config.wave.kernel, features), "conv", (None, None))
+        self.act = Sine(features, config.sine, None, rngs=rngs) if activation == "sine" else ELEMENTWISE[activation]
+        self.proj = Linear((features, features), ("embed", None), bias=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        context: Context,
+        cache: LayerCache | None,
+        key: jax.Array | None,
+        *,
+        dilation: int | jax.Array,
+        max_shift: int,
+    ) -> tuple[jax.Array, LayerCache]:
+        """The branch without its residual.
+
+        Args:
+          x_BxLxD: the residual stream.
+          context: shared arrays.
+          cache: {"wave"}: the last max_shift normalised inputs (B, W, D), or None.
+          key: for dropout, or None.
+          dilation: tokens between taps; may be traced.
+          max_shift: static upper bound of (kernel - 1) * dilation.
+
+        Returns:
+          (B, L, D) and the new cache.
+        """
+        h = self.norm(x_BxLxD)
+        history = None if cache is None else cache["wave"].astype(h.dtype)
+        y = causal_filter(
+            h, self.conv[...], context.reach_BxL, dilation=dilation, max_shift=max_shift, history_BxWxD=history
+        )
+        out = dropout(self.proj(self.act(y)), self.config.dropout, key)
+        if cache is None or history is None or context.valid_B is None:
+            return out, {}
+        return out, {"wave": next_history(history, h, context.valid_B).astype(cache["wave"].dtype)}
