@@ -1,0 +1,166 @@
+"""Language modelling: a decoder, its cross entropy, and batches of text."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psann_jax.config import Config, require
+from psann_jax.data.loader import TextData, load_text
+from psann_jax.models.registry import Network, Params, build
+from psann_jax.ops.attention import choose_attention
+from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.train.metrics import perplexity
+from psann_jax.train.sharding import check_heads
+from psann_jax.train.step import Batch, Stats
+
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
+
+
+class LanguageModel:
+    """Next-token prediction on text.
+
+    Attributes:
+      network: the model.
+      data: the text.
+    """
+
+    def __init__(self, config: Config, data: TextData):
+        """Builds the network for a text.
+
+        Raises:
+          ConfigError: the vocabulary of the model is not the tokenizer's.
+        """
+        asked, found = config.model.vocab_size, data.tokenizer.vocab_size
+        require(
+            asked in (0, found),
+            "model.vocab_size",
+            f"is {asked}, but the tokenizer has {found} tokens; leave it at 0 to take the tokenizer's",
+        )
+        self.config, self.data = config, data
+        self.network = make_network(config, found)
+
+    @classmethod
+    def load(cls, config: Config, *, progress: bool = True) -> "LanguageModel":
+        """Prepares the text of the config, or finds it prepared, and builds the network."""
+        return cls(config, load_text(config.data, progress=progress))
+
+    def describe(self) -> dict[str, object]:
+        """Facts for the header of a run."""
+        lines = (line.split(maxsplit=1) for line in self.data.describe().splitlines())
+        return {**dict(lines), "attention": self.attention()}
+
+    def attention(self) -> str:
+        """The attention implementation that training will use."""
+        model, train = self.config.model, self.config.train
+        return choose_attention(
+            model.attention,
+            platform=jax.default_backend(),
+            dtype=DTYPES[train.precision],
+            head_dim=model.d_model // model.n_heads,
+            has_segments=self.config.data.document_mask,
+            has_alibi=model.positional_encoding == "alibi",
+            dropout=model.dropout,
+        )
+
+    # --- what the training step needs -----------------------------------------------------------------
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Number of targets in a batch: tokens whose predecessor in the window is of the same document."""
+        return jnp.sum(_target_weights(batch))
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Stats]:
+        """Sum of the cross entropy over the targets of a batch.
+
+        Args:
+          params: of `network`.
+          batch: tokens, segments and positions, each (B, L + 1).
+          key: for dropout; None switches it and label smoothing and z-loss off, as evaluation wants.
+
+        Returns:
+          The loss with label smoothing and z-loss, and the sums nll (without both), correct and weight.
+        """
+        model, train = self.network.merge(params), self.config.train
+        # Without a mask, one segment reaches through the window and attention may take its fastest form.
+        segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
+        x, _, _ = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
+        kernel, bias = model.head_kernel()
+        training = key is not None
+        loss, stats = cross_entropy(
+            x,
+            kernel,
+            batch["tokens"][:, 1:],
+            _target_weights(batch),
+            bias_V=bias,
+            label_smoothing=train.label_smoothing if training else 0.0,
+            z_loss=train.z_loss if training else 0.0,
+        )
+        return loss, stats
+
+    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+        """Raises ConfigError if heads cannot be divided over the mesh."""
+        check_heads(mesh, self.config.model.n_heads)
+
+    # --- data -----------------------------------------------------------------------------------------
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch of that many windows."""
+        shape = (batch_size, self.config.data.max_length + 1)
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")}
+
+    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the batches from a step on, without end."""
+        return self.data.train_batches(
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def valid_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the fixed validation batches, in order."""
+        return self.data.valid_batches(
+            batch_size=batch_size,
+            max_tokens=self.config.eval.max_tokens,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with the text, its division and the tokenizer."""
+        return self.data.fingerprint
+
+    def tokenizer_bytes(self) -> bytes:
+        """The tokenizer file."""
+        return self.data.tokenizer.to_bytes()
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Evaluation results from the sums over all batches: loss, ppl, top1, bits_per_byte, tokens."""
+        loss = sums["nll"] / sums["weight"]
+        return {
+            "loss": loss,
+            "ppl": perplexity(loss),
+            "top1": sums["correct"] / sums["weight"],
+            "bits_per_byte": loss / math.log(2) / self.data.bytes_per_token,
+            "tokens": sums["weight"],
+        }
+
+
+def make_network(config: Config, vocab_size: int) -> Network:
+    """The network of a config; makes no arrays."""
+    return build(
+        dataclasses.replace(config.model, vocab_size=vocab_size),
+        dtype=jnp.dtype(DTYPES[config.train.precision]),
+        remat=config.train.remat,
+        scan_layers=config.train.scan_layers,
+    )
+
+
+def _target_weights(batch: Batch) -> jax.Array:
+    """1 where a token is predicted by the one before it, 0 at padding and at the start of a document."""
+    segments = batch["segments"]
+    return ((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).astype(jnp.float32)

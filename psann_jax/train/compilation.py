@@ -1,0 +1,67 @@
+"""Compiles the training and the evaluation step before any array of the run is made."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from psann_jax.config import Config, require
+from psann_jax.train.sharding import batch_sharding, batch_shards
+from psann_jax.train.step import StateSpec, make_eval_step, make_train_step, state_spec
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The compiled steps of a run and what they were compiled for.
+
+    Attributes:
+      train_step: (state, batch) -> (state, metrics).
+      eval_step: (params, batch) -> sums.
+      spec: shapes and shardings of the state.
+      batch: sharding of batches.
+      eval_batch_size: windows in a batch of eval_step.
+      seconds: that both compilations took.
+      memory_mb: of the training step on one device, state and batch included, by the compiler's account.
+    """
+
+    train_step: Any
+    eval_step: Any
+    spec: StateSpec
+    batch: NamedSharding
+    eval_batch_size: int
+    seconds: float
+    memory_mb: float
+
+
+def compile_steps(task: Any, config: Config, mesh: Mesh) -> Compiled:
+    """Compiles both steps of a task (`psann_jax.train.loop.Task`) for a mesh.
+
+    Raises:
+      ConfigError: the batch cannot be divided over the mesh and the micro-batches.
+    """
+    parts, rows = batch_shards(mesh), config.batch_size // config.train.grad_accum
+    require(
+        rows % parts == 0,
+        "train.batch_tokens",
+        f"makes micro-batches of {rows} windows, which cannot be divided over {parts} devices (mesh.data * mesh.fsdp)",
+    )
+    began = time.perf_counter()
+    with jax.set_mesh(mesh):
+        spec, batch = state_spec(task.network, config.train, mesh), batch_sharding(mesh)
+        train_step = make_train_step(task, config.train, spec, batch, config.seed)
+        eval_step = make_eval_step(task, spec, batch)
+        train_compiled = train_step.lower(spec.abstract, task.batch_shapes(config.batch_size)).compile()
+        eval_compiled = eval_step.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
+    memory = train_compiled.memory_analysis()
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Compiled(
+        train_compiled,
+        eval_compiled,
+        spec,
+        batch,
+        rows,
+        seconds=time.perf_counter() - began,
+        memory_mb=(size + memory.temp_size_in_bytes) / 2**20,
+    )

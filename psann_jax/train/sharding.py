@@ -1,0 +1,73 @@
+"""The device mesh, and where parameters, optimizer state and batches live on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from psann_jax.config import MeshConfig, require
+from psann_jax.nn.partition import MESH_AXES, RULES, ParamInfo
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices of all processes.
+
+    Raises:
+      ConfigError: the axis sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    n_devices = jax.device_count()
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes:
+        axis = MESH_AXES[sizes.index(-1)]
+        require(n_devices % known == 0, f"mesh.{axis}", f"the other axes take {known} of {n_devices} devices")
+        sizes[sizes.index(-1)] = n_devices // known
+    else:
+        require(known == n_devices, "mesh", f"is {sizes} for {', '.join(MESH_AXES)}, but there are {n_devices} devices")
+    # Auto: the compiler places activations; with JAX's default, Explicit, embedding look-ups are type errors.
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def param_shardings(mesh: Mesh, abstract: Any, infos: Any) -> Any:
+    """The NamedSharding of every parameter.
+
+    Raises:
+      ConfigError: a dimension cannot be divided over its mesh axis.
+    """
+
+    def sharding(path: Any, array: Any, info: ParamInfo) -> NamedSharding:
+        spec = RULES.spec(info.axes)
+        for size, logical, axis in zip(array.shape, info.axes, spec, strict=True):
+            parts = mesh.shape[axis] if isinstance(axis, str) else 1
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            require(size % parts == 0, f"mesh.{axis}", f"is {parts}, which does not divide {logical}={size} of {name}")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract, infos)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, RULES.spec(("batch",)))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Parts that a batch is divided into."""
+    return int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp")]))
+
+
+def check_heads(mesh: Mesh, n_heads: int) -> None:
+    """Raises ConfigError if tensor parallelism would split a head."""
+    parts = mesh.shape["tensor"]
+    require(n_heads % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.n_heads={n_heads}")
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """The global batch from the rows of this process, on the devices."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,198 @@
+"""The training state and the compiled functions that change it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from psann_jax.config import TrainConfig
+from psann_jax.models.registry import Network, Params
+from psann_jax.train.optimizers import clip_by_global_norm, make_optimizer, optimizer_shardings
+from psann_jax.train.schedules import learning_rate
+from psann_jax.train.sharding import param_shardings, replicated
+
+ROLLING_STEPS = 25
+_INITIAL_SCALE = 2.0**15  # of fp16 losses; doubled after _GROWTH_STEPS good updates, halved after a bad one
+_GROWTH_STEPS = 1000
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+Stats = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What the step needs of a task. All results are sums over the batch, never means."""
+
+    network: Network
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Number of targets in the batch (scalar float32)."""
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Stats]:
+        """Sum of the losses (scalar float32), and sums: nll, correct, weight. Dropout acts if there is a key."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """The training state without its arrays.
+
+    The state is one nested dict: params, opt_state, step (updates asked for so far), bad_steps (non-finite
+    updates in a row), skipped_steps (in all), loss_scale and good_steps (of fp16), recent_loss (the last
+    losses). Everything random follows from the seed and the step, the data too, so nothing else is needed to
+    resume. Tokens seen are step * batch_tokens.
+    """
+
+    abstract: State
+    shardings: State
+
+    def with_shardings(self) -> State:
+        """Abstract arrays that carry their shardings, for restoring."""
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), self.abstract, self.shardings
+        )
+
+
+def _initial_state(network: Network, config: TrainConfig, key: jax.Array) -> State:
+    params = network.init(key)
+    return {
+        "params": params,
+        "opt_state": make_optimizer(config, network.infos, 0.0).init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "bad_steps": jnp.zeros((), jnp.int32),
+        "skipped_steps": jnp.zeros((), jnp.int32),
+        "loss_scale": jnp.asarray(_INITIAL_SCALE if config.precision == "fp16" else 1.0, jnp.float32),
+        "good_steps": jnp.zeros((), jnp.int32),
+        "recent_loss": jnp.full((ROLLING_STEPS,), jnp.nan, jnp.float32),
+    }
+
+
+def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
+    """Shapes and shardings of the state on a mesh; makes no arrays."""
+    abstract = jax.eval_shape(lambda: _initial_state(network, config, jax.random.key(0)))
+    shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
+    shardings["params"] = param_shardings(mesh, abstract["params"], network.infos)
+    # Left to jit, the moments would be replicated and the step compiled twice.
+    shardings["opt_state"] = optimizer_shardings(
+        make_optimizer(config, network.infos, 0.0), abstract["params"], shardings["params"], replicated(mesh)
+    )
+    return StateSpec(abstract, shardings)
+
+
+def init_state(network: Network, config: TrainConfig, spec: StateSpec, seed: int) -> State:
+    """The state before the first update, made in place on the mesh; the same on every mesh."""
+    make = jax.jit(lambda key: _initial_state(network, config, key), out_shardings=spec.shardings)
+    state: State = make(jax.random.key(seed))
+    return state
+
+
+def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, batch: NamedSharding, seed: int) -> Any:
+    """The jitted function (state, batch) -> (state, metrics); the state is donated.
+
+    An update whose loss or gradients are not finite changes nothing but the counters. Metrics are scalars of
+    this update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), top1,
+    grad_norm (before clipping), lr, ppl_avg25, bad_steps, skipped_steps and, in fp16, loss_scale.
+    """
+    infos = objective.network.infos
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Stats]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        inverse_scale = 1.0 / state["loss_scale"]
+        total = jnp.maximum(objective.weight(batch), 1.0)
+        grads, objective_sum, stats = _gradients(
+            objective, config, state["params"], batch, key, state["loss_scale"] / total
+        )
+        grads = jax.tree.map(lambda g: g * inverse_scale, grads)
+        grads, norm = clip_by_global_norm(grads, config.grad_clip, infos)
+        lr = learning_rate(state["step"], config)
+        updates, opt_state = make_optimizer(config, infos, lr).update(grads, state["opt_state"], state["params"])
+        loss = stats["nll"] / total
+        good = jnp.isfinite(objective_sum) & jnp.isfinite(norm)
+        changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        kept = {name: state[name] for name in changed}
+        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
+        new_state |= _counters(state, good, loss, config)
+        ppl = jnp.exp(new_state["recent_loss"])
+        metrics = {
+            "loss": loss,
+            "objective": objective_sum / total,
+            "top1": stats["correct"] / total,
+            "grad_norm": norm,
+            "lr": lr,
+            "ppl_avg25": jnp.nanmean(ppl),
+            "bad_steps": new_state["bad_steps"],
+            "skipped_steps": new_state["skipped_steps"],
+        }
+        if config.precision == "fp16":
+            metrics["loss_scale"] = new_state["loss_scale"]
+        return new_state, metrics
+
+    everywhere = replicated(batch.mesh)
+    return jax.jit(
+        train_step, in_shardings=(spec.shardings, batch), out_shardings=(spec.shardings, everywhere), donate_argnums=0
+    )
+
+
+def make_eval_step(objective: Objective, spec: StateSpec, batch: NamedSharding) -> Any:
+    """The jitted function (params, batch) -> sums over the batch: nll, correct, weight; no dropout."""
+
+    def eval_step(params: Params, batch: Batch) -> Stats:
+        return objective.loss(params, batch, None)[1]
+
+    everywhere = replicated(batch.mesh)
+    return jax.jit(eval_step, in_shardings=(spec.shardings["params"], batch), out_shardings=everywhere)
+
+
+def _gradients(
+    objective: Objective, config: TrainConfig, params: Params, batch: Batch, key: jax.Array, scale: jax.Array
+) -> tuple[Params, jax.Array, Stats]:
+    """Gradients of scale * loss summed over micro-batches, with the unscaled loss and statistics."""
+
+    def scaled(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
+        loss, stats = objective.loss(params, batch, key)
+        return loss * scale, (loss, stats)
+
+    def micro_step(batch: Batch, key: jax.Array) -> tuple[Params, jax.Array, Stats]:
+        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params, batch, key)
+        return grads, loss, stats
+
+    n = config.grad_accum
+    if n == 1:
+        return micro_step(batch, key)
+    # Micro-batch i takes every n-th row from i on, so that each device has its share of every micro-batch.
+    micro = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: Any, index: jax.Array) -> tuple[Any, None]:
+        part = micro_step(jax.tree.map(lambda x: x[index], micro), jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, part), None
+
+    shapes = jax.eval_shape(micro_step, jax.tree.map(lambda x: x[0], micro), key)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(n))
+    result: tuple[Params, jax.Array, Stats] = total
+    return result
+
+
+def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:
+    """The entries of the state that count steps, after an update that was good or not."""
+    bad = 1 - good.astype(jnp.int32)
+    scale, good_steps = state["loss_scale"], state["good_steps"]
+    overflow = bad
+    if config.precision == "fp16":
+        good_steps = jnp.where(good, good_steps + 1, 0)
+        grow = good_steps >= _GROWTH_STEPS
+        # An overflow that a smaller scale can cure is no bad step.
+        overflow = bad * (scale <= 1.0)
+        scale = jnp.where(good, jnp.where(grow, scale * 2, scale), jnp.maximum(scale / 2, 1.0))
+        good_steps = jnp.where(grow, 0, good_steps)
+    recent = jnp.concatenate([state["recent_loss"][1:], loss[None]])
+    return {
+        "step": state["step"] + 1,
+        "bad_steps": jnp.where(good, 0, state["bad_steps"] + overflow),
+        "skipped_steps": state["skipped_steps"] + bad,
+        "loss_scale": scale,
+        "good_steps": good_steps,
+        "recent_loss": jnp.where(good, recent, state["recent_loss"]),
+    }
