@@ -1,0 +1,195 @@
+"""Documents of text files: .txt, .jsonl and .parquet, plain or compressed."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from psann_jax.errors import UserError
+
+TEXT_FORMATS = (".txt", ".jsonl")
+_BOM = b"\xef\xbb\xbf"
+# Files above this are known by size, time and both ends, so that a restart need not read a terabyte to find its shards.
+_HASH_WHOLE_BELOW = 1 << 26
+_END_BYTES = 1 << 20
+
+_Open = Callable[[Path], BinaryIO]
+
+
+def _open_zst(path: Path) -> BinaryIO:
+    # The `zstandard` package takes a truncated file for a complete one; Arrow's reader raises.
+    return cast(BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(path), compression="zstd"))))
+
+
+# Compression by extension -> how such a file is opened for reading bytes.
+_OPEN: dict[str, _Open] = {
+    "": cast(_Open, functools.partial(open, mode="rb")),
+    ".gz": cast(_Open, gzip.open),
+    ".xz": cast(_Open, lzma.open),
+    ".zst": _open_zst,
+}
+
+
+def split_extension(path: Path) -> tuple[str, str]:
+    """The format and the compression of a file by its name.
+
+    Returns:
+      (".txt", ".jsonl" or ".parquet"; "", ".gz", ".xz" or ".zst").
+
+    Raises:
+      UserError: another extension.
+    """
+    compression = path.suffix.lower() if path.suffix.lower() in _OPEN else ""
+    name = path.with_suffix("") if compression else path
+    if name.suffix.lower() in TEXT_FORMATS:
+        return name.suffix.lower(), compression
+    if name.suffix.lower() == ".parquet" and not compression:
+        return ".parquet", ""
+    raise UserError(
+        f"{path}: unknown kind of file; use .txt or .jsonl, plain or with .gz, .xz or .zst, or .parquet (as it is)"
+    )
+
+
+def file_fingerprint(path: Path) -> str:
+    """A hash that changes when the file's content does: of all of it, for large files of size, time and both ends."""
+    with reading(path), open(path, "rb") as file:
+        stat = os.fstat(file.fileno())
+        if stat.st_size < _HASH_WHOLE_BELOW:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(file.read(_END_BYTES))
+        file.seek(-_END_BYTES, os.SEEK_END)
+        digest.update(file.read())
+        return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns the errors of reading a file into a UserError that names it."""
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as e:
+        reason = getattr(e, "strerror", None) or str(e).partition("\n")[0] or type(e).__name__
+        raise UserError(f"{path}: cannot be read: {reason}") from e
+
+
+def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
+    """The documents of a file in order; blank ones are left out.
+
+    Args:
+      path: a file whose extension `split_extension` knows.
+      document: "line" or "file", what one document of a .txt file is.
+      text_field: the key or column of .jsonl and .parquet records that holds the text.
+
+    Raises:
+      UserError: the file cannot be read, is not UTF-8 or a record has no such field.
+    """
+    kind, compression = split_extension(path)
+    with reading(path):
+        if kind == ".parquet":
+            texts = _parquet(path, text_field)
+        elif kind == ".jsonl":
+            texts = _jsonl(path, compression, text_field)
+        elif document == "file":
+            texts = _whole_file(path, compression)
+        else:
+            texts = (text for _, text in _lines(path, compression))
+        for text in texts:
+            if text and not text.isspace():
+                yield text
+
+
+def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 file."""
+    offset = 0
+    with _OPEN[compression](path) as file:
+        for number, line in enumerate(file, 1):
+            yield number, _decode(line, path, offset, number).rstrip("\r\n")
+            offset += len(line)
+
+
+def _whole_file(path: Path, compression: str) -> Iterator[str]:
+    with _OPEN[compression](path) as file:
+        yield _decode(file.read(), path, 0, 1)
+
+
+def _decode(data: bytes, path: Path, offset: int, line: int) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line += data.count(b"\n", 0, e.start)
+        raise UserError(
+            f"{path}: byte 0x{data[e.start]:02x} at offset {offset + e.start} (line {line}) is not UTF-8; "
+            "convert the file to UTF-8"
+        ) from None
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def _jsonl(path: Path, compression: str, text_field: str) -> Iterator[str]:
+    for number, line in _lines(path, compression):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as e:
+            raise UserError(f"{where} is not JSON: {e}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{where} is not a JSON object with the field {text_field!r}")
+        text = record_text(record, text_field, where)
+        if not _is_unicode(text):
+            raise UserError(f"{where}: {text_field!r} holds half of a surrogate pair, which is no character")
+        yield text
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[str]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if text_field not in names:
+            record_text(dict.fromkeys(names), text_field, str(path))
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                yield record_text({text_field: value}, text_field, f"{path}: row {row}")
+                row += 1
+
+
+def record_text(record: dict[str, Any], text_field: str, where: str) -> str:
+    """The text of a record; "" where it is null.
+
+    Raises:
+      UserError: no such field, or it holds no text.
+    """
+    if text_field not in record:
+        raise UserError(
+            f"data.text_field: {where} has no field {text_field!r}, only {', '.join(map(repr, record)) or 'none'}"
+        )
+    value = record[text_field]
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise UserError(
+                f"{where}: byte 0x{value[e.start]:02x} at offset {e.start} of {text_field!r} is not UTF-8"
+            ) from None
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"data.text_field: {where}: {text_field!r} holds {type(value).__name__}, not text")
+    return value or ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

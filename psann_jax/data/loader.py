@@ -1,0 +1,237 @@
+"""Batches of a text: `load_text` goes the whole way from the settings to arrays.
+
+The training batch of a step is a pure function of the seed and the step, so that a run resumes exactly from the step
+alone, on any number of processes. Streams that cannot be prepared beforehand are not supported.
+"""
+
+import itertools
+import operator
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from psann_jax.config import DataConfig
+from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.corpus import Corpus
+from psann_jax.data.shards import Prepared, Shard, prepare
+from psann_jax.data.tokenizer import Tokenizer, check_settings
+from psann_jax.data.tokenizer_training import train_tokenizer
+from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding
+from psann_jax.errors import UserError
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+def load_text(config: DataConfig, progress: bool = True) -> "TextData":
+    """Finds the text, trains or loads the tokenizer, tokenises; what an earlier run has done is used again.
+
+    Processes that share a cache directory may call this at once: one works, the others wait.
+
+    Args:
+      config: the data settings.
+      progress: whether this process prints, to standard error.
+
+    Raises:
+      UserError: a source, the tokenizer or the cache cannot be used, or there is too little text.
+    """
+    check_settings(config.tokenizer)
+    root = cache_root(config.cache_dir)
+    corpus = Corpus(config, progress)
+    tokenizer = _tokenizer(corpus, config, root, progress)
+    return TextData(config, tokenizer, prepare(corpus, tokenizer, root, progress))
+
+
+def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
+    settings = config.tokenizer
+    if settings.path:
+        return Tokenizer.load(settings.path, settings)
+    key = key_of(corpus.fingerprint, [getattr(settings, name) for name in settings.__dataclass_fields__])
+
+    def make(directory: Path) -> None:
+        sample = corpus.training_sample(settings.sample_bytes)
+        train_tokenizer(sample, settings, progress).save(directory / _TOKENIZER_FILE)
+
+    return Tokenizer.load(made_once(root, f"tokenizer-{key}", make, progress) / _TOKENIZER_FILE)
+
+
+class TextData:
+    """Training and validation batches of a tokenised text.
+
+    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segments and positions, see `PackedWindows`. With
+    several processes each gets its rows of it, process p of n the rows [p * B / n, (p + 1) * B / n).
+
+    Attributes:
+      tokenizer: of the text.
+      n_train_tokens, n_valid_tokens: bos and eos included.
+      n_train_windows, n_valid_windows: windows (rows, if `data.pack` is off) of L tokens, of an epoch and of the whole
+        validation text.
+      bytes_per_token: of the validation text, bytes of UTF-8 per predicted token. A loss of x nats is
+        x / log(2) / bytes_per_token bits per byte.
+      fingerprint: changes with the text, its division and the tokenizer.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared):
+        """See `load_text`."""
+        self.tokenizer = tokenizer
+        self.fingerprint = prepared.fingerprint
+        self._config, self._prepared = config, prepared
+        self._valid = self._windows(prepared.valid, keep_last=True)
+        shards = self._train_shards()
+        self._train = [self._windows(shard) for shard in shards]
+        names = config.sources if config.weights else (", ".join(config.sources),)
+        for name, shard, windows in zip(names, shards, self._train, strict=True):
+            if not len(windows):
+                raise UserError(
+                    f"data.max_length: is {config.max_length}, but the training text of {name} has {shard.n_tokens} "
+                    f"tokens, fewer than the {config.max_length + 1} of one window"
+                )
+        self.n_train_tokens, self.n_valid_tokens = prepared.train.n_tokens, prepared.valid.n_tokens
+        self.n_train_windows, self.n_valid_windows = sum(map(len, self._train)), len(self._valid)
+        # Every token is predicted once, but the first of all and, where documents are apart, of each document.
+        unpredicted = prepared.valid.n_documents if config.document_mask else 1
+        self.bytes_per_token = prepared.valid.text_bytes / (self.n_valid_tokens - unpredicted)
+
+    def train_batches(
+        self, *, seed: int, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> "grain.DatasetIterator[Element]":
+        """The batches of start_step, start_step + 1, ... without end, read ahead by threads.
+
+        Every epoch is another shuffle of all windows. With `data.weights`, each source is shuffled and repeated on
+        its own and windows are drawn from them in the given shares.
+
+        Args:
+          seed: of the shuffles.
+          batch_size: B, rows over all processes.
+          start_step: of the first batch.
+          process_index: p.
+          process_count: n.
+
+        Returns:
+          An iterator; its `close` stops the threads, as does dropping it.
+
+        Raises:
+          UserError: batch_size cannot be divided over the processes.
+        """
+        batches = self._train_dataset(seed, batch_size, process_index, process_count)
+        return self._read_ahead(batches[start_step:])
+
+    def train_batch(
+        self, *, seed: int, batch_size: int, step: int, process_index: int = 0, process_count: int = 1
+    ) -> Element:
+        """The batch that `train_batches` gives for a step."""
+        return self._train_dataset(seed, batch_size, process_index, process_count)[step]
+
+    def valid_batches(
+        self, *, batch_size: int, max_tokens: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> "grain.DatasetIterator[Element]":
+        """The validation text in order, the same number of batches in every process.
+
+        The last batch is filled up with rows of padding, of segment 0.
+
+        Args:
+          batch_size: B, rows over all processes.
+          max_tokens: stops after as many windows as hold no more tokens (but at least one); 0: the whole text.
+          process_index: p.
+          process_count: n.
+
+        Raises:
+          UserError: batch_size cannot be divided over the processes.
+        """
+        n = self.n_valid_windows
+        if max_tokens:
+            n = min(n, max(max_tokens // self._config.max_length, 1))
+        filler = padding(self._config.max_length, self.tokenizer.pad_id)
+        rows = grain.MapDataset.source(_Padded(self._valid, n, batch_size, filler))
+        return self._read_ahead(_Batches(rows, batch_size, process_index, process_count))
+
+    def describe(self) -> str:
+        """What the text, its tokenizer and its windows are, in a few lines."""
+        config, train, valid = self._config, self._prepared.train, self._prepared.valid
+        wanted = config.tokenizer.vocab_size
+        trained_smaller = (
+            not config.tokenizer.path and self.tokenizer.kind != "bytes" and self.tokenizer.vocab_size < wanted
+        )
+        note = f" (of {wanted:,} asked for; the text gives no more)" if trained_smaller else ""
+        origin = (
+            f"split of {config.valid_fraction:.3g}" if not config.valid_sources else ", ".join(config.valid_sources)
+        )
+        kind = "windows" if config.pack else "rows, one document each,"
+        weights = [f" (weight {weight:g})" for weight in config.weights] or [""] * len(config.sources)
+        return "\n".join(
+            (
+                f"text        {', '.join(map(operator.add, config.sources, weights))}",
+                f"training    {train.n_documents:,} documents, {train.text_bytes:,} bytes, {train.n_tokens:,} tokens, "
+                f"{self.n_train_windows:,} {kind} of {config.max_length}",
+                f"validation  {valid.n_documents:,} documents, {valid.text_bytes:,} bytes, {valid.n_tokens:,} tokens "
+                f"({origin})",
+                f"tokenizer   {self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,}{note}, "
+                f"{self.bytes_per_token:.2f} bytes per token",
+            )
+        )
+
+    def _train_shards(self) -> list[Shard]:
+        """The shards to shuffle apart from each other."""
+        if not self._config.weights:
+            return [self._prepared.train]
+        ends = np.cumsum((0, *self._prepared.source_documents))
+        return [self._prepared.train.documents(a, b) for a, b in itertools.pairwise(ends)]
+
+    def _windows(self, shard: Shard, keep_last: bool = False) -> Windows:
+        length, pad_id = self._config.max_length, self.tokenizer.pad_id
+        if not self._config.pack:
+            return DocumentRows(shard, length, pad_id)
+        return PackedWindows(shard, length, pad_id, document_mask=self._config.document_mask, keep_last=keep_last)
+
+    def _train_dataset(self, seed: int, batch_size: int, process_index: int, process_count: int) -> "_Batches":
+        # Seeds of their own: sources of the same size would be shuffled alike.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._train)).tolist()
+        parts = [
+            grain.MapDataset.source(windows).shuffle(seed=part_seed).repeat()
+            for windows, part_seed in zip(self._train, seeds, strict=True)
+        ]
+        rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, self._config.weights)
+        return _Batches(rows, batch_size, process_index, process_count)
+
+    def _read_ahead(self, batches: "grain.MapDataset[Element]") -> "grain.DatasetIterator[Element]":
+        threads = self._config.threads
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+
+
+class _Padded:
+    """The first `n` windows, then padding up to full batches."""
+
+    def __init__(self, windows: Windows, n: int, batch_size: int, filler: Element):
+        self._windows, self._n, self._filler = windows, n, filler
+        self._n_rows = -(-n // batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def __getitem__(self, i: int) -> Element:
+        return self._windows[i] if i < self._n else self._filler
+
+
+class _Batches(grain.MapDataset):
+    """One process's part of each batch; it reads no other rows."""
+
+    def __init__(self, rows: "grain.MapDataset[Element]", batch_size: int, process_index: int, process_count: int):
+        super().__init__(rows)
+        if batch_size % process_count:
+            raise UserError(
+                f"train.batch_tokens: makes batches of {batch_size} windows, which cannot be divided over "
+                f"{process_count} processes"
+            )
+        self._batch_size = batch_size
+        self._rows = batch_size // process_count
+        self._first = process_index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size
+
+    def __getitem__(self, index: int | slice) -> Element:
+        if isinstance(index, slice):
+            return self.slice(index)
+        first = index * self._batch_size + self._first
+        elements = [self._parent[i] for i in range(first, first + self._rows)]
+        return {name: np.stack([element[name] for element in elements]) for name in elements[0]}

@@ -1,0 +1,119 @@
+"""Training of tokenizers on a text."""
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig, require
+from psann_jax.data.tokenizer import (
+    SentencePieceModel,
+    Tokenizer,
+    TokenizersModel,
+    byte_tokenizer,
+    cut_text,
+    sentencepiece_library,
+)
+
+_BYTES_AND_SPECIALS = 256 + len(SPECIAL_TOKENS)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, progress: bool = True) -> Tokenizer:
+    """Trains the tokenizer that `config` describes; `auto` is bpe.
+
+    Kinds bpe and unigram work on the bytes of the text (without any normalisation), so every text can be encoded and
+    comes back unchanged. wordpiece is BERT's, case kept: spacing and unknown words are lost. sentencepiece is a
+    unigram model with byte fallback; it comes back unchanged but for U+2581, its sign for a space.
+
+    Args:
+      texts: what to train on; one pass is made.
+      config: kind, vocab_size (specials included; the result is smaller if the text gives no more), min_frequency
+        (bpe and wordpiece) and the names of the special tokens.
+      progress: whether to show progress, if standard error is a terminal.
+
+    Raises:
+      ConfigError: the vocabulary is too small for the kind, or a special token is ordinary text.
+    """
+    if config.kind == "bytes":
+        return byte_tokenizer()
+    names = {role: getattr(config, f"{role}_token") for role in SPECIAL_TOKENS}
+    if config.kind == "sentencepiece":
+        return Tokenizer(_train_sentencepiece(texts, config, names), names)
+    return Tokenizer(_train_tokenizers(texts, config, names, progress and sys.stderr.isatty()), names)
+
+
+def _train_tokenizers(
+    texts: Iterable[str], config: TokenizerConfig, names: dict[str, str], progress: bool
+) -> TokenizersModel:
+    model, options = _untrained(config, names)
+    _refuse_ordinary_specials(model, names)
+    options.update(vocab_size=config.vocab_size, special_tokens=list(names.values()), show_progress=progress)
+    trainer = {
+        "unigram": trainers.UnigramTrainer,
+        "wordpiece": trainers.WordPieceTrainer,
+    }.get(config.kind, trainers.BpeTrainer)(**options)
+    model.train_from_iterator((chunk for text in texts for chunk in cut_text(text)), trainer)
+    _require_vocab(config, model.get_vocab_size())
+    return TokenizersModel(model.to_str())
+
+
+def _untrained(config: TokenizerConfig, names: dict[str, str]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer before training and the trainer's options of its kind."""
+    if config.kind == "wordpiece":
+        model = tokenizers.Tokenizer(models.WordPiece(unk_token=names["unk"]))
+        model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        model.decoder = decoders.WordPiece()
+        return model, {"min_frequency": config.min_frequency}
+    _require_vocab(config, _BYTES_AND_SPECIALS)
+    model = tokenizers.Tokenizer(models.Unigram() if config.kind == "unigram" else models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    options: dict[str, Any] = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    options |= {"unk_token": names["unk"]} if config.kind == "unigram" else {"min_frequency": config.min_frequency}
+    return model, options
+
+
+def _require_vocab(config: TokenizerConfig, least: int) -> None:
+    require(
+        config.vocab_size >= least,
+        "data.tokenizer.vocab_size",
+        f"is {config.vocab_size}, but the special tokens and single characters alone are {least}",
+    )
+
+
+def _refuse_ordinary_specials(model: tokenizers.Tokenizer, names: dict[str, str]) -> None:
+    """Refuses a special token that training could also make from ordinary text, such as a plain word."""
+    for role, name in names.items():
+        text = model.decoder.decode([name.removeprefix("##")])
+        if len(model.pre_tokenizer.pre_tokenize_str(text)) < 2:
+            raise ConfigError(
+                f"data.tokenizer.{role}_token: {name!r} could also be ordinary text; mix letters and signs, "
+                f"as in <{role}>"
+            )
+
+
+def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig, names: dict[str, str]) -> SentencePieceModel:
+    library = sentencepiece_library()
+    _require_vocab(config, _BYTES_AND_SPECIALS)
+    out = io.BytesIO()
+    options: dict[str, Any] = {f"{role}_piece": name for role, name in names.items()}
+    options |= {f"{role}_id": i for i, role in enumerate(SPECIAL_TOKENS)}
+    options |= {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "normalization_rule_name": "identity"}
+    options |= {"model_type": "unigram", "byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2}
+    try:
+        library.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts), model_writer=out, vocab_size=config.vocab_size, **options
+        )
+    except RuntimeError as e:
+        raise ConfigError(f"data.tokenizer.kind: sentencepiece cannot learn from this text: {e}") from e
+    return SentencePieceModel(out.getvalue())
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    # Its trainer drops sentences of more than 4192 bytes.
+    for text in texts:
+        for line in text.splitlines():
+            yield from cut_text(line, 1000)

@@ -1,0 +1,193 @@
+"""Token shards: their content, their keys and what can go wrong with the disk."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from psann_jax.config import DataConfig
+from psann_jax.data import shards
+from psann_jax.data.corpus import Corpus
+from psann_jax.data.shards import prepare
+from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+from psann_jax.errors import UserError
+
+TEXTS = [["a", "bé", "c" * 300, "two words", "five"], ["x", "yy", "zzz", "wwww"]]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_corpus(tmp_path)
+
+
+def make_corpus(tmp_path, **settings) -> Corpus:
+    for i, texts in enumerate(TEXTS):
+        (tmp_path / f"{i}.txt").write_text("\n".join(texts))
+    sources = tuple(str(tmp_path / f"{i}.txt") for i in range(2))
+    return Corpus(DataConfig(sources=sources, **{"valid_fraction": 0.3} | settings), progress=False)
+
+
+class WideTokenizer(Tokenizer):
+    """A byte tokenizer whose ids need 32 bits."""
+
+    def __init__(self):
+        model = byte_tokenizer()._model
+        super().__init__(model, byte_tokenizer()._names)
+        self.vocab_size = 70_000
+
+    def encode_batch(self, texts):
+        return [[i + 65_600 for i in ids] for ids in super().encode_batch(texts)]
+
+
+def documents(shard) -> list[list[int]]:
+    return [shard.tokens_N[a:b].tolist() for a, b in zip(shard.offsets[:-1], shard.offsets[1:], strict=True)]
+
+
+@pytest.mark.parametrize("batch", [1, 12, 1 << 21])
+@pytest.mark.parametrize(("tokenizer", "dtype"), [(byte_tokenizer(), np.uint16), (WideTokenizer(), np.uint32)])
+def test_every_document_with_bos_and_eos(tmp_path, corpus, monkeypatch, batch, tokenizer, dtype):
+    monkeypatch.setattr(shards, "_BATCH_CHARACTERS", batch)
+    prepared = prepare(corpus, tokenizer, tmp_path / "cache", progress=False)
+    side = [(valid, text) for _, valid, text in corpus.documents("reading")]
+    for shard, wanted in ((prepared.train, False), (prepared.valid, True)):
+        texts = [text for valid, text in side if valid == wanted]
+        assert documents(shard) == [[1, *tokenizer.encode_batch([text])[0], 2] for text in texts]
+        assert shard.tokens_N.dtype == dtype
+        assert shard.n_documents == len(texts)
+        assert shard.n_tokens == len(shard.tokens_N)
+        assert shard.text_bytes == sum(len(text.encode()) for text in texts)
+    assert sum(prepared.source_documents) == prepared.train.n_documents == 6
+    assert prepared.source_documents == tuple(
+        sum(1 for i, valid, _ in corpus.documents("reading") if i == source and not valid) for source in range(2)
+    )
+
+
+def test_a_source_by_itself(tmp_path, corpus):
+    train = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train
+    assert documents(train.documents(2, 5)) == documents(train)[2:5]
+    assert documents(train.documents(0, 0)) == []
+
+
+def test_a_second_time_nothing_is_tokenised(tmp_path, corpus, monkeypatch):
+    first = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised again"))
+    second = prepare(make_corpus(tmp_path), byte_tokenizer(), tmp_path / "cache", progress=False)
+    assert documents(second.train) == documents(first.train)
+    assert second.fingerprint == first.fingerprint
+
+
+def test_keys_follow_text_division_and_tokenizer(tmp_path, corpus):
+    def fingerprint(c: Corpus, t: Tokenizer) -> str:
+        return prepare(c, t, tmp_path / "cache", progress=False).fingerprint
+
+    other = Tokenizer(byte_tokenizer()._model, dict.fromkeys(("pad", "bos", "eos", "unk"), "<unk>"))
+    found = {
+        fingerprint(corpus, byte_tokenizer()),
+        fingerprint(corpus, other),
+        fingerprint(make_corpus(tmp_path, split_seed=1), byte_tokenizer()),
+        fingerprint(make_corpus(tmp_path, valid_fraction=0.6), byte_tokenizer()),
+        fingerprint(make_corpus(tmp_path, document="file"), byte_tokenizer()),
+    }
+    (tmp_path / "0.txt").write_text("another text\nof two lines")
+    sources = tuple(str(tmp_path / f"{i}.txt") for i in range(2))
+    edited = Corpus(DataConfig(sources=sources, valid_fraction=0.3), progress=False)
+    found.add(fingerprint(edited, byte_tokenizer()))
+    assert len(found) == 6
+
+
+PREPARE = """
+import os, signal, sys
+from pathlib import Path
+from psann_jax.config import DataConfig
+from psann_jax.data import shards
+from psann_jax.data.corpus import Corpus
+from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+
+folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+shards._BATCH_CHARACTERS = 1
+calls, encode = [], Tokenizer.encode_batch
+def encode_batch(self, texts):
+    calls.append(1)
+    if len(calls) == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(self, texts)
+Tokenizer.encode_batch = encode_batch
+sources = tuple(str(folder / f"{i}.txt") for i in range(2))
+corpus = Corpus(DataConfig(sources=sources, valid_fraction=0.3), progress=False)
+print(shards.prepare(corpus, byte_tokenizer(), folder / "cache", False).train.tokens_N.tobytes().hex(), len(calls))
+"""
+
+
+def start(tmp_path, kill_at: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(tmp_path), str(kill_at)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_in_the_middle(tmp_path, corpus):
+    process = start(tmp_path, kill_at=4)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    cache = tmp_path / "cache"
+    assert [path.name.partition(".tmp-")[1] for path in cache.iterdir() if path.is_dir()] == [".tmp-"]
+    prepared = prepare(corpus, byte_tokenizer(), cache, progress=False)
+    assert prepared.train.n_documents == 6
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_processes_at_once(tmp_path, corpus):
+    processes = [start(tmp_path, kill_at=0) for _ in range(3)]
+    outputs = [process.communicate()[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    expected = prepare(corpus, byte_tokenizer(), tmp_path / "elsewhere", progress=False).train.tokens_N
+    assert {tokens for tokens, _ in outputs} == {expected.tobytes().hex()}
+    assert sorted(int(calls) for _, calls in outputs) == [0, 0, 9]
+
+
+def test_full_disk(tmp_path, corpus):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*cache: File too large; make room") as e:
+            prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(e.value)
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
+
+
+def test_text_that_cannot_be_read_to_the_end_leaves_nothing(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"one\ntwo\n\xff\n")
+    corpus = Corpus(DataConfig(sources=(str(tmp_path / "bad.txt"),)), progress=False)
+    with pytest.raises(UserError, match=r"bad.txt: byte 0xff at offset 8 \(line 3\)"):
+        prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "counts", "offsets", "missing"])
+def test_damaged_shards(tmp_path, corpus, damage):
+    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    if damage == "truncate":
+        os.truncate(entry / "train.tokens", 10)
+    elif damage == "counts":
+        (entry / "counts.json").write_text("{")
+    elif damage == "offsets":
+        np.save(entry / "train.offsets.npy", np.zeros(3, np.int64))
+    else:
+        (entry / "valid.tokens").unlink()
+    with pytest.raises(UserError, match=f"^{entry}: the prepared text is damaged .*; delete this directory") as e:
+        prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    assert "\n" not in str(e.value)
+
+
+def test_counts_are_plain_json(tmp_path, corpus):
+    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert json.loads((entry / "counts.json").read_text())["valid"]["documents"] == 3

@@ -1,0 +1,92 @@
+"""Windows against their definition, token by token."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from psann_jax.data.shards import Shard
+from psann_jax.data.windows import DocumentRows, PackedWindows, padding
+
+PAD = 99_999
+lengths_of_documents = st.lists(st.one_of(st.integers(2, 6), st.integers(2, 60)), min_size=1, max_size=20)
+
+
+def shard_of(lengths: list[int]) -> Shard:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Shard(np.arange(1000, 1000 + offsets[-1]).astype(np.uint16), offsets, 0)
+
+
+def expected(lengths: list[int], start: int, stop: int, size: int, mask: bool = True) -> dict[str, list[int]]:
+    """The tokens [start, stop) of the stream, one at a time."""
+    document_of = [d for d, length in enumerate(lengths) for _ in range(length)]
+    begin_of = [sum(lengths[:d]) for d in range(len(lengths))]
+    out = {"tokens": [], "segments": [], "positions": []}
+    for t in range(start, start + size):
+        real = t < stop
+        out["tokens"].append(1000 + t if real else PAD)
+        out["segments"].append((document_of[t] - document_of[start] + 1 if mask else 1) if real else 0)
+        out["positions"].append((t - max(start, begin_of[document_of[t]]) if mask else t - start) if real else 0)
+    return out
+
+
+def check(element, wanted):
+    assert list(element) == ["tokens", "segments", "positions"]
+    for name, values in wanted.items():
+        assert element[name].dtype == np.int32
+        assert element[name].tolist() == values
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths_of_documents, st.integers(1, 40), st.booleans(), st.booleans())
+@example([5], 4, True, False)
+@example([2, 2, 2], 5, True, False)
+@example([9], 4, True, True)
+@example([2] * 20, 40, False, True)
+def test_packed_windows(lengths, length, mask, keep_last):
+    windows = PackedWindows(shard_of(lengths), length, PAD, document_mask=mask, keep_last=keep_last)
+    n = sum(lengths)
+    assert len(windows) == (-(-(n - 1) // length) if keep_last else (n - 1) // length)
+    for i in range(len(windows)):
+        start, stop = i * length, min(i * length + length + 1, n)
+        check(windows[i], expected(lengths, start, stop, length + 1, mask))
+    # As labels, the tokens of all windows are the stream without its first token, in order and without gaps.
+    labels = [t for i in range(len(windows)) for t in windows[i]["tokens"][1:].tolist() if t != PAD]
+    assert labels == list(range(1001, 1001 + (n - 1 if keep_last else len(windows) * length)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths_of_documents, st.integers(1, 40))
+@example([5, 9, 2], 4)
+def test_document_rows(lengths, length):
+    rows = DocumentRows(shard_of(lengths), length, PAD)
+    wanted = []
+    for d, n in enumerate(lengths):
+        begin = sum(lengths[:d])
+        for start in range(begin, begin + n - 1, length):
+            stop = min(start + length + 1, begin + n)
+            wanted.append(expected([begin + n], start, stop, length + 1))
+            wanted[-1]["positions"] = [t if t < stop - start else 0 for t in range(length + 1)]
+    assert len(rows) == len(wanted)
+    for i, row in enumerate(wanted):
+        check(rows[i], row)
+    # Every token but each document's first is a label exactly once.
+    labels = [t for i in range(len(rows)) for t in rows[i]["tokens"][1:].tolist() if t != PAD]
+    starts = {1000 + sum(lengths[:d]) for d in range(len(lengths))}
+    assert labels == [t for t in range(1000, 1000 + sum(lengths)) if t not in starts]
+
+
+@pytest.mark.parametrize("windows", [PackedWindows(shard_of([9]), 4, PAD), DocumentRows(shard_of([9]), 4, PAD)])
+def test_indices_outside(windows):
+    for i in (-1, len(windows)):
+        with pytest.raises(IndexError):
+            windows[i]
+
+
+@pytest.mark.parametrize("kind", [PackedWindows, DocumentRows])
+def test_no_documents(kind):
+    assert len(kind(shard_of([]), 4, PAD)) == 0
+
+
+def test_padding():
+    check(padding(3, PAD), {"tokens": [PAD] * 4, "segments": [0] * 4, "positions": [0] * 4})
