@@ -265,7 +265,7 @@ class DataConfig:
     pack: bool = True  # False: one document a row, padded
     document_mask: bool = True  # False: a token sees the earlier documents of its window
     cache_dir: str = ""  # token shards; "": the user's cache directory
-    threads: int = 4  # that read windows ahead of training
+    threads: int = 2  # that read windows ahead of training
 
     def check(self, prefix: str) -> None:
         require(bool(self.sources), f"{prefix}.sources", "is empty, name at least one source")

@@ -36,7 +36,7 @@ def model_section(base: str) -> type:
       ConfigError: unknown base; the message lists the right names.
     """
     if base not in BASES:
-        raise ConfigError(f"model.base: unknown base {base!r}{_nearest(base, BASES)}; choose from {', '.join(BASES)}")
+        raise ConfigError(f"model.base: unknown base {base!r}{nearest(base, BASES)}; choose from {', '.join(BASES)}")
     return BASES[base]
 
 
@@ -77,7 +77,7 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str, model_cls: type) 
     require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
     hints = typing.get_type_hints(cls)
     for key in mapping:
-        require(key in hints, f"{prefix}{key}", f"unknown key{_nearest(str(key), hints)}")
+        require(key in hints, f"{prefix}{key}", f"unknown key{nearest(str(key), hints)}")
     values = {}
     for key, value in mapping.items():
         hint = model_cls if (cls is Config and key == "model") else hints[key]
@@ -96,7 +96,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         return None if value is None else _coerce(value, inner, name)
     if origin is Literal:
         require(
-            value in args, name, f"is {value!r}{_nearest(str(value), args)}, must be one of {', '.join(map(str, args))}"
+            value in args, name, f"is {value!r}{nearest(str(value), args)}, must be one of {', '.join(map(str, args))}"
         )
         return value
     if origin is tuple:
@@ -111,7 +111,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     return value
 
 
-def _nearest(name: str, valid: Any) -> str:
+def nearest(name: str, valid: Any) -> str:
+    """", did you mean X?" for the valid name most like a wrong one, or nothing."""
     match = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.5)
     return f", did you mean {match[0]}?" if match else ""
 

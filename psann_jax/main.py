@@ -1,36 +1,18 @@
 """Command line: python -m psann_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.train.lr=1e-3]."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
+from psann_jax.command_line import fail, parse_flags
 from psann_jax.config_io import parse
 from psann_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; default runs/<name of the config>.")
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Show the settings with all overrides, and exit.")
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads the command line; mistakes in it end the program with one line and code 2."""
-    try:
-        rest: list[str] = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise UserError(f"{rest[1]}: unknown argument; flags begin with --")
-        if _CONFIG.value is None:
-            raise UserError("--config: name a config file, for example --config=configs/quickstart.py")
-    except (flags.Error, AttributeError, KeyError, OSError, UserError) as error:
-        _fail(error)
-    return rest
-
-
-def _fail(error: BaseException) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,11 +28,10 @@ def main(argv: Sequence[str]) -> None:
         from psann_jax.train.loop import train
 
         name = Path(flags.FLAGS["config"].config_filename).stem
-        workdir = Path(_WORKDIR.value or f"runs/{name}")
-        train(config, LanguageModel.load(config), workdir)
+        train(config, lambda: LanguageModel.load(config), Path(_WORKDIR.value or f"runs/{name}"))
     except UserError as error:
-        _fail(error)
+        fail(error)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

@@ -46,7 +46,7 @@ class LanguageModel:
     @classmethod
     def load(cls, config: Config, *, progress: bool = True) -> "LanguageModel":
         """Prepares the text of the config, or finds it prepared, and builds the network."""
-        return cls(config, load_text(config.data, progress=progress))
+        return cls(config, load_text(config.data, progress=progress and jax.process_index() == 0))
 
     def describe(self) -> dict[str, object]:
         """Facts for the header of a run."""

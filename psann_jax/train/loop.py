@@ -1,13 +1,16 @@
 """The training loop: steps, evaluations, checkpoints and records of one run."""
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from psann_jax.config import Config, require
 from psann_jax.config_io import to_dict
@@ -36,7 +39,7 @@ class Task(Objective, Protocol):
     def tokenizer_bytes(self) -> bytes | None:
         """The tokenizer file for the checkpoint."""
 
-    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+    def check_mesh(self, mesh: Mesh) -> None:
         """Raises ConfigError if the model cannot be divided over the mesh."""
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -52,12 +55,13 @@ class Task(Objective, Protocol):
         """Evaluation results, "loss" and "ppl" among them, from the sums over all batches."""
 
 
-def train(config: Config, task: Task, workdir: Path) -> dict[str, Any]:
+def train(config: Config, make_task: Callable[[], Task], workdir: Path) -> dict[str, Any]:
     """Trains a task to config.train.steps, from wherever the workdir's run has got to.
 
     Args:
       config: the experiment.
-      task: the model, its loss and its data.
+      make_task: gives the model, its loss and its data; called once mesh and workdir are known to be good,
+        since it may prepare data for minutes.
       workdir: made if missing; all that the run makes goes there.
 
     Returns:
@@ -66,14 +70,16 @@ def train(config: Config, task: Task, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: the workdir holds another run or cannot be written, or too many updates were not finite.
     """
+    mesh = make_mesh(config.mesh)
     with claim(workdir, config), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        task = make_task()
         done = _done(checkpoints, task, config, workdir)
         if done == config.train.steps and (workdir / SUMMARY).exists():
             summary = read_json(workdir / SUMMARY)
             if summary["steps"] == done:
                 _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
                 return summary
-        return _Run(config, task, workdir, checkpoints, done).train()
+        return _Run(config, task, mesh, workdir, checkpoints, done).train()
 
 
 def _say(text: str) -> None:
@@ -100,6 +106,17 @@ def _done(checkpoints: Checkpoints, task: Task, config: Config, workdir: Path) -
     return done
 
 
+def _from_leader(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What process 0 has read, in every process: the workdir may be its own."""
+    if jax.process_count() == 1:
+        return rows
+    content = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    content = multihost_utils.broadcast_one_to_all(np.resize(content, size))
+    received: list[dict[str, Any]] = json.loads(np.asarray(content, np.uint8).tobytes())
+    return received
+
+
 @dataclass
 class _Clock:
     """Seconds of training proper, without compilation, evaluation and checkpoints."""
@@ -124,19 +141,20 @@ class _Clock:
 class _Run:
     """One process's part in a run, from its last checkpoint to its end or to a signal."""
 
-    def __init__(self, config: Config, task: Task, workdir: Path, checkpoints: Checkpoints, done: int):
-        self.config, self.task, self.workdir, self.checkpoints = config, task, workdir, checkpoints
+    def __init__(
+        self, config: Config, task: Task, mesh: Mesh, workdir: Path, checkpoints: Checkpoints, done: int
+    ) -> None:
+        self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
         self.step = done
-        self.mesh = make_mesh(config.mesh)
-        task.check_mesh(self.mesh)
+        task.check_mesh(mesh)
         self.compiled: Compiled = compile_steps(task, config, self.mesh)
         leads = jax.process_index() == 0
         self.writer = MetricsWriter(workdir, resume_step=done, enabled=leads)
         self.progress = Progress(config.train.steps, start=done, log_every=config.train.log_every, enabled=leads)
         self.clock = _Clock()
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.train_loss = float("nan")
-        self.validation: dict[str, float] = {}
+        rows = read_metrics(workdir / METRICS) if leads else []
+        self.evaluations = _from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
 
     def train(self) -> dict[str, Any]:
         """The whole run; see `train`."""
@@ -233,10 +251,7 @@ class _Run:
     def _evaluation_due(self) -> bool:
         every = self.config.eval.every
         at_step = self.step in (0, self.config.train.steps) or (every > 0 and self.step % every == 0)
-        return at_step and not any(row["step"] == self.step for row in self._rows("eval"))
-
-    def _rows(self, kind: str) -> list[dict[str, Any]]:
-        return [row for row in read_metrics(self.workdir / METRICS) if row["kind"] == kind]
+        return at_step and not any(row["step"] == self.step for row in self.evaluations)
 
     def _evaluate_if_due(self) -> bool:
         """Evaluates after the current step if that is due and not yet done; False if a signal ended it."""
@@ -245,8 +260,8 @@ class _Run:
         result = self._evaluate()
         if result is None:
             return False
-        best = min((row["loss"] for row in self._rows("eval")), default=float("inf"))
-        self.validation = result
+        best = min((row["loss"] for row in self.evaluations), default=float("inf"))
+        self.evaluations.append({"step": self.step, **result})
         self.writer.write("eval", self.step, result)
         self.progress.evaluation(self.step, result)
         saved = self.checkpoints.latest() == self.step
@@ -266,25 +281,21 @@ class _Run:
         return self.task.summarise(totals)
 
     def _save(self, *, final: bool = False) -> None:
+        evaluated = [row for row in self.evaluations if row["step"] == self.step]
         self.checkpoints.save(
             self.step,
             self.state,
             metadata={"config": to_dict(self.config), "data": self.task.fingerprint()},
-            metrics={"val_loss": self.validation["loss"]} if self._validated() else None,
+            metrics={"val_loss": evaluated[-1]["loss"]} if evaluated else None,
             tokenizer=self.task.tokenizer_bytes(),
             final=final,
         )
-
-    def _validated(self) -> bool:
-        rows = self._rows("eval")
-        return bool(rows) and rows[-1]["step"] == self.step and bool(self.validation)
 
     # --- the end --------------------------------------------------------------------------------------
 
     def _finish(self, stopped: bool) -> dict[str, Any]:
         recent = np.asarray(jax.device_get(self.state["recent_loss"]))
-        evaluations = self._rows("eval")
-        last = evaluations[-1] if evaluations else {}
+        last = self.evaluations[-1] if self.evaluations else {}
         tokens = self.step * self.config.train.batch_tokens
         rate = self.clock.steps * self.config.train.batch_tokens / self.clock.seconds if self.clock.steps else 0.0
         summary: dict[str, Any] = {

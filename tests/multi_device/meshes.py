@@ -1,0 +1,67 @@
+"""Trains a few steps on several meshes of one process and prints losses and shardings as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from tiny import tiny_config
+
+from psann_jax.nn.partition import MESH_AXES
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train.compilation import compile_steps
+from psann_jax.train.optimizers import make_optimizer
+from psann_jax.train.sharding import put_batch
+from psann_jax.train.step import init_state
+
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
+STEPS = 3
+
+
+def mesh_of(sizes):
+    """A mesh over the first devices only, which training itself refuses."""
+    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
+    return jax.sharding.Mesh(devices, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def losses_on(mesh, task, config):
+    """Losses, and whether every moment is sharded as its parameter."""
+    compiled = compile_steps(task, config, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(task.network, config.train, compiled.spec, config.seed)
+        losses = []
+        for _, batch in zip(range(STEPS), task.train_batches(0), strict=False):
+            state, metrics = compiled.train_step(state, put_batch(batch, compiled.batch))
+            losses.append(float(metrics["loss"]))
+    optimizer = make_optimizer(config.train, task.network.infos, 0.0)
+    alike = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda moment, param: moment.sharding.spec == param.sharding.spec,
+        state["opt_state"],
+        state["params"],
+        transform_non_params=lambda _: None,
+    )
+    moments = jax.tree.leaves(alike)
+    held = sum(p.addressable_shards[0].data.size for p in jax.tree.leaves(state["params"]))
+    total = sum(p.size for p in jax.tree.leaves(state["params"]))
+    return {"losses": losses, "moments": len(moments), "moments_match": all(moments), "held": held / total}
+
+
+def main(workdir):
+    """Prints a JSON object, mesh name -> result."""
+    config = tiny_config(
+        Path(workdir),
+        model__n_heads=4,
+        model__d_mlp=40,
+        model__wave__kernel=2,
+        train__grad_accum=2,
+        train__batch_tokens=512,
+    )
+    task = LanguageModel.load(config, progress=False)
+    print(json.dumps({name: losses_on(mesh_of(sizes), task, config) for name, sizes in MESHES.items()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

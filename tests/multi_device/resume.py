@@ -1,0 +1,20 @@
+"""Trains the tiny model in a workdir up to a step and stops there as a signal would."""
+
+import sys
+from pathlib import Path
+
+from tiny import tiny_config
+
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train import loop
+
+
+def main(directory, workdir, fsdp, stop):
+    """Args: directory of the text, workdir, size of the fsdp axis, the step to stop at."""
+    config = tiny_config(Path(directory), mesh__fsdp=int(fsdp))
+    loop.StopSignals.should_stop = lambda self, step: step == int(stop)
+    loop.train(config, lambda: LanguageModel.load(config, progress=False), Path(workdir))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

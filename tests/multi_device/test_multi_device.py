@@ -1,0 +1,41 @@
+"""Eight forced CPU devices: every kind of parallelism gives one device's losses; resume on fewer devices."""
+
+import json
+
+import numpy as np
+import pytest
+from processes import run_script
+
+from psann_jax.train.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def on_meshes(tmp_path_factory):
+    """Results of every mesh, from one process."""
+    return json.loads(
+        run_script("multi_device/meshes.py", tmp_path_factory.mktemp("meshes"), devices=8).splitlines()[-1]
+    )
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor", "all"])
+def test_losses_equal_those_of_one_device(on_meshes, mesh):
+    np.testing.assert_allclose(on_meshes[mesh]["losses"], on_meshes["one"]["losses"], rtol=2e-5)
+
+
+@pytest.mark.parametrize(("mesh", "most"), [("fsdp", 0.2), ("tensor", 0.4), ("all", 0.4)])
+def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
+    assert on_meshes[mesh]["moments"] > 20
+    assert on_meshes[mesh]["moments_match"]
+    assert on_meshes[mesh]["held"] < most
+
+
+def test_resume_on_two_devices_after_eight_continues_the_same_run(tmp_path):
+    losses = {}
+    for name, stages in {"whole": [(1, 1, -1)], "moved": [(8, 4, 3), (2, 1, 5), (1, 1, -1)]}.items():
+        for devices, fsdp, stop in stages:
+            run_script("multi_device/resume.py", tmp_path, tmp_path / name, fsdp, stop, devices=devices)
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        losses[name] = {(r["kind"], r["step"]): r["loss"] for r in rows}
+    assert losses["moved"].keys() == losses["whole"].keys()
+    for at, loss in losses["whole"].items():
+        np.testing.assert_allclose(losses["moved"][at], loss, rtol=2e-5, err_msg=str(at))

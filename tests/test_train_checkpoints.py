@@ -1,0 +1,431 @@
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from psann_jax.config import CheckpointConfig
+from psann_jax.errors import UserError
+from psann_jax.train import checkpoints as module
+from psann_jax.train.checkpoints import Checkpoints, check_compatible
+
+METADATA = {"config": {"seed": 3, "model": {"base": "waveresnet", "mlp_activation": None}, "betas": [0.9, 0.95]}}
+
+
+def make_state(seed: int = 0):
+    """Like a training state: nested dicts, tuples of optax, empty nodes, several types."""
+    a, b = jax.random.normal(jax.random.key(seed), (2, 8, 16))
+    params = {"blocks": {"kernel": a, "half": b.astype(jnp.bfloat16)}, "embed": a.T}
+    mask = {"blocks": {"kernel": "adamw", "half": "frozen"}, "embed": "adamw"}
+    optimizer = optax.partition({"adamw": optax.adamw(1.0), "frozen": optax.set_to_zero()}, mask)
+    return {
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "step": jnp.int32(seed),
+        "tokens": jnp.uint32(4_000_000_000),
+        "best_val_loss": jnp.float32(math.inf),
+    }
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_bit_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert isinstance(a, jax.Array)
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+
+
+def open_checkpoints(directory, **config):
+    return Checkpoints(directory, CheckpointConfig(**config))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with one checkpoint, of step 7."""
+    with open_checkpoints(tmp_path / "ck") as checkpoints:
+        checkpoints.save(7, make_state(7), metadata=METADATA, tokenizer=b"\x00tok\xff", final=True)
+    return tmp_path / "ck"
+
+
+def test_round_trip(saved):
+    state = make_state(7)
+    checkpoints = open_checkpoints(saved)
+    assert checkpoints.latest() == 7
+    assert_bit_equal(checkpoints.restore(7, abstract(state)), state)
+    metadata = checkpoints.metadata(7)
+    assert metadata["config"] == METADATA["config"]
+    assert metadata["format_version"] == 1
+    assert metadata["versions"]["jax"] == jax.__version__
+    assert checkpoints.tokenizer(7) == b"\x00tok\xff"
+
+
+def test_parameters_alone(saved):
+    state = make_state(7)
+    shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data: what is not asked for is not read
+    restored = open_checkpoints(saved).restore(7, {"params": abstract(state["params"])})
+    assert_bit_equal(restored, {"params": state["params"]})
+
+
+def test_arrays_may_be_donated_while_the_save_is_under_way(tmp_path):
+    bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = {"params": {"w": jax.random.normal(jax.random.key(0), (1000, 1000))}, "step": jnp.int32(1)}
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            expected = jax.tree.map(np.array, state)
+            checkpoints.save(step, state, metadata=METADATA)
+            for _ in range(3):
+                state = bump(state)
+            checkpoints.wait()
+            assert_bit_equal(checkpoints.restore(step, abstract(state)), expected)
+
+
+def test_reading_creates_nothing(tmp_path):
+    with open_checkpoints(tmp_path / "ck") as checkpoints:
+        assert checkpoints.steps() == []
+        assert checkpoints.latest() is None
+        assert checkpoints.best() is None
+        with pytest.raises(UserError, match=r"step_3: no such checkpoint; there are none"):
+            checkpoints.restore(3, {"params": {}})
+    assert not (tmp_path / "ck").exists()
+
+
+def test_terminal_stays_clean(tmp_path, capfd):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), metadata=METADATA)
+        checkpoints.save(2, make_state(), metadata=METADATA, final=True)
+        checkpoints.restore(2, abstract(make_state()))
+    assert capfd.readouterr() == ("", "")
+
+
+# --- which are kept -------------------------------------------------------------------------------------
+
+
+def save_all(directory, losses, **config):
+    """Saves steps 10, 20, ... with the given validation losses (None: not evaluated)."""
+    with open_checkpoints(directory, **config) as checkpoints:
+        for i, loss in enumerate(losses, 1):
+            metrics = None if loss is None else {"val_loss": loss}
+            checkpoints.save(
+                10 * i, {"params": {"w": jnp.ones(2)}, "step": jnp.int32(0)}, metadata=METADATA, metrics=metrics
+            )
+    return open_checkpoints(directory, **config)
+
+
+@pytest.mark.parametrize(
+    ("losses", "config", "steps", "best"),
+    [
+        ([None] * 5, {"keep": 2}, [40, 50], None),
+        ([None] * 3, {"keep": 1}, [30], None),
+        ([3.0, 2.0, 4.0, 5.0, None], {"keep": 1}, [20, 50], 20),
+        ([3.0, 2.0, 1.0, None, None], {"keep": 2}, [30, 40, 50], 30),
+        ([None, 2.0, math.nan, math.inf, None], {"keep": 1}, [20, 50], 20),
+        ([1.0, 1.0, 1.0], {"keep": 1}, [10, 30], 10),
+        ([None] * 5, {"keep": 1, "every": 10, "keep_every": 20}, [20, 40, 50], None),
+    ],
+)
+def test_keeps_latest_best_and_multiples(tmp_path, losses, config, steps, best):
+    checkpoints = save_all(tmp_path, losses, **config)
+    assert checkpoints.steps() == steps
+    assert checkpoints.best() == best
+    assert checkpoints.latest() == steps[-1]
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert (index["last"], index["best"]) == (steps[-1], best)
+
+
+def test_the_best_is_remembered_by_a_resumed_run(tmp_path):
+    save_all(tmp_path, [1.0, 2.0], keep=1)
+    with open_checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.best() == 10
+        for step in (30, 40):
+            checkpoints.save(
+                step,
+                {"params": {"w": jnp.ones(2)}, "step": jnp.int32(0)},
+                metadata=METADATA,
+                metrics={"val_loss": 1.5, "val_ppl": 4.5},
+            )
+    assert checkpoints.steps() == [10, 40]
+    assert checkpoints.best() == 10
+
+
+def test_a_loss_known_after_the_save_counts(tmp_path):
+    state = {"params": {"w": jnp.ones(2)}, "step": jnp.int32(0)}
+    with open_checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, metadata=METADATA)
+        checkpoints.save(1, state, metadata=METADATA, metrics={"val_loss": 2.0})  # maybe still being written
+        checkpoints.save(2, state, metadata=METADATA, final=True)
+        assert checkpoints.best() == 1
+        checkpoints.save(2, state, metadata=METADATA, metrics={"val_loss": 1.0})
+        assert checkpoints.best() == 2
+    assert json.loads((tmp_path / "index.json").read_text())["best"] == 2
+    assert open_checkpoints(tmp_path).best() == 2
+
+
+def test_saving_a_step_again_leaves_it_as_it_is(saved):
+    with open_checkpoints(saved) as checkpoints:
+        checkpoints.save(7, make_state(8), metadata={"config": {}}, final=True)
+        assert checkpoints.metadata(7)["config"] == METADATA["config"]
+        assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
+
+
+def test_one_that_is_being_written_does_not_count(tmp_path):
+    state = {"params": {"w": jax.random.normal(jax.random.key(0), (2000, 2000))}, "step": jnp.int32(0)}
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, metadata=METADATA)
+        assert checkpoints.steps() == []
+        checkpoints.wait()
+        assert checkpoints.steps() == [1]
+
+
+# --- what does not fit ----------------------------------------------------------------------------------
+
+
+def described(**shapes):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def test_other_architecture_is_a_diff(saved):
+    state = abstract(make_state(7))
+    state["params"]["blocks"]["kernel"] = jax.ShapeDtypeStruct((8, 32), jnp.float32)
+    state["params"]["wave"] = state["params"].pop("embed")
+    with pytest.raises(UserError) as caught:
+        open_checkpoints(saved).restore(7, state)
+    assert str(caught.value).split("\n") == [
+        f"{saved / 'step_7'}: parameters do not fit the config",
+        "  blocks/kernel: checkpoint float32[8, 16], config float32[8, 32]",
+        "  embed: checkpoint float32[16, 8], unknown to the config",
+        "  wave: missing in the checkpoint, config float32[16, 8]",
+    ]
+
+
+def test_other_optimizer_is_a_diff(saved):
+    state = abstract(make_state(7))
+    state["opt_state"] = optax.sgd(1.0, momentum=0.9).init(state["params"]["embed"])
+    with pytest.raises(UserError, match=r"step_7: optimizer or other training state do not fit the config\n  opt_stat"):
+        open_checkpoints(saved).restore(7, state)
+
+
+def test_a_long_diff_is_cut():
+    expected = described(**{f"p{i:02}": (2,) for i in range(30)})
+    with pytest.raises(UserError) as caught:
+        check_compatible({}, expected, "x: parameters")
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 12
+    assert lines[-1] == "  and 20 more"
+
+
+def test_compatible_is_silent():
+    check_compatible(described(a=(2, 3)), described(a=(2, 3)), "x")
+
+
+def test_newer_format(saved, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT_VERSION", 0)
+    with pytest.raises(UserError, match=r"step_7: has format 1, but this psann_jax reads up to 0"):
+        open_checkpoints(saved).restore(7, abstract(make_state(7)))
+
+
+def test_no_tokenizer(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), metadata=METADATA, final=True)
+        with pytest.raises(UserError, match="step_1: the checkpoint holds no tokenizer"):
+            checkpoints.tokenizer(1)
+
+
+# --- what is broken -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["_CHECKPOINT_METADATA", "params/manifest.ocdbt", "training/_METADATA", "params"])
+def test_incomplete_checkpoint_is_passed_over_and_replaced(saved, missing):
+    broken = saved / "step_9"
+    shutil.copytree(saved / "step_7", broken)
+    shutil.rmtree(broken / missing) if (broken / missing).is_dir() else (broken / missing).unlink()
+    with open_checkpoints(saved, keep=1) as checkpoints:
+        assert checkpoints.latest() == 7
+        checkpoints.save(9, make_state(9), metadata=METADATA, final=True)
+        assert checkpoints.steps() == [9]
+        assert_bit_equal(checkpoints.restore(9, abstract(make_state(9))), make_state(9))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["params/d/*", "params/_METADATA", "training/manifest.ocdbt", "_CHECKPOINT_METADATA"]
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, after the error
+def test_damage_is_named(saved, pattern):
+    for part in (saved / "step_7").glob(pattern):
+        part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    with pytest.raises(UserError, match="step_7: the checkpoint is damaged; remove it") as caught:
+        open_checkpoints(saved).restore(7, abstract(make_state(7)))
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_index_only_forgets_the_best(tmp_path):
+    checkpoints = save_all(tmp_path, [1.0, 2.0], keep=2)
+    (tmp_path / "index.json").write_text("{")
+    checkpoints = open_checkpoints(tmp_path)
+    assert checkpoints.steps() == [10, 20]
+    assert checkpoints.best() is None
+
+
+def test_unwritable_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        open_checkpoints(tmp_path / "file" / "ck") as checkpoints,
+        pytest.raises(UserError, match=r"file/ck: cannot write the checkpoint of step 1: Not a directory"),
+    ):
+        checkpoints.save(1, make_state(), metadata=METADATA)
+
+
+def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd):
+    """Stands for a full disk: a limit on the size of files."""
+    resource = pytest.importorskip("resource")
+    small = {"params": {"w": jnp.ones(2)}, "step": jnp.int32(1)}
+    large = {"params": {"w": jax.random.normal(jax.random.key(0), (500_000,))}, "step": jnp.int32(2)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, small, metadata=METADATA, final=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        try:
+            with pytest.raises(UserError) as caught:
+                checkpoints.save(2, large, metadata=METADATA, final=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(caught.value) == f"{tmp_path}: cannot write the checkpoint of step 2: File too large"
+        assert sorted(os.listdir(tmp_path)) == ["index.json", "step_1"]
+        assert checkpoints.latest() == 1
+        assert_bit_equal(checkpoints.restore(1, abstract(small)), small)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_the_program_is_not_blamed_on_the_disk(tmp_path):
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(Exception, match="object") as caught,
+    ):
+        checkpoints.save(1, {"params": {"w": object()}, "step": jnp.int32(0)}, metadata=METADATA, final=True)
+    assert not isinstance(caught.value, UserError)
+
+
+# --- other processes ------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+import jax
+from psann_jax.config import CheckpointConfig
+from psann_jax.train.checkpoints import Checkpoints
+state = {"params": {"w": jax.random.normal(jax.random.key(0), (4000, 4000))}, "step": 2}
+checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(keep=1))
+checkpoints.save(9, state, metadata={"config": {}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_killed_while_writing(saved):
+    assert run_python(KILLED, saved).returncode == -signal.SIGKILL
+    assert any("tmp" in name for name in os.listdir(saved))  # it was indeed under way
+    with open_checkpoints(saved) as checkpoints:
+        assert checkpoints.steps() == [7]
+        assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
+        checkpoints.save(9, make_state(9), metadata=METADATA, final=True)
+        assert checkpoints.steps() == [7, 9]
+    assert sorted(os.listdir(saved)) == ["index.json", "step_7", "step_9"]
+
+
+EIGHT_DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from psann_jax.config import CheckpointConfig
+from psann_jax.train.checkpoints import Checkpoints
+
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+specs = {"params": {"w": P("fsdp", "tensor"), "b": P("tensor")}, "step": P()}
+shapes = {"params": {"w": ((8, 6), jnp.float32), "b": ((6,), jnp.bfloat16)}, "step": ((), jnp.int32)}
+abstract = jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, p)), shapes, specs,
+    is_leaf=lambda x: isinstance(x, tuple),
+)
+with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
+    state = checkpoints.restore(1, abstract)
+    jax.tree.map(lambda x, a: np.testing.assert_equal(x.sharding, a.sharding), state, abstract)
+    w = state["params"]["w"]
+    assert [s.data.shape for s in w.addressable_shards] == [(2, 3)] * 8
+    np.testing.assert_array_equal(w, np.arange(48.0).reshape(8, 6))
+    np.testing.assert_array_equal(state["params"]["b"], np.arange(6))
+    checkpoints.save(2, jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state), metadata={})
+print("devices", jax.device_count())
+"""
+
+
+def test_one_device_to_eight_and_back(tmp_path):
+    state = {
+        "params": {"w": jnp.arange(48.0).reshape(8, 6), "b": jnp.arange(6, dtype=jnp.bfloat16)},
+        "step": jnp.int32(1),
+    }
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, metadata=METADATA)
+    result = run_python(EIGHT_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert result.stdout == "devices 8\n", result.stderr
+    restored = open_checkpoints(tmp_path).restore(2, abstract(state))
+    assert_bit_equal(restored, jax.tree.map(lambda x: x + 1, state))
+
+
+TWO_PROCESSES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from psann_jax.config import CheckpointConfig
+from psann_jax.train.checkpoints import Checkpoints
+
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+shardings = {"params": {"w": NamedSharding(mesh, P("fsdp"))}, "step": NamedSharding(mesh, P())}
+make = lambda: {"params": {"w": jnp.arange(32.0).reshape(8, 4)}, "step": jnp.int32(0)}
+state = jax.jit(make, out_shardings=shardings)()
+abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+with Checkpoints(sys.argv[1], CheckpointConfig(keep=1)) as checkpoints:
+    for step in range(3):
+        checkpoints.save(step, state, metadata={}, tokenizer=b"abc", metrics={"val_loss": float(step)})
+        state = bump(state)
+    checkpoints.save(2, state, metadata={}, final=True)
+    restored = checkpoints.restore(2, abstract)
+    for shard in restored["params"]["w"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, (np.arange(32.0).reshape(8, 4) + 2)[shard.index])
+    print(checkpoints.steps(), checkpoints.best(), checkpoints.tokenizer(2), restored["step"])
+"""
+
+
+def test_two_processes_write_one_checkpoint(tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i, **flags), range(2)))
+    for result in results:
+        assert result.stdout.splitlines()[-1] == "[0, 2] 0 b'abc' 2", result.stderr
+    restored = open_checkpoints(tmp_path).restore(2, abstract({"params": {"w": jnp.zeros((8, 4))}}))
+    np.testing.assert_array_equal(restored["params"]["w"], np.arange(32.0).reshape(8, 4) + 2)
