@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -20,6 +21,9 @@ from psann_jax.train import checkpoints as module
 from psann_jax.train.checkpoints import Checkpoints, check_compatible
 
 METADATA = {"config": {"seed": 3, "model": {"base": "waveresnet", "mlp_activation": None}, "betas": [0.9, 0.95]}}
+
+# Orbax's threads may notice that a read has failed only after the error has been raised.
+orbax_leftovers = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def make_state(seed: int = 0):
@@ -73,6 +77,7 @@ def test_round_trip(saved):
     assert checkpoints.tokenizer(7) == b"\x00tok\xff"
 
 
+@orbax_leftovers
 def test_parameters_alone(saved):
     state = make_state(7)
     shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data: what is not asked for is not read
@@ -133,6 +138,7 @@ def save_all(directory, losses, **config):
         ([3.0, 2.0, 4.0, 5.0, None], {"keep": 1}, [20, 50], 20),
         ([3.0, 2.0, 1.0, None, None], {"keep": 2}, [30, 40, 50], 30),
         ([None, 2.0, math.nan, math.inf, None], {"keep": 1}, [20, 50], 20),
+        ([math.nan, 2.0, None], {"keep": 1}, [20, 30], 20),
         ([1.0, 1.0, 1.0], {"keep": 1}, [10, 30], 10),
         ([None] * 5, {"keep": 1, "every": 10, "keep_every": 20}, [20, 40, 50], None),
     ],
@@ -142,7 +148,10 @@ def test_keeps_latest_best_and_multiples(tmp_path, losses, config, steps, best):
     assert checkpoints.steps() == steps
     assert checkpoints.best() == best
     assert checkpoints.latest() == steps[-1]
-    index = json.loads((tmp_path / "index.json").read_text())
+    text = (tmp_path / "index.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    index = json.loads(text)
     assert (index["last"], index["best"]) == (steps[-1], best)
 
 
@@ -172,6 +181,25 @@ def test_a_loss_known_after_the_save_counts(tmp_path):
         assert checkpoints.best() == 2
     assert json.loads((tmp_path / "index.json").read_text())["best"] == 2
     assert open_checkpoints(tmp_path).best() == 2
+
+
+def test_index_is_up_to_date_while_training_goes_on(tmp_path):
+    """So that a run that is killed before its next save has not forgotten its best."""
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), metadata=METADATA, metrics={"val_loss": 2.0})
+        for _ in range(600):
+            if open_checkpoints(tmp_path).best() is not None:
+                break
+            time.sleep(0.1)
+        assert open_checkpoints(tmp_path).best() == 1
+        assert json.loads((tmp_path / "index.json").read_text())["last"] == 1
+
+
+def test_index_is_up_to_date_after_the_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "_after_commit", lambda *_: None)  # stands for a thread that comes late
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), metadata=METADATA, metrics={"val_loss": 2.0}, final=True)
+        assert json.loads((tmp_path / "index.json").read_text())["best"] == 1
 
 
 def test_saving_a_step_again_leaves_it_as_it_is(saved):
@@ -262,7 +290,7 @@ def test_incomplete_checkpoint_is_passed_over_and_replaced(saved, missing):
 @pytest.mark.parametrize(
     "pattern", ["params/d/*", "params/_METADATA", "training/manifest.ocdbt", "_CHECKPOINT_METADATA"]
 )
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, after the error
+@orbax_leftovers
 def test_damage_is_named(saved, pattern):
     for part in (saved / "step_7").glob(pattern):
         part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
@@ -288,7 +316,7 @@ def test_unwritable_directory_is_named(tmp_path):
         checkpoints.save(1, make_state(), metadata=METADATA)
 
 
-def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd):
+def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd, caplog):
     """Stands for a full disk: a limit on the size of files."""
     resource = pytest.importorskip("resource")
     small = {"params": {"w": jnp.ones(2)}, "step": jnp.int32(1)}
@@ -307,15 +335,22 @@ def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd):
         assert checkpoints.latest() == 1
         assert_bit_equal(checkpoints.restore(1, abstract(small)), small)
     assert capfd.readouterr() == ("", "")
+    assert not caplog.records  # Orbax would log the error some ten times
 
 
-def test_an_error_of_the_program_is_not_blamed_on_the_disk(tmp_path):
-    with (
-        open_checkpoints(tmp_path) as checkpoints,
-        pytest.raises(Exception, match="object") as caught,
-    ):
-        checkpoints.save(1, {"params": {"w": object()}, "step": jnp.int32(0)}, metadata=METADATA, final=True)
-    assert not isinstance(caught.value, UserError)
+def test_an_error_of_the_program_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("not about the disk")
+
+    monkeypatch.setattr(module.ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="not about the disk"):
+        checkpoints.save(1, make_state(), metadata=METADATA)
+
+
+@pytest.mark.parametrize("state", [{"params": {"w": jnp.ones(2)}}, {"params": {}, "step": jnp.int32(1)}])
+def test_a_state_without_parameters_or_step_is_refused(tmp_path, state):
+    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="at least the step"):
+        checkpoints.save(1, state, metadata=METADATA)
 
 
 # --- other processes ------------------------------------------------------------------------------------
@@ -348,9 +383,9 @@ def test_killed_while_writing(saved):
     with open_checkpoints(saved) as checkpoints:
         assert checkpoints.steps() == [7]
         assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
-        checkpoints.save(9, make_state(9), metadata=METADATA, final=True)
-        assert checkpoints.steps() == [7, 9]
-    assert sorted(os.listdir(saved)) == ["index.json", "step_7", "step_9"]
+        checkpoints.save(8, make_state(8), metadata=METADATA, final=True)
+        assert checkpoints.steps() == [7, 8]
+    assert sorted(os.listdir(saved)) == ["index.json", "step_7", "step_8"]
 
 
 EIGHT_DEVICES = """

@@ -6,12 +6,10 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
 from psann_jax.errors import UserError
-from psann_jax.train.metrics import MetricsWriter, RollingMean, perplexity, read_metrics
+from psann_jax.train.metrics import MetricsWriter, perplexity, read_metrics
 from psann_jax.train.progress import Progress
 
 
@@ -31,16 +29,16 @@ def tensorboard_scalars(workdir):
 
 def test_rows_come_back_and_are_flushed_at_once(tmp_path):
     with MetricsWriter(tmp_path) as writer:
-        writer.write("eval", 0, {"val_loss": 9.5})
+        writer.write("eval", 0, {"loss": 9.5})
         writer.write("train", 10, {"loss": jnp.float32(3.25), "lr": np.float32(0.5), "bad_steps": 2})
         rows = read_metrics(tmp_path / "metrics.jsonl")  # while the writer is open
     assert rows == [
-        {"step": 0, "kind": "eval", "val_loss": 9.5},
+        {"step": 0, "kind": "eval", "loss": 9.5},
         {"step": 10, "kind": "train", "loss": 3.25, "lr": 0.5, "bad_steps": 2},
     ]
     assert isinstance(rows[1]["bad_steps"], int)
     assert tensorboard_scalars(tmp_path) == [
-        ("eval/val_loss", 0, 9.5),
+        ("eval/loss", 0, 9.5),
         ("train/loss", 10, 3.25),
         ("train/lr", 10, 0.5),
         ("train/bad_steps", 10, 2.0),
@@ -138,23 +136,6 @@ def test_two_writers_within_a_second_keep_both_event_files(tmp_path):
     assert tensorboard_scalars(tmp_path) == [("train/loss", 1, 1.0), ("train/loss", 2, 2.0)]
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 5), st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.integers(0, 20))
-def test_rolling_mean_over_a_resume(window, values, cut):
-    mean = RollingMean(window)
-    means = [mean.update(v) for v in values[:cut]]
-    resumed = RollingMean(window, mean.values)
-    means += [resumed.update(v) for v in values[cut:]]
-    expected = [np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
-    np.testing.assert_allclose(means, expected, atol=1e-9)
-
-
-def test_rolling_mean_passes_over_what_is_not_finite():
-    mean = RollingMean(3)
-    assert math.isnan(mean.update(math.inf))
-    assert [mean.update(v) for v in (1.0, math.nan, 3.0)] == [1.0, 1.0, 2.0]
-
-
 def test_perplexity():
     assert perplexity(math.log(16384)) == pytest.approx(16384)
     assert perplexity(1e6) == math.inf
@@ -176,7 +157,7 @@ def show(stream, **kwargs):
         for step in range(kwargs.get("start", 0) + 1, 21):
             progress.update(step, {"loss": 2.5, "ppl": 12.18249, "tokens_per_s": 1234567.0, "lr": 2e-4})
             if step == 10:
-                progress.evaluation(step, {"val_loss": 2.75, "val_ppl": 15.64263})
+                progress.evaluation(step, {"loss": 2.75, "ppl": 15.64263, "top1": 0.4257})
 
 
 def test_plain_lines_where_there_is_no_terminal():
@@ -188,7 +169,7 @@ def test_plain_lines_where_there_is_no_terminal():
     assert lines[:2] == ["parameters  1,234", "device      1 x CPU"]
     values = "loss 2.5  ppl 12.2  1,234,567 tokens/s  lr 2.00e-04  ETA 00:"
     expected = [f"step {s}/20  {values}" for s in (5, 10, 15, 20)]
-    expected.insert(2, "eval at step 10  val_loss 2.75  val_ppl 15.6")
+    expected.insert(2, "eval at step 10  loss 2.75  ppl 15.6  top1 0.4257")
     assert [line[: len(e)] for line, e in zip(lines[2:], expected, strict=True)] == expected
 
 
@@ -206,7 +187,7 @@ def test_bar_on_a_terminal_counts_from_the_resumed_step():
 def test_evaluation_stands_on_a_line_of_its_own_above_the_bar():
     stream = Terminal()
     show(stream)
-    assert "\reval at step 10  val_loss 2.75  val_ppl 15.6\n" in stream.getvalue()
+    assert "\reval at step 10  loss 2.75  ppl 15.6  top1 0.4257\n" in stream.getvalue()
 
 
 def test_last_step_is_shown_even_between_log_steps():

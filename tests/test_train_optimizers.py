@@ -52,10 +52,15 @@ def random_tree(seed: int, shapes=SHAPES, scale: float = 1.0):
 
 def run(config, infos, params, grads_of_steps, rates):
     """Parameters after the updates, with the transformation rebuilt for each rate as the training step does."""
-    state = make_optimizer(config, infos, 0.0).init(params)
-    for grads, rate in zip(grads_of_steps, rates, strict=True):
+
+    @jax.jit
+    def step(params, state, grads, rate):
         updates, state = make_optimizer(config, infos, rate).update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(make_optimizer(config, infos, 0.0).init)(params)
+    for grads, rate in zip(grads_of_steps, rates, strict=True):
+        params, state = step(params, state, grads, float(rate))
     return params
 
 

@@ -20,7 +20,7 @@ def colours(path):
 
 
 RAW, SMOOTH, VALID, RATE = (158, 202, 225), (8, 81, 156), (217, 72, 1), (106, 81, 163)
-EVALS = [{"step": s, "kind": "eval", "val_loss": 4.0} for s in (0, 50, 100)]
+EVALS = [{"step": s, "kind": "eval", "loss": 4.0} for s in (0, 50, 100)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""Causal attention: a dense form, a tiled one whose memory is linear in length, and cuDNN's."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from psann_jax.config import ConfigError
+
+_MASKED = -1e30  # finite, so that a row without a visible key in a tile gives no NaN
+# Rows and columns of a tile: in the caches of a CPU, or enough work for a kernel launch elsewhere.
+_CPU_TILE, _ACCELERATOR_TILE = 128, 256
+
+
+def alibi_slopes(n_heads: int) -> Array:
+    """Slopes of ALiBi for any number of heads, as BLOOM extends them (Press et al., "Train Short, Test Long", 2022).
+
+    For a power of two, n: 2^(-8/n), 2^(-16/n), ... 2^-8. For others: those of the power of two below, followed
+    by every second one of the power of two above.
+
+    Returns:
+        (n_heads,) float32.
+    """
+    below = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
+    slopes += [2 ** (-4 * (2 * i + 1) / below) for i in range(n_heads - below)]
+    return jnp.array(slopes, jnp.float32)
+
+
+def choose_attention(
+    implementation: str,
+    *,
+    platform: str,
+    dtype: Any,
+    head_dim: int,
+    has_segments: bool,
+    has_alibi: bool,
+    dropout: float,
+) -> str:
+    """The implementation that `causal_attention` runs for the given options.
+
+    Args:
+        implementation: "auto" (cudnn where it can honour the options, else xla), "xla", "cudnn" or "plain".
+        platform: of the devices that will run it: "cpu", "gpu", "tpu".
+        dtype: of queries, keys and values.
+        head_dim: features of a head.
+        has_segments: whether documents are masked.
+        has_alibi: whether ALiBi is added.
+        dropout: rate on the attention weights.
+
+    Returns:
+        "xla", "cudnn" or "plain".
+
+    Raises:
+        ConfigError: the asked implementation is unknown or cannot honour the options.
+    """
+    if implementation not in ("auto", "xla", "cudnn", "plain"):
+        raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, xla, cudnn, plain")
+    if implementation in ("xla", "plain"):
+        return implementation
+    dtype = jnp.dtype(dtype)
+    obstacles = {
+        f"runs on NVIDIA GPUs, not on {platform}": platform not in ("gpu", "cuda"),
+        f"computes in bf16 or fp16, not in {dtype}": dtype not in (jnp.bfloat16, jnp.float16),
+        f"needs a head size that is a multiple of 8 up to 128, not {head_dim}": head_dim % 8 != 0 or head_dim > 128,
+        "cannot keep packed documents apart": has_segments,
+        "cannot add ALiBi": has_alibi,
+        "cannot drop attention weights": dropout > 0,
+    }
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if implementation == "cudnn" and reasons:
+        raise ConfigError(f"model.attention: cudnn {reasons[0]}; use auto or xla")
+    return "xla" if reasons else "cudnn"
+
+
+def causal_attention(
+    q_BxLxHxK: Array,
+    k_BxLxHxK: Array,
+    v_BxLxHxK: Array,
+    *,
+    segments_BxL: Array | None = None,
+    alibi_slopes_H: Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """softmax(q k^T / sqrt(K) + bias) v over the visible keys: those not after the query, in its segment.
+
+    Scores and softmax are in float32 (float64 for float64 inputs), the matmuls read the type of the inputs.
+
+    Args:
+        q_BxLxHxK: queries.
+        k_BxLxHxK: keys.
+        v_BxLxHxK: values.
+        segments_BxL: document numbers; None: one document a row. Padding is a document like any other.
+        alibi_slopes_H: adds -slope * (query index - key index); a constant, it gets no gradient.
+        dropout_rate: share of the attention weights that is dropped, in [0, 1).
+        dropout_key: decides which; needed if `dropout_rate` > 0. The same key drops the same weights in "xla"
+            and "plain".
+        implementation: see `choose_attention`. "auto" goes by the default backend; a caller with a mesh of
+            other devices resolves it first.
+
+    Returns:
+        (B, L, H, K) in the type of the queries.
+
+    Raises:
+        ConfigError: the implementation cannot honour the options.
+        ValueError: dropout without a key.
+    """
+    live = choose_attention(
+        implementation,
+        platform=jax.default_backend(),
+        dtype=q_BxLxHxK.dtype,
+        head_dim=q_BxLxHxK.shape[-1],
+        has_segments=segments_BxL is not None,
+        has_alibi=alibi_slopes_H is not None,
+        dropout=dropout_rate,
+    )
+    if live == "cudnn":
+        return jax.nn.dot_product_attention(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, is_causal=True, implementation="cudnn")
+    if dropout_rate == 0:
+        dropout_key = None
+    elif dropout_key is None:
+        raise ValueError("dropout_rate > 0 needs a dropout_key")
+    attend = _plain_attention if live == "plain" else _tiled_attention
+    return attend(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, alibi_slopes_H, dropout_key)
+
+
+def cached_attention(
+    q_BxLxHxK: Array,
+    k_BxSxHxK: Array,
+    v_BxSxHxK: Array,
+    query_index_BxL: Array,
+    *,
+    alibi_slopes_H: Array | None = None,
+) -> Array:
+    """Attention over the slots of a cache, for decoding: slot j is visible to a query if j <= its index.
+
+    Args:
+        q_BxLxHxK: queries.
+        k_BxSxHxK: keys of all S slots, written or not.
+        v_BxSxHxK: their values; finite in every slot.
+        query_index_BxL: the slot of each query.
+        alibi_slopes_H: adds -slope * (query index - slot).
+
+    Returns:
+        (B, L, H, K) in the type of the queries.
+    """
+    back_BxLxS = query_index_BxL[:, :, None] - jnp.arange(k_BxSxHxK.shape[1])[None, None]
+    scores_BxHxLxS = _scores(q_BxLxHxK, k_BxSxHxK)
+    if alibi_slopes_H is not None:
+        scores_BxHxLxS -= alibi_slopes_H[None, :, None, None] * back_BxLxS[:, None]
+    p_BxHxLxS = jax.nn.softmax(jnp.where(back_BxLxS[:, None] >= 0, scores_BxHxLxS, _MASKED))
+    return _weigh(p_BxHxLxS, v_BxSxHxK).astype(q_BxLxHxK.dtype)
+
+
+def _scores(q_BxLxHxK: Array, k_BxSxHxK: Array) -> Array:
+    wide = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+    scale = 1 / math.sqrt(q_BxLxHxK.shape[-1])
+    return scale * jnp.einsum("blhk,bshk->bhls", q_BxLxHxK, k_BxSxHxK, preferred_element_type=wide)
+
+
+def _weigh(p_BxHxLxS: Array, v_BxSxHxK: Array) -> Array:
+    p_BxHxLxS = p_BxHxLxS.astype(v_BxSxHxK.dtype)
+    return jnp.einsum("bhls,bshk->blhk", p_BxHxLxS, v_BxSxHxK)
+
+
+# --- the dense form -------------------------------------------------------------------------------------
+
+
+def _plain_attention(
+    dropout_rate: float,
+    q_BxLxHxK: Array,
+    k_BxLxHxK: Array,
+    v_BxLxHxK: Array,
+    segments_BxL: Array | None,
+    slopes_H: Array | None,
+    dropout_key: Array | None,
+) -> Array:
+    B, L, H, _ = q_BxLxHxK.shape
+    back_LxL = jnp.arange(L)[:, None] - jnp.arange(L)[None]
+    visible_BxHxLxL = (back_LxL >= 0)[None, None]
+    if segments_BxL is not None:
+        visible_BxHxLxL &= (segments_BxL[:, :, None] == segments_BxL[:, None, :])[:, None]
+    scores_BxHxLxL = _scores(q_BxLxHxK, k_BxLxHxK)
+    if slopes_H is not None:
+        scores_BxHxLxL -= slopes_H[None, :, None, None] * back_LxL[None, None]
+    p_BxHxLxL = jax.nn.softmax(jnp.where(visible_BxHxLxL, scores_BxHxLxL, _MASKED))
+    if dropout_key is not None:
+        n, T = _tiles(L)
+        tile = jnp.arange(n)
+        draw = partial(_keep, dropout_key, dropout_rate, (B, H, T, T))
+        keep = jax.vmap(lambda i: jax.vmap(lambda j: draw(i, j))(tile))(tile)
+        p_BxHxLxL *= keep.transpose(2, 3, 0, 4, 1, 5).reshape(B, H, n * T, n * T)[:, :, :L, :L]
+    return _weigh(p_BxHxLxL, v_BxLxHxK)
+
+
+# --- the tiled form -------------------------------------------------------------------------------------
+# Dao, "FlashAttention-2", 2023, as one loop over the square tiles on and below the diagonal: tile i of the
+# queries, T of them, meets the tiles j = 0 .. i of the keys.
+
+
+def _tiles(length: int) -> tuple[int, int]:
+    """How many tiles a sequence is cut into, and how long they are."""
+    n = math.ceil(length / (_CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE))
+    return n, math.ceil(length / n)
+
+
+def _pairs(n: int) -> Any:
+    """The tile of queries and the tile of keys at every step."""
+    i, j = np.tril_indices(n)
+    return i.astype(np.int32), j.astype(np.int32)
+
+
+def _split(x_BxLxHxK: Array) -> Array:
+    """(B, L, H, K) -> (n, B, H, T, K), padded with zeros."""
+    B, L, H, K = x_BxLxHxK.shape
+    n, T = _tiles(L)
+    x_BxLxHxK = jnp.pad(x_BxLxHxK, ((0, 0), (0, n * T - L), (0, 0), (0, 0)))
+    return x_BxLxHxK.reshape(B, n, T, H, K).transpose(1, 0, 3, 2, 4)
+
+
+def _join(x_nxBxHxTxK: Array, length: int) -> Array:
+    """Undoes `_split`."""
+    n, B, H, T, K = x_nxBxHxTxK.shape
+    return x_nxBxHxTxK.transpose(1, 0, 3, 2, 4).reshape(B, n * T, H, K)[:, :length]
+
+
+# In place inside a loop; x.at[i].set would be a scatter.
+_put = partial(lax.dynamic_update_index_in_dim, axis=0)
+
+
+def _keep(key: Array, rate: float, shape: tuple[int, ...], i: Array, j: Array) -> Array:
+    """Factors of the attention weights of one tile: 0 for dropped ones, 1 / (1 - rate) for the others."""
+    key = jax.random.fold_in(jax.random.fold_in(key, i), j)
+    return jax.random.bernoulli(key, 1 - rate, shape) / jnp.float32(1 - rate)
+
+
+def _tile_scores(
+    q_BxHxTxK: Array, k_BxHxTxK: Array, i: Array, j: Array, segments_nxBxT: Array | None, slopes_H: Array | None
+) -> Array:
+    """Masked scores of tile (i, j), (B, H, T, T)."""
+    T, K = q_BxHxTxK.shape[2:]
+    wide = jnp.promote_types(q_BxHxTxK.dtype, jnp.float32)
+    s = jnp.einsum("bhik,bhjk->bhij", q_BxHxTxK, k_BxHxTxK, preferred_element_type=wide) / math.sqrt(K)
+    back_TxT = (i - j) * T + jnp.arange(T)[:, None] - jnp.arange(T)[None]
+    visible_BxHxTxT = (back_TxT >= 0)[None, None]
+    if segments_nxBxT is not None:
+        visible_BxHxTxT &= (segments_nxBxT[i][:, :, None] == segments_nxBxT[j][:, None, :])[:, None]
+    if slopes_H is not None:
+        s -= slopes_H[None, :, None, None] * back_TxT[None, None]
+    return jnp.where(visible_BxHxTxT, s, _MASKED)
+
+
+def _split_segments(segments_BxL: Array | None) -> Array | None:
+    return None if segments_BxL is None else _split(segments_BxL[:, :, None, None])[:, :, 0, :, 0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiled_attention(
+    dropout_rate: float,
+    q_BxLxHxK: Array,
+    k_BxLxHxK: Array,
+    v_BxLxHxK: Array,
+    segments_BxL: Array | None,
+    slopes_H: Array | None,
+    dropout_key: Array | None,
+) -> Array:
+    return _tiled_forward(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, slopes_H, dropout_key)[0]
+
+
+def _tiled_forward(
+    dropout_rate: float,
+    q_BxLxHxK: Array,
+    k_BxLxHxK: Array,
+    v_BxLxHxK: Array,
+    segments_BxL: Array | None,
+    slopes_H: Array | None,
+    dropout_key: Array | None,
+) -> tuple[Array, tuple[Any, ...]]:
+    L = q_BxLxHxK.shape[1]
+    q, k, v = _split(q_BxLxHxK), _split(k_BxLxHxK), _split(v_BxLxHxK)
+    segments_nxBxT = _split_segments(segments_BxL)
+    n, B, H, T, K = q.shape
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+
+    def step(carry: Any, pair: Any) -> tuple[Any, None]:
+        max_BxHxT, sum_BxHxT, acc_BxHxTxK, out, lse = carry
+        i, j = pair
+        first = j == 0
+        s = _tile_scores(q[i], k[j], i, j, segments_nxBxT, slopes_H)
+        before_BxHxT = jnp.where(first, _MASKED, max_BxHxT)
+        max_BxHxT = jnp.maximum(before_BxHxT, s.max(-1))
+        p = jnp.exp(s - max_BxHxT[..., None])
+        shrink_BxHxT = jnp.where(first, 0, jnp.exp(before_BxHxT - max_BxHxT))
+        sum_BxHxT = sum_BxHxT * shrink_BxHxT + p.sum(-1)
+        if dropout_key is not None:
+            p *= _keep(dropout_key, dropout_rate, p.shape, i, j)
+        pv = jnp.einsum("bhij,bhjk->bhik", p.astype(v.dtype), v[j], preferred_element_type=wide)
+        acc_BxHxTxK = acc_BxHxTxK * shrink_BxHxT[..., None] + pv
+        # Written at every tile of keys; the last one, on the diagonal, stays.
+        out = _put(out, (acc_BxHxTxK / sum_BxHxT[..., None]).astype(out.dtype), i)
+        lse = _put(lse, max_BxHxT + jnp.log(sum_BxHxT), i)
+        return (max_BxHxT, sum_BxHxT, acc_BxHxTxK, out, lse), None
+
+    row = jnp.zeros((B, H, T), wide)
+    init = (row, row, jnp.zeros((B, H, T, K), wide), jnp.zeros_like(q), jnp.zeros((n, B, H, T), wide))
+    (*_, out, lse), _ = lax.scan(step, init, _pairs(n))
+    out_BxLxHxK = _join(out, L)
+    return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
+
+
+def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
+    *inputs, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
+    q, k, v, dout = (_split(x) for x in (*inputs, dout_BxLxHxK))
+    # Transposed once, so that every matmul below contracts the last axis of its left side: XLA's CPU matmul
+    # is three times as fast then. Therefore dk and dv are summed as (n, B, H, K, T).
+    qT, doutT = q.swapaxes(3, 4), dout.swapaxes(3, 4)
+    segments_nxBxT = _split_segments(segments_BxL)
+    wide = lse.dtype
+    delta = (dout.astype(wide) * _split(out_BxLxHxK)).sum(-1)
+    dot = partial(jnp.einsum, preferred_element_type=wide)
+
+    def step(carry: Any, pair: Any) -> tuple[Any, None]:
+        dq, dkT, dvT = carry
+        i, j = pair
+        p = jnp.exp(_tile_scores(q[i], k[j], i, j, segments_nxBxT, slopes_H) - lse[i][..., None])
+        dp = dot("bhik,bhjk->bhij", dout[i], v[j])
+        dropped = p
+        if dropout_key is not None:
+            keep = _keep(dropout_key, dropout_rate, p.shape, i, j)
+            dropped, dp = p * keep, dp * keep
+        ds = (p * (dp - delta[i][..., None])).astype(q.dtype)
+        dvT = _put(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT[i], dropped.astype(q.dtype)), j)
+        dq = _put(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
+        dkT = _put(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
+        return (dq, dkT, dvT), None
+
+    init = (jnp.zeros(q.shape, wide), jnp.zeros(qT.shape, wide), jnp.zeros(qT.shape, wide))
+    (dq, dkT, dvT), _ = lax.scan(step, init, _pairs(q.shape[0]))
+    scale = 1 / math.sqrt(q.shape[-1])
+    grads = (scale * dq, scale * dkT.swapaxes(3, 4), dvT.swapaxes(3, 4))
+    dq, dk, dv = (_join(g, x.shape[1]).astype(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return dq, dk, dv, None, None, None
+
+
+_tiled_attention.defvjp(_tiled_forward, _tiled_backward)

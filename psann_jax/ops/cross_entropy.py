@@ -1,0 +1,204 @@
+"""Cross entropy over a vocabulary that never holds the logits of a whole batch."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Rows of logits held at once. On a CPU few, for the caches; elsewhere enough to fill the matrix units.
+_CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 8192
+# Lifts fp16 gradients of logits, most of them below the least normal fp16, before they enter a matmul.
+_FP16_LIFT = 256.0
+
+
+def cross_entropy_reference(
+    x_BxLxD: Array,
+    kernel_DxV: Array,
+    targets_BxL: Array,
+    weights_BxL: Array,
+    *,
+    bias_V: Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[Array, dict[str, Array]]:
+    """`cross_entropy` in its plain form: all logits at once, differentiated by JAX."""
+    V = kernel_DxV.shape[1]
+    wide = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
+    kernel_DxV = kernel_DxV.astype(x_BxLxD.dtype)
+    logits_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, kernel_DxV, preferred_element_type=wide)
+    if bias_V is not None:
+        logits_BxLxV = logits_BxLxV + bias_V[None, None]
+    logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
+    nll_BxL = -jnp.take_along_axis(logp_BxLxV, jnp.clip(targets_BxL, 0, V - 1)[:, :, None], axis=2)[:, :, 0]
+    loss_BxL = (1 - label_smoothing) * nll_BxL - label_smoothing * logp_BxLxV.mean(2)
+    loss_BxL += z_loss * jax.nn.logsumexp(logits_BxLxV, axis=2) ** 2
+    w_BxL = weights_BxL.astype(wide)
+    hit_BxL = logits_BxLxV.argmax(2) == targets_BxL
+    stats = {"nll": (w_BxL * nll_BxL).sum(), "correct": (w_BxL * hit_BxL).sum(), "weight": w_BxL.sum()}
+    return (w_BxL * loss_BxL).sum(), jax.lax.stop_gradient(stats)
+
+
+def cross_entropy(
+    x_BxLxD: Array,
+    kernel_DxV: Array,
+    targets_BxL: Array,
+    weights_BxL: Array,
+    *,
+    bias_V: Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_tokens: int | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum over tokens of the cross entropy between softmax(x @ kernel + bias) and the targets.
+
+    For one token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps for
+    `label_smoothing` (Szegedy et al., "Rethinking the Inception Architecture", 2016; z-loss after PaLM, 2022).
+
+    The logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
+    forms the gradients of x, kernel and bias chunk by chunk, so that the logits are computed once; the
+    backward pass only scales them. Otherwise no gradient work is done.
+
+    Args:
+        x_BxLxD: last hidden states; bf16, fp16, float32 or float64 (then all is computed in float64).
+        kernel_DxV: cast to the type of x for the matmuls. Its gradient is summed in float32 and has its own
+            type, so that a float32 master kernel gets a float32 gradient.
+        targets_BxL: token ids. One outside [0, V) makes the loss NaN, unless its weight is 0.
+        weights_BxL: of each token; 0 ignores it. Differentiable.
+        bias_V: added to the logits.
+        label_smoothing: eps, in [0, 1).
+        z_loss: weight of the squared log-normaliser.
+        chunk_tokens: tokens of a chunk, over all devices; rounded so that whole columns of the batch form a
+            chunk. The default is 512 on a CPU and 8192 elsewhere.
+
+    Returns:
+        The sum (float32), and stats, which are not differentiated: `nll`, the weighted sum of -log p(target);
+        `correct`, the weights of the tokens whose target has a higher logit than every other id (a tie is no
+        hit); `weight`, the sum of the weights.
+    """
+    B, L, _ = x_BxLxD.shape
+    if chunk_tokens is None:
+        chunk_tokens = _CPU_CHUNK if jax.default_backend() == "cpu" else _ACCELERATOR_CHUNK
+    n_chunks = math.ceil(L / max(1, chunk_tokens // B))
+    options = _Options(label_smoothing, z_loss, n_chunks)
+    return _cross_entropy(options, x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
+
+
+class _Options(NamedTuple):
+    label_smoothing: float
+    z_loss: float
+    n_chunks: int
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(
+    options: _Options, x_BxLxD: Array, kernel_DxV: Array, bias_V: Array | None, targets_BxL: Array, weights_BxL: Array
+) -> tuple[Array, dict[str, Array]]:
+    tokens, _ = _scan_chunks(options, x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL, with_gradients=False)
+    return _totals(tokens, weights_BxL)
+
+
+def _forward(
+    options: _Options, x_BxLxD: Array, kernel_DxV: Array, bias_V: Array | None, targets_BxL: Array, weights_BxL: Array
+) -> tuple[Any, Any]:
+    tokens, gradients = _scan_chunks(
+        options, x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL, with_gradients=True
+    )
+    like = tuple(None if a is None else jnp.zeros((), a.dtype) for a in (x_BxLxD, kernel_DxV, bias_V))
+    return _totals(tokens, weights_BxL), (gradients, like, tokens["loss"], weights_BxL)
+
+
+def _backward(_: _Options, saved: Any, cotangent: tuple[Array, Any]) -> tuple[Array | None, ...]:
+    gradients, like, loss_BxL, weights_BxL = saved
+    scale = cotangent[0]
+    dx, dkernel, dbias = (
+        None if a is None else (scale * g).astype(a.dtype) for g, a in zip(gradients, like, strict=True)
+    )
+    return dx, dkernel, dbias, None, (scale * loss_BxL).astype(weights_BxL.dtype)
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _totals(tokens: dict[str, Array], weights_BxL: Array) -> tuple[Array, dict[str, Array]]:
+    weights_BxL = weights_BxL.astype(tokens["loss"].dtype)
+    sums = {name: (weights_BxL * value).sum() for name, value in tokens.items()}
+    return sums["loss"], {"nll": sums["nll"], "correct": sums["correct"], "weight": weights_BxL.sum()}
+
+
+def _scan_chunks(
+    options: _Options,
+    x_BxLxD: Array,
+    kernel_DxV: Array,
+    bias_V: Array | None,
+    targets_BxL: Array,
+    weights_BxL: Array,
+    *,
+    with_gradients: bool,
+) -> tuple[dict[str, Array], tuple[Array, Array, Array | None] | None]:
+    """Loss, nll and correctness of every token (B, L), and the gradients of the weighted loss for x, kernel, bias."""
+    B, L, _ = x_BxLxD.shape
+    n = options.n_chunks
+    dtype, wide = x_BxLxD.dtype, jnp.promote_types(x_BxLxD.dtype, jnp.float32)
+    w_DxV = kernel_DxV.astype(dtype)
+    length = math.ceil(L / n)
+
+    # A chunk is all of the batch and some positions, so that a batch sharded over devices stays in place.
+    def split(a: Array) -> Array:
+        a = jnp.pad(a, [(0, 0), (0, n * length - L)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(B, n, length, *a.shape[2:]), 1, 0).reshape(n, B * length, *a.shape[2:])
+
+    def join(a: Array) -> Array:
+        return jnp.moveaxis(a.reshape(n, B, length, *a.shape[2:]), 0, 1).reshape(B, n * length, *a.shape[2:])[:, :L]
+
+    def chunk(sums: Any, inputs: Any) -> tuple[Any, Any]:
+        x_RxD, targets_R, weights_R = inputs
+        logits_RxV = jnp.dot(x_RxD, w_DxV, preferred_element_type=wide)
+        if bias_V is not None:
+            logits_RxV = logits_RxV + bias_V[None]
+        tokens, dlogits_RxV = _token_losses(options, logits_RxV, targets_R, weights_R)
+        if not with_gradients:
+            return None, (tokens, None)
+        dkernel, dbias = sums
+        lift = _FP16_LIFT if dtype == jnp.float16 else 1.0
+        d_RxV = (lift * dlogits_RxV).astype(dtype)
+        dx_RxD = jnp.dot(d_RxV, w_DxV.T, preferred_element_type=wide) / lift
+        dkernel = dkernel + jnp.dot(x_RxD.T, d_RxV, preferred_element_type=wide) / lift
+        dbias = None if bias_V is None else dbias + dlogits_RxV.sum(0)
+        # In fp16 the sum's gradients wait in float32 for the caller's loss scale, against underflow.
+        return (dkernel, dbias), (tokens, dx_RxD if dtype == jnp.float16 else dx_RxD.astype(dtype))
+
+    zeros: Any = None
+    if with_gradients:
+        zeros = (jnp.zeros(kernel_DxV.shape, wide), None if bias_V is None else jnp.zeros(bias_V.shape, wide))
+    sums, (tokens, dx) = jax.lax.scan(chunk, zeros, tuple(map(split, (x_BxLxD, targets_BxL, weights_BxL))))
+    return jax.tree.map(join, tokens), (join(dx), *sums) if with_gradients else None
+
+
+def _token_losses(
+    options: _Options, logits_RxV: Array, targets_R: Array, weights_R: Array
+) -> tuple[dict[str, Array], Array]:
+    """Loss, nll and correctness of each row, and the gradient of the weighted sum of losses for the logits."""
+    V = logits_RxV.shape[1]
+    eps, z_loss = options.label_smoothing, options.z_loss
+    weights_R = weights_R.astype(logits_RxV.dtype)
+    inside_R = (targets_R >= 0) & (targets_R < V)
+    hot_RxV = jnp.arange(V)[None] == targets_R[:, None]
+    target_R = jnp.take_along_axis(logits_RxV, jnp.clip(targets_R, 0, V - 1)[:, None], axis=1)[:, 0]
+    target_R = jnp.where(inside_R | (weights_R == 0), target_R, jnp.nan)
+    hit_R = inside_R & (target_R > jnp.where(hot_RxV, -jnp.inf, logits_RxV).max(1))
+
+    max_R = logits_RxV.max(1)
+    exp_RxV = jnp.exp(logits_RxV - max_R[:, None])
+    sum_R = exp_RxV.sum(1)
+    lse_R = max_R + jnp.log(sum_R)
+    nll_R = lse_R - target_R
+    loss_R = (1 - eps) * nll_R + z_loss * lse_R**2
+    dlogits_RxV = exp_RxV * (weights_R * (1 + 2 * z_loss * lse_R) / sum_R)[:, None]
+    dlogits_RxV -= jnp.where(hot_RxV, ((1 - eps) * weights_R)[:, None], 0)
+    if eps:
+        loss_R += eps * (lse_R - logits_RxV.mean(1))
+        dlogits_RxV -= (eps / V * weights_R)[:, None]
+    return {"loss": loss_R, "nll": nll_R, "correct": hit_R}, dlogits_RxV

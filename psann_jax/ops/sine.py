@@ -1,0 +1,167 @@
+"""The damped sine activation, with a sine for CPUs that XLA can vectorise."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+DecayMode = Literal["abs", "relu", "none"]
+
+# pi as a sum of three float32. The first two have at most 11 significant bits, so that their products with a
+# whole number below 2^13 are exact (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
+_PI_PARTS = (3.140625, 9.675025939941406e-4, 1.5099580252808664e-07)
+# sin r = r + r^3 * _SIN(r^2) and cos r = 1 + r^2 * _COS(r^2) for |r| <= _REACH, a little over pi/2 because the
+# quotient x / pi is rounded before it is made whole. Minimax polynomials, errors below 6e-9 before rounding.
+_REACH = 1.6
+_SIN = (-0.16666655242443085, 0.008332980796694756, -0.0001980401575565338, 2.5943759283109102e-06)
+_COS = (-0.5, 0.04166663810610771, -0.0013888347893953323, 2.47589050559327e-05, -2.60230223148028e-07)
+
+_BLOCK = 2**18  # elements, 1 MiB of float32: the caches of a core
+
+
+def damped_sine_reference(
+    z: Array, amplitude_F: Array, frequency_F: Array, decay_F: Array, *, decay_mode: DecayMode = "abs"
+) -> Array:
+    """`damped_sine` in its plain form, differentiated by JAX."""
+    x = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    g = {"abs": jnp.abs, "relu": jax.nn.relu, "none": jnp.zeros_like}[decay_mode](x)
+    A, f, d = (jnp.broadcast_to(p, z.shape) for p in (amplitude_F, frequency_F, decay_F))
+    return (A * jnp.exp(-d * g) * jnp.sin(f * x)).astype(z.dtype)
+
+
+def damped_sine(
+    z: Array, amplitude_F: Array, frequency_F: Array, decay_F: Array, *, decay_mode: DecayMode = "abs"
+) -> Array:
+    """A * exp(-d * g(z)) * sin(f * z) for every feature, g being |z|, relu(z) or 0.
+
+    The backward pass keeps z and the parameters only and computes sine, cosine and exponential once. It is
+    reverse-mode only. On CPUs the sine is accurate to 1.2e-7 for |f * z| up to a few tens and to 1e-6 up to
+    1e4; beyond 2.5e4 the error grows like the rounding of f * z itself, and the value stays within [-A, A].
+
+    Args:
+        z: (..., F) of any float type; computed in float32, or in float64 when z is.
+        amplitude_F: A, float32 (float64 when z is), as are the next two.
+        frequency_F: f, positive.
+        decay_F: d, positive; without effect when `decay_mode` is "none".
+        decay_mode: g: "abs", "relu" or "none". The slope of g at 0 is 0.
+
+    Returns:
+        (..., F) in the type of z; NaN where z is NaN or infinite.
+    """
+    return _damped_sine(decay_mode, z, amplitude_F, frequency_F, decay_F)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _damped_sine(decay_mode: DecayMode, z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
+    def value(sin: Callable[[Array], Array], z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
+        x, g, _ = _decay(decay_mode, z)
+        A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
+        return (A * jnp.exp(-d * g) * sin(f * x)).astype(z.dtype)
+
+    fast, plain = partial(value, lambda x: _fast_sincos(x)[0]), partial(value, jnp.sin)
+    return _by_platform(fast, plain, z, A_F, f_F, d_F)
+
+
+def _forward(decay_mode: DecayMode, *args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _damped_sine(decay_mode, *args), args
+
+
+def _backward(decay_mode: DecayMode, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    fast = partial(_by_blocks, partial(_gradients, decay_mode, _fast_sincos))
+    plain = partial(_gradients, decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)))
+    dz, dA_F, df_F, dd_F = _by_platform(fast, plain, *saved, dy)
+    _, A_F, f_F, d_F = saved
+    return dz, dA_F.astype(A_F.dtype), (A_F * df_F).astype(f_F.dtype), (-A_F * dd_F).astype(d_F.dtype)
+
+
+_damped_sine.defvjp(_forward, _backward)
+
+
+def _gradients(
+    decay_mode: DecayMode,
+    sincos: Callable[[Array], tuple[Array, Array]],
+    z: Array,
+    A_F: Array,
+    f_F: Array,
+    d_F: Array,
+    dy: Array,
+) -> tuple[Array, ...]:
+    """The gradient for z, and for A, f / A and -d / A summed over all axes but the last."""
+    x, g, slope = _decay(decay_mode, z)
+    A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
+    sin, cos = sincos(f * x)
+    damped = dy.astype(x.dtype) * jnp.exp(-d * g)
+    dz = A * (f * damped * cos - d * slope * damped * sin)
+    rows = tuple(range(z.ndim - 1))
+    return dz.astype(z.dtype), *(term.sum(rows) for term in (damped * sin, damped * cos * x, damped * sin * g))
+
+
+def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and_dy: Array) -> tuple[Array, ...]:
+    """`gradients` in a loop over blocks of positions (the last axis but one), for CPUs.
+
+    What a block computes stays in the caches until it is summed. And XLA's CPU backend computes an elementwise
+    result anew for each consumer, even for a transposed copy, where it no longer vectorises; the result of a
+    loop it computes once. Gradients of an MLP of 4096 x 256 x 1024: 190 ms against 420.
+    """
+    if z.ndim == 1:
+        return gradients(z, *params_and_dy)
+    *params, dy = params_and_dy
+    axis, length = z.ndim - 2, z.shape[-2]
+    size = max(1, min(length, _BLOCK * length // max(1, z.size)))
+
+    def add_block(start: Array | int, size: int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        dz, *sums = carry
+        z_block, dy_block = (lax.dynamic_slice_in_dim(a, start, size, axis) for a in (z, dz))
+        dz_block, *block_sums = gradients(z_block, *params, dy_block)
+        dz = lax.dynamic_update_slice_in_dim(dz, dz_block, start, axis)
+        return dz, *(a + b for a, b in zip(sums, block_sums, strict=True))
+
+    zero = jnp.zeros(z.shape[-1:], jnp.promote_types(z.dtype, jnp.float32))
+    # dz takes the place of dy, which nothing else reads, block by block.
+    carry = lax.fori_loop(0, length // size, lambda i, c: add_block(i * size, size, c), (dy, zero, zero, zero))
+    rest = length % size
+    return add_block(length - rest, rest, carry) if rest else carry
+
+
+def _by_platform(fast: Callable[..., Any], plain: Callable[..., Any], z: Array, *rest: Array) -> Any:
+    """Runs `fast` where the program is compiled for a CPU and z is not float64, else `plain`."""
+    if z.dtype == jnp.float64:
+        return plain(z, *rest)
+    # Chosen when the program is lowered: the default backend may be a GPU while the mesh is of CPUs.
+    return lax.platform_dependent(z, *rest, cpu=fast, default=plain)
+
+
+def _decay(decay_mode: DecayMode, z: Array) -> tuple[Array, Array, Array]:
+    """z in the type of the computation, g(z) and its slope."""
+    x = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    if decay_mode == "abs":
+        return x, jnp.abs(x), jnp.sign(x)
+    if decay_mode == "relu":
+        return x, jnp.maximum(x, 0), (x > 0).astype(x.dtype)
+    return x, jnp.zeros_like(x), jnp.zeros_like(x)
+
+
+def _fast_sincos(x: Array) -> tuple[Array, Array]:
+    """Sine and cosine of float32 x, in operations that XLA vectorises on CPUs."""
+    # lax.round, as XLA folds the usual addition and subtraction of 1.5 * 2^23 away.
+    n = lax.round(x * (1 / math.pi), lax.RoundingMethod.TO_NEAREST_EVEN)
+    r = ((x - n * _PI_PARTS[0]) - n * _PI_PARTS[1]) - n * _PI_PARTS[2]
+    r = lax.clamp(-_REACH, r, _REACH)  # keeps huge arguments within [-1, 1]
+    sign_bit = lax.shift_left(n.astype(jnp.int32), jnp.int32(31))
+
+    def signed(value: Array) -> Array:
+        return lax.bitcast_convert_type(lax.bitcast_convert_type(value, jnp.int32) ^ sign_bit, jnp.float32)
+
+    u = r * r
+    return signed(r + r * u * _polynomial(_SIN, u)), signed(1 + u * _polynomial(_COS, u))
+
+
+def _polynomial(coefficients: tuple[float, ...], u: Array) -> Array:
+    total = jnp.full_like(u, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        total = c + u * total
+    return total

@@ -1,0 +1,385 @@
+"""Saving and restoring the whole training state; the only place that knows Orbax.
+
+A checkpoint is the directory ``step_<n>`` with the items ``params``, ``training`` (all other state), ``tokenizer``
+(optional) and the metadata: config, format version, library versions. It is written under a temporary name and
+renamed when complete, so that a kill at any moment leaves whole checkpoints only. ``index.json`` beside them names
+the last and the best one and holds their validation losses.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import re
+import shutil
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from psann_jax.config import CheckpointConfig
+from psann_jax.errors import UserError
+
+FORMAT_VERSION = 1
+INDEX = "index.json"
+_PREFIX = "step"
+_STEP_NAME = re.compile(rf"{_PREFIX}_(\d+)")
+_REPORTED_DIFFERENCES = 10
+_DAMAGED = "the checkpoint is damaged; remove it to go on from the one before"
+
+
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints of one run.
+
+    Nothing is created or changed before the first `save`, so a directory that another process is writing, or that
+    is read-only, can be read from. Where several processes train together, all of them call `save`, `wait` and
+    `restore` with the same arguments; the directory must be one that all of them see.
+    """
+
+    def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
+        """Looks at what is there.
+
+        Args:
+          directory: where the checkpoints are or will be.
+          config: which of them to keep.
+        """
+        self.directory = Path(directory).absolute()
+        self._config = config
+        self._writer: ocp.training.Checkpointer | None = None
+        self._response: ocp.AsyncResponse[bool] | None = None
+        self._saving: int | None = None
+        self._lock = threading.Lock()
+        self._metrics = self._read_index()
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what there is --------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending. One that is still being written does not count."""
+        if not self.directory.is_dir():
+            return []
+        matches = (_STEP_NAME.fullmatch(p.name) for p in self.directory.iterdir())
+        steps = sorted(int(m[1]) for m in matches if m)
+        return [s for s in steps if _is_complete(self.path(s))]
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the lowest validation loss; None if no checkpoint has one."""
+        return self._best(self.steps())
+
+    def path(self, step: int) -> Path:
+        """The directory of one checkpoint."""
+        return self.directory / f"{_PREFIX}_{step}"
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `metadata`, with "format_version" and the library "versions".
+
+        Raises:
+          UserError: no such checkpoint, or one of a newer format.
+        """
+        return dict(self._read_metadata(step).custom_metadata)
+
+    def tokenizer(self, step: int) -> bytes:
+        """The tokenizer file that the checkpoint was saved with.
+
+        Raises:
+          UserError: no such checkpoint, or one without a tokenizer.
+        """
+        if "tokenizer" not in self._read_metadata(step).metadata:
+            raise UserError(f"{self.path(step)}: the checkpoint holds no tokenizer")
+        loaded = self._load(step, {"tokenizer": None})
+        return np.asarray(loaded["tokenizer"]["bytes"]).tobytes()
+
+    # --- saving ---------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        *,
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        tokenizer: bytes | None = None,
+        final: bool = False,
+    ) -> None:
+        """Saves in the background, after a save under way has ended; the arrays may be donated at once.
+
+        A step that is already saved is not written again; its metrics are brought up to date, which is how a loss
+        that is known only after the save gets in.
+
+        Args:
+          step: number of updates done.
+          state: dict of pytrees of arrays with the key "params" and others.
+          metadata: a JSON-like dict, at least {"config": ...}.
+          metrics: a finite "val_loss" makes the checkpoint a candidate for the best one.
+          tokenizer: the tokenizer file.
+          final: return only when the checkpoint is on disk.
+
+        Raises:
+          UserError: the directory cannot be written, now or in the save before.
+        """
+        self.wait()
+        if metrics is not None:
+            self._metrics[step] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        exists = self.path(step).exists()
+        complete, damaged = _of_first_process((step in self.steps(), exists and step not in self.steps()))
+        # This also finds an unwritable directory before Orbax has started its threads, which would hang for minutes.
+        with self._storage_errors(step):
+            self._write_index()
+        if not complete:
+            self._start(step, state, metadata, tokenizer, overwrite=damaged)
+        if final:
+            self.wait()
+
+    def _start(
+        self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any], tokenizer: bytes | None, overwrite: bool
+    ) -> None:
+        items: dict[str, Any] = {
+            "params": state["params"],
+            "training": {name: value for name, value in state.items() if name != "params"},
+        }
+        if not all(items.values()):  # Orbax raises too, but leaves threads behind that hang for minutes
+            raise ValueError('the state must hold "params" and more, at least the step')
+        if tokenizer is not None:
+            items["tokenizer"] = {"bytes": np.frombuffer(tokenizer, np.uint8)}
+        versions = {name: packages.version(name) for name in ("psann_jax", "jax", "flax", "optax", "orbax-checkpoint")}
+        self._saving = step
+        with self._storage_errors(step):
+            if self._writer is None:
+                self._writer = ocp.training.Checkpointer(
+                    self.directory,
+                    preservation_policy=_Preservation(self),
+                    step_name_format=ocp.path.step.standard_name_format(step_prefix=_PREFIX),
+                    cleanup_tmp_directories=True,
+                )
+            self._response = self._writer.save_checkpointables_async(
+                step,
+                items,
+                force=True,  # when to save is the caller's decision
+                overwrite=overwrite,
+                custom_metadata={"format_version": FORMAT_VERSION, "versions": versions, **metadata},
+            )
+        assert self._response is not None
+        self._response.on_complete(self._after_commit)
+
+    def wait(self) -> None:
+        """Returns when the save under way, if any, is on disk.
+
+        Raises:
+          UserError: it could not be written; the earlier checkpoints are untouched.
+        """
+        if self._response is None or self._saving is None:
+            return
+        response, self._response = self._response, None
+        with self._storage_errors(self._saving):
+            response.result()
+            self._write_index()
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def _after_commit(self, _: bool) -> None:
+        # In a background thread, where nobody could catch an error; `wait` writes the index again.
+        with contextlib.suppress(OSError):
+            self._write_index()
+
+    @contextlib.contextmanager
+    def _storage_errors(self, step: int) -> Iterator[None]:
+        """Turns the errors of a full or unwritable disk into a UserError, and frees what was half-written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = _storage_reason(error)
+            if reason is None:
+                raise
+            self._abandon(step)
+            raise UserError(f"{self.directory}: cannot write the checkpoint of step {step}: {reason}") from error
+
+    def _abandon(self, step: int) -> None:
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        with contextlib.suppress(OSError, ValueError):  # the same error again
+            writer.close()
+        # Orbax does not wait for its other threads when one has failed, so some may still be writing. What they
+        # leave in spite of this is removed by the next run.
+        for _ in range(5):
+            for partial in self.directory.glob(f"{_PREFIX}_{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.1)
+
+    # --- which to keep --------------------------------------------------------------------------------
+
+    def kept(self, steps: Collection[int]) -> set[int]:
+        """Those of the given steps that are worth keeping: the latest, the best, multiples of `keep_every`."""
+        whole = sorted(s for s in steps if s == self._saving or _is_complete(self.path(s)))
+        kept = set(whole[-self._config.keep :])
+        best = self._best(whole)
+        if best is not None:
+            kept.add(best)
+        if self._config.keep_every:
+            kept.update(s for s in whole if s % self._config.keep_every == 0)
+        return kept
+
+    def _best(self, steps: Collection[int]) -> int | None:
+        losses = {s: self._metrics[s]["val_loss"] for s in steps if "val_loss" in self._metrics.get(s, {})}
+        return min(losses, key=lambda s: (losses[s], s), default=None)
+
+    def _read_index(self) -> dict[int, dict[str, float]]:
+        try:
+            index = json.loads((self.directory / INDEX).read_text())
+            return {int(step): metrics for step, metrics in index["metrics"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return {}  # it can be missing; a run without it only forgets which checkpoint was the best
+
+    def _write_index(self) -> None:
+        if jax.process_index() != 0:
+            return
+        with self._lock:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            steps = self.steps()
+            index = {
+                "last": max(steps, default=None),
+                "best": self._best(steps),
+                "metrics": {str(s): self._metrics[s] for s in steps if s in self._metrics},
+            }
+            temporary = self.directory / f"{INDEX}.tmp"
+            temporary.write_text(json.dumps(index, indent=2) + "\n")
+            temporary.replace(self.directory / INDEX)
+
+    # --- restoring ------------------------------------------------------------------------------------
+
+    def restore(self, step: int, abstract_state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a checkpoint, read straight onto the given shardings.
+
+        Args:
+          step: a step in `steps()`.
+          abstract_state: dict of pytrees of `jax.ShapeDtypeStruct` with shardings, of any mesh. Either the whole
+            state or only {"params": ...}, then nothing else is read.
+
+        Raises:
+          UserError: no such checkpoint, a damaged one, or one that does not fit `abstract_state`.
+        """
+        training = {name: value for name, value in abstract_state.items() if name != "params"}
+        wanted = {"params": abstract_state["params"], **({"training": training} if training else {})}
+        saved = self._read_metadata(step, *wanted).metadata
+        for item, what in (("params", "parameters"), ("training", "optimizer or other training state")):
+            if item in wanted:
+                check_compatible(saved[item], wanted[item], f"{self.path(step)}: {what}")
+        loaded = self._load(step, wanted)
+        return {"params": loaded["params"], **loaded.get("training", {})}
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(ocp.load_checkpointables(self.path(step), wanted))
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0][:200]
+            raise UserError(f"{self.path(step)}: {_DAMAGED} ({reason})") from error
+
+    def _read_metadata(self, step: int, *items: str) -> Any:
+        """What Orbax knows of a checkpoint, where at least the metadata of `items` must be sound."""
+        if step not in self.steps():
+            raise UserError(f"{self.path(step)}: no such checkpoint; there are {self.steps() or 'none'}")
+        damaged = f"{self.path(step)}: {_DAMAGED}"
+        try:
+            found = ocp.checkpointables_metadata(self.path(step))
+        except (OSError, ValueError) as error:
+            raise UserError(damaged) from error
+        # Orbax passes over what it cannot read, so look for what every checkpoint has.
+        if "format_version" not in (found.custom_metadata or {}) or any(found.metadata.get(i) is None for i in items):
+            raise UserError(damaged)
+        version = found.custom_metadata["format_version"]
+        if version > FORMAT_VERSION:
+            raise UserError(f"{self.path(step)}: has format {version}, but this psann_jax reads up to {FORMAT_VERSION}")
+        return found
+
+
+def check_compatible(saved: Any, expected: Any, what: str) -> None:
+    """Raises a UserError that lists what differs between a checkpoint and the config's state.
+
+    Args:
+      saved: pytree of arrays, or of their descriptions with shape and dtype, as in the checkpoint.
+      expected: the same as the config makes it.
+      what: the checkpoint and its part, for the first line of the message.
+    """
+    ours, theirs = _describe(expected), _describe(saved)
+    differences = []
+    for path in sorted(ours.keys() | theirs.keys()):
+        if path not in theirs:
+            differences.append(f"{path}: missing in the checkpoint, config {ours[path]}")
+        elif path not in ours:
+            differences.append(f"{path}: checkpoint {theirs[path]}, unknown to the config")
+        elif ours[path] != theirs[path]:
+            differences.append(f"{path}: checkpoint {theirs[path]}, config {ours[path]}")
+    if differences:
+        shown = differences[:_REPORTED_DIFFERENCES]
+        more = len(differences) - len(shown)
+        lines = [f"{what} do not fit the config", *shown, *([f"and {more} more"] if more else [])]
+        raise UserError("\n  ".join(lines))
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    """Path -> "dtype[shape]" of every array."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
+        for path, x in leaves
+    }
+
+
+class _Preservation:
+    """What Orbax may delete after a save, in the form that it asks in."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        kept = self._checkpoints.kept([c.step for c in checkpoints])
+        return [c.step in kept for c in checkpoints]
+
+
+def _of_first_process(facts: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The facts as process 0 sees them: on a network disk the others may see what it wrote only later."""
+    if jax.process_count() == 1:
+        return facts
+    agreed = multihost_utils.broadcast_one_to_all(np.array(facts))
+    return tuple(bool(fact) for fact in agreed)
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether nothing is missing that a half-deleted or half-copied checkpoint might lack."""
+    items = [path / "params", path / "training"]
+    files = [path / "_CHECKPOINT_METADATA", *(i / n for i in items for n in ("_METADATA", "manifest.ocdbt"))]
+    return all(f.is_file() for f in files)
+
+
+def _storage_reason(error: Exception) -> str | None:
+    """Why the disk refused, or None if the error is another one. TensorStore reports it in a ValueError."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    match = re.search(r"([^:]*) \[os_error_code=", str(error))
+    return match[1].strip() if match else None
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs: whatever matters of it is raised as an exception too."""
+    return "orbax" not in Path(record.pathname).parts

@@ -1,0 +1,156 @@
+"""The record of a run: one JSON object a line in ``metrics.jsonl``, and the same values for TensorBoard."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+# SummaryWriter would hand the events to a thread, and wait for ever once that has met a full disk.
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from psann_jax.errors import UserError
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_FLUSH_SECONDS = 10  # of the events; their flush waits for the disk
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and scalars to the TensorBoard events in ``tensorboard/``.
+
+    A row is ``{"step": 120, "kind": "train", "loss": 3.2, ...}``, where step is the number of updates done. JSON has
+    no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity", which `read_metrics` turns back.
+    """
+
+    def __init__(self, workdir: str | Path, *, resume_step: int = 0, enabled: bool = True) -> None:
+        """Rows of steps after `resume_step` are dropped: the run that wrote them ended before it was saved there.
+
+        Args:
+          workdir: the run's directory; must exist.
+          resume_step: the step that training goes on from.
+          enabled: False on all processes but one; then nothing is read or written.
+
+        Raises:
+          UserError: the workdir cannot be written, or a line of the record is not JSON.
+        """
+        self._path = Path(workdir) / METRICS
+        self._rows: TextIO | None = None
+        self._events: EventsWriter | None = None
+        self._flushed = time.monotonic()
+        if not enabled:
+            return
+        with self._storage_errors():
+            _drop_after(self._path, resume_step)
+            self._rows = self._path.open("a", encoding="utf-8")
+            events = Path(workdir) / TENSORBOARD
+            events.mkdir(exist_ok=True)
+            # The file's name counts seconds only, and opening it empties it.
+            self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
+            # Tells TensorBoard to forget later steps that an earlier file holds.
+            forget = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=resume_step + 1, wall_time=time.time(), session_log=forget))
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Records one row.
+
+        Args:
+          kind: "train" or "eval"; TensorBoard shows the values as ``kind/name``.
+          step: number of updates done.
+          values: name -> number, or array of one element.
+
+        Raises:
+          UserError: the disk is full or gone.
+        """
+        if self._rows is None or self._events is None:
+            return
+        numbers = {name: np.asarray(value).item() for name, value in values.items()}
+        row = {"step": int(step), "kind": kind, **{name: _to_json(value) for name, value in numbers.items()}}
+        scalars = [Summary.Value(tag=f"{kind}/{n}", simple_value=v) for n, v in numbers.items() if math.isfinite(v)]
+        with self._storage_errors():
+            self._rows.write(json.dumps(row, allow_nan=False) + "\n")
+            self._rows.flush()
+            self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=Summary(value=scalars)))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what TensorBoard's file still buffers and closes both files."""
+        with contextlib.suppress(OSError):  # of a row whose `write` has raised it before
+            if self._rows is not None:
+                self._rows.close()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{error.filename or self._path}: cannot be written: {error.strerror}") from error
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; none if there is no such file.
+
+    A last line without its end, as a killed run leaves it, is left out.
+
+    Raises:
+      UserError: another line is not a JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append({name: _NON_FINITE.get(value, value) for name, value in row.items()})
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is not a JSON object of numbers: {line[:60]!r}") from error
+    return rows
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrites the record without the rows after `step`; it is replaced as a whole or not at all."""
+    if not path.exists():
+        return
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({name: _to_json(value) for name, value in row.items()}, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _to_json(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def perplexity(loss: float) -> float:
+    """``exp(loss)`` of a mean cross entropy in nats; infinite beyond the range of a float64, NaN for NaN."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

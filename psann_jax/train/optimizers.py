@@ -1,0 +1,148 @@
+"""AdamW, Adafactor and Muon over a nested dict of parameters, and clipping by the global norm.
+
+Every parameter has a description of the same place in a parallel dict (`psann_jax.nn.partition.ParamInfo`):
+what kind it is, the names of its axes and whether it is trained. Kinds decide on weight decay and on Muon.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from psann_jax.config import TrainConfig
+
+# Parameters that weight decay would pull away from their neutral value: a norm's scale and alpha from 1, the
+# raw sine parameters to softplus(0).
+UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha"})
+
+
+def make_optimizer(
+    config: TrainConfig, infos: Any, learning_rate: float | jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of one update.
+
+    The rate is a value, not a schedule: build the transformation inside the jitted step with the step's rate.
+    The state neither holds nor depends on it, so any rate serves for `init`. Parameters that are not trained
+    get exactly zero updates and no state.
+
+    Args:
+      config: the training section (optimizer, betas, eps, weight decay).
+      infos: dict with the structure of the parameters and their ParamInfo as leaves.
+      learning_rate: scalar, traced or not. Its scale is AdamW's for all three optimizers.
+
+    Returns:
+      An optax transformation whose updates are added to the parameters.
+    """
+
+    def group(info: Any) -> str:
+        if not info.trainable:
+            return "frozen"
+        return "adamw" if config.optimizer == "muon" and info.kind != "matrix" else config.optimizer
+
+    groups = jax.tree.map(group, infos)
+    decay_mask = jax.tree.map(lambda i: config.weight_decay_on == "all" or i.kind not in UNDECAYED_KINDS, infos)
+    make_scaling = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
+    transforms: dict[str, Any] = {
+        name: optax.chain(
+            make_scaling[name](config, infos, groups),
+            optax.add_decayed_weights(config.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+        for name in sorted(set(jax.tree.leaves(groups)) - {"frozen"})
+    }
+    return optax.partition(transforms | {"frozen": optax.set_to_zero()}, groups)
+
+
+def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated: Any) -> Any:
+    """The sharding of every array in the optimizer's state.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      params: abstract or real parameters.
+      shardings: the parameters' shardings, in the same structure.
+      replicated: the sharding of all that has not a parameter's shape: counts and Adafactor's factored moments.
+
+    Returns:
+      A pytree with the structure of ``optimizer.init(params)``; moments are sharded like their parameters.
+    """
+
+    def of_moment(moment: Any, param: Any, sharding: Any) -> Any:
+        if isinstance(moment, optax.MaskedNode):
+            return moment
+        return sharding if moment.shape == param.shape else replicated
+
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        of_moment,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        shardings,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+
+
+def clip_by_global_norm(grads: Any, max_norm: float, infos: Any = None) -> tuple[Any, jax.Array]:
+    """Scales all gradients by one factor so that their joint L2 norm is at most `max_norm`.
+
+    Args:
+      grads: pytree of arrays; the norm is formed in float32 at least.
+      max_norm: the bound; 0 changes nothing.
+      infos: as in `make_optimizer`; if given, parameters that are not trained do not count in the norm.
+
+    Returns:
+      The gradients in their own types, and the norm before clipping (scalar).
+    """
+    counted = grads
+    if infos is not None:
+        counted = jax.tree.map(lambda i, g: g if i.trainable else None, infos, grads)
+    squares = [jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32)))) for g in jax.tree.leaves(counted)]
+    norm = jnp.sqrt(sum(squares, start=jnp.float32(0)))
+    if not max_norm:
+        return grads, norm
+    factor = max_norm / jnp.maximum(norm, max_norm)
+    return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), norm
+
+
+def _adam(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:
+    b1, b2 = config.betas
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=config.eps)
+
+
+def _adafactor(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:
+    """Shazeer and Stern (2018), "Adafactor", without momentum and without the step relative to the weights.
+
+    The relative step is left out so that `lr` has the meaning that it has for AdamW. Updates are clipped to a
+    root mean square of 1 for each layer's parameter on its own, as the paper has it for one weight matrix.
+    """
+    stacked = jax.tree.map(lambda i, g: _mask(g == "adafactor", i.axes[:1] == ("layers",)), infos, groups)
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        def clip_one(u: jax.Array, is_stacked: bool) -> jax.Array:
+            axes = tuple(range(1 if is_stacked else 0, u.ndim))
+            return u / jnp.maximum(1, jnp.sqrt(jnp.mean(jnp.square(u), axis=axes, keepdims=True)))
+
+        return jax.tree.map(clip_one, updates, stacked)
+
+    return optax.chain(optax.scale_by_factored_rms(), optax.stateless(clip))
+
+
+def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:
+    """Jordan (2024), "Muon", with the update size of Liu et al. (2025), "Muon is Scalable for LLM Training".
+
+    A matrix parameter ends in (input, output) axes; all axes before them hold separate matrices, which are
+    orthogonalised each on its own. Updates are scaled by ``0.2 * sqrt(max(input, output))``, which gives them
+    AdamW's usual root mean square.
+    """
+    numbers = jax.tree.map(lambda g: _mask(g == "muon", optax.contrib.MuonDimensionNumbers(-2, -1)), groups)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)
+
+    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=lambda _: numbers), optax.stateless(scale))
+
+
+def _mask(keep: bool, value: Any) -> Any:
+    """`value`, or the node that `optax.partition` puts in the place of other groups' parameters."""
+    return value if keep else optax.MaskedNode()

@@ -1,0 +1,121 @@
+"""What a person sees of a run: a header, a progress bar or plain lines, evaluations."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+_BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+
+
+class Progress:
+    """Shows a run on stderr: a bar on a terminal, a line every `log_every` steps anywhere else."""
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        log_every: int = 10,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Shows nothing yet.
+
+        Args:
+          total: updates in the whole run.
+          start: updates done before, by the run that is resumed.
+          log_every: steps between plain lines.
+          enabled: False on all processes but one; then nothing is shown.
+          stream: where to write; None is stderr.
+        """
+        self._total = total
+        self._start = start
+        self._log_every = log_every
+        self._enabled = enabled
+        self._stream = stream or sys.stderr
+        self._bar: tqdm | None = None
+        self._step = start
+        self._first_time: float | None = None
+        self._first_step = start
+
+    def header(self, facts: Mapping[str, object]) -> None:
+        """Shows what is known before the first step, one aligned ``name  value`` a line."""
+        width = max((len(name) for name in facts), default=0)
+        for name, value in facts.items():
+            self.message(f"{name:<{width}}  {value}")
+
+    def message(self, text: str) -> None:
+        """Shows a line of its own, above the bar if there is one."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows that `step` updates are done.
+
+        Args:
+          step: number of updates done.
+          values: any of loss, ppl, lr, grad_norm, tokens_per_s and others, in the order to be shown.
+        """
+        if not self._enabled:
+            return
+        if self._first_time is None:  # the first step's time holds the compilation
+            self._first_time, self._first_step = time.monotonic(), step
+        if self._stream.isatty():
+            self._advance_bar(step, values)
+        elif step % self._log_every == 0 or step == self._total:
+            self.message(f"step {step}/{self._total}  {_format(values)}  ETA {self._eta(step)}")
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the result of an evaluation after `step` updates."""
+        self.message(f"eval at step {step}  {_format(values)}")
+
+    def close(self) -> None:
+        """Leaves the bar as it is and goes to the next line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _advance_bar(self, step: int, values: Mapping[str, float]) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._total, initial=self._start, bar_format=_BAR, dynamic_ncols=True, file=self._stream
+            )
+        self._bar.set_postfix_str(_format(values), refresh=False)
+        self._bar.update(step - self._step)
+        self._step = step
+
+    def _eta(self, step: int) -> str:
+        if self._first_time is None or step <= self._first_step:
+            return "?"
+        seconds_a_step = (time.monotonic() - self._first_time) / (step - self._first_step)
+        return str(tqdm.format_interval(seconds_a_step * (self._total - step)))
+
+
+def _format(values: Mapping[str, float]) -> str:
+    return "  ".join(_format_one(name, float(value)) for name, value in values.items())
+
+
+def _format_one(name: str, value: float) -> str:
+    if name == "tokens_per_s":
+        return f"{value:,.0f} tokens/s"
+    if name == "lr":
+        return f"lr {value:.2e}"
+    if "ppl" in name and value < 1e7:
+        return f"{name} {value:,.1f}"
+    return f"{name} {value:.4g}"

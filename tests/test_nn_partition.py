@@ -1,0 +1,67 @@
+"""Logical axes become mesh axes, and what cannot be divided is refused."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from variants import VARIANTS, variant
+
+from psann_jax.config import ConfigError, MeshConfig
+from psann_jax.models import registry
+from psann_jax.nn.partition import MESH_AXES, RULES, ShardingRules
+from psann_jax.train.sharding import check_heads, make_mesh, param_shardings
+
+
+def test_rules_map_axes_and_refuse_a_mesh_axis_used_twice():
+    assert RULES.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "fsdp", "tensor")
+    assert RULES.spec(("batch", None)) == PartitionSpec(("data", "fsdp"), None)
+    with pytest.raises(ConfigError, match="uses a mesh axis twice"):
+        ShardingRules(mlp="fsdp").spec(("embed", "mlp"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_has_axes_that_fit_its_shape_and_some_are_divided(name):
+    network = registry.build(variant(name))
+    assert jax.tree.structure(network.infos) == jax.tree.structure(network.abstract)
+    jax.tree.map(
+        lambda a, info: len(a.shape) == len(info.axes) or pytest.fail(str(info)), network.abstract, network.infos
+    )
+    divided = [set(RULES.spec(info.axes)) - {None} for info in jax.tree.leaves(network.infos)]
+    assert {"fsdp"} in divided
+    assert {"fsdp", "tensor"} in divided
+
+
+def test_a_dimension_that_cannot_be_divided_is_named():
+    network = registry.build(variant("respsann", vocab_size=31))
+    mesh = jax.sharding.AbstractMesh((1, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide vocab=31 of embed"):
+        param_shardings(mesh, network.abstract, network.infos)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide model\.n_heads=3"):
+        check_heads(mesh, 3)
+
+
+def test_mesh_takes_all_devices_or_says_why_not():
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(ConfigError, match="but there are 1 devices"):
+        make_mesh(MeshConfig(data=2))
+    with pytest.raises(ConfigError, match=r"mesh\.data: the other axes take 3 of 1 devices"):
+        make_mesh(MeshConfig(fsdp=3))
+
+
+def test_initial_weights_follow_the_table():
+    network = registry.build(variant("waveresnet_interleave", d_model=64, d_mlp=96, vocab_size=500))
+    params = jax.jit(network.init)(jax.random.key(0))
+    blocks = params["blocks"]
+    assert abs(np.std(params["embed"]) - 0.02) < 1e-3
+    for kernel, fan in (
+        (blocks["attn"]["q"]["kernel"], 128),
+        (blocks["mlp"]["fc1"]["kernel"], 160),
+        (params["head"], 564),
+    ):
+        bound = np.sqrt(6 / fan)
+        assert np.abs(kernel).max() <= bound
+        assert abs(np.std(kernel) - bound / np.sqrt(3)) < 0.03 * bound
+    assert not np.array_equal(*blocks["attn"]["q"]["kernel"])  # layers start different
+    np.testing.assert_array_equal(blocks["mlp"]["fc1"]["bias"], 0)
+    np.testing.assert_array_equal(blocks["alpha"], 1)
+    assert np.abs(blocks["wave"]["conv"]).max() <= 3**-0.5

@@ -1,0 +1,280 @@
+"""ops/attention.py: the tiled form against the dense one, the dense one against numpy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psann_jax.config import ConfigError
+from psann_jax.ops import attention
+from psann_jax.ops.attention import alibi_slopes, cached_attention, causal_attention, choose_attention
+
+close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+
+
+def draw(B, L, H, K, seed=0, n=4):
+    """q, k, v and a cotangent."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((B, L, H, K)) for _ in range(n)]
+
+
+def documents(B, L, seed):
+    """Segment numbers of random documents, with padding (0) at the end of some rows."""
+    rng = np.random.default_rng(seed)
+    segments = 1 + np.cumsum(rng.random((B, L)) < rng.choice([0, 0.05, 0.5]), axis=1)
+    padding = rng.integers(0, L, B) * rng.integers(0, 2, B)
+    segments[np.arange(L)[None] >= L - padding[:, None]] = 0
+    return segments.astype("int32")
+
+
+def value_and_gradients(q, k, v, dout, **kwargs):
+    @jax.jit
+    def run(q, k, v, dout):
+        out, vjp = jax.vjp(partial(causal_attention, **kwargs), q, k, v)
+        return out, vjp(dout.astype(out.dtype))
+
+    return run(q, k, v, dout)
+
+
+def by_hand(q, k, v, segments, slopes):
+    """One query at a time."""
+    out = np.zeros_like(q)
+    for b, i, h in np.ndindex(q.shape[:3]):
+        seen = [j for j in range(i + 1) if segments[b, j] == segments[b, i]]
+        s = np.array([q[b, i, h] @ k[b, j, h] / q.shape[3] ** 0.5 - slopes[h] * (i - j) for j in seen])
+        p = np.exp(s - s.max())
+        out[b, i, h] = (p / p.sum()) @ v[b, seen, h]
+    return out
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
+    monkeypatch.setattr(attention, "_CPU_TILE", 5)
+    q, k, v = draw(2, 13, 3, 4, n=3)
+    segments, slopes = documents(2, 13, 3), np.array(alibi_slopes(3), "float64")
+    got = causal_attention(q, k, v, segments_BxL=segments, alibi_slopes_H=slopes, implementation=implementation)
+    close(got, by_hand(q, k, v, segments, slopes))
+    got = causal_attention(q, k, v, implementation=implementation)
+    close(got, by_hand(q, k, v, np.ones((2, 13)), np.zeros(3)))
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    B=st.integers(1, 3),
+    L=st.integers(1, 40),
+    H=st.integers(1, 3),
+    K=st.integers(1, 5),
+    tile=st.sampled_from([3, 8, 16, 128]),
+    packed=st.booleans(),
+    alibi=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.4]),
+)
+def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
+    options = {
+        "segments_BxL": documents(B, L, L) if packed else None,
+        "alibi_slopes_H": alibi_slopes(H) if alibi else None,
+        "dropout_rate": dropout,
+        "dropout_key": jax.random.key(L) if dropout else None,
+    }
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_CPU_TILE", tile)
+        inputs = draw(B, L, H, K, seed=L)
+        plain = value_and_gradients(*inputs, **options, implementation="plain")
+        tiled = value_and_gradients(*inputs, **options, implementation="xla")
+    jax.tree.map(close, tiled, plain)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.05), ("float16", 0.005)])
+def test_lower_precision(dtype, tolerance):
+    inputs = [jnp.asarray(a, dtype) for a in draw(2, 300, 2, 16)]
+    segments = documents(2, 300, 1)
+    with jax.enable_x64(True):
+        wide = [np.asarray(a, "float64") for a in inputs]
+        want = value_and_gradients(*wide, segments_BxL=segments, implementation="plain")
+    for implementation in ("plain", "xla"):
+        got = value_and_gradients(*inputs, segments_BxL=segments, implementation=implementation)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(np.asarray(a, "float64"), b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+def test_the_future_changes_nothing(implementation):
+    q, k, v = (a.astype("float32") for a in draw(1, 300, 2, 8, n=3))
+    before = causal_attention(q, k, v, implementation=implementation)
+    for a in (q, k, v):
+        a[:, 170:] = 1e3
+    after = causal_attention(q, k, v, implementation=implementation)
+    np.testing.assert_array_equal(before[:, :170], after[:, :170])
+    assert (before[:, 170:] != after[:, 170:]).all()
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+def test_a_document_in_a_window_equals_it_alone(implementation, x64, monkeypatch):
+    monkeypatch.setattr(attention, "_CPU_TILE", 16)
+    inputs = draw(1, 60, 2, 8)
+    segments = np.repeat([[1, 2, 0]], [23, 30, 7], axis=1)
+    got = value_and_gradients(*inputs, segments_BxL=segments, implementation=implementation)
+    alone = value_and_gradients(*(a[:, 23:53] for a in inputs), implementation=implementation)
+    jax.tree.map(lambda a, b: close(a[:, 23:53], b), got, alone)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
+
+
+def test_scores_too_large_for_exp_give_finite_values():
+    q, k, v, dout = draw(1, 40, 1, 8)
+    got = value_and_gradients(1e4 * q, 1e4 * k, v, dout, implementation="xla")
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
+    monkeypatch.setattr(attention, "_CPU_TILE", 16)
+    L = 40
+    q, k = (jnp.zeros((4, L, 2, L)) for _ in range(2))
+    v = jnp.broadcast_to(jnp.eye(L)[None, :, None], q.shape)  # the output shows the weights themselves
+
+    def weights(seed):
+        p = causal_attention(q, k, v, dropout_rate=0.25, dropout_key=jax.random.key(seed), implementation="xla")
+        return np.asarray(p).transpose(0, 2, 1, 3)
+
+    p = weights(0)
+    lower = np.broadcast_to(np.tril(np.ones((L, L), bool)), p.shape)
+    assert abs((p[lower] == 0).mean() - 0.25) < 0.01
+    kept = lower & (p > 0)
+    np.testing.assert_allclose(p[kept], (1 / 0.75 / np.arange(1, L + 1))[np.nonzero(kept)[2]], rtol=1e-5)
+    assert (p[~lower] == 0).all()
+    np.testing.assert_array_equal(p, weights(0))
+    for a, b in (
+        (p, weights(1)),
+        (p[0], p[1]),
+        (p[:, 0], p[:, 1]),
+        (p[..., 16:32, :16], p[..., 32:, 8:24][..., :8, :]),
+    ):
+        size = min(a.shape[-2], b.shape[-2])
+        same = (a[..., :size, :] == 0) == (b[..., :size, :] == 0)
+        assert same.mean() < 0.9
+    with pytest.raises(ValueError, match="dropout_key"):
+        causal_attention(q, k, v, dropout_rate=0.25)
+
+
+def test_memory_is_linear_in_length():
+    def temporaries(L):
+        inputs = [jax.ShapeDtypeStruct((1, L, 2, 8), jnp.float32)] * 4
+
+        def run(q, k, v, dout):
+            return jax.vjp(partial(causal_attention, implementation="xla"), q, k, v)[1](dout)
+
+        return jax.jit(run).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 2.5 * temporaries(2048)
+
+
+def test_the_backward_pass_keeps_nothing_of_size_length_squared():
+    q, k, v, _ = (jnp.asarray(a, "float32") for a in draw(1, 256, 2, 8))
+    _, vjp = jax.vjp(partial(causal_attention, implementation="xla"), q, k, v)
+    assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) == 4 * q.size + q.size // 8  # q, k, v, out, logsumexp
+
+
+def test_under_checkpoint_scan_and_vmap():
+    q, k, v, dout = (jnp.asarray(a, "float32") for a in draw(4, 40, 2, 8))
+    segments = jnp.asarray(documents(4, 40, 2))
+    options = {"implementation": "xla", "dropout_rate": 0.2}
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def attend(q, k, v, segments, key):
+        out = causal_attention(q[None], k[None], v[None], segments_BxL=segments[None], dropout_key=key, **options)
+        return out[0]
+
+    def vmapped(q, k, v):
+        return jax.vmap(attend)(q, k, v, segments, keys)
+
+    def scanned(q, k, v):
+        return jax.lax.scan(lambda _, row: (None, jax.checkpoint(attend)(*row)), None, (q, k, v, segments, keys))[1]
+
+    def one_by_one(q, k, v):
+        return jnp.stack([attend(q[i], k[i], v[i], segments[i], keys[i]) for i in range(4)])
+
+    want = jax.jit(lambda: (lambda o, g: (o, g(dout)))(*jax.vjp(one_by_one, q, k, v)))()
+    for fn in (vmapped, scanned):
+        got = jax.jit(lambda fn=fn: (lambda o, g: (o, g(dout)))(*jax.vjp(fn, q, k, v)))()
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+def test_cached_attention_equals_the_full_pass(alibi, x64):
+    B, L, S = 2, 9, 14
+    q, k, v = draw(B, S, 3, 4, n=3)
+    slopes = alibi_slopes(3) if alibi else None
+    full = causal_attention(q, k, v, alibi_slopes_H=slopes, implementation="plain")
+    index = np.array([np.arange(L), np.arange(L) + 4])  # rows at different places of their sequences
+    queries = np.take_along_axis(q, index[:, :, None, None], axis=1)
+    got = cached_attention(queries, k, v, index, alibi_slopes_H=slopes)
+    close(got, np.take_along_axis(np.asarray(full), index[:, :, None, None], axis=1))
+    k[0, L:], v[0, L:] = 99.0, -99.0  # slots that row 0 has not written
+    close(cached_attention(queries, k, v, index, alibi_slopes_H=slopes), got)
+
+
+def test_alibi_slopes():
+    eight = [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(8).tolist() == eight
+    assert alibi_slopes(4).tolist() == [0.25, 0.0625, 0.015625, 0.00390625]
+    assert alibi_slopes(6).tolist() == [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]
+    np.testing.assert_allclose(alibi_slopes(12), [*eight, *(2 ** -(i + 0.5) for i in range(4))], rtol=1e-6)
+    assert alibi_slopes(1).tolist() == [2.0**-8]
+
+
+CUDNN = {
+    "platform": "gpu",
+    "dtype": jnp.bfloat16,
+    "head_dim": 64,
+    "has_segments": False,
+    "has_alibi": False,
+    "dropout": 0.0,
+}
+
+
+def test_choose_attention():
+    assert choose_attention("auto", **CUDNN) == choose_attention("cudnn", **CUDNN) == "cudnn"
+    assert choose_attention("plain", **CUDNN) == "plain"
+    assert choose_attention("xla", **CUDNN) == "xla"
+    with pytest.raises(ConfigError, match=r"^model\.attention: 'flash' is unknown, choose from auto, xla"):
+        choose_attention("flash", **CUDNN)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ({"platform": "cpu"}, "not on cpu"),
+        ({"dtype": jnp.float32}, "not in float32"),
+        ({"head_dim": 60}, "multiple of 8 up to 128, not 60"),
+        ({"head_dim": 136}, "multiple of 8 up to 128, not 136"),
+        ({"has_segments": True}, "packed documents"),
+        ({"has_alibi": True}, "ALiBi"),
+        ({"dropout": 0.1}, "drop"),
+    ],
+)
+def test_cudnn_is_refused_where_it_cannot_honour_an_option(obstacle, reason):
+    options = CUDNN | obstacle
+    assert choose_attention("auto", **options) == "xla"
+    with pytest.raises(ConfigError, match=rf"^model\.attention: cudnn .*{reason}.*; use auto or xla$"):
+        choose_attention("cudnn", **options)
+
+
+def test_cudnn_is_called_causal_with_the_same_scale(monkeypatch):
+    q, k, v = (jnp.asarray(a, "bfloat16") for a in draw(1, 20, 2, 8, n=3))
+    want = causal_attention(q, k, v, implementation="plain")
+    asked = []
+
+    def spy(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return original(*args, implementation="xla", **kwargs)
+
+    original = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    got = causal_attention(q, k, v)
+    assert asked == ["cudnn"]
+    np.testing.assert_allclose(np.asarray(got, "float32"), np.asarray(want, "float32"), atol=0.03)

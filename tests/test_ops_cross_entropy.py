@@ -1,0 +1,180 @@
+"""ops/cross_entropy.py: the chunked form against the plain one, the plain one against numpy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psann_jax.ops.cross_entropy import cross_entropy, cross_entropy_reference
+
+
+def draw(B, L, D, V, seed=0):
+    """x, kernel, targets, weights, bias; some tokens are ignored and have an impossible target."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, V, (B, L))
+    weights = rng.choice([0.0, 1.0, 0.5], (B, L))
+    targets[weights == 0] = rng.choice([-100, V, 0], (weights == 0).sum())
+    return rng.standard_normal((B, L, D)), rng.standard_normal((D, V)), targets, weights, rng.standard_normal(V)
+
+
+def value_and_gradients(fn, x, kernel, targets, weights, bias=None, **kwargs):
+    """Loss, stats, and the gradients for x, kernel, weights and bias of 3 * loss."""
+
+    @jax.jit
+    def run(x, kernel, weights, bias, targets):
+        def scaled(x, kernel, weights, bias):
+            loss, stats = fn(x, kernel, targets, weights, bias_V=bias, **kwargs)
+            return 3 * loss, (loss, stats)
+
+        grads, (loss, stats) = jax.grad(scaled, (0, 1, 2, 3), has_aux=True)(x, kernel, weights, bias)
+        return loss, stats, grads
+
+    return run(x, kernel, weights, bias, targets)
+
+
+def test_the_reference_equals_numpy(x64):
+    x, kernel, targets, weights, bias = draw(2, 5, 3, 7)
+    logits = x @ kernel + bias
+    lse = np.log(np.exp(logits).sum(-1))
+    nll = lse - np.take_along_axis(logits, targets.clip(0, 6)[..., None], -1)[..., 0]
+    loss = 0.9 * nll + 0.1 * (lse - logits.mean(-1)) + 0.01 * lse**2
+    got, stats = cross_entropy_reference(x, kernel, targets, weights, bias_V=bias, label_smoothing=0.1, z_loss=0.01)
+    np.testing.assert_allclose(got, (weights * loss).sum())
+    np.testing.assert_allclose(stats["nll"], (weights * nll).sum())
+    np.testing.assert_allclose(stats["correct"], (weights * (logits.argmax(-1) == targets)).sum())
+    np.testing.assert_allclose(stats["weight"], weights.sum())
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    B=st.integers(1, 4),
+    L=st.integers(1, 23),
+    D=st.integers(1, 5),
+    V=st.integers(2, 9),
+    chunk=st.integers(1, 40),
+    has_bias=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    z_loss=st.sampled_from([0.0, 0.3]),
+)
+def test_chunked_equals_the_reference(B, L, D, V, chunk, has_bias, label_smoothing, z_loss):
+    x, kernel, targets, weights, bias = draw(B, L, D, V, seed=L)
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    with jax.enable_x64(True):
+        args = (x, kernel, targets, weights, bias if has_bias else None)
+        want = value_and_gradients(cross_entropy_reference, *args, **options)
+        got = value_and_gradients(cross_entropy, *args, **options, chunk_tokens=chunk)
+        evaluated = cross_entropy(*args[:4], bias_V=args[4], **options, chunk_tokens=chunk)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, want)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), evaluated, want[:2])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 3e-3)])
+def test_lower_precision(dtype, tolerance):
+    x, kernel, targets, weights, bias = draw(2, 50, 16, 300)
+    x, kernel = (jnp.asarray(a, dtype).astype("float32") for a in (x, kernel / 4))
+    with jax.enable_x64(True):
+        wide = (np.asarray(a, "float64") for a in (x, kernel))
+        want = value_and_gradients(cross_entropy_reference, *wide, targets, weights, bias)
+    weights, bias = weights.astype("float32"), bias.astype("float32")
+    for kernel_dtype in (dtype, "float32"):
+        args = (x.astype(dtype), kernel.astype(kernel_dtype), targets, weights, bias)
+        loss, stats, grads = value_and_gradients(cross_entropy, *args, chunk_tokens=16)
+        assert loss.dtype == stats["nll"].dtype == jnp.float32
+        assert [g.dtype for g in grads] == [dtype, kernel_dtype, "float32", "float32"]
+        np.testing.assert_allclose(loss, want[0], rtol=1e-5)
+        for got, ref in zip(grads, want[2], strict=True):
+            np.testing.assert_allclose(np.asarray(got, "float64"), ref, atol=tolerance * np.abs(ref).max())
+
+
+def test_fp16_gradients_do_not_underflow():
+    # A mean over 2^16 tokens: every gradient is below 6e-8, the least positive fp16, without the loss scale.
+    x, kernel, targets, _, _ = draw(2, 4, 8, 5000)
+    x, kernel, scale = 0.1 * x, 0.1 * kernel, 2.0**16
+
+    def mean(x, kernel, loss_scale):
+        loss, _ = cross_entropy(x, kernel, targets.clip(0), jnp.ones(targets.shape))
+        return loss_scale * (loss / 2**16)
+
+    dx, dkernel = jax.grad(mean, (0, 1))(jnp.asarray(x, "float16"), jnp.asarray(kernel, "float16"), scale)
+    with jax.enable_x64(True):
+        want = jax.grad(mean, (0, 1))(*(np.asarray(jnp.asarray(a, "float16"), "float64") for a in (x, kernel)), scale)
+    for got, ref in zip((dx, dkernel), want, strict=True):
+        error = np.abs(np.asarray(got, "float64") - np.asarray(ref))
+        # 5000 classes: the probability of a class is 2e-4, so that gradients of the kernel are as small.
+        assert np.median(error / np.abs(ref)) < 0.01
+
+
+def test_targets_of_weight_zero_may_be_anything_others_must_be_ids():
+    x, kernel, targets, _, _ = draw(2, 6, 3, 7)
+    targets = targets.clip(0, 6)
+    weights = np.ones((2, 6), "float32")
+    weights[0, 2] = 0
+    want = value_and_gradients(cross_entropy, x, kernel, targets, weights)
+    for ignored in (-100, 7, 10**6):
+        targets[0, 2] = ignored
+        got = value_and_gradients(cross_entropy, x, kernel, targets, weights)
+        # The gradient of a weight is the loss of its token, which has none.
+        jax.tree.map(np.testing.assert_array_equal, (got[:2], got[2][:2]), (want[:2], want[2][:2]))
+        assert np.isfinite(got[2][2]).all()
+    for bad in (-1, 7):
+        targets[0, 1] = bad
+        assert np.isnan(cross_entropy(x, kernel, targets, weights)[0])
+
+
+def test_a_tie_is_no_hit():
+    x, targets, weights = np.ones((1, 3, 1)), np.array([[0, 1, 2]]), np.ones((1, 3))
+    for kernel, correct in (([[0, 0, 0]], 0), ([[1, 2, 0]], 1), ([[2, 2, 1]], 0)):
+        _, stats = cross_entropy(x, np.array(kernel, "float32"), targets, weights)
+        assert stats["correct"] == correct
+
+
+def primitives(jaxpr):
+    """All equations, inner ones too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in jax.core.jaxprs_in_params(eqn.params):
+            yield from primitives(sub)
+
+
+def test_no_array_of_batch_by_vocabulary_and_no_gradient_work_in_evaluation():
+    B, L, D, V = 2, 64, 3, 50
+    x, kernel, targets, weights, _ = draw(B, L, D, V)
+
+    def loss(x, kernel):
+        return cross_entropy(x, kernel, targets, weights, label_smoothing=0.1, chunk_tokens=16)[0]
+
+    counts = []
+    for fn in (loss, jax.grad(loss, (0, 1))):
+        equations = list(primitives(jax.make_jaxpr(fn)(x, kernel).jaxpr))
+        assert max(v.aval.size for e in equations for v in e.outvars) <= 16 * V
+        counts.append(sum(e.primitive.name == "dot_general" for e in equations))
+    assert counts == [1, 3]
+
+
+def test_inside_scan_over_micro_batches_and_checkpoint():
+    x, kernel, targets, weights, bias = (jnp.asarray(a, "float32") for a in draw(4, 10, 3, 7))
+    targets = targets.astype(int)
+
+    def direct(kernel, bias):
+        return cross_entropy_reference(jnp.tanh(x), kernel, targets, weights, bias_V=bias)[0]
+
+    def accumulated(kernel, bias):
+        @jax.checkpoint
+        def loss(kernel, bias, x, targets, weights):
+            return cross_entropy(jnp.tanh(x), kernel, targets, weights, bias_V=bias, chunk_tokens=6)[0]
+
+        def body(total, batch):
+            value, grads = jax.value_and_grad(loss, (0, 1))(kernel, bias, *batch)
+            return jax.tree.map(jnp.add, total, (value, grads)), None
+
+        zero = (jnp.zeros(()), (jnp.zeros_like(kernel), jnp.zeros_like(bias)))
+        batches = tuple(a.reshape(2, 2, *a.shape[1:]) for a in (x, targets, weights))
+        return jax.lax.scan(body, zero, batches)[0]
+
+    want = jax.value_and_grad(direct, (0, 1))(kernel, bias)
+    got = jax.jit(accumulated)(kernel, bias)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
