@@ -59,7 +59,7 @@ class Decoder(nnx.Module):
         def make_blocks(rngs: nnx.Rngs) -> Block:
             return Block(config, rngs=rngs)
 
-        self.blocks = make_blocks(rngs)
+        self.blocks: Any = make_blocks(rngs)
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
         self.head = param(rngs, xavier_uniform, (d, v), "embedding", ("embed", "vocab"))
 
@@ -120,6 +120,20 @@ class Decoder(nnx.Module):
             layers.append(entry)
         return {"length": jnp.zeros((batch,), jnp.int32), "layers": layers}
 
+    def cache_axes(self) -> Cache:
+        """The logical axes of every array of `init_cache`, in its structure."""
+        kv, history = ("batch", None, "heads", None), ("batch", None, None)
+        axes = {"k": kv, "v": kv, "wave": history, "spectral": history}
+        entries = jax.eval_shape(lambda: self.init_cache(1, 1)["layers"])
+        return {"length": ("batch",), "layers": [{name: axes[name] for name in entry} for entry in entries]}
+
+    def unstack(self) -> None:
+        """Holds each block's parameters in arrays of their own from now on; then `hidden` needs a cache.
+
+        Decoding reads every weight at every token, and a slice of a stack would be copied each time.
+        """
+        self.blocks = nnx.List(self._block_list())
+
     def _context(
         self,
         tokens_BxL: jax.Array,
@@ -178,14 +192,18 @@ class Decoder(nnx.Module):
 
     def _cached_stack(self, x: jax.Array, context: Context, cache: Cache) -> tuple[jax.Array, Cache]:
         """All blocks unrolled, so that every layer's cache has its own size and is updated in place."""
-        graphdef, stacked = nnx.split(self.blocks)
         growth, layers = self.config.wave.dilation_growth, []
-        for i, entry in enumerate(cache["layers"]):
-            block = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked))
+        for i, (block, entry) in enumerate(zip(self._block_list(), cache["layers"], strict=True)):
             shift = (self.config.wave.kernel - 1) * growth**i
             x, entry = block(x, context, entry, None, dilation=growth**i, max_shift=shift)
             layers.append(entry)
         return x, {"length": cache["length"] + context.valid_B, "layers": layers}
+
+    def _block_list(self) -> list[Block]:
+        if isinstance(self.blocks, nnx.List):
+            return list(self.blocks)
+        graphdef, stacked = nnx.split(self.blocks)
+        return [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(self.config.n_layers)]
 
 
 def _rematerialised(body: Any, remat: str) -> Any:

@@ -145,7 +145,7 @@ class _Run:
         self, config: Config, task: Task, mesh: Mesh, workdir: Path, checkpoints: Checkpoints, done: int
     ) -> None:
         self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
-        self.step = done
+        self.step = self.saved = done
         task.check_mesh(mesh)
         self.compiled: Compiled = compile_steps(task, config, self.mesh)
         leads = jax.process_index() == 0
@@ -264,8 +264,7 @@ class _Run:
         self.evaluations.append({"step": self.step, **result})
         self.writer.write("eval", self.step, result)
         self.progress.evaluation(self.step, result)
-        saved = self.checkpoints.latest() == self.step
-        if self.step and (saved or result["loss"] < best):
+        if self.step and (self.saved == self.step or result["loss"] < best):
             self._save()
         return True
 
@@ -282,6 +281,7 @@ class _Run:
 
     def _save(self, *, final: bool = False) -> None:
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
+        self.saved = self.step
         self.checkpoints.save(
             self.step,
             self.state,
