@@ -12,6 +12,6 @@ def get_config() -> config_dict.ConfigDict:
     config.model.wave.interleave = True
     config.data.max_length = 256
     config.data.tokenizer.vocab_size = 4096
-    config.train.update(steps=200, batch_tokens=4096, lr=3e-3, warmup_steps=20, precision="fp32")
-    config.eval.max_tokens = 65536
+    config.train.update(steps=300, batch_tokens=4096, lr=3e-3, warmup_steps=30, precision="fp32")
+    config.eval.every = 100
     return config

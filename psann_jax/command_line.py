@@ -49,7 +49,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _value_of(arguments: Sequence[str], index: int) -> str:
-    flag, equals, value = arguments[index].partition("=")
+    _, equals, value = arguments[index].partition("=")
     return value if equals else "".join(arguments[index + 1 : index + 2])
 
 

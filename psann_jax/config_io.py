@@ -112,7 +112,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
 
 
 def nearest(name: str, valid: Any) -> str:
-    """", did you mean X?" for the valid name most like a wrong one, or nothing."""
+    """A hint at the valid name most like a wrong one, to end a message with; empty if none is like it."""
     match = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.5)
     return f", did you mean {match[0]}?" if match else ""
 

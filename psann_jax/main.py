@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         from psann_jax.tasks.language_model import LanguageModel
         from psann_jax.train.loop import train
 
-        name = Path(flags.FLAGS["config"].config_filename).stem
+        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         train(config, lambda: LanguageModel.load(config), Path(_WORKDIR.value or f"runs/{name}"))
     except UserError as error:
         fail(error)

@@ -1,15 +1,22 @@
 """The two-layer perceptron of a block and its activations."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
-from psann_jax.config import DecoderConfig
+from psann_jax.config import DecoderConfig, SineConfig
 from psann_jax.nn.linear import Linear, dropout
 from psann_jax.nn.sine import Sine
 
-ELEMENTWISE = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+Activation = Callable[[jax.Array], jax.Array]
+ELEMENTWISE: dict[str, Activation] = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+
+
+def make_activation(name: str, features: int, config: SineConfig, axis: str | None, *, rngs: nnx.Rngs) -> Activation:
+    """The activation sine, gelu (exact) or relu; `axis` is the logical name of the feature axis."""
+    return Sine(features, config, axis, rngs=rngs) if name == "sine" else ELEMENTWISE[name]
 
 
 class MLP(nnx.Module):
@@ -20,9 +27,7 @@ class MLP(nnx.Module):
         self.rate = config.dropout
         self.fc1 = Linear((config.d_model, config.d_mlp), ("embed", "mlp"), bias=True, rngs=rngs)
         self.fc2 = Linear((config.d_mlp, config.d_model), ("mlp", "embed"), bias=True, rngs=rngs)
-        self.act = (
-            Sine(config.d_mlp, config.sine, "mlp", rngs=rngs) if activation == "sine" else ELEMENTWISE[activation]
-        )
+        self.act = make_activation(activation, config.d_mlp, config.sine, "mlp", rngs=rngs)
 
     def __call__(self, x_BxLxD: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); `key` is for dropout."""

@@ -8,10 +8,9 @@ from psann_jax.config import DecoderConfig
 from psann_jax.nn.causal_filter import causal_filter, next_history
 from psann_jax.nn.context import Context, LayerCache
 from psann_jax.nn.linear import Linear, dropout
-from psann_jax.nn.mlp import ELEMENTWISE
+from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import param
-from psann_jax.nn.sine import Sine
 
 
 def _tap_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -32,7 +31,7 @@ class Wave(nnx.Module):
         features = config.d_model
         self.norm = RMSNorm(features, rngs=rngs)
         self.conv = param(rngs, _tap_init, (config.wave.kernel, features), "conv", (None, None))
-        self.act = Sine(features, config.sine, None, rngs=rngs) if activation == "sine" else ELEMENTWISE[activation]
+        self.act = make_activation(activation, features, config.sine, None, rngs=rngs)
         self.proj = Linear((features, features), ("embed", None), bias=True, rngs=rngs)
 
     def __call__(

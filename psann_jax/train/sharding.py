@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import MeshConfig, require
 from psann_jax.nn.partition import MESH_AXES, RULES, ParamInfo
@@ -47,7 +47,7 @@ def param_shardings(mesh: Mesh, abstract: Any, infos: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract, infos)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of an array that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
