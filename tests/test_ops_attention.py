@@ -62,7 +62,7 @@ def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
     close(got, by_hand(q, k, v, np.ones((2, 13)), np.zeros(3)))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6)
 @given(
     B=st.integers(1, 3),
     L=st.integers(1, 40),
@@ -136,11 +136,12 @@ def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
     q, k = (jnp.zeros((4, L, 2, L)) for _ in range(2))
     v = jnp.broadcast_to(jnp.eye(L)[None, :, None], q.shape)  # the output shows the weights themselves
 
+    @jax.jit
     def weights(seed):
         p = causal_attention(q, k, v, dropout_rate=0.25, dropout_key=jax.random.key(seed), implementation="xla")
-        return np.asarray(p).transpose(0, 2, 1, 3)
+        return p.transpose(0, 2, 1, 3)
 
-    p = weights(0)
+    p = np.asarray(weights(0))
     lower = np.broadcast_to(np.tril(np.ones((L, L), bool)), p.shape)
     assert abs((p[lower] == 0).mean() - 0.25) < 0.01
     kept = lower & (p > 0)

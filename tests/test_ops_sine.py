@@ -13,7 +13,7 @@ from psann_jax.ops import sine
 from psann_jax.ops.sine import damped_sine, damped_sine_reference
 
 MODES = ("abs", "relu", "none")
-fuzz = settings(deadline=None, max_examples=10)
+fuzz = settings(deadline=None, max_examples=6)
 
 
 def draw(shape, dtype="float64", seed=0, spread=2.0):

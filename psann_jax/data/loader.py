@@ -63,6 +63,8 @@ class TextData:
 
     Attributes:
       tokenizer: of the text.
+      train_windows: windows in the order of the text, for each source with `data.weights`, else in one piece.
+      valid_windows: windows of the validation text.
       n_train_tokens, n_valid_tokens: bos and eos included.
       n_train_windows, n_valid_windows: windows (rows, if `data.pack` is off) of L tokens, of an epoch and of the whole
         validation text.
@@ -76,18 +78,18 @@ class TextData:
         self.tokenizer = tokenizer
         self.fingerprint = prepared.fingerprint
         self._config, self._prepared = config, prepared
-        self._valid = self._windows(prepared.valid, keep_last=True)
+        self.valid_windows = self._windows(prepared.valid, keep_last=True)
         shards = self._train_shards()
-        self._train = [self._windows(shard) for shard in shards]
+        self.train_windows = [self._windows(shard) for shard in shards]
         names = config.sources if config.weights else (", ".join(config.sources),)
-        for name, shard, windows in zip(names, shards, self._train, strict=True):
+        for name, shard, windows in zip(names, shards, self.train_windows, strict=True):
             if not len(windows):
                 raise UserError(
                     f"data.max_length: is {config.max_length}, but the training text of {name} has {shard.n_tokens} "
                     f"tokens, fewer than the {config.max_length + 1} of one window"
                 )
         self.n_train_tokens, self.n_valid_tokens = prepared.train.n_tokens, prepared.valid.n_tokens
-        self.n_train_windows, self.n_valid_windows = sum(map(len, self._train)), len(self._valid)
+        self.n_train_windows, self.n_valid_windows = sum(map(len, self.train_windows)), len(self.valid_windows)
         # Every token is predicted once, but the first of all and, where documents are apart, of each document.
         unpredicted = prepared.valid.n_documents if config.document_mask else 1
         self.bytes_per_token = prepared.valid.text_bytes / (self.n_valid_tokens - unpredicted)
@@ -142,7 +144,7 @@ class TextData:
         if max_tokens:
             n = min(n, max(max_tokens // self._config.max_length, 1))
         filler = padding(self._config.max_length, self.tokenizer.pad_id)
-        rows = grain.MapDataset.source(_Padded(self._valid, n, batch_size, filler))
+        rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, filler))
         return self._read_ahead(_Batches(rows, batch_size, process_index, process_count))
 
     def describe(self) -> str:
@@ -185,10 +187,10 @@ class TextData:
 
     def _train_dataset(self, seed: int, batch_size: int, process_index: int, process_count: int) -> "_Batches":
         # Seeds of their own: sources of the same size would be shuffled alike.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._train)).tolist()
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.train_windows)).tolist()
         parts = [
             grain.MapDataset.source(windows).shuffle(seed=part_seed).repeat()
-            for windows, part_seed in zip(self._train, seeds, strict=True)
+            for windows, part_seed in zip(self.train_windows, seeds, strict=True)
         ]
         rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, self._config.weights)
         return _Batches(rows, batch_size, process_index, process_count)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.nn.partition import constant, param, xavier_uniform
+from psann_jax.ops.linear import matmul
 
 
 class Linear(nnx.Module):
@@ -17,7 +18,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (..., in) to (..., out)."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
