@@ -1,1 +1,17 @@
 """psann_jax: sine-activated language models and other unusual sequence models in JAX."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psann_jax.api import psannLM, psannLMDataPrep
+
+__all__ = ["psannLM", "psannLMDataPrep"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for, so that the commands can tell a mistake in a config before JAX has loaded.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from psann_jax import api
+
+    return getattr(api, name)

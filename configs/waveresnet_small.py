@@ -1,0 +1,17 @@
+"""TODO"""
+
+from ml_collections import config_dict
+
+from psann_jax.config_io import default_config
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The experiment."""
+    config = default_config("waveresnet")
+    config.model.update(d_model=512, n_layers=8, n_heads=8, d_mlp=2048)
+    config.data.max_length = 1024
+    config.data.tokenizer.vocab_size = 32000
+    config.train.update(steps=10_000, batch_tokens=131_072, grad_accum=16, lr=2e-4, warmup_steps=2000)
+    config.train.update(weight_decay=0.01, grad_clip=1.0, precision="bf16")
+    config.eval.update(every=500, max_tokens=1_000_000)
+    return config

@@ -1,0 +1,89 @@
+"""A config of this project as a contender: its own compiled training step on random tokens."""
+
+import time
+from importlib.metadata import version
+from typing import Any, cast
+
+import jax
+
+from psann_jax.bench.random_text import RandomText
+from psann_jax.config import Config
+from psann_jax.data.loader import TextData
+from psann_jax.models.registry import Network
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train.compilation import compile_steps
+from psann_jax.train.hardware import device_description, mfu, peak_memory_mb, training_flops_per_token
+from psann_jax.train.sharding import make_mesh, put_batch
+from psann_jax.train.step import init_state
+
+MFU_FORMULA = (
+    "tokens/s * (6 * parameters in matrix products, head included + 6 * layers * length * d_model) / peak FLOP/s"
+)
+
+
+class Ours:
+    """The training step of a config, as `psann_jax.train.loop` drives it.
+
+    Attributes:
+      facts: n_params, compile_s, device, attention and versions.
+    """
+
+    def __init__(self, config: Config):
+        """Compiles the step and makes the state; model.vocab_size must be set."""
+        jax.config.update("jax_enable_compilation_cache", False)  # its hits would be reported as compile times
+        self._config = config
+        self._task = LanguageModel(config, cast(TextData, RandomText(config)))
+        self._mesh = make_mesh(config.mesh)
+        self._task.check_mesh(self._mesh)
+        self._compiled = compile_steps(self._task, config, self._mesh)
+        with jax.set_mesh(self._mesh):
+            self._state = init_state(self._task.network, config.train, self._compiled.spec, config.seed)
+        self._batches = self._task.train_batches(0)
+        self.facts: dict[str, Any] = {
+            "n_params": self._task.network.n_params,
+            "compile_s": self._compiled.seconds,
+            "device": device_description(),
+            "attention": self._task.attention(),
+            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            "mfu_formula": MFU_FORMULA,
+        }
+
+    def run(self, n_steps: int) -> list[float]:
+        """Takes steps, waiting for each while the next is on its way, as in training; seconds of each."""
+        seconds, pending = [], None
+        began = time.perf_counter()
+        with jax.set_mesh(self._mesh):
+            for i in range(n_steps + 1):
+                loss = None
+                if i < n_steps:
+                    batch = put_batch(next(self._batches), self._compiled.batch)
+                    self._state, metrics = self._compiled.train_step(self._state, batch)
+                    loss = metrics["loss"]
+                if pending is not None:
+                    pending.block_until_ready()
+                    now = time.perf_counter()
+                    seconds.append(now - began)
+                    began = now
+                pending = loss
+        return seconds
+
+    def peak_memory_mb(self) -> float:
+        """See `psann_jax.train.hardware.peak_memory_mb`."""
+        return peak_memory_mb()
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOP/s utilisation (`MFU_FORMULA`), None on hardware whose peak is not known."""
+        model, length = self._config.model, self._config.data.max_length
+        flops = training_flops_per_token(_matrix_params(self._task.network), model.n_layers, model.d_model, length)
+        return mfu(tokens_per_s, flops, self._config.train.precision)
+
+
+def _matrix_params(network: Network) -> int:
+    """Weights that take part in matrix products: the matrices of the blocks, and the head."""
+    sizes = jax.tree.map(lambda a, info: a.size if info.kind == "matrix" else 0, network.abstract, network.infos)
+    return sum(jax.tree.leaves(sizes)) + network.abstract["head"].size
+
+
+def make(config: Config) -> Ours:
+    """The contender, in the process of its worker."""
+    return Ours(config)

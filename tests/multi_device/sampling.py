@@ -1,0 +1,58 @@
+"""Greedy and seeded text of one model on several meshes of one process, as JSON."""
+
+import json
+
+import jax
+import numpy as np
+from variants import SIZES, variant
+
+from psann_jax.models import registry
+from psann_jax.sample.generation import generate
+from psann_jax.sample.next_token import Sampling
+from psann_jax.sample.sampler import Sampler, mesh_of
+
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
+VARIANTS = ("waveresnet_dilated", "sgrpsann")
+COMPILED = []  # an entry for every compilation
+
+
+def model_of(name):
+    """A network and parameters at random."""
+    network = registry.build(variant(name, vocab_size=32, n_layers=1))
+    rng = np.random.default_rng(0)
+    return network, jax.tree.map(lambda a: (0.3 * rng.normal(size=a.shape)).astype(np.float32), network.abstract)
+
+
+def texts_on(sizes, name):
+    """Produced tokens, and the share of parameters and cache that one device holds."""
+    network, params = model_of(name)
+    sampler = Sampler(network, params, eos_id=2, max_length=24, mesh=mesh_of(sizes))
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, SIZES["vocab_size"], n).tolist() for n in (1, 9, 4)]
+    options = {"max_new_tokens": 30, "overflow": "slide"}
+    tokens = [row.tokens for row in generate(sampler, prompts, Sampling(temperature=0), **options)]
+    before = len(COMPILED)
+    tokens += [row.tokens for row in generate(sampler, prompts, Sampling(temperature=1.5, top_p=0.9), **options)]
+    recompiled = len(COMPILED) - before
+    state = sampler.init_state(np.zeros(8, np.int32), np.zeros((8, 32), bool), 24)
+    return {
+        "tokens": tokens,
+        "recompiled": recompiled,
+        "params": share(sampler._params),
+        "cache": share({name: state["cache"]["layers"][0][name] for name in ("k", "v")}),
+    }
+
+
+def share(arrays):
+    """Of all elements, those on the first device."""
+    leaves = jax.tree.leaves(arrays)
+    return sum(a.addressable_shards[0].data.size for a in leaves) / sum(a.size for a in leaves)
+
+
+if __name__ == "__main__":
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: (
+            COMPILED.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+        )
+    )
+    print(json.dumps({mesh: {name: texts_on(sizes, name) for name in VARIANTS} for mesh, sizes in MESHES.items()}))
