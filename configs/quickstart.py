@@ -1,4 +1,10 @@
-"""A small WaveResNet on the text of Python's own standard library."""
+"""A small WaveResNet on the help texts and sources of Python's own standard library.
+
+  python -m psann_jax.main --config=configs/quickstart.py
+
+2 CPU cores (AMD EPYC, shared with other work): validation loss 8.35 before, 4.36 after 300 updates (ppl 78,
+1.79 bits per byte) on Python 3.11.7; 5,000 to 9,000 tokens/s, 1.4 GB.
+"""
 
 from ml_collections import config_dict
 

@@ -21,6 +21,7 @@ from psann_jax import api_settings as settings
 from psann_jax.api_data import psannLMDataPrep
 from psann_jax.config import Config, require
 from psann_jax.config_io import parse
+from psann_jax.data.loader import load_text
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
 from psann_jax.models.registry import Network, Params
@@ -174,9 +175,12 @@ class psannLM:
             given["remat"] = "block"
         length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "max_steps": max_steps}
         with settings.FIT.named(), settings.DATA.named(), _directory(workdir) as directory:
-            data = train_data.validated_by(val_data) if val_data is not None else train_data.config
+            data, n_windows = train_data.config, len(train_data)
+            if val_data is not None:
+                data = train_data.validated_by(val_data)
+                n_windows = load_text(data).n_train_windows
             self._check_tokenizer(train_data.tokenizer)
-            config = settings.fit_config(self._model, data, len(train_data), given, length, directory / CONFIG)
+            config = settings.fit_config(self._model, data, n_windows, given, length, directory / CONFIG)
             self._train(config, directory)
         return self
 

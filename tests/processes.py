@@ -18,7 +18,7 @@ def environment(devices=1):
     }
 
 
-def run_script(script, *args, devices=1, timeout=300):
+def run_script(script, *args, devices=1, timeout=1200):
     """Runs a file of the tests folder to its end and returns its standard output."""
     command = [sys.executable, str(TESTS / script), *map(str, args)]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.bench import ours, peer, throughput
+from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_text import RandomText
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, ConfigError, DataConfig, DecoderConfig, TokenizerConfig, TrainConfig, WaveConfig
@@ -187,6 +188,27 @@ def test_contenders_take_turns(n_steps, monkeypatch):
     assert log[:4] == ["a", "b", "b", "a"][: len(log)]
 
 
+def test_every_lap_holds_one_step():
+    """Where a step ends before it returns, and where it ends in the background."""
+
+    def step_at_once():
+        time.sleep(0.05)
+        return lambda: None
+
+    assert min(lap_times(step_at_once, 4, ahead=False)) >= 0.05
+
+    events, number = [], itertools.count()
+
+    def step_in_background():
+        i = next(number)
+        events.append(f"start {i}")
+        return lambda: events.append(f"end {i}")
+
+    assert len(lap_times(step_in_background, 3, ahead=True)) == 3
+    assert events == ["start 0", "start 1", "end 0", "start 2", "end 1", "end 2"]
+    assert lap_times(step_in_background, 0, ahead=True) == []
+
+
 def test_matrix_parameters_are_those_that_multiply():
     """By hand: attention 4 d^2 and MLP 2 d m a layer, and the head; not the embedding table."""
     network = make_network(TINY, 50)
@@ -275,7 +297,7 @@ def test_no_worker_outlives_the_measurement(sign, delay, config_file):
     try:
         assert parent.stderr.readline().startswith("respsann: building")
         children = []
-        while not any("spawn_main" in " ".join(child.cmdline()) for child in children):
+        while not any("psann_jax.bench.workers" in " ".join(child.cmdline()) for child in children):
             children = psutil.Process(parent.pid).children(recursive=True)
         children = [child.pid for child in children]
         time.sleep(delay)

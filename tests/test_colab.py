@@ -69,8 +69,8 @@ def test_the_notebooks_run_one_after_the_other(capsys):
     assert f"({len(completion.tokens)} tokens, ended by {completion.finish})" in out
     picture = shown[0].axes[0]
     assert len(picture.texts) == len(completion.tokens)
-    shades = picture.images[0].get_array().ravel()[: len(completion.tokens)]
-    assert shades == pytest.approx([math.exp(logprob) for logprob in completion.logprobs])
+    shades = [float(shade) for shade in picture.images[0].get_array().ravel()]
+    assert shades[: len(completion.tokens)] == pytest.approx([math.exp(logprob) for logprob in completion.logprobs])
 
 
 def test_generation_trains_a_model_where_there_is_none(tmp_path):

@@ -80,7 +80,7 @@ def test_documents_and_fields_are_read_as_asked(run, tmp_path):
     field = text_of(run, str(tmp_path / "a.jsonl"), text_field="body")
     for name, array in whole.valid_windows[0].items():
         np.testing.assert_array_equal(field.valid_windows[0][name], array)
-    assert (whole.n_valid_tokens, lines.n_valid_tokens) == (len("the moon\nsea") + 2, len("the moonsea") + 4)
+    assert (whole.n_valid_tokens, lines.n_valid_tokens) == (len("the moon\nsea\n") + 2, len("the moonsea") + 4)
 
 
 def test_a_prefix_is_in_whole_windows(run):

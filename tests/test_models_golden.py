@@ -9,9 +9,9 @@ import pytest
 
 from psann_jax.config import DecoderConfig, SineConfig, SpectralConfig
 from psann_jax.models import registry
-from psann_jax.weights.psannlm_names import from_psannlm
 from psann_jax.nn.sine import Sine
 from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.weights.psannlm_names import from_psannlm
 
 GOLDEN = Path(__file__).parent / "golden"
 RTOL = 1e-6  # the originals form their rotary tables in float32

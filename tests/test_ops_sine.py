@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psann_jax.ops import sine
@@ -55,6 +55,7 @@ def test_values_of_the_original():
     block=st.sampled_from([1, 8, 50, 10**6]),
     seed=st.integers(0, 99),
 )
+@example(lead=[2, 11], F=3, mode="abs", block=24, seed=0)  # blocks of 4 positions and a rest of 3
 def test_equals_the_reference_in_float64(lead, F, mode, block, seed):
     z, params, dy = draw((*lead, F), seed=seed)
     z.flat[0] = 0.0
@@ -131,13 +132,6 @@ def test_huge_and_non_finite_arguments():
         z = jnp.full((2, 1), bad)
         assert jnp.isnan(damped_sine(z, one, one, one, decay_mode="none")).all()
         assert jnp.isnan(jax.jit(jax.grad(lambda z: damped_sine(z, one, one, one).sum()))(z)).all()
-
-
-def test_slope_of_the_decay_at_zero_is_zero():
-    A, f, d = jnp.array([1.5]), jnp.array([2.0]), jnp.array([0.3])
-    for mode in MODES:
-        dz = jax.grad(lambda z, mode=mode: damped_sine(z, A, f, d, decay_mode=mode).sum())(jnp.zeros((1, 1)))
-        np.testing.assert_allclose(dz, 3.0, rtol=1e-6)
 
 
 def test_the_backend_chooses_the_sine_when_the_program_is_lowered():

@@ -141,12 +141,15 @@ def test_throughput_against_psannlm_measures_both():
     assert "document mask" in throughput.report(result)
 
 
-def test_the_measured_peer_trains_on_the_batches_of_the_config():
+@pytest.mark.parametrize("grad_clip", [0.0, 0.1])
+def test_the_measured_peer_trains_on_the_batches_of_the_config(grad_clip):
     """Its first update is the one that PyTorch makes by hand; micro-batches sum to the whole batch."""
+    # A large eps, as without one the first update of Adam is the same for gradients of any size.
+    train = dataclasses.replace(TRAIN, lr=1.0, eps=0.1, grad_clip=grad_clip)
     config = Config(
         model=DecoderConfig(base="respsann", **SIZES),
         data=DataConfig(max_length=LENGTH, document_mask=False),
-        train=dataclasses.replace(TRAIN, grad_accum=4),
+        train=dataclasses.replace(train, grad_accum=4),
     )
     contender = peer.make(config, "math")
     torch.manual_seed(config.seed)
@@ -155,9 +158,10 @@ def test_the_measured_peer_trains_on_the_batches_of_the_config():
     batches = RandomText(config).train_batches(seed=config.seed, batch_size=config.batch_size)
     rows = torch.from_numpy(next(batches)["tokens"]).long()
     torch.nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.grad_clip)
+    if grad_clip:
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip) > grad_clip
     torch.optim.AdamW(
-        model.parameters(), lr=TRAIN.lr, betas=TRAIN.betas, eps=TRAIN.eps, weight_decay=TRAIN.weight_decay
+        model.parameters(), lr=train.lr, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay
     ).step()
     assert len(contender.run(1)) == 1
     for name, value in contender._model.state_dict().items():

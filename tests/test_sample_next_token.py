@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psann_jax.errors import UserError
-from psann_jax.sample.next_token import Sampling, draw, filtered_weights, next_token, threshold
+from psann_jax.sample.next_token import Sampling, draw, filtered_weights, look_up, next_token, threshold
 
 choose = jax.jit(next_token)
 weigh = jax.jit(filtered_weights)
@@ -151,6 +151,7 @@ def test_filters_equal_the_sorted_form(row, temperature, top_k, top_p, min_p):
 
 @settings(max_examples=100, deadline=None)
 @given(row=logit_rows(30), k=st.integers(1, 30))
+@example(row=np.array([2.0, 1.0, 1.0000001], np.float32), k=4)
 def test_threshold_is_exactly_the_kth_largest_element(row, k):
     padded = np.full((2, 30), -np.inf, np.float32)
     padded[0, : len(row)] = row
@@ -188,6 +189,13 @@ def test_no_token_of_weight_0_is_ever_drawn(data):
     )
     drawn = jax.jit(draw)(jnp.broadcast_to(weights, (200, 300)), keys(200, data.draw(st.integers(0, 1000))))
     assert set(np.asarray(drawn).tolist()) <= set(places)
+
+
+def test_the_ends_of_the_cumulative_sum_fall_on_positive_weights():
+    weights = np.broadcast_to(np.array([0, 0, 2, 0, 1, 0], np.float32), (5, 6))
+    index, rest = look_up(weights, np.array([0.0, 1.5, 2.0, 2.5, 3.0], np.float32))
+    np.testing.assert_array_equal(index, [2, 2, 4, 4, 4])
+    np.testing.assert_array_equal(rest, [0.0, 1.5, 0.0, 0.5, 1.0])
 
 
 def test_a_row_is_drawn_by_its_own_key_alone():

@@ -64,9 +64,9 @@ made = functools.cache(Made)
 
 
 @pytest.fixture
-def endless(monkeypatch):
-    """A model that knows no end of the text."""
-    it = made("waveresnet_dilated")
+def endless(request, monkeypatch):
+    """A model that knows no end of the text; its name can be given by the test."""
+    it = made(getattr(request, "param", "waveresnet_dilated"))
     monkeypatch.setattr(it.sampler, "eos_id", -2)
     return it
 
@@ -203,6 +203,7 @@ def test_a_full_context_stops_a_row_and_says_so(endless):
     assert [row.finish for row in rows] == ["context", "context", "length"]
 
 
+@pytest.mark.parametrize("endless", ["waveresnet_dilated", "sgrpsann"], indirect=True)
 def test_a_sliding_context_goes_on_after_its_last_half(endless):
     half = CONTEXT // 2
     prompts = prompts_of(40, 3, CONTEXT + 9)  # the last one does not fit from the beginning

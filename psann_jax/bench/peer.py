@@ -8,12 +8,13 @@ import contextlib
 import os
 import re
 import resource
-import time
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DecoderConfig, SineConfig, require
 from psann_jax.errors import UserError
@@ -137,19 +138,9 @@ class Peer:
 
     def run(self, n_steps: int) -> list[float]:
         """Takes steps; seconds of each. On a GPU the next step is on its way while one is waited for."""
-        seconds: list[float] = []
-        began, pending = time.perf_counter(), None
-        for i in range(n_steps + 1):
-            event = self._step() if i < n_steps else None
-            if i > 0:
-                if pending is not None:
-                    pending.synchronize()
-                seconds.append(time.perf_counter() - began)
-                began += seconds[-1]
-            pending = event
-        return seconds
+        return lap_times(self._step, n_steps, ahead=self._device.type == "cuda")
 
-    def _step(self) -> Any:
+    def _step(self) -> Callable[[], object]:
         import torch
 
         train = self._config.train
@@ -168,10 +159,10 @@ class Peer:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self._device.type == "cpu":
-            return None
+            return lambda: None
         event = torch.cuda.Event()
         event.record()
-        return event
+        return event.synchronize
 
     def _autocast(self) -> Any:
         import torch

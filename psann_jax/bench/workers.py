@@ -6,9 +6,11 @@ memory of a process is that of its contender alone.
 """
 
 import importlib
-import multiprocessing
-import signal
+import os
+import subprocess
+import sys
 import traceback
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol
@@ -45,17 +47,16 @@ class Worker:
           UserError: as raised in the process, or the process died.
         """
         self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, module, args), name=name, daemon=True)
-        # Ctrl-C reaches all processes. The new one inherits the block and leaves it to this one to end it.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        self._connection, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "psann_jax.bench.workers", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,  # Ctrl-C in a terminal is for this process alone, which then ends the other
+        )
         theirs.close()
         try:
+            self._connection.send((module, args))
             self.facts: dict[str, Any] = self._receive()
         except BaseException:
             self.close()
@@ -75,8 +76,7 @@ class Worker:
         try:
             kind, value = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            self._process.join()
-            code = self._process.exitcode
+            code = self._process.wait()
             raise UserError(
                 f"{self.name}: its process ended with code {code}; -9 hints at too little memory"
             ) from error
@@ -88,11 +88,9 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        self._process.terminate()
-        self._process.join(timeout=5)
-        self._process.kill()
-        self._process.join()
         self._connection.close()
+        self._process.kill()  # it has nothing to lose
+        self._process.wait()
 
     def __enter__(self) -> "Worker":
         return self
@@ -103,9 +101,10 @@ class Worker:
         self.close()
 
 
-def _serve(connection: Connection, module: str, args: tuple[Any, ...]) -> None:
+def _serve(connection: Connection) -> None:
     """The life of a worker's process; it ends when the parent does."""
     try:
+        module, args = connection.recv()
         contender: Contender = importlib.import_module(module).make(*args)
         connection.send(("result", contender.facts))
         while True:
@@ -117,3 +116,7 @@ def _serve(connection: Connection, module: str, args: tuple[Any, ...]) -> None:
         connection.send(("mistake", str(error)))
     except Exception:
         connection.send(("crash", traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

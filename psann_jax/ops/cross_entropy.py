@@ -59,7 +59,8 @@ def cross_entropy(
 
     The logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
     forms the gradients of x, kernel and bias chunk by chunk, so that the logits are computed once; the
-    backward pass only scales them. Otherwise no gradient work is done.
+    backward pass only scales them. Otherwise no gradient work is done. As they belong to the sum, not to a mean,
+    they do not underflow in fp16; the scale of the loss and of a mean is applied in float32.
 
     Args:
         x_BxLxD: last hidden states; bf16, fp16, float32 or float64 (then all is computed in float64).
@@ -170,8 +171,7 @@ def _scan_chunks(
         # 1.7 times as long.
         dkernel = dkernel + jnp.dot(jax.lax.optimization_barrier(x_RxD.T), d_RxV, preferred_element_type=wide) / lift
         dbias = None if bias_V is None else dbias + dlogits_RxV.sum(0)
-        # In fp16 the sum's gradients wait in float32 for the caller's loss scale, against underflow.
-        return (dkernel, dbias), (tokens, dx_RxD if dtype == jnp.float16 else dx_RxD.astype(dtype))
+        return (dkernel, dbias), (tokens, dx_RxD.astype(dtype))
 
     zeros: Any = None
     if with_gradients:

@@ -47,7 +47,7 @@ def damped_sine(
         amplitude_F: A, float32 (float64 when z is), as are the next two.
         frequency_F: f, positive.
         decay_F: d, positive; without effect when `decay_mode` is "none".
-        decay_mode: g: "abs", "relu" or "none". The slope of g at 0 is 0.
+        decay_mode: g: "abs", "relu" or "none".
 
     Returns:
         (..., F) in the type of z; NaN where z is NaN or infinite.

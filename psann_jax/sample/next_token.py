@@ -175,14 +175,22 @@ def draw(weights_BxV: jax.Array, keys_B: jax.Array) -> jax.Array:
     groups_BxGxN = padded.reshape(-1, n_groups, _GROUP)
     sums_BxG = jnp.sum(groups_BxGxN, axis=-1)
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    group_B, rest_B = _look_up(sums_BxG, uniform_B * jnp.sum(sums_BxG, axis=-1))
+    group_B, rest_B = look_up(sums_BxG, uniform_B * jnp.sum(sums_BxG, axis=-1))
     within_BxN = jnp.take_along_axis(groups_BxGxN, group_B[:, None, None], axis=1)[:, 0]
-    index_B, _ = _look_up(within_BxN, rest_B)
+    index_B, _ = look_up(within_BxN, rest_B)
     return group_B * _GROUP + index_B
 
 
-def _look_up(weights_BxN: jax.Array, at_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The index of positive weight where the cumulative sum first exceeds `at`, and how far `at` is into it."""
+def look_up(weights_BxN: jax.Array, at_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the cumulative sum of the weights first exceeds `at`.
+
+    Args:
+      weights_BxN: not negative, at least one of each row positive.
+      at_B: from 0 to the sum.
+
+    Returns:
+      The index, always of a positive weight, and how far `at` is into that weight.
+    """
     ends = jnp.cumsum(weights_BxN, axis=-1)
     positive = weights_BxN > 0
     beyond = (ends > at_B[:, None]) & positive
