@@ -92,11 +92,10 @@ def test_lower_precision(dtype, tolerance):
 
 
 def test_fp16_gradients_do_not_underflow():
-    # A mean over 2^16 tokens and 2000 classes, most of probability below 6e-8, the least positive fp16.
+    # A mean over 2^16 tokens; of 2000 classes many have a probability below 6e-8, the least positive fp16.
     x, kernel, targets, _, _ = draw(2, 8, 8, 2000)
     x, kernel = (jnp.asarray(1.5 * a, "float16") for a in (x, kernel))
 
-    @jax.jit
     def gradients(x, kernel):
         def scaled_mean(x, kernel):
             loss, _ = cross_entropy(x, kernel, targets.clip(0, 1999), jnp.ones(targets.shape))
@@ -106,9 +105,10 @@ def test_fp16_gradients_do_not_underflow():
 
     with jax.enable_x64(True):
         want = gradients(*(np.asarray(a, "float64") for a in (x, kernel)))
-    for got, ref in zip(gradients(x, kernel.astype("float32")), want, strict=True):
-        error = np.abs(np.asarray(got, "float64") - np.asarray(ref)) / np.abs(ref)
-        assert np.median(error) < 0.005
+    with jax.disable_jit():  # XLA's CPU backend would leave the rounding to fp16 out
+        got = gradients(x, kernel.astype("float32"))
+    for a, b in zip(got, want, strict=True):
+        assert np.mean(np.abs(np.asarray(a, "float64") - b) / np.abs(b)) < 0.005
 
 
 def test_targets_of_weight_zero_may_be_anything_others_must_be_ids():

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 from tiny import tiny_config
 from variants import variant
 
 from psann_jax.errors import UserError
 from psann_jax.models import registry
+from psann_jax.nn.partition import MESH_AXES
 from psann_jax.nn.positions import document_reach
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.tasks.language_model import LanguageModel
@@ -96,6 +98,13 @@ def test_evaluation_reports_means_and_bits_per_byte_of_the_bytes_tokenizer(home)
 def test_a_vocabulary_other_than_the_tokenizers_is_refused(home):
     with pytest.raises(UserError, match=r"model\.vocab_size: is 512, but the tokenizer has 260"):
         make(home, model__vocab_size=512)
+
+
+def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(home):
+    task, _, _ = make(home, train__grad_accum=2)
+    mesh = AbstractMesh((8, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    with pytest.raises(UserError, match=r"train\.batch_tokens: makes micro-batches of 4 windows, .* over 8 devices"):
+        compile_steps(task, task.config, mesh)
 
 
 def test_accumulation_equals_the_big_batch(home):
