@@ -1,4 +1,10 @@
-"""TODO"""
+"""The 13 M proxy of the base sweeps of 2025-12; another base with --config.model.base=transformer.
+
+  python -m psann_jax.main --config=configs/proxy_13m.py
+
+2 CPU cores (AMD EPYC): 3,400 tokens/s at 8 x 512 tokens in float32 (BENCHMARKS.md), so its 16.4 M tokens take over
+an hour. The loss and speed of the whole run have not been measured yet.
+"""
 
 from ml_collections import config_dict
 

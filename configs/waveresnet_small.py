@@ -1,4 +1,12 @@
-"""TODO"""
+"""The small WaveResNet: 58 M parameters, 131,072 tokens an update, in micro-batches that fit a laptop's memory.
+
+  python -m psann_jax.main --config=configs/waveresnet_small.py
+  python -m psann_jax.main --config=configs/waveresnet_small.py --config.train.steps=2    (a look, on a CPU)
+
+2 CPU cores (AMD EPYC): validation loss 10.38 before training, 4.6 GB a step by the compiler's account; an update is
+33 TFLOP, many minutes there. On an accelerator set --config.train.grad_accum=1. Loss after training and tokens/s
+have not been measured yet.
+"""
 
 from ml_collections import config_dict
 

@@ -1,4 +1,10 @@
-"""TODO"""
+"""SGR-PSANN, the sine MLP with a causal spectral gate, at a size that a CPU trains in minutes.
+
+  python -m psann_jax.main --config=configs/bases/sgrpsann.py
+
+2 CPU cores (AMD EPYC, busy with other work): validation loss 8.35 before, training loss 5.70 after 80 of the 300
+updates; 1,300 to 4,500 tokens/s. A whole run has not been measured yet.
+"""
 
 from ml_collections import config_dict
 
