@@ -32,7 +32,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = RunParser("Loss, perplexity, accuracy and bits per byte of a trained run on a text.", precision="run")
+    parser = RunParser(
+        "psann_jax.evaluate",
+        "Loss, perplexity, accuracy and bits per byte of a trained run on a text.",
+        precision="run",
+    )
     add = parser.add_argument
     add("--data", metavar="SOURCE", help="a text, named as in data.sources; default the run's own validation text")
     add("--document", choices=("line", "file"), help="what one document of a .txt file is; default as in training")

@@ -50,11 +50,12 @@ def main(argv: Sequence[str]) -> None:
         _stream(sampler, prompts[0], options)
     else:
         _print_all(sampler.complete(prompts, **options), len(prompts) * flags.num_samples)
-    print(describe(sampler.speed), file=sys.stderr)
+    if sampler.speed.tokens:
+        print(describe(sampler.speed), file=sys.stderr)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = RunParser("Continues prompts with the network of a trained run.", precision="auto")
+    parser = RunParser("psann_jax.generate", "Continues prompts with the network of a trained run.", precision="auto")
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="what to continue; default: ask on the terminal, or read standard input")
     add("--prompts_file", metavar="FILE", help="prompts, one a line; an empty line is an empty prompt")

@@ -191,6 +191,7 @@ def test_a_workdir_without_a_run_is_named(tmp_path):
         load_run(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves a loop of its own open
 def test_a_checkpoint_that_is_not_there_or_damaged_is_named(tmp_path):
     save_run(tmp_path, tiny_config(tmp_path), {3: float("nan")})
     with pytest.raises(UserError, match=r"step_5: no such checkpoint; there are \[3\]"):

@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""
         c = self.config
-        kv = (batch, length, c.n_heads, c.d_model // c.n_heads)
+        kv = (batch, c.n_heads, length, c.d_model // c.n_heads)
         layers = []
         for layer in range(c.n_layers):
             entry: LayerCache = {"k": jnp.zeros(kv, self.dtype), "v": jnp.zeros(kv, self.dtype)}
@@ -122,7 +122,7 @@ class Decoder(nnx.Module):
 
     def cache_axes(self) -> Cache:
         """The logical axes of every array of `init_cache`, in its structure."""
-        kv, history = ("batch", None, "heads", None), ("batch", None, None)
+        kv, history = ("batch", "heads", None, None), ("batch", None, None)
         axes = {"k": kv, "v": kv, "wave": history, "spectral": history}
         entries = jax.eval_shape(lambda: self.init_cache(1, 1)["layers"])
         return {"length": ("batch",), "layers": [{name: axes[name] for name in entry} for entry in entries]}

@@ -30,7 +30,7 @@ class Attention(nnx.Module):
         Args:
           x_BxLxD: normalised input.
           context: shared arrays.
-          cache: {"k", "v"}, each (B, S, H, K), or None.
+          cache: {"k", "v"}, each (B, H, S, K), or None.
           key: for dropout, or None.
 
         Returns:
@@ -58,8 +58,10 @@ class Attention(nnx.Module):
             assert context.slots_BxL is not None
             row = jax.numpy.arange(x_BxLxD.shape[0])[:, None]
             updated = {
-                name: cache[name].at[row, context.slots_BxL].set(new.astype(cache[name].dtype), mode="drop")
+                name: cache[name].at[row, :, context.slots_BxL].set(new.astype(cache[name].dtype), mode="drop")
                 for name, new in (("k", k), ("v", v))
             }
-            out = cached_attention(q, updated["k"], updated["v"], context.reach_BxL, alibi_slopes_H=context.alibi_H)
+            # Heads come before slots in the cache, as the products of a step read it; else it would be copied at each.
+            k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
+            out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
         return dropout(self.o(out.reshape(x_BxLxD.shape)), c.dropout, output_key), updated

@@ -1,6 +1,7 @@
 """The command line of what works on a trained run; imports nothing slow, so that a mistake is told at once."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -15,12 +16,13 @@ PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 class RunParser(argparse.ArgumentParser):
     """Flags with one-line errors and code 2, and those flags that every command on a run has."""
 
-    def __init__(self, description: str, *, precision: str) -> None:
+    def __init__(self, module: str, description: str, *, precision: str) -> None:
         """Args:
+        module: that is run.
         description: for --help.
         precision: the default of --precision.
         """
-        super().__init__(description=description, allow_abbrev=False)
+        super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False)
         add = self.add_argument
         add("--workdir", required=True, metavar="DIR", help="the run: what was given to training as --workdir")
         add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
@@ -70,3 +72,6 @@ def run_command(command: Any) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
