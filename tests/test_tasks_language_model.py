@@ -143,9 +143,8 @@ def test_fp16_overflow_halves_the_scale_and_is_no_bad_step(home, monkeypatch):
     skipped = [row["skipped_steps"] for row in rows]
     scales = [row["loss_scale"] for row in rows]
     assert skipped[0] == 1
-    n_overflows = int(skipped[-1])
-    assert 0 < n_overflows < 20
-    assert scales[n_overflows - 1] == 2.0 ** (26 - n_overflows)
+    assert skipped[-1] < 20
+    assert scales == [2.0 ** (26 - n_overflows) for n_overflows in skipped]
     assert all(row["bad_steps"] == 0 for row in rows)
     assert np.isfinite(rows[-1]["grad_norm"])
 

@@ -87,7 +87,7 @@ def test_rises_to_the_peak_then_never_rises(schedule, steps, warmup, ratio, frac
     assert np.isfinite(r).all()
     assert r.max() <= 0.3 * (1 + 1e-6)
     assert (np.diff(r[:warmup]) > 0).all()
-    assert (np.diff(r[max(warmup - 1, 0) :]) <= 1e-8).all()
+    assert (np.diff(r[max(warmup - 1, 0) :]) <= 0.3 * 1e-6).all()  # of float32's rounding
     if steps > warmup and schedule in ("cosine", "linear"):
         np.testing.assert_allclose(r[steps - 1 :], 0.3 * ratio, rtol=1e-5, atol=1e-8)
 

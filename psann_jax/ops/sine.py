@@ -105,7 +105,7 @@ def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_an
 
     What a block computes stays in the caches until it is summed. And XLA's CPU backend computes an elementwise
     result anew for each consumer, even for a transposed copy, where it no longer vectorises; the result of a
-    loop it computes once. Gradients of an MLP of 4096 x 256 x 1024: 190 ms against 420.
+    loop it computes once. This halves the time of an MLP of 4096 x 256 x 1024, forward and backward.
     """
     if z.ndim == 1:
         return gradients(z, *params_and_dy)
