@@ -2,8 +2,8 @@
 
   python -m psann_jax.main --config=configs/quickstart.py
 
-2 CPU cores (AMD EPYC, shared with other work): validation loss 8.35 before, 4.36 after 300 updates (ppl 78,
-1.79 bits per byte) on Python 3.11.7; 5,000 to 9,000 tokens/s, 1.4 GB.
+2 CPU cores (AMD EPYC): validation loss 8.35 before, 4.35 after 300 updates (ppl 77, 1.78 bits per byte) on
+Python 3.11; 16,800 tokens/s, 1.2 GB. Preparing the text included, a minute and a half.
 """
 
 from ml_collections import config_dict

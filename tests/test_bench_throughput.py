@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from psann_jax.bench import ours, peer, throughput
 from psann_jax.bench.laps import lap_times
-from psann_jax.bench.random_text import RandomText
+from psann_jax.bench.random_text import RandomText, with_vocabulary
+from psann_jax.bench.turns import take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, ConfigError, DataConfig, DecoderConfig, TokenizerConfig, TrainConfig, WaveConfig
 from psann_jax.errors import UserError
@@ -180,7 +181,7 @@ def test_contenders_take_turns(n_steps, monkeypatch):
             self.cpu += size * 0.5
             return [0.1] * size
 
-    rounds, cpu_seconds, _ = throughput._take_turns([Fake("a"), Fake("b")], n_steps)
+    rounds, cpu_seconds, _ = take_turns([Fake("a"), Fake("b")], n_steps)
     for i in range(2):
         assert sum(len(blocks[i]) for blocks in rounds) == n_steps
     assert all(len(blocks[0]) == len(blocks[1]) > 0 for blocks in rounds)
@@ -227,7 +228,7 @@ def test_matrix_parameters_are_those_that_multiply():
 def test_the_vocabulary_is_the_one_that_training_would_have(tokenizer, asked, size):
     model = dataclasses.replace(TINY.model, vocab_size=asked)
     config = dataclasses.replace(TINY, model=model, data=DataConfig(tokenizer=tokenizer))
-    assert throughput._with_vocabulary(config).model.vocab_size == size
+    assert with_vocabulary(config).model.vocab_size == size
 
 
 def test_the_measured_step_trains():
@@ -350,7 +351,7 @@ def test_mistakes_are_one_line_and_code_2(arguments, message, config_file):
 
 def test_the_peers_process_does_not_load_jax():
     """Or its memory would not be its own."""
-    code = "import sys, psann_jax.bench.peer, psann_jax.bench.workers; sys.exit('jax' in sys.modules)"
+    code = "import sys, psann_jax.bench.peer_sampler, psann_jax.bench.workers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from psann_jax.ops import attention
 from psann_jax.ops.attention import alibi_slopes, causal_attention
+from psann_jax.ops.causal_filter import causal_filter
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.ops.sine import damped_sine
 
@@ -68,6 +69,12 @@ options = {
 for name, kwargs in options.items():
     attend = partial(causal_attention, implementation="xla", **kwargs)
     check(name, value_and_gradients(attend), qkv, [(BATCH, None, "tensor")] * 4, {})
+
+n_taps = 9
+reach = jnp.broadcast_to(jnp.arange(L) % 20, (B, L))
+check("causal filter", lambda dy, *args: (lambda y, vjp: (y, vjp(dy)[:2]))(*jax.vjp(causal_filter, *args)),
+      [draw(B, L, D, seed=3), draw(B, L + n_taps - 1, D, seed=4), draw(n_taps, D, seed=5), reach],
+      [(BATCH, None, "tensor"), (BATCH, None, "tensor"), (None, "tensor"), (BATCH,)], {"all-reduce": n_taps * D})
 
 def loss(x, kernel, bias, targets, weights):
     def fn(x, kernel, bias):

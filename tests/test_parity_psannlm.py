@@ -13,10 +13,11 @@ pytest.importorskip("psannlm", reason="needs the parity extra: pip install 'psan
 import torch
 from psannlm.lm.train.trainer import LMTrainer
 
-from psann_jax.bench import peer, throughput
+from psann_jax.bench import generate, peer, throughput
 from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DataConfig, DecoderConfig, SineConfig, SpectralConfig, TrainConfig, WaveConfig
 from psann_jax.models.registry import build
+from psann_jax.sample.next_token import Sampling
 from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.sharding import make_mesh, put_batch
@@ -139,6 +140,16 @@ def test_throughput_against_psannlm_measures_both():
     assert result["peer_peak_memory_mb"] > 100
     assert len(result["differences"]) == 1
     assert "document mask" in throughput.report(result)
+
+
+def test_generation_against_psannlm_measures_both():
+    config = Config(model=DecoderConfig(base="waveresnet", **SIZES), data=DataConfig(max_length=LENGTH), train=TRAIN)
+    result = generate.measure(config, Sampling(), peer_name="psannlm", batches=[2], prompt_tokens=4, max_new_tokens=6)
+    (row,) = result["results"]
+    assert [f["name"].split(",")[0] for f in row["contenders"]] == ["waveresnet", "psannlm", "psannlm"]
+    assert result["ratio"] == row["ratio"] > 0
+    assert result["peer_tokens_per_s"] == max(f["tokens_per_s"] for f in row["contenders"][1:])
+    assert all(f["first_s"] > 0 and f["step_s"] > 0 for f in row["contenders"])
 
 
 @pytest.mark.parametrize("grad_clip", [0.0, 0.1])

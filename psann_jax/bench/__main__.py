@@ -9,8 +9,8 @@ from absl import app
 from psann_jax.command_line import fail, parse_flags
 from psann_jax.errors import UserError
 
-# Subcommand -> the module that defines its flags and has `main()`.
-_COMMANDS = {"throughput": "psann_jax.bench.throughput"}
+# Subcommand -> the module that defines its flags and has `main()`, and DEFAULT_ARGUMENTS where it needs no --config.
+_COMMANDS = {"throughput": "psann_jax.bench.throughput", "generate": "psann_jax.bench.generate"}
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -24,9 +24,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(
             f"{asked}; choose from {', '.join(_COMMANDS)}, as in python -m psann_jax.bench {next(iter(_COMMANDS))} ..."
         )
-    importlib.import_module(_COMMANDS[name])
+    module, arguments = importlib.import_module(_COMMANDS[name]), list(argv[2:])
+    if not any(a.lstrip("-").split("=")[0] == "config" for a in arguments):
+        arguments[:0] = getattr(module, "DEFAULT_ARGUMENTS", ())
     try:
-        parse_flags([argv[0], *argv[2:]])
+        parse_flags([argv[0], *arguments])
     except (AttributeError, KeyError) as error:  # from ml_collections, for overrides of another config than --config
         reason: object = error
         while isinstance(reason, BaseException) and reason.args:

@@ -88,20 +88,31 @@ def check_model(config: Any) -> None:
 
 def differences(config: Config, *, on_gpu: bool) -> list[str]:
     """What the config asks for and psannlm does not do, in words."""
-    model, data, train = config.model, config.data, config.train
-    wave = model.wave.interleave or model.wave.replace
+    data, train = config.data, config.train
     found = (
         (data.document_mask, "no document mask: its tokens attend to the earlier documents of their window"),
-        (wave, "its wave convolution is padded on both sides, not causal"),
-        (model.wave.replace and not model.wave.interleave, "with wave_replace it has attention only, no wave block"),
-        (model.base == "sgrpsann", "its spectral gate is circular over the last k_fft tokens, not a causal filter"),
         (train.precision != "fp32" and not on_gpu, "float32 on CPU, where it has no mixed precision"),
         (train.optimizer != "adamw", f"AdamW instead of {train.optimizer}"),
         (train.weight_decay_on != "all", "weight decay on all parameters"),
         (train.z_loss > 0, "no z-loss"),
         (train.remat in ("dots", "full"), "gradient checkpointing by block"),
     )
+    return [*model_differences(config.model), *(text for holds, text in found if holds)]
+
+
+def model_differences(model: DecoderConfig) -> list[str]:
+    """What psannlm's model does otherwise, in words."""
+    found = (
+        (model.wave.interleave or model.wave.replace, "its wave convolution is padded on both sides, not causal"),
+        (model.wave.replace and not model.wave.interleave, "with wave_replace it has attention only, no wave block"),
+        (model.base == "sgrpsann", "its spectral gate is circular over the last k_fft tokens, not a causal filter"),
+    )
     return [text for holds, text in found if holds]
+
+
+def attentions(model: DecoderConfig) -> tuple[str, ...]:
+    """Its attention implementations for such a model."""
+    return ("math",) if model.positional_encoding == "alibi" else ("math", "sdpa")
 
 
 class Peer:
@@ -179,9 +190,14 @@ class Peer:
 
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated()) / 1e6
-        status = Path("/proc/self/status")
-        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-        return (int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 / 1e6
+        return resident_peak_mb()
+
+
+def resident_peak_mb() -> float:
+    """The peak resident set of this process, in 10^6 bytes."""
+    status = Path("/proc/self/status")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return (int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 / 1e6
 
 
 def usable_cores() -> int:

@@ -1,5 +1,6 @@
 """Random tokens in the place of text, for measurements that must not depend on a text."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,17 @@ from psann_jax.config import Config
 
 _BATCHES = 4  # made beforehand and used in turn, so that making them takes no time of a step
 _MEAN_DOCUMENT = 256  # tokens
+
+
+def with_vocabulary(config: Config) -> Config:
+    """The config with the vocabulary size that its tokenizer would have."""
+    settings, size = config.data.tokenizer, config.model.vocab_size
+    if not size and (settings.path or settings.kind == "bytes"):
+        from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+
+        size = (Tokenizer.load(settings.path, settings) if settings.path else byte_tokenizer()).vocab_size
+    model = dataclasses.replace(config.model, vocab_size=size or settings.vocab_size)
+    return dataclasses.replace(config, model=model)
 
 
 @dataclass(frozen=True)
@@ -49,3 +61,10 @@ class RandomText:
         segments = np.cumsum(starts, axis=1, dtype=np.int32)
         positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
         return {"tokens": tokens, "segments": segments, "positions": positions}
+
+
+def random_prompts(config: Config, seed: int, batch_size: int, length: int) -> list[list[int]]:
+    """Token ids as in `RandomText`, (batch_size, length)."""
+    batches = RandomText(config).train_batches(seed=seed, batch_size=batch_size)
+    rows: list[list[int]] = next(batches)["tokens"][:, :length].tolist()
+    return rows

@@ -8,50 +8,43 @@ Other processes on the same cores slow contenders unequally: PyTorch's threads w
 operation, and so lose more. The ratio of the fastest steps is the fairer one then.
 """
 
-import dataclasses
-import json
 import os
 import statistics
-import sys
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 from absl import flags
 from ml_collections.config_flags import config_flags
-from tqdm import tqdm
 
 from psann_jax.bench import peer
+from psann_jax.bench.arguments import CONFIG, JSON, PEER
+from psann_jax.bench.random_text import with_vocabulary
+from psann_jax.bench.results import check_writable, write_result
+from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
-from psann_jax.config import Config, require
+from psann_jax.config import Config
 from psann_jax.config_io import parse, to_dict
 from psann_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
 _AGAINST = config_flags.DEFINE_config_file("against", None, "Another experiment to compare with.", lock_config=True)
-_PEER = flags.DEFINE_enum("peer", None, ["psannlm"], "Another implementation of the same model to compare with.")
 _STEPS = flags.DEFINE_integer("steps", 30, "Steps to measure, of each contender, after the warm-up.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "A file for the result.")
 
 _WARMUP_STEPS = 3
-_ROUNDS = 10
 _OURS, _PEERS = "psann_jax.bench.ours", "psann_jax.bench.peer"
 
 
 def main() -> None:
     """Measures what the flags ask for, prints a table and writes the JSON file."""
-    config, against = parse(_CONFIG.value), _parse_against()
-    if against is not None and _PEER.value is not None:
+    config, against = parse(CONFIG.value), _parse_against()
+    if against is not None and PEER.value is not None:
         raise UserError("--against: cannot be used together with --peer; measure one after the other")
-    if _JSON.value:
-        _check_writable(Path(_JSON.value))
-    result = measure(config, against=against, peer_name=_PEER.value, n_steps=_STEPS.value)
+    if JSON.value:
+        check_writable(Path(JSON.value))
+    result = measure(config, against=against, peer_name=PEER.value, n_steps=_STEPS.value)
     print(report(result))
-    if _JSON.value:
-        _write(Path(_JSON.value), result)
+    if JSON.value:
+        write_result(Path(JSON.value), result)
 
 
 def _parse_against() -> Config | None:
@@ -86,17 +79,17 @@ def measure(
     Raises:
       UserError: a setting is wrong, psannlm is missing or has no such model, or memory is too small.
     """
-    config = _with_vocabulary(config)
+    config = with_vocabulary(config)
     contenders = _contenders(config, against, peer_name)
     # Without this, the first of several contenders on a GPU would take its whole memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with ExitStack() as stack:
         workers = []
         for name, module, *args in contenders:
-            _say(f"{name}: building, and {_WARMUP_STEPS} steps of warm-up")
+            say(f"{name}: building, and {_WARMUP_STEPS} steps of warm-up")
             workers.append(stack.enter_context(Worker(name, module, *args)))
             workers[-1].ask("run", _WARMUP_STEPS)
-        rounds, cpu_seconds, other_load = _take_turns(workers, n_steps)
+        rounds, cpu_seconds, other_load = take_turns(workers, n_steps)
         figures = [
             _figures(worker, [blocks[i] for blocks in rounds], contenders[i][2].train.batch_tokens)
             | {"cpu_s": cpu_seconds[i] / n_steps}
@@ -120,54 +113,13 @@ def _contenders(config: Config, against: Config | None, peer_name: str | None) -
     """Name, module and arguments, the first of them the config, of every contender."""
     contenders: list[tuple[Any, ...]] = [(config.model.base, _OURS, config)]
     if against is not None:
-        against = _with_vocabulary(against)
+        against = with_vocabulary(against)
         contenders.append((f"against: {against.model.base}", _OURS, against))
     if peer_name is not None:
         peer.check_installed()
         peer.check_model(config.model)
-        kinds = ("math",) if config.model.positional_encoding == "alibi" else ("math", "sdpa")
-        contenders += [(f"psannlm, {kind} attention", _PEERS, config, kind) for kind in kinds]
+        contenders += [(f"psannlm, {kind} attention", _PEERS, config, kind) for kind in peer.attentions(config.model)]
     return contenders
-
-
-def _with_vocabulary(config: Config) -> Config:
-    """The config with the vocabulary size that its tokenizer would have."""
-    settings, size = config.data.tokenizer, config.model.vocab_size
-    if not size and (settings.path or settings.kind == "bytes"):
-        from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
-
-        size = (Tokenizer.load(settings.path, settings) if settings.path else byte_tokenizer()).vocab_size
-    model = dataclasses.replace(config.model, vocab_size=size or settings.vocab_size)
-    return dataclasses.replace(config, model=model)
-
-
-def _take_turns(workers: Sequence[Worker], n_steps: int) -> tuple[list[list[list[float]]], list[float], float]:
-    """Seconds of every step, by round and contender; processor seconds of each; cores that others kept busy."""
-    began, busy = time.perf_counter(), _busy_seconds()
-    used = [worker.cpu_seconds() for worker in workers]
-    n_rounds = min(_ROUNDS, n_steps)
-    rounds = []
-    with tqdm(total=n_steps * len(workers), unit="step", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
-        for r in range(n_rounds):
-            size = n_steps * (r + 1) // n_rounds - n_steps * r // n_rounds
-            blocks: list[list[float]] = [[] for _ in workers]
-            # Every other round goes backwards, so that nobody is always first after a pause.
-            for i in sorted(range(len(workers)), reverse=r % 2 == 1):
-                bar.set_description_str(workers[i].name)
-                blocks[i] = workers[i].ask("run", size)
-                bar.update(size)
-            rounds.append(blocks)
-            if bar.disable:
-                _say(f"round {r + 1} of {n_rounds}")
-    used = [worker.cpu_seconds() - before for worker, before in zip(workers, used, strict=True)]
-    others = (_busy_seconds() - busy - sum(used)) / (time.perf_counter() - began)
-    return rounds, used, max(others, 0.0)
-
-
-def _busy_seconds() -> float:
-    """Processor time that the machine has spent on all processes."""
-    times = psutil.cpu_times()
-    return float(times.user + times.system)
 
 
 def _figures(worker: Worker, blocks: list[list[float]], batch_tokens: int) -> dict[str, Any]:
@@ -229,20 +181,3 @@ _MEANING = (
     "step ms is the median; CPU ms is the mean processor time of a step over all cores; peak MB is of a process\n"
     "that only trains the contender: its resident set, compilation included, or device memory on an accelerator"
 )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _check_writable(path: Path) -> None:
-    """Raises before the measurement what would lose its result."""
-    parent = path.absolute().parent
-    require(parent.is_dir(), "--json", f"{path}: there is no directory {parent}")
-    require(not path.is_dir() and os.access(parent, os.W_OK), "--json", f"{path}: cannot be written")
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(path)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from psann_jax.ops import causal_filter as ops
+
 
 def causal_filter(
     x_BxLxD: jax.Array,
@@ -33,17 +35,9 @@ def causal_filter(
     else:
         pad = max_shift
         padded = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
-    wide = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
-    y = jnp.zeros(x_BxLxD.shape, wide)
-    for k in range(taps_KxD.shape[0]):
-        shift = k * dilation
-        if isinstance(shift, int):
-            start = max(pad - shift, 0)
-            shifted = padded[:, start : start + length]
-        else:
-            shifted = jax.lax.dynamic_slice_in_dim(padded, jnp.maximum(pad - shift, 0), length, axis=1)
-        y += jnp.where((reach_BxL >= shift)[..., None], shifted * taps_KxD[k].astype(wide), 0)
-    return y.astype(x_BxLxD.dtype)
+    if isinstance(dilation, int) and dilation == 1:
+        return ops.causal_filter(padded, taps_KxD, reach_BxL)
+    return ops.shifted_sum(padded, taps_KxD, reach_BxL, dilation)
 
 
 def next_history(history_BxWxD: jax.Array, x_BxLxD: jax.Array, valid_B: jax.Array) -> jax.Array:

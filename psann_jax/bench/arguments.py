@@ -1,0 +1,8 @@
+"""Flags that several measurements share; absl allows each name once."""
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
+PEER = flags.DEFINE_enum("peer", None, ["psannlm"], "Another implementation of the same model to compare with.")
+JSON = flags.DEFINE_string("json", None, "A file for the result.")
