@@ -12,7 +12,13 @@ from psann_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; default runs/<name of the config>.")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps to trace into the workdir's profile/.")
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Show the settings with all overrides, and exit.")
+
+_PRINT_SHARDING = flags.DEFINE_bool(
+    "print_sharding", False, "Show how arrays are split over the mesh, memory and collectives, and exit."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,12 +29,24 @@ def main(argv: Sequence[str]) -> None:
         if _PRINT_CONFIG.value:
             print(_CONFIG.value)
             return
-        # Imported late, so that a mistake in a config is told at once.
-        from psann_jax.tasks.language_model import LanguageModel
-        from psann_jax.train.loop import train
+        if _PRINT_SHARDING.value:
+            from psann_jax.bench.layout import describe_layout, pretend_devices
 
+            pretend_devices(config)
+            print(describe_layout(config))
+            return
+        # Imported late, so that a mistake in a config is told at once.
+        from psann_jax.data.cache import cache_root
+        from psann_jax.tasks.language_model import LanguageModel
+        from psann_jax.train.compilation import keep_programs
+        from psann_jax.train.loop import train
+        from psann_jax.train.processes import join
+
+        join(_JOIN_TIMEOUT.value)
+        keep_programs(cache_root(config.data.cache_dir) / "programs")
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        train(config, lambda: LanguageModel.load(config), Path(_WORKDIR.value or f"runs/{name}"))
+        workdir = Path(_WORKDIR.value or f"runs/{name}")
+        train(config, lambda: LanguageModel.load(config), workdir, profile_steps=_PROFILE_STEPS.value)
     except UserError as error:
         fail(error)
 

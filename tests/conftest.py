@@ -1,9 +1,18 @@
-"""Shared fixtures. Tests run on the CPU backend, with silent broadcasting across ranks forbidden."""
+"""Shared fixtures. Tests run on the CPU backend; all their processes share what they have compiled."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+# Set in the first process, before the workers and the children of tests, which inherit it.
+_STARTED_HERE = "PSANN_JAX_TEST_CACHE" not in os.environ
+if _STARTED_HERE:
+    os.environ["PSANN_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="psann_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PSANN_JAX_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import jax
 import pytest
@@ -14,3 +23,9 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs, in the process that has made their directory."""
+    if _STARTED_HERE:
+        shutil.rmtree(os.environ["PSANN_JAX_TEST_CACHE"], ignore_errors=True)

@@ -18,17 +18,22 @@ def environment(devices=1):
     }
 
 
-def run_script(script, *args, devices=1, timeout=1200):
+def run_script(script, *args, devices=1, processes=1, timeout=1200):
     """Runs a file of the tests folder to its end and returns its standard output."""
-    command = [sys.executable, str(TESTS / script), *map(str, args)]
+    command = [*several(processes), sys.executable, str(TESTS / script), *map(str, args)]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
-def start_main(*flags, devices=1):
+def several(processes):
+    """The beginning of a command that is to run as several processes."""
+    return ["bash", str(TESTS.parent / "launch" / "local.sh"), str(processes), "--"] if processes > 1 else []
+
+
+def start_main(*flags, devices=1, processes=1):
     """Starts the training command in the background; its output comes through pipes."""
-    command = [sys.executable, "-u", "-m", "psann_jax.main", *flags]
+    command = [*several(processes), sys.executable, "-u", "-m", "psann_jax.main", *flags]
     return subprocess.Popen(
         command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -294,7 +295,9 @@ def test_errors_of_a_worker_reach_the_parent(action, error, message):
 def test_no_worker_outlives_the_measurement(sign, delay, config_file):
     """Ctrl-C goes to every process of the group at once; a killed parent cannot clean up."""
     arguments = command("throughput", f"--config={config_file}", "--steps=1000000")
-    parent = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell starts its background jobs, such as these tests, with SIGINT ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
     try:
         assert parent.stderr.readline().startswith("respsann: building")
         children = []

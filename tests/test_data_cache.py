@@ -86,6 +86,58 @@ def test_a_complete_entry_needs_no_writing(tmp_path, monkeypatch):
     assert made_once(tmp_path, "entry", write("other")) == tmp_path / "entry"
 
 
+def damaged_unless(text: str):
+    """A check that asks for that content."""
+    return lambda path: None if (path / "content").read_text() == text else "another text"
+
+
+def test_a_damaged_entry_is_made_again(tmp_path, capsys):
+    made_once(tmp_path, "entry", write("old"))
+    made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("old"))
+    assert (tmp_path / "entry" / "content").read_text() == "old"
+    assert capsys.readouterr().err == ""
+    with open(tmp_path / "entry" / "content") as reader:
+        made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("new"))
+        assert reader.read() == "old"  # a process that reads the old one is not disturbed
+    assert (tmp_path / "entry" / "content").read_text() == "new"
+    assert capsys.readouterr().err == f"{tmp_path / 'entry'}: damaged (another text); making it again\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
+
+
+def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
+    made_once(tmp_path, "entry", write("old"))
+    made = []
+
+    def make(path):
+        made.append(path)
+        time.sleep(0.2)
+        write("new")(path)
+
+    threads = [
+        threading.Thread(target=made_once, args=(tmp_path, "entry", make, False, damaged_unless("new")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert capsys.readouterr().err.count("making it again") == 1
+    assert (tmp_path / "entry" / "content").read_text() == "new"
+
+
+def test_a_damaged_entry_that_cannot_be_made_again_is_gone(tmp_path):
+    """So that no later process takes it for good."""
+    made_once(tmp_path, "entry", write("old"))
+
+    def fail(path):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        made_once(tmp_path, "entry", fail, find_damage=damaged_unless("new"))
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
 def test_unwritable(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*/file/cache: Not a directory; ") as e:

@@ -170,18 +170,88 @@ def test_text_that_cannot_be_read_to_the_end_leaves_nothing(tmp_path):
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("damage", ["truncate", "counts", "offsets", "missing"])
-def test_damaged_shards(tmp_path, corpus, damage):
+def entry_of(cache):
+    """The only entry of a cache."""
+    (entry,) = (path for path in cache.iterdir() if path.is_dir())
+    return entry
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncate": (lambda entry: os.truncate(entry / "train.tokens", 10), "train.tokens has 10 bytes for 3"),
+    "counts": (lambda entry: (entry / "counts.json").write_text("{"), "Expecting property name"),
+    "counts of none": (lambda entry: (entry / "counts.json").write_text("[]"), "list indices"),
+    "offsets": (lambda entry: np.save(entry / "train.offsets.npy", np.zeros(3, np.int64)), "train.offsets.npy has 3"),
+    "missing": (lambda entry: (entry / "valid.tokens").unlink(), "valid.tokens: No such file or directory"),
+    "first bit": (lambda entry: flip(entry / "train.tokens", 0), "train.tokens: its checksum differs"),
+    "last bit": (lambda entry: flip(entry / "valid.tokens", -1), "valid.tokens: its checksum differs"),
+    "bit of an offset": (
+        lambda entry: flip(entry / "valid.offsets.npy", -8),
+        "valid.offsets.npy: its checksum differs",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_shards_are_made_again(tmp_path, corpus, capsys, damage):
+    cache = tmp_path / "cache"
+    before = prepare(corpus, byte_tokenizer(), cache, progress=False)
+    expected = documents(before.train), documents(before.valid), before.source_documents
+    entry = entry_of(cache)
+    spoil, reason = DAMAGE[damage]
+    spoil(entry)
+    assert capsys.readouterr().err == ""
+    after = prepare(corpus, byte_tokenizer(), cache, progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{entry}: damaged ({reason}")
+    assert line.endswith("); making it again")
+    assert (documents(after.train), documents(after.valid), after.source_documents) == expected
+    assert after.fingerprint == before.fingerprint
+    assert entry_of(cache) == entry  # and nothing of the damaged one is left
+    prepare(corpus, byte_tokenizer(), cache, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_any_changed_character_of_the_counts_is_noticed(tmp_path, corpus, capsys):
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    if damage == "truncate":
-        os.truncate(entry / "train.tokens", 10)
-    elif damage == "counts":
-        (entry / "counts.json").write_text("{")
-    elif damage == "offsets":
-        np.save(entry / "train.offsets.npy", np.zeros(3, np.int64))
-    else:
-        (entry / "valid.tokens").unlink()
+    counts = entry_of(tmp_path / "cache") / "counts.json"
+    whole = counts.read_bytes()
+    for position in range(len(whole)):
+        flip(counts, position)
+        if json_or_none(counts) != json.loads(whole):  # else the bit was in white space
+            assert shards._find_damage(counts.parent) is not None, counts.read_bytes()
+        counts.write_bytes(whole)
+    assert shards._find_damage(counts.parent) is None
+
+
+def json_or_none(path):
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def test_shards_without_checksums_are_used(tmp_path, corpus, monkeypatch):
+    """Those of a version before there were any, which a run may have to go on with."""
+    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    counts = entry_of(tmp_path / "cache") / "counts.json"
+    content = json.loads(counts.read_text())
+    del content["crc32"]
+    counts.write_text(json.dumps(content))
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised again"))
+    assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
+
+
+def test_files_that_keep_changing_are_an_error(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(shards, "_find_damage", lambda path: None)
+    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+    entry = entry_of(tmp_path / "cache")
+    os.truncate(entry / "train.tokens", 10)
     with pytest.raises(UserError, match=f"^{entry}: the prepared text is damaged .*; delete this directory") as e:
         prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     assert "\n" not in str(e.value)

@@ -15,7 +15,7 @@ MISTAKES = {
     "--config.train.batch_tokens=100": "train.batch_tokens: is 100, smaller than one window",
     "--config.model.d_model=130": "model.d_model: is 130, must be divisible by model.n_heads=4",
     "--config.model.n_heads=128": "model.positional_encoding: rope needs an even head size",
-    "--config.mesh.data=3": "mesh: is [3, 1, 1] for data, fsdp, tensor, but there are 1 devices",
+    "--config.mesh.data=3": "mesh.data: is 3, which does not divide the 1 devices left for it",
     "--config.data.sources=/nowhere/text.txt": "/nowhere/text.txt",
     "--confg=x": "confg",
 }

@@ -1,11 +1,13 @@
 """A run may be stopped anywhere and goes on as if it had not been."""
 
+import dataclasses
 import functools
 import json
 
 import jax
 import numpy as np
 import pytest
+from processes import run_script
 from tiny import tiny_config
 
 from psann_jax.errors import UserError
@@ -200,3 +202,44 @@ def test_config_json_holds_the_config(run, base, tmp_path):
 
     run(tmp_path / "run")
     assert parse(json.loads((tmp_path / "run" / "config.json").read_text())) == base[1]
+
+
+def test_the_step_loop_moves_nothing_between_host_and_device_unasked(base, run, tmp_path, monkeypatch):
+    """Batches and metrics are moved explicitly; anything else would make the device wait in every step."""
+    _, config, _, _ = base
+    steps = loop._Run._steps
+
+    def guarded(self):
+        with jax.transfer_guard("disallow"):
+            with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+                jax.numpy.add(np.ones(2), self.state["step"])  # the guard is in force
+            return steps(self)
+
+    monkeypatch.setattr(loop._Run, "_steps", guarded)
+    quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))
+    assert run(tmp_path / "run", config=quiet)["steps"] == 8
+
+
+def test_a_second_start_finds_the_programs_of_the_first(tmp_path):
+    """In processes of their own, and in the order of a user: the same command again."""
+    script = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_compilation_cache_dir", None)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from tiny import tiny_config
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train.compilation import compile_steps, keep_programs
+from psann_jax.train.sharding import make_mesh
+directory = Path(sys.argv[1])
+keep_programs(directory / "programs")
+config = tiny_config(directory)
+compiled = compile_steps(LanguageModel.load(config, progress=False), config, make_mesh(config.mesh))
+print(compiled.saved_seconds)
+"""
+    (tmp_path / "start.py").write_text(script)
+    first, second = (float(run_script(tmp_path / "start.py", tmp_path)) for _ in range(2))
+    assert first == 0
+    assert second > 0
+    assert any((tmp_path / "programs").iterdir())

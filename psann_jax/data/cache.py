@@ -28,8 +28,14 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def made_once(root: Path, name: str, make: Callable[[Path], None], announce: bool = True) -> Path:
-    """The directory root/name; if it is not there, `make` fills an empty one that then becomes it.
+def made_once(
+    root: Path,
+    name: str,
+    make: Callable[[Path], None],
+    announce: bool = True,
+    find_damage: Callable[[Path], str | None] = lambda path: None,
+) -> Path:
+    """The directory root/name; if it is not there or damaged, `make` fills an empty one that then becomes it.
 
     A directory of that name is always complete: it is filled under another name and renamed. Processes that want the
     same one wait for the first.
@@ -39,19 +45,31 @@ def made_once(root: Path, name: str, make: Callable[[Path], None], announce: boo
       name: of the entry; names everything that its content depends on.
       make: writes the content into the directory that it is given.
       announce: whether to say that another process is being waited for.
+      find_damage: says what is wrong with the content of a directory that is there; None if it is as it was made.
+        The process that then makes it again says so on stderr.
 
     Raises:
       UserError: the cache cannot be written.
     """
     final = root / name
-    if final.is_dir():
+    if final.is_dir() and find_damage(final) is None:
         return final
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{name}.lock", announce):
-            if not final.is_dir():
-                _make(final, make)
+            if final.is_dir():
+                damage = find_damage(final)  # asked again: another process may have made it again meanwhile
+                if damage is None:
+                    return final
+                print(f"{final}: damaged ({damage}); making it again", file=sys.stderr)
+                _put_aside(final)
+            _make(final, make)
     return final
+
+
+def _put_aside(damaged: Path) -> None:
+    """Makes a name free at once, whoever still reads the files; `_make` deletes what it finds under the new name."""
+    damaged.rename(Path(tempfile.mkdtemp(prefix=f"{damaged.name}.tmp-", dir=damaged.parent)))
 
 
 def _make(final: Path, make: Callable[[Path], None]) -> None:

@@ -86,7 +86,8 @@ class Decoder(nnx.Module):
           (B, L, D) in the compute dtype; the new cache or None; extra losses and statistics (none here).
         """
         context, positions_BxL = self._context(tokens_BxL, segments_BxL, positions_BxL, cache)
-        x = self.embed[...].astype(self.dtype)[tokens_BxL]
+        # Gathered over fsdp first: a look-up in columns that are split apart makes XLA replicate its results.
+        x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
         if self.config.positional_encoding == "sinusoidal":
             x += sinusoidal_encoding(positions_BxL, self.config.d_model, self.dtype)
         x = constrain(x, "batch", None, None)

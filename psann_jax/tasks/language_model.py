@@ -14,7 +14,7 @@ from psann_jax.models.registry import Network, Params, build
 from psann_jax.ops.attention import choose_attention
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.sharding import check_heads
+from psann_jax.train.sharding import WHOLE, Share, check_heads
 from psann_jax.train.step import Batch, Stats
 
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
@@ -111,23 +111,23 @@ class LanguageModel:
         shape = (batch_size, self.config.data.max_length + 1)
         return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")}
 
-    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches from a step on, without end."""
+    def train_batches(self, start_step: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+        """A process's rows of the batches from a step on, without end."""
         return self.data.train_batches(
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
         )
 
-    def valid_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the fixed validation batches, in order."""
+    def valid_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+        """A process's rows of the fixed validation batches, in order."""
         return self.data.valid_batches(
             batch_size=batch_size,
             max_tokens=self.config.eval.max_tokens,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share.index,
+            process_count=share.count,
         )
 
     def fingerprint(self) -> str:

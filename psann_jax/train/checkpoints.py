@@ -2,14 +2,16 @@
 
 A checkpoint is the directory ``step_<n>`` with the items ``params``, ``training`` (all other state), ``tokenizer``
 (optional) and the metadata: config, format version, library versions. It is written under a temporary name and
-renamed when complete, so that a kill at any moment leaves whole checkpoints only. ``index.json`` beside them names
-the last and the best one and holds their validation losses.
+renamed when complete, so that a kill at any moment leaves whole checkpoints only. Then its ``checksums.json`` is
+added, by which later damage is noticed. ``index.json`` beside the checkpoints names the last and the best one and
+holds their validation losses.
 """
 
 import contextlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import threading
@@ -21,11 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.errors import UserError
+from psann_jax.train.checksums import find_damage, write_checksums
+from psann_jax.train.processes import from_leader, together
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -49,13 +52,26 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Args:
           directory: where the checkpoints are or will be.
           config: which of them to keep.
+
+        Raises:
+          UserError: the name of the directory cannot be used in this locale.
         """
         self.directory = Path(directory).absolute()
+        try:
+            str(self.directory).encode()
+        except UnicodeEncodeError as error:  # TensorStore cannot open it, and its error does not say so
+            raise UserError(
+                f"{os.fsencode(self.directory)!r}: a name that is not ASCII cannot be used in this locale; "
+                "set PYTHONUTF8=1 or choose another directory"
+            ) from error
         self._config = config
         self._writer: ocp.training.Checkpointer | None = None
         self._response: ocp.AsyncResponse[bool] | None = None
         self._saving: int | None = None
         self._lock = threading.Lock()
+        self._checksummed: set[int] = set()
+        self._sound: set[int] = set()  # verified as a whole
+        self._damaged: set[int] = set()
         self._metrics = self._read_index()
         logging.getLogger("absl").addFilter(_not_from_orbax)
 
@@ -65,16 +81,57 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     # --- what there is --------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, ascending. One that is still being written does not count."""
+        """The steps of all complete checkpoints, ascending.
+
+        One that is still being written does not count, nor one that `newest_sound` has found damaged.
+        """
         if not self.directory.is_dir():
             return []
         matches = (_STEP_NAME.fullmatch(p.name) for p in self.directory.iterdir())
         steps = sorted(int(m[1]) for m in matches if m)
-        return [s for s in steps if _is_complete(self.path(s))]
+        return [s for s in steps if self._counts(s)]
+
+    def _counts(self, step: int) -> bool:
+        return step not in self._damaged and _is_complete(self.path(step))
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return max(self.steps(), default=None)
+
+    def newest_sound(self) -> tuple[int | None, list[str]]:
+        """The step of the newest checkpoint whose files are as they were written, to go on from.
+
+        All files of that checkpoint are read, once; process 0 does it for all. Newer ones are damaged and do not
+        count from now on: a save of the same step replaces one, and the next save of any step removes it.
+
+        Returns:
+          The step, None if there is no checkpoint; and a line about each newer one.
+
+        Raises:
+          UserError: all checkpoints are damaged.
+        """
+        found, damaged = from_leader(self._look_for_damage() if jax.process_index() == 0 else None)
+        with together():
+            if damaged and found is None:
+                newest, reason = damaged[0]
+                others = ", and so are all before it" if len(damaged) > 1 else "; there is no other"
+                raise UserError(
+                    f"{self.path(newest)}: damaged ({reason}){others}; put a sound one back from a copy, "
+                    f"or remove {self.directory} to begin again"
+                )
+        self._damaged.update(step for step, _ in damaged)
+        if found is not None:
+            self._sound.add(found)
+        return found, [f"{self.path(s)}: damaged ({reason}); going on from step {found}" for s, reason in damaged]
+
+    def _look_for_damage(self) -> tuple[int | None, list[tuple[int, str]]]:
+        damaged: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
+            reason = find_damage(self.path(step))
+            if reason is None:
+                return step, damaged
+            damaged.append((step, reason))
+        return None, damaged
 
     def best(self) -> int | None:
         """The step with the lowest validation loss; None if no checkpoint has one."""
@@ -100,6 +157,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         if "tokenizer" not in self._read_metadata(step).metadata:
             raise UserError(f"{self.path(step)}: the checkpoint holds no tokenizer")
+        self._verify(step, ["tokenizer"])
         loaded = self._load(step, {"tokenizer": None})
         return np.asarray(loaded["tokenizer"]["bytes"]).tobytes()
 
@@ -135,7 +193,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if metrics is not None:
             self._metrics[step] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         exists = self.path(step).exists()
-        complete, damaged = _of_first_process((step in self.steps(), exists and step not in self.steps()))
+        complete, damaged = from_leader([step in self.steps(), exists and step not in self.steps()])
         # This also finds an unwritable directory before Orbax has started its threads, which would hang for minutes.
         with self._storage_errors(step):
             self._write_index()
@@ -157,6 +215,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             items["tokenizer"] = {"bytes": np.frombuffer(tokenizer, np.uint8)}
         versions = {name: packages.version(name) for name in ("psann_jax", "jax", "flax", "optax", "orbax-checkpoint")}
         self._saving = step
+        self._sound.discard(step)
+        self._checksummed.discard(step)
         with self._storage_errors(step):
             if self._writer is None:
                 self._writer = ocp.training.Checkpointer(
@@ -172,8 +232,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 overwrite=overwrite,
                 custom_metadata={"format_version": FORMAT_VERSION, "versions": versions, **metadata},
             )
+        self._damaged.discard(step)  # Orbax has deleted it
         assert self._response is not None
-        self._response.on_complete(self._after_commit)
+        self._response.on_complete(lambda _: self._after_commit(step))
 
     def wait(self) -> None:
         """Returns when the save under way, if any, is on disk.
@@ -186,6 +247,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         response, self._response = self._response, None
         with self._storage_errors(self._saving):
             response.result()
+            self._write_checksums(self._saving)
             self._write_index()
 
     def close(self) -> None:
@@ -197,10 +259,20 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 self._writer.close()
                 self._writer = None
 
-    def _after_commit(self, _: bool) -> None:
-        # In a background thread, where nobody could catch an error; `wait` writes the index again.
+    def _after_commit(self, step: int) -> None:
+        # In a background thread, where nobody could catch an error; `wait` does both again where it failed.
         with contextlib.suppress(OSError):
+            self._write_checksums(step)
             self._write_index()
+
+    def _write_checksums(self, step: int) -> None:
+        if jax.process_index() != 0:
+            return
+        with self._lock:
+            # Not again by a thread that comes late: by then the next save may be removing the directory.
+            if step not in self._checksummed and _is_complete(self.path(step)):
+                write_checksums(self.path(step))
+                self._checksummed.add(step)
 
     @contextlib.contextmanager
     def _storage_errors(self, step: int) -> Iterator[None]:
@@ -231,7 +303,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def kept(self, steps: Collection[int]) -> set[int]:
         """Those of the given steps that are worth keeping: the latest, the best, multiples of `keep_every`."""
-        whole = sorted(s for s in steps if s == self._saving or _is_complete(self.path(s)))
+        whole = sorted(s for s in steps if s == self._saving or self._counts(s))
         kept = set(whole[-self._config.keep :])
         best = self._best(whole)
         if best is not None:
@@ -281,12 +353,22 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         training = {name: value for name, value in abstract_state.items() if name != "params"}
         wanted = {"params": abstract_state["params"], **({"training": training} if training else {})}
+        self._verify(step, wanted)
         saved = self._read_metadata(step, *wanted).metadata
         for item, what in (("params", "parameters"), ("training", "optimizer or other training state")):
             if item in wanted:
                 check_compatible(saved[item], wanted[item], f"{self.path(step)}: {what}")
         loaded = self._load(step, wanted)
         return {"params": loaded["params"], **loaded.get("training", {})}
+
+    def _verify(self, step: int, items: Collection[str]) -> None:
+        """Raises UserError if a file of these items is damaged; of the others nothing is read."""
+        if step in self._sound:
+            return
+        reason = from_leader(find_damage(self.path(step), items) if jax.process_index() == 0 else None)
+        with together():
+            if reason:
+                raise UserError(f"{self.path(step)}: {_DAMAGED} ({reason})")
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -300,6 +382,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if step not in self.steps():
             raise UserError(f"{self.path(step)}: no such checkpoint; there are {self.steps() or 'none'}")
         damaged = f"{self.path(step)}: {_DAMAGED}"
+        reason = find_damage(self.path(step), ())
+        if reason:
+            raise UserError(f"{damaged} ({reason})")
         try:
             found = ocp.checkpointables_metadata(self.path(step))
         except (OSError, ValueError) as error:
@@ -355,14 +440,6 @@ class _Preservation:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         kept = self._checkpoints.kept([c.step for c in checkpoints])
         return [c.step in kept for c in checkpoints]
-
-
-def _of_first_process(facts: tuple[bool, ...]) -> tuple[bool, ...]:
-    """The facts as process 0 sees them: on a network disk the others may see what it wrote only later."""
-    if jax.process_count() == 1:
-        return facts
-    agreed = multihost_utils.broadcast_one_to_all(np.array(facts))
-    return tuple(bool(fact) for fact in agreed)
 
 
 def _is_complete(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The training loop: steps, evaluations, checkpoints and records of one run."""
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from psann_jax.config import Config, require
@@ -21,8 +20,10 @@ from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.plots import plot_loss_curve
 from psann_jax.train.preemption import StopSignals
+from psann_jax.train.processes import from_leader, together
+from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
-from psann_jax.train.sharding import make_mesh, put_batch
+from psann_jax.train.sharding import Share, batch_share, make_mesh, put_batch
 from psann_jax.train.step import Objective, State, init_state
 from psann_jax.train.workdir import SUMMARY, claim, read_json, storage_errors, write_json
 
@@ -45,17 +46,17 @@ class Task(Objective, Protocol):
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch."""
 
-    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def train_batches(self, start_step: int, share: Share) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the batches from a step on, without end."""
 
-    def valid_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def valid_batches(self, batch_size: int, share: Share) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the fixed validation batches."""
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Evaluation results, "loss" and "ppl" among them, from the sums over all batches."""
 
 
-def train(config: Config, make_task: Callable[[], Task], workdir: Path) -> dict[str, Any]:
+def train(config: Config, make_task: Callable[[], Task], workdir: Path, *, profile_steps: str = "") -> dict[str, Any]:
     """Trains a task to config.train.steps, from wherever the workdir's run has got to.
 
     Args:
@@ -63,6 +64,7 @@ def train(config: Config, make_task: Callable[[], Task], workdir: Path) -> dict[
       make_task: gives the model, its loss and its data; called once mesh and workdir are known to be good,
         since it may prepare data for minutes.
       workdir: made if missing; all that the run makes goes there.
+      profile_steps: "first:last", steps to be traced into workdir/profile.
 
     Returns:
       The summary of the run so far, as in summary.json; with "stopped" if a signal ended it before its end.
@@ -70,16 +72,25 @@ def train(config: Config, make_task: Callable[[], Task], workdir: Path) -> dict[
     Raises:
       UserError: the workdir holds another run or cannot be written, or too many updates were not finite.
     """
-    mesh = make_mesh(config.mesh)
-    with claim(workdir, config), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
-        task = make_task()
-        done = _done(checkpoints, task, config, workdir)
-        if done == config.train.steps and (workdir / SUMMARY).exists():
-            summary = read_json(workdir / SUMMARY)
-            if summary["steps"] == done:
-                _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
-                return summary
-        return _Run(config, task, mesh, workdir, checkpoints, done).train()
+    trace = StepTrace(profile_steps, workdir / "profile")
+    with contextlib.ExitStack() as stack:
+        stack.callback(trace.close)
+        with together():
+            mesh = make_mesh(config.mesh)
+            stack.enter_context(claim(workdir, config))
+            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint))
+            task = make_task()
+            task.check_mesh(mesh)
+        done, damaged = checkpoints.newest_sound()
+        for message in damaged:
+            _say(message)
+        with together():
+            _check_resumable(done, checkpoints, task, config, workdir)
+        summary = from_leader(read_json(workdir / SUMMARY) if (workdir / SUMMARY).exists() else {})
+        if done == config.train.steps == summary.get("steps"):
+            _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
+            return dict(summary)
+        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace).train()
 
 
 def _say(text: str) -> None:
@@ -87,11 +98,10 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _done(checkpoints: Checkpoints, task: Task, config: Config, workdir: Path) -> int:
-    """Updates that the run in the workdir has been saved after; checks that it can go on from there."""
-    done = checkpoints.latest()
+def _check_resumable(done: int | None, checkpoints: Checkpoints, task: Task, config: Config, workdir: Path) -> None:
+    """Raises UserError if the run in the workdir, saved after `done` updates, cannot go on with this config."""
     if done is None:
-        return 0
+        return
     require(
         done <= config.train.steps,
         "train.steps",
@@ -103,18 +113,6 @@ def _done(checkpoints: Checkpoints, task: Task, config: Config, workdir: Path) -
             f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
             "restore it, or choose another --workdir"
         )
-    return done
-
-
-def _from_leader(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What process 0 has read, in every process: the workdir may be its own."""
-    if jax.process_count() == 1:
-        return rows
-    content = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    content = multihost_utils.broadcast_one_to_all(np.resize(content, size))
-    received: list[dict[str, Any]] = json.loads(np.asarray(content, np.uint8).tobytes())
-    return received
 
 
 @dataclass
@@ -142,19 +140,28 @@ class _Run:
     """One process's part in a run, from its last checkpoint to its end or to a signal."""
 
     def __init__(
-        self, config: Config, task: Task, mesh: Mesh, workdir: Path, checkpoints: Checkpoints, done: int
+        self,
+        config: Config,
+        task: Task,
+        mesh: Mesh,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        done: int,
+        trace: StepTrace,
     ) -> None:
+        self.trace = trace
         self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
         self.step = self.saved = done
-        task.check_mesh(mesh)
-        self.compiled: Compiled = compile_steps(task, config, self.mesh)
+        with together():
+            self.compiled: Compiled = compile_steps(task, config, self.mesh)
+        self.share = batch_share(self.compiled.batch)
         leads = jax.process_index() == 0
         self.writer = MetricsWriter(workdir, resume_step=done, enabled=leads)
         self.progress = Progress(config.train.steps, start=done, log_every=config.train.log_every, enabled=leads)
         self.clock = _Clock()
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         rows = read_metrics(workdir / METRICS) if leads else []
-        self.evaluations = _from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
+        self.evaluations = from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
 
     def train(self) -> dict[str, Any]:
         """The whole run; see `train`."""
@@ -178,7 +185,8 @@ class _Run:
             **self.task.describe(),
             "device": device_description(),
             "mesh": " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
-            "compiled": f"in {compiled.seconds:.1f} s",
+            "compiled": f"in {compiled.seconds:.1f} s"
+            + (f"; an earlier start saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
             "memory": f"{compiled.memory_mb:,.0f} MB per device estimated for a training step",
         }
         if self.step:
@@ -194,17 +202,19 @@ class _Run:
 
     def _steps(self) -> bool:
         """Takes the remaining steps; False if a signal ended them early."""
-        batches = self.task.train_batches(self.step)
+        batches = self.task.train_batches(self.step, self.share)
         self.clock.start()
         while self.step < self.config.train.steps:
             if self.signals.should_stop(self.step):
                 self._report_pending()
                 return False
+            self.trace.before(self.step + 1)
             began = time.perf_counter()
             batch = put_batch(next(batches), self.compiled.batch)
             self.clock.waiting += time.perf_counter() - began
             self.state, metrics = self.compiled.train_step(self.state, batch)
             self.step += 1
+            self.trace.after(self.step, metrics)
             # Reading the metrics of the step before leaves the device busy with this one.
             self._report_pending()
             self.pending = (self.step, metrics)
@@ -271,7 +281,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float] | None:
         """Results over the validation set; None if a signal ended it."""
         totals: dict[str, float] = {}
-        for batch in self.task.valid_batches(self.compiled.eval_batch_size):
+        for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
             if self.signals.should_stop(self.step):
                 return None
             sums = self.compiled.eval_step(self.state["params"], put_batch(batch, self.compiled.batch))

@@ -1,6 +1,7 @@
 """The device mesh, and where parameters, optimizer state and batches live on it."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -18,13 +19,17 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     n_devices = jax.device_count()
-    known = int(np.prod([s for s in sizes if s != -1]))
+    left = n_devices
+    for axis, size in zip(MESH_AXES, sizes, strict=True):
+        if size != -1:
+            require(
+                left % size == 0, f"mesh.{axis}", f"is {size}, which does not divide the {left} devices left for it"
+            )
+            left //= size
     if -1 in sizes:
-        axis = MESH_AXES[sizes.index(-1)]
-        require(n_devices % known == 0, f"mesh.{axis}", f"the other axes take {known} of {n_devices} devices")
-        sizes[sizes.index(-1)] = n_devices // known
-    else:
-        require(known == n_devices, "mesh", f"is {sizes} for {', '.join(MESH_AXES)}, but there are {n_devices} devices")
+        sizes[sizes.index(-1)] = left
+    named = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    require(int(np.prod(sizes)) == n_devices, "mesh", f"is {named}, but there are {n_devices} devices")
     # Auto: the compiler places activations; with JAX's default, Explicit, embedding look-ups are type errors.
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -60,6 +65,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
     """Parts that a batch is divided into."""
     return int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp")]))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of every batch that a process holds: part `index` of `count` equal ones."""
+
+    index: int
+    count: int
+
+
+WHOLE = Share(0, 1)
+
+
+def batch_share(sharding: NamedSharding) -> Share:
+    """The share of this process. Processes whose devices hold the same rows, as with tensor parallelism, have the same.
+
+    Raises:
+      ConfigError: the devices of the processes do not hold rows that can be read apart.
+    """
+    parts = batch_shards(cast(Mesh, sharding.mesh))
+    held: dict[int, set[int]] = {}
+    for device, (rows, *_) in sharding.devices_indices_map((parts,)).items():
+        held.setdefault(cast(jax.Device, device).process_index, set()).add(rows.start or 0)
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    require(
+        sum(map(len, shares)) == parts and all(rows[-1] - rows[0] == len(rows) - 1 for rows in shares),
+        "mesh",
+        f"is {dict(sharding.mesh.shape)}, which gives the {len(held)} processes overlapping parts of a batch",
+    )
+    return Share(shares.index(tuple(sorted(held[jax.process_index()]))), len(shares))
 
 
 def check_heads(mesh: Mesh, n_heads: int) -> None:

@@ -1,14 +1,18 @@
-"""The real command, ended by real signals."""
+"""The real command, ended by real signals, fed with NaN, run in odd surroundings."""
 
 import json
+import random
 import signal
+import subprocess
 import time
 
 import pytest
 from processes import start_main
 from tiny import write_text
 
+from psann_jax.train.checksums import CHECKSUMS
 from psann_jax.train.metrics import read_metrics
+from runs import Experiment, recorded_step, saved_steps, wait_for_step
 
 CONFIG = """
 from pathlib import Path
@@ -35,17 +39,14 @@ def flags(tmp_path):
     return [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
 
 
-def wait_for_step(workdir, step, process):
-    """Returns when the run has recorded a step."""
-    for _ in range(600):
-        if any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl")):
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    raise AssertionError(f"step {step} was not reached")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_loses_nothing_and_the_same_command_finishes_the_run(flags, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start_main(*flags)
@@ -75,3 +76,152 @@ def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path):
     first.communicate()
     assert second.returncode == 2
     assert shown.strip().splitlines()[-1].endswith("another process is training in this workdir")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return Experiment(tmp_path_factory.mktemp("experiment"))
+
+
+# --- killed -------------------------------------------------------------------------------------------
+
+
+def kill_somewhere(experiment, workdir, rng, target, how):
+    """Runs the command until it is killed at about the step `target`, and looks at what is left.
+
+    Args:
+      experiment: what is run.
+      workdir: of the run.
+      rng: draws the moment.
+      target: a step.
+      how: "start": while it starts; "step": between two steps or in one; or a fault of faulty_main.py that kills.
+    """
+    if how in ("start", "step"):
+        target = max(target, recorded_step(workdir) + 1)  # what is recorded already tells nothing of this process
+        process = experiment.start(workdir)
+        if how == "start":
+            time.sleep(rng.uniform(0.3, 2.5))
+        else:
+            wait_for_step(workdir, target + rng.randint(0, 4), process)
+            time.sleep(rng.uniform(0, 0.03))
+        process.kill()
+    else:
+        process = experiment.start(workdir, fault=f"{how}={target}")
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, shown
+    assert not (workdir / "summary.json").exists()
+    saved = saved_steps(workdir)  # all sound
+    if saved:
+        json.loads((workdir / "checkpoints" / "index.json").read_text())
+    if how == "kill-in-save":
+        assert recorded_step(workdir) >= target
+        assert recorded_step(workdir) not in saved
+    if how == "kill-before-checksums":
+        assert saved[-1] >= target
+        assert not (workdir / "checkpoints" / f"step_{saved[-1]}" / CHECKSUMS).exists()
+
+
+def kill_again_and_again(experiment, workdir, n_steps, how):
+    """Kills a run once for each entry of `how`, lets it finish, and compares it with the undisturbed one."""
+    rng = random.Random(0)
+    for i, moment in enumerate(how):
+        kill_somewhere(experiment, workdir, rng, (i + 1) * n_steps // (len(how) + 2), moment)
+    experiment.finish(workdir)
+    experiment.assert_undisturbed(workdir)
+    leftovers = [path.name for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
+    assert leftovers == []
+
+
+def test_five_kills_change_nothing(experiment, tmp_path):
+    how = ["step", "kill-in-save", "start", "kill-before-checksums", "kill-in-save"]
+    kill_again_and_again(experiment, tmp_path / "run", 60, how)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path):
+    experiment = Experiment(tmp_path, "--config.train.steps=330")
+    how = ["step", "kill-in-save", "start", "step", "kill-before-checksums", "step", "kill-in-save"] * 3
+    kill_again_and_again(experiment, tmp_path / "run", 330, how)
+
+
+# --- told to stop -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sigterm_in_compilation_evaluation_and_save(experiment, tmp_path):
+    """One run that is stopped three times; each time it goes on from all that it had done."""
+    workdir = tmp_path / "run"
+    experiment.run(workdir, fault="term-in-compilation", code=-signal.SIGTERM)  # there is nothing to save yet
+    assert saved_steps(workdir) == []
+    shown = experiment.run(workdir, fault="term-in-evaluation=20")
+    assert "stopped by SIGTERM at step 20, all saved" in shown
+    assert saved_steps(workdir)[-1] == 20
+    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "eval"] == [0]
+    experiment.run(workdir, fault="term-in-compilation", code=-signal.SIGTERM)
+    assert saved_steps(workdir)[-1] == 20
+    shown = experiment.run(workdir, fault="term-in-save=35")
+    assert "stopped by SIGTERM at step 35, all saved" in shown
+    assert saved_steps(workdir)[-1] == 35
+    assert not (workdir / "summary.json").exists()
+    experiment.finish(workdir)
+    experiment.assert_undisturbed(workdir)
+
+
+# --- numbers and surroundings -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_update_of_nan_is_skipped_and_counted(experiment, tmp_path):
+    experiment.finish(tmp_path / "run", fault="nan-once=20")
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["bad_steps"] for row in rows] == [float(row["step"] == 21) for row in rows]
+    assert [row["skipped_steps"] for row in rows] == [float(row["step"] >= 21) for row in rows]
+    before = [loss for loss in experiment.expected if loss[1] <= 20]
+    assert losses_until(tmp_path / "run", 20) == before
+    assert rows[-1]["loss"] == pytest.approx(experiment.expected[-2][2], rel=0.05)
+
+
+@pytest.mark.slow
+def test_many_updates_of_nan_in_a_row_end_the_run_with_its_state_saved(experiment, tmp_path):
+    workdir, flag = tmp_path / "run", "--config.train.max_bad_steps=3"
+    error = experiment.fails(workdir, flag, fault="nan-from=22")
+    assert error == (
+        "train.max_bad_steps: 3 updates in a row were not finite, the last at step 25; the state before them is saved "
+        f"in {workdir / 'checkpoints'}; lower train.lr"
+    )
+    last = saved_steps(workdir)[-1]
+    assert last >= 25
+    assert losses_until(workdir, 22) == [loss for loss in experiment.expected if loss[1] <= 22]
+    experiment.finish(workdir, flag)  # the parameters had been kept as they were before the first of them
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"]
+    assert rows[-1]["step"] == 60
+    assert rows[-1]["skipped_steps"] == last - 22
+    assert rows[-1]["loss"] == pytest.approx(experiment.expected[-2][2], rel=0.1)
+
+
+def losses_until(workdir, step):
+    """The losses of the steps up to one, as in `Experiment.expected`."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [(row["kind"], row["step"], row["loss"], row.get("grad_norm")) for row in rows if row["step"] <= step]
+
+
+@pytest.mark.slow
+def test_an_odd_clock_and_a_locale_of_ascii_change_nothing(experiment, tmp_path):
+    variables = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flag = f"--config.data.cache_dir={tmp_path / 'cache'}"  # the text, which is not ASCII, is read again
+    experiment.finish(tmp_path / "run", flag, fault="odd-clock", **variables)
+    experiment.assert_undisturbed(tmp_path / "run")
+    error = experiment.fails(tmp_path / "größer", flag, **variables)
+    assert "a name that is not ASCII cannot be used in this locale; set PYTHONUTF8=1" in error
+    experiment.finish(tmp_path / "größer", flag, **{**variables, "PYTHONUTF8": "1"})
+    experiment.assert_undisturbed(tmp_path / "größer")
+
+
+@pytest.mark.slow
+def test_a_locale_with_decimal_commas_changes_nothing(experiment, tmp_path):
+    known = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout.split()
+    found = [name for name in known if name.startswith(("de_DE", "fr_FR", "es_ES", "it_IT"))]
+    if not found:
+        pytest.skip("this machine has no locale with decimal commas")
+    experiment.finish(tmp_path / "run", fault="locale", LC_ALL=found[0])
+    experiment.assert_undisturbed(tmp_path / "run")

@@ -1,0 +1,121 @@
+"""What a run would look like on its mesh: how arrays are split, what a device holds, what devices send one another."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from psann_jax.bench.random_text import RandomText, with_vocabulary
+from psann_jax.config import Config
+from psann_jax.data.loader import TextData
+from psann_jax.nn.partition import MESH_AXES
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train.compilation import compile_steps
+from psann_jax.train.hardware import device_description
+from psann_jax.train.sharding import make_mesh
+
+_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+_SHAPE = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+
+
+def pretend_devices(config: Config) -> None:
+    """Gives the CPU as many devices as the mesh asks for, to look at a cluster from a laptop.
+
+    Call it before any other use of JAX. It changes nothing where an axis is -1, where XLA_FLAGS say how many there
+    are, or on an accelerator.
+    """
+    sizes = [getattr(config.mesh, axis) for axis in MESH_AXES]
+    if -1 not in sizes and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", int(np.prod(sizes)))
+
+
+def describe_layout(config: Config) -> str:
+    """Tables of the arrays, the memory and the collectives of a training step; compiles it and allocates nothing.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or the model the mesh.
+    """
+    config = with_vocabulary(config)
+    mesh = make_mesh(config.mesh)
+    task = LanguageModel(config, cast(TextData, RandomText(config)))
+    task.check_mesh(mesh)
+    compiled = compile_steps(task, config, mesh)
+    spec = compiled.spec
+    infos = {_name(path): info for path, info in jax.tree_util.tree_leaves_with_path(task.network.infos)}
+    lines = [
+        f"{device_description()}; mesh " + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "",
+        f"{'parameter':<28}{'shape':>18}  {'axes':<26}{'split over':<34}{'MB a device':>12}",
+    ]
+    for name, array, sharding in _leaves(spec.abstract["params"], spec.shardings["params"]):
+        axes = ", ".join(axis or "-" for axis in infos[name].axes)
+        lines.append(
+            f"{name:<28}{' x '.join(map(str, array.shape)):>18}  {axes:<26}{_split(sharding):<34}"
+            f"{_megabytes(array, sharding):>12.2f}"
+        )
+    batch = task.batch_shapes(config.batch_size)
+    totals = {
+        "parameters": _total(spec.abstract["params"], spec.shardings["params"]),
+        "optimizer state": _total(spec.abstract["opt_state"], spec.shardings["opt_state"]),
+        "batch": sum(_megabytes(array, compiled.batch) for array in batch.values()),
+    }
+    lines += ["", f"{'memory':<28}{'MB a device':>18}", *(f"{name:<28}{mb:>18,.2f}" for name, mb in totals.items())]
+    rest = max(compiled.memory_mb - sum(totals.values()), 0)
+    lines += [
+        f"{'activations and the rest':<28}{rest:>18,.2f}",
+        f"{'all, by the compiler':<28}{compiled.memory_mb:>18,.2f}",
+    ]
+    return "\n".join([*lines, "", *_collective_lines(compiled.train_step.as_text())])
+
+
+def _collective_lines(program: str) -> list[str]:
+    """The collectives in the text of a compiled program, with the sizes of their results."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for result, kind in _COLLECTIVE.findall(program):
+        counts[kind] += 1
+        sizes[kind] += sum(_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(result))
+    if not counts:
+        return ["collectives: none"]
+    lines = [f"{'collectives':<28}{'in the program':>18}{'MB of results':>18}"]
+    lines += [f"{kind:<28}{n:>18}{sizes[kind] / 2**20:>18.2f}" for kind, n in sorted(counts.items())]
+    return [*lines, "those in a loop over layers or micro-batches stand in the program once"]
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    return int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64)) * (int(bits[0]) // 8 if bits else 1)
+
+
+def _leaves(arrays: Any, shardings: Any) -> Iterator[tuple[str, Any, NamedSharding]]:
+    flat = zip(jax.tree_util.tree_leaves_with_path(arrays), jax.tree.leaves(shardings), strict=True)
+    return ((_name(path), array, sharding) for (path, array), sharding in flat)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _split(sharding: NamedSharding) -> str:
+    """Which dimension is split over which axes of more than one device, for example "1: tensor 4"."""
+    parts = []
+    for i, entry in enumerate(sharding.spec):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        split = [f"{axis} {sharding.mesh.shape[axis]}" for axis in axes if sharding.mesh.shape[axis] > 1]
+        if split:
+            parts.append(f"{i}: {' x '.join(split)}")
+    return ", ".join(parts) or "not split"
+
+
+def _megabytes(array: Any, sharding: NamedSharding) -> float:
+    """Of one device's part."""
+    return float(np.prod(sharding.shard_shape(array.shape))) * array.dtype.itemsize / 2**20
+
+
+def _total(arrays: Any, shardings: Any) -> float:
+    return sum(_megabytes(array, sharding) for _, array, sharding in _leaves(arrays, shardings))

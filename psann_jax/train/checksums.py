@@ -1,0 +1,95 @@
+"""Checksums of the files of a checkpoint, by which damage is noticed before anything is read from them.
+
+Orbax notices a file that is cut off, but not every changed byte in one. The checksums find what storage does to files
+by chance; they are no protection against anyone who means to change them.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+CHECKSUMS = "checksums.json"
+_BLOCK = 1 << 20
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the sizes and checksums of all files of a directory into its checksums.json, whole or not at all.
+
+    Raises:
+      OSError: a file cannot be read, or the new one not written.
+    """
+    content = {name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for name, path in _files(directory)}
+    temporary = directory / f"{CHECKSUMS}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave an empty file, and a sound checkpoint look damaged
+        temporary.replace(directory / CHECKSUMS)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def find_damage(directory: Path, parts: Collection[str] | None = None) -> str | None:
+    """The first file that is not as it was written, as "FILE: what is wrong"; None if all are sound.
+
+    A directory without checksums counts as sound. It is one that was written by an older version, or whose process
+    was killed between the rename that made it complete and the checksums: a moment at which nothing else is known to
+    go wrong. To count it as damaged would throw away the newest checkpoint after most kills of that kind, and all
+    checkpoints of older versions, for a fault that is much rarer.
+
+    Args:
+      directory: of the checkpoint.
+      parts: look only at the files beside the directories and into these directories; None: at all files.
+    """
+    try:
+        text = (directory / CHECKSUMS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS}: {_reason(error)}"
+    try:
+        expected = {str(name): (int(facts["bytes"]), str(facts["crc32"])) for name, facts in json.loads(text).items()}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return f"{CHECKSUMS}: is no list of checksums"
+    for name, (size, crc32) in expected.items():
+        if parts is not None and "/" in name and name.partition("/")[0] not in parts:
+            continue
+        wrong = _compare(directory / name, size, crc32)
+        if wrong:
+            return f"{name}: {wrong}"
+    return None
+
+
+def _compare(path: Path, size: int, crc32: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"has {found} bytes instead of {size}"
+        if _crc32(path) != crc32:
+            return "its checksum differs"
+    except OSError as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _files(directory: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and not name.startswith(CHECKSUMS):
+            yield name, path
+
+
+def _crc32(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"

@@ -1,0 +1,110 @@
+"""A full disk, a read-only one, and files that the disk has changed."""
+
+import os
+import shutil
+
+import pytest
+
+from runs import Experiment, mounted, saved_steps, unmount
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return Experiment(tmp_path_factory.mktemp("experiment"))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def data_file(workdir, step):
+    """A file with arrays of a checkpoint."""
+    return next((workdir / "checkpoints" / f"step_{step}" / "params" / "d").iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for two checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted("-t", "tmpfs", "-o", "size=900k", "tmpfs", disk)
+    yield disk
+    unmount(disk)
+
+
+def test_a_full_disk_loses_nothing_and_the_same_command_finishes_the_run(experiment, small_disk):
+    workdir = small_disk / "run"
+    error = experiment.fails(workdir)
+    assert error.startswith(str(workdir))
+    assert error.endswith("No space left on device")
+    assert saved_steps(workdir)
+    assert not (workdir / "summary.json").exists()
+    mounted("-o", "remount,size=20m", small_disk)
+    assert experiment.finish(workdir)
+    experiment.assert_undisturbed(workdir)
+
+
+def test_damaged_checkpoints_are_named_and_the_run_goes_on_from_a_sound_one(experiment, tmp_path):
+    workdir = experiment.copy(tmp_path / "run")
+    earlier, middle, last = saved_steps(workdir)[-3:]
+    truncated, flipped = data_file(workdir, last), data_file(workdir, middle)
+    os.truncate(truncated, truncated.stat().st_size // 2)
+    flip(flipped)
+    shown = experiment.finish(workdir).splitlines()
+    for step, path, reason in ((last, truncated, "bytes instead of"), (middle, flipped, "its checksum differs")):
+        (line,) = (line for line in shown if line.startswith(f"{workdir / 'checkpoints' / f'step_{step}'}: damaged"))
+        assert path.name in line
+        assert reason in line
+        assert line.endswith(f"; going on from step {earlier}")
+    experiment.assert_undisturbed(workdir)
+    assert saved_steps(workdir)[-2:] == [middle, last]  # sound again
+
+
+@pytest.mark.slow
+def test_a_run_without_a_sound_checkpoint_is_an_error(experiment, tmp_path):
+    workdir = experiment.copy(tmp_path / "run")
+    for step in saved_steps(workdir):
+        flip(data_file(workdir, step))
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    error = experiment.fails(workdir)
+    assert error.startswith(f"{workdir / 'checkpoints' / 'step_60'}: damaged (params/d/")
+    assert error.endswith(f"or remove {workdir / 'checkpoints'} to begin again")
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
+    shutil.rmtree(workdir / "checkpoints")
+    experiment.finish(workdir)
+    experiment.assert_undisturbed(workdir)
+
+
+@pytest.mark.slow
+def test_a_damaged_token_shard_is_made_again(experiment, tmp_path):
+    workdir = experiment.copy(tmp_path / "run")
+    for step in saved_steps(workdir)[-2:]:
+        shutil.rmtree(workdir / "checkpoints" / f"step_{step}")
+    cache = tmp_path / "cache"
+    shutil.copytree(experiment.folder / "cache", cache)
+    (shard,) = cache.glob("*/train.tokens")
+    whole = shard.read_bytes()
+    flip(shard)
+    shown = experiment.finish(workdir, f"--config.data.cache_dir={cache}")
+    assert f"{shard.parent}: damaged (train.tokens: its checksum differs); making it again\n" in shown
+    assert shard.read_bytes() == whole
+    experiment.assert_undisturbed(workdir)
+
+
+@pytest.mark.slow
+def test_read_only_data(experiment, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    mounted("--bind", experiment.folder, data)
+    try:
+        mounted("-o", "remount,bind,ro", data)
+        flags = [f"--config.data.sources=('{data / 'text.txt'}',)", "--config.train.steps=2"]
+        cache = data / "another"
+        error = experiment.fails(tmp_path / "run", *flags, f"--config.data.cache_dir={cache}")
+        assert error.startswith(f"data.cache_dir: cannot write {cache}: Read-only file system")
+        assert not (tmp_path / "run" / "checkpoints").exists()
+        experiment.finish(tmp_path / "run", *flags, f"--config.data.cache_dir={tmp_path / 'cache'}")
+    finally:
+        unmount(data)

@@ -1,0 +1,134 @@
+"""Several processes as one run: on other numbers of processes and devices it goes on the same; no death hangs it."""
+
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+from processes import run_script, start_main
+from tiny import write_text
+
+from psann_jax.train.metrics import read_metrics
+
+WHOLE, STOPPED_AT = -1, 3
+
+
+def losses(workdir):
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return {(row["kind"], row["step"]): row["loss"] for row in rows}
+
+
+def train(directory, workdir, stop, processes, devices):
+    """Trains the tiny model, its parameters over two devices where there are so many."""
+    fsdp = 2 if processes * devices > 1 else 1
+    run_script("multi_device/resume.py", directory, workdir, fsdp, stop, processes=processes, devices=devices)
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    train(tmp_path, tmp_path / "whole", WHOLE, 1, 1)
+    train(tmp_path, tmp_path / "moved", STOPPED_AT, 2, 2)
+    train(tmp_path, tmp_path / "moved", WHOLE, 1, 1)
+    got, want = losses(tmp_path / "moved"), losses(tmp_path / "whole")
+    assert got.keys() == want.keys()
+    for at, loss in want.items():
+        np.testing.assert_allclose(got[at], loss, rtol=2e-5, err_msg=str(at))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A directory with a whole run and one that was stopped, both of 4 processes with 2 devices."""
+    directory = tmp_path_factory.mktemp("several")
+    train(directory, directory / "whole", WHOLE, 4, 2)
+    train(directory, directory / "stopped", STOPPED_AT, 4, 2)
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(4, 2), (1, 8), (2, 2), (1, 1)])
+def test_a_run_of_4_times_2_goes_on_elsewhere(runs, processes, devices):
+    workdir = runs / f"{processes}x{devices}"
+    shutil.copytree(runs / "stopped", workdir)
+    train(runs, workdir, WHOLE, processes, devices)
+    got, want = losses(workdir), losses(runs / "whole")
+    assert max(step for kind, step in losses(runs / "stopped") if kind == "train") == STOPPED_AT
+    assert got.keys() == want.keys()
+    if (processes, devices) == (4, 2):
+        assert got == want
+    for at, loss in want.items():
+        np.testing.assert_allclose(got[at], loss, rtol=2e-5, err_msg=str(at))
+
+
+CONFIG = """
+from pathlib import Path
+from psann_jax.config_io import default_config
+
+HERE = Path(__file__).parent
+
+def get_config():
+    config = default_config("transformer")
+    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=32)
+    config.data.update(sources=(str(HERE / "text.txt"),), max_length=32, cache_dir=str(HERE / "cache"))
+    config.data.tokenizer.kind = "bytes"
+    config.train.update(steps=400, batch_tokens=256, precision="fp32", log_every=1)
+    config.checkpoint.every = 20
+    return config
+"""
+
+
+@pytest.fixture
+def flags(tmp_path):
+    write_text(tmp_path / "text.txt", n_lines=400)
+    (tmp_path / "config.py").write_text(CONFIG)
+    return [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+
+
+def reached(workdir, step, process):
+    """Waits until the run has recorded a step."""
+    while not any(row["kind"] == "train" and row["step"] >= step for row in read_metrics(workdir / "metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+
+
+def member(launcher, number):
+    """The process of that number."""
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        if "psann_jax.main" in child.cmdline() and child.environ().get("JAX_PROCESS_ID") == str(number):
+            return child
+    raise AssertionError(f"no process {number}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tmp_path):
+    workdir = tmp_path / "run"
+    launcher = start_main(*flags, processes=4)
+    reached(workdir, 30, launcher)
+    member(launcher, 2).kill()
+    began = time.monotonic()
+    _, shown = launcher.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert "process 2 of 4 ended with code 137" in shown
+    # As the others saw it, each by itself, which is all that there is under another launcher.
+    for survivor in (1, 3):
+        assert re.search(rf"^\[{survivor}\] .*tasks are unhealthy \(stopped sending heartbeats\):$", shown, re.MULTILINE)
+        assert re.search(rf"^\[{survivor}\] 2$", shown, re.MULTILINE), shown[-4000:]
+
+    launcher = start_main(*flags, processes=4)
+    reached(workdir, 60, launcher)
+    os.kill(launcher.pid, signal.SIGTERM)
+    out, shown = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, shown
+    assert "resumed" in out + shown
+    assert "the same command goes on from here" in out + shown
+    last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
+    assert (workdir / "checkpoints" / f"step_{last}").is_dir()
+
+    launcher = start_main(*flags, "--config.train.steps=100", processes=1)
+    _, shown = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, shown
+    rows = [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"]
+    assert rows == list(range(1, max(100, last) + 1))
