@@ -27,12 +27,19 @@ if [[ -z ${JAX_COORDINATOR_ADDRESS:-} ]]; then
 fi
 export JAX_NUM_PROCESSES=$n
 
+numbered() {
+  local line
+  while IFS= read -r line; do
+    printf '[%s] %s\n' "$1" "$line"
+  done
+}
+
 pids=()
 for ((i = 0; i < n; i++)); do
   if ((i == 0)); then
     JAX_PROCESS_ID=0 "$@" &
   else
-    JAX_PROCESS_ID=$i "$@" > /dev/null 2> >(sed -u "s/^/[$i] /" >&2) &
+    JAX_PROCESS_ID=$i "$@" > /dev/null 2> >(numbered "$i" >&2) &
   fi
   pids+=($!)
 done

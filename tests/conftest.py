@@ -6,11 +6,9 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-# Set in the first process, before the workers and the children of tests, which inherit it.
-_STARTED_HERE = "PSANN_JAX_TEST_CACHE" not in os.environ
-if _STARTED_HERE:
-    os.environ["PSANN_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="psann_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PSANN_JAX_TEST_CACHE"]
+# Made by the first process; its workers and the children of tests inherit it.
+os.environ["TESTS_PROGRAMS"] = os.environ.get("TESTS_PROGRAMS") or tempfile.mkdtemp(prefix="psann_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_PROGRAMS"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
@@ -25,7 +23,7 @@ def x64():
         yield
 
 
-def pytest_unconfigure():
+def pytest_unconfigure(config):
     """Removes the compiled programs, in the process that has made their directory."""
-    if _STARTED_HERE:
-        shutil.rmtree(os.environ["PSANN_JAX_TEST_CACHE"], ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["TESTS_PROGRAMS"], ignore_errors=True)

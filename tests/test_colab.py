@@ -69,6 +69,7 @@ def test_the_notebooks_run_one_after_the_other():
     assert [p for row in grid for p in row] == pytest.approx([math.exp(logprob) for logprob in logprobs])
 
 
+@pytest.mark.slow
 def test_generation_trains_a_model_where_there_is_none(tmp_path):
     base, out, _ = run("generate.ipynb", "model.base")
     assert (tmp_path / "model.safetensors").exists()

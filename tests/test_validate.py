@@ -137,6 +137,7 @@ def test_the_first_update(here, monkeypatch):
     assert "the gradient norm is inf" in reason
 
 
+@pytest.mark.slow
 def test_precision(here, monkeypatch):
     record = run_check(CHECKS["GPU-02"], TINY, CPU)
     assert record["status"] == "passed", record
@@ -162,6 +163,7 @@ def test_a_precision_that_is_not_used_fails(here, monkeypatch):
     assert "bf16 losses equal those of fp32" in failures(CHECKS["GPU-02"])
 
 
+@pytest.mark.slow
 def test_throughput(here, monkeypatch):
     record = run_check(CHECKS["GPU-03"], TINY, CPU)
     entries = record["measured"]["entries"]
@@ -183,6 +185,7 @@ def test_throughput(here, monkeypatch):
     assert failures(CHECKS["GPU-03"]) == "respsann: its process ended with code -9"
 
 
+@pytest.mark.slow
 def test_memory(here, monkeypatch):
     record = run_check(CHECKS["GPU-04"], TINY, CPU)
     assert record["status"] == "passed", record
@@ -220,6 +223,7 @@ def parity_results():
     return {"sound": sound, "same_rows": failures(CHECKS["GPU-05"], machine=machine)}
 
 
+@pytest.mark.slow
 def test_parity_over_devices():
     results = json.loads(run_script("test_validate.py", devices=4).splitlines()[-1])
     assert results["sound"] == ""
@@ -236,6 +240,7 @@ def test_an_undivided_model_and_an_untrained_one_fail(monkeypatch):
     assert "the loss on one device went from" in reason
 
 
+@pytest.mark.slow
 def test_generation(here, monkeypatch):
     record = run_check(CHECKS["GPU-07"], TINY, CPU)
     assert record["status"] == "passed", record

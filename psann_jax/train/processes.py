@@ -102,6 +102,8 @@ def _call_the_roll(coordinator_address: str, num_processes: int, process_id: int
         try:
             with socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 1)) as connection:
                 connection.sendall(b"%d %d\n" % (process_id, num_processes))
+                # Process 0 gives up at the same moment, and says for whom it has waited.
+                connection.settimeout(max(deadline - time.monotonic(), 0) + 5)
                 verdict = connection.makefile().readline().strip()
             if verdict:
                 break

@@ -29,6 +29,7 @@ def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
     assert on_meshes[mesh]["held"] < most
 
 
+@pytest.mark.slow
 def test_resume_on_two_devices_after_eight_continues_the_same_run(tmp_path):
     losses = {}
     for name, stages in {"whole": [(1, 1, -1)], "moved": [(8, 4, 3), (2, 1, 5), (1, 1, -1)]}.items():

@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tm
     assert "process 2 of 4 ended with code 137" in shown
     # As the others saw it, each by itself, which is all that there is under another launcher.
     for survivor in (1, 3):
-        assert re.search(rf"^\[{survivor}\] .*tasks are unhealthy \(stopped sending heartbeats\):$", shown, re.MULTILINE)
+        assert re.search(rf"^\[{survivor}\] .*unhealthy \(stopped sending heartbeats\):$", shown, re.MULTILINE)
         assert re.search(rf"^\[{survivor}\] 2$", shown, re.MULTILINE), shown[-4000:]
 
     launcher = start_main(*flags, processes=4)

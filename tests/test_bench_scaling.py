@@ -1,0 +1,61 @@
+"""The analytic model of a training step, against figures worked out by hand."""
+
+import dataclasses
+
+import pytest
+
+from psann_jax.bench.scaling import Cluster, estimate, report
+from psann_jax.config import Config, ConfigError, DataConfig, DecoderConfig, MeshConfig, TrainConfig
+
+CLUSTER = Cluster(flops=1e12, node=8, fast=1e11, slow=1e10)
+CONFIG = Config(
+    model=DecoderConfig(base="transformer", vocab_size=1000, d_model=64, n_layers=2, n_heads=4, d_mlp=128),
+    data=DataConfig(max_length=32),
+    train=TrainConfig(batch_tokens=8192, precision="bf16"),
+)
+N_PARAMS = 1000 * 64 * 2 + 2 * (4 * 64 * 64 + 64 * 128 * 2 + 128 + 64 + 4 * 64) + 2 * 64
+
+
+def on(mesh, devices):
+    (result,) = estimate(dataclasses.replace(CONFIG, mesh=mesh), CLUSTER, [devices])
+    return result
+
+
+def test_one_device_only_computes():
+    e = on(MeshConfig(), 1)
+    assert (e.data_s, e.fsdp_s, e.tensor_s, e.efficiency) == (0, 0, 0, 1)
+    assert e.state_mb == pytest.approx(16 * N_PARAMS / 2**20)
+    assert e.compute_s == pytest.approx(8192 * (6 * (N_PARAMS - 64000) + 6 * 2 * 32 * 64) / 1e12)
+
+
+def test_data_parallelism_sums_gradients_over_the_slowest_link():
+    inside, outside = on(MeshConfig(), 8), on(MeshConfig(), 16)
+    assert inside.data_s == pytest.approx(2 * 7 / 8 * 4 * N_PARAMS / 1e11)
+    assert outside.data_s == pytest.approx(2 * 15 / 16 * 4 * N_PARAMS / 1e10)
+    assert inside.compute_s == pytest.approx(2 * outside.compute_s)
+    assert outside.efficiency == pytest.approx(outside.compute_s / (outside.compute_s + outside.data_s))
+
+
+def test_fsdp_gathers_twice_and_scatters_once_in_every_pass():
+    e = on(MeshConfig(fsdp=4), 4)
+    assert e.fsdp_s == pytest.approx(3 * 3 / 4 * 4 * N_PARAMS / 1e11)
+    assert e.state_mb == pytest.approx(16 * N_PARAMS / 4 / 2**20)
+    accumulating = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, grad_accum=2))
+    (twice,) = estimate(dataclasses.replace(accumulating, mesh=MeshConfig(fsdp=4)), CLUSTER, [4])
+    assert twice.fsdp_s == pytest.approx(2 * e.fsdp_s)
+
+
+def test_tensor_parallelism_sums_activations():
+    e = on(MeshConfig(tensor=2), 2)
+    assert e.tensor_s == pytest.approx(4 * 2 * 2 * 1 / 2 * 8192 * 64 * 2 / 1e11)
+
+
+def test_a_number_of_devices_that_does_not_fit():
+    with pytest.raises(ConfigError, match=r"^--devices: is 6, which fsdp 4 x tensor 1 does not divide"):
+        on(MeshConfig(fsdp=4), 6)
+
+
+def test_the_table():
+    text = report(CONFIG, estimate(CONFIG, CLUSTER, [1, 8]))
+    assert f"{N_PARAMS:,} parameters" in text
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["1", "8"]

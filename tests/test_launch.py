@@ -1,0 +1,148 @@
+"""The launch scripts: their syntax, their mistakes, and the local one at work on small commands."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
+
+
+def local(*arguments, **options):
+    return subprocess.run(
+        ["bash", LAUNCH / "local.sh", *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_syntax_of_scripts(script):
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+# --- local.sh -----------------------------------------------------------------------------------------
+
+SHOW = (
+    "import os, sys; p = os.environ; print(p['JAX_PROCESS_ID'], p['JAX_NUM_PROCESSES'], p['JAX_COORDINATOR_ADDRESS']); "
+)
+
+
+def test_every_process_has_its_number_and_the_first_one_speaks():
+    done = local("3", "--", sys.executable, "-c", SHOW + "print('said', file=sys.stderr)")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"0 3 127\.0\.0\.1:\d+\n", done.stdout)
+    assert sorted(done.stderr.splitlines()) == ["[1] said", "[2] said", "said"]
+
+
+def test_the_code_of_the_first_failure_counts_and_names_the_process():
+    code = "import os, time; i = int(os.environ['JAX_PROCESS_ID']); time.sleep(i); raise SystemExit(7 if i == 1 else 0)"
+    done = local("3", "--", sys.executable, "-c", code)
+    assert done.returncode == 7
+    assert "process 1 of 3 ended with code 7" in done.stderr
+
+
+def test_processes_that_do_not_end_after_a_failure_are_ended(monkeypatch):
+    monkeypatch.setenv("GRACE", "1")
+    code = "import os, time; os.environ['JAX_PROCESS_ID'] == '0' and os._exit(3); time.sleep(600)"
+    began = time.monotonic()
+    done = local("2", "--", sys.executable, "-c", code)
+    assert done.returncode == 3
+    assert time.monotonic() - began < 30
+
+
+def test_signals_reach_all_processes(tmp_path):
+    code = f"""
+import os, pathlib, signal, time
+def heed(*_):
+    pathlib.Path({str(tmp_path)!r}, "heard" + os.environ["JAX_PROCESS_ID"]).touch()
+    raise SystemExit(0)
+signal.signal(signal.SIGTERM, heed)
+pathlib.Path({str(tmp_path)!r}, "ready" + os.environ["JAX_PROCESS_ID"]).touch()
+time.sleep(600)
+"""
+    launcher = subprocess.Popen(["bash", LAUNCH / "local.sh", "2", "--", sys.executable, "-c", code])
+    while len(list(tmp_path.glob("ready*"))) < 2:
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=30) == 0
+    assert len(list(tmp_path.glob("heard*"))) == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"], ["2", "true", "true"]])
+def test_mistakes_of_the_local_launcher(arguments):
+    done = local(*arguments)
+    assert done.returncode == 2
+    assert done.stderr == "error: usage: launch/local.sh N -- COMMAND..., with N >= 1 processes\n"
+
+
+# --- the others ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("slurm.sbatch", []), ("tpu_vm.sh", []), ("tpu_vm.sh", ["run"]), ("tpu_vm.sh", ["fly"])]
+)
+def test_mistakes_of_the_cluster_scripts(script, arguments):
+    done = subprocess.run(["bash", LAUNCH / script, *arguments], capture_output=True, text=True, check=False, env={})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: usage: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_slurm_starts_one_process_a_task(tmp_path, monkeypatch):
+    """With a stand-in for srun that shows what it is given."""
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$PWD: $@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    command = ["bash", LAUNCH / "slurm.sbatch", "--config=a.py", "--workdir=b c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    expected = "--kill-on-bad-exit=1 --wait=90 python -m psann_jax.main --config=a.py --workdir=b c"
+    assert done.stdout == f"{tmp_path}: {expected}\n"
+
+
+def test_tpu_hosts_get_the_flags_quoted(tmp_path):
+    """With a stand-in for gcloud that shows what it is given."""
+    (tmp_path / "gcloud").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PROJECT": "p", "ZONE": "z", "TPU": "t"}
+    command = ["bash", LAUNCH / "tpu_vm.sh", "run", "--config=a.py", "--workdir=b c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "--worker=all" in done.stdout.splitlines()
+    assert (
+        "--command=cd psann_jax_source && exec python3 -m psann_jax.main --config=a.py --workdir=b\\ c " in done.stdout
+    )
+
+
+def test_the_jobset_is_consistent():
+    """The number of hosts stands in it three times, and the coordinator is the first pod by JobSet's naming."""
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"] == int(environment["JAX_NUM_PROCESSES"]["value"])
+    name, port = environment["JAX_COORDINATOR_ADDRESS"]["value"].split(":")
+    assert name == f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{jobset['metadata']['name']}"
+    assert int(port) == container["ports"][0]["containerPort"]
+    assert "job-completion-index" in environment["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
+
+
+def test_the_job_in_the_jobset_fits_the_schema_of_kubernetes():
+    validate = pytest.importorskip("kubernetes_validate")
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    template = jobset["spec"]["replicatedJobs"][0]["template"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train"}, **template}
+    validate.validate(job, "1.31", strict=True)
