@@ -7,12 +7,12 @@ import subprocess
 import time
 
 import pytest
+from experiment import Experiment, recorded_step, saved_steps, wait_for_step
 from processes import start_main
 from tiny import write_text
 
 from psann_jax.train.checksums import CHECKSUMS
 from psann_jax.train.metrics import read_metrics
-from runs import Experiment, recorded_step, saved_steps, wait_for_step
 
 CONFIG = """
 from pathlib import Path

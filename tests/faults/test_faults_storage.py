@@ -4,8 +4,7 @@ import os
 import shutil
 
 import pytest
-
-from runs import Experiment, mounted, saved_steps, unmount
+from experiment import Experiment, mounted, saved_steps, unmount
 
 
 @pytest.fixture(scope="module")
