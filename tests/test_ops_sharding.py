@@ -1,10 +1,10 @@
 """The fast paths on 8 devices: the values of one device, and no device asks for another's activations."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+from processes import environment
 
 SCRIPT = r"""
 import re
@@ -93,8 +93,8 @@ print("passed")
 
 @pytest.fixture(scope="module")
 def result():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=False)
+    command, env = [sys.executable, "-c", SCRIPT], environment(devices=8)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 def test_on_eight_devices(result):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from processes import environment
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.errors import UserError
@@ -367,10 +368,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def run_python(code, *arguments, **environment):
+def run_python(code, *arguments, devices=1):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **environment},
+        env=environment(devices),
         capture_output=True,
         text=True,
         timeout=300,
@@ -421,7 +422,7 @@ def test_one_device_to_eight_and_back(tmp_path):
     }
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, metadata=METADATA)
-    result = run_python(EIGHT_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    result = run_python(EIGHT_DEVICES, tmp_path, devices=8)
     assert result.stdout == "devices 8\n", result.stderr
     restored = open_checkpoints(tmp_path).restore(2, abstract(state))
     assert_bit_equal(restored, jax.tree.map(lambda x: x + 1, state))
@@ -457,9 +458,8 @@ def test_two_processes_write_one_checkpoint(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i, **flags), range(2)))
+        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i, devices=2), range(2)))
     for result in results:
         assert result.stdout.splitlines()[-1] == "[0, 2] 0 b'abc' 2", result.stderr
     restored = open_checkpoints(tmp_path).restore(2, abstract({"params": {"w": jnp.zeros((8, 4))}}))

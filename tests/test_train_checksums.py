@@ -328,7 +328,7 @@ def test_one_of_two_processes_verifies_for_both(tmp_path):
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i, JAX_PLATFORMS="cpu"), range(2)))
+        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i), range(2)))
     for result in results:
         assert result.stdout.splitlines()[-2:] == ["1 1 [1]", "[1, 2] (2, [])"], result.stderr
     restored = open_checkpoints(tmp_path).restore(2, abstract({"params": state["params"]}))
