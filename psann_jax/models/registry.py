@@ -13,7 +13,7 @@ from psann_jax.models.decoder import Decoder
 from psann_jax.nn.partition import info_tree
 
 # The dataclass of the `model` section -> its network. Base names are in psann_jax.config.BASES.
-NETWORKS: dict[type, type] = {DecoderConfig: Decoder}
+NETWORKS: dict[type, Any] = {DecoderConfig: Decoder}
 
 Params = dict[str, Any]
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+
+from psann_jax.nn.positions import document_reach
 
 LayerCache = dict[str, jax.Array]
 
@@ -26,3 +29,22 @@ class Context:
     alibi_H: jax.Array | None = None
     slots_BxL: jax.Array | None = None
     valid_B: jax.Array | None = None
+
+
+def make_context(tokens_BxL: jax.Array, segments_BxL: jax.Array | None, cached_B: jax.Array | None = None) -> Context:
+    """The context of tokens in a window or, with a cache, after what is in it.
+
+    Args:
+      tokens_BxL: token ids.
+      segments_BxL: document of each token in the window, 0 for padding; None: one document a row. With a cache only
+        padding matters, and it must be at the end of a row.
+      cached_B: tokens of each row in the cache; None without a cache.
+    """
+    index = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32), tokens_BxL.shape)
+    if cached_B is None:
+        reach = index if segments_BxL is None else document_reach(segments_BxL)
+        return Context(segments_BxL, reach)
+    valid = jnp.ones_like(tokens_BxL) if segments_BxL is None else (segments_BxL > 0).astype(jnp.int32)
+    reach = index + cached_B[:, None]
+    slots = jnp.where(valid > 0, reach, jnp.iinfo(jnp.int32).max)  # padding is dropped
+    return Context(None, reach, slots_BxL=slots, valid_B=jnp.sum(valid, axis=1))

@@ -10,8 +10,7 @@ import numpy as np
 
 from psann_jax.config import Config, require
 from psann_jax.data.loader import TextData, load_text
-from psann_jax.models.registry import Network, Params, build
-from psann_jax.ops.attention import choose_attention
+from psann_jax.models.registry import NETWORKS, Network, Params, build
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.sharding import WHOLE, Share, check_heads
@@ -55,16 +54,13 @@ class LanguageModel:
 
     def attention(self) -> str:
         """The attention implementation that training will use."""
-        model, train = self.config.model, self.config.train
-        return choose_attention(
-            model.attention,
+        name: str = NETWORKS[type(self.config.model)].live_attention(
+            self.config.model,
             platform=jax.default_backend(),
-            dtype=DTYPES[train.precision],
-            head_dim=model.d_model // model.n_heads,
+            dtype=DTYPES[self.config.train.precision],
             has_segments=self.config.data.document_mask,
-            has_alibi=model.positional_encoding == "alibi",
-            dropout=model.dropout,
         )
+        return name
 
     # --- what the training step needs -----------------------------------------------------------------
 
