@@ -17,6 +17,7 @@ from psann_jax.config_decoder import (
     SpectralConfig,
     WaveConfig,
 )
+from psann_jax.config_sudoku import SudokuConfig
 
 __all__ = [
     "BASES",
@@ -32,6 +33,7 @@ __all__ = [
     "MeshConfig",
     "SineConfig",
     "SpectralConfig",
+    "SudokuConfig",
     "TokenizerConfig",
     "TrainConfig",
     "WaveConfig",
@@ -42,6 +44,7 @@ __all__ = [
 BASES: dict[str, type] = {
     "respsann": DecoderConfig,
     "sgrpsann": DecoderConfig,
+    "sudoku": SudokuConfig,
     "transformer": DecoderConfig,
     "waveresnet": DecoderConfig,
 }

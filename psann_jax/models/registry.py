@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import DecoderConfig
+from psann_jax.config import DecoderConfig, SudokuConfig
 from psann_jax.models.decoder import Decoder
+from psann_jax.models.sudoku import Sudoku
 from psann_jax.nn.partition import info_tree
 
 # The dataclass of the `model` section -> its network. Base names are in psann_jax.config.BASES.
-NETWORKS: dict[type, Any] = {DecoderConfig: Decoder}
+NETWORKS: dict[type, Any] = {DecoderConfig: Decoder, SudokuConfig: Sudoku}
 
 Params = dict[str, Any]
 

@@ -11,11 +11,15 @@ from psann_jax.nn.linear import Linear, dropout
 from psann_jax.nn.sine import Sine
 
 Activation = Callable[[jax.Array], jax.Array]
-ELEMENTWISE: dict[str, Activation] = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+ELEMENTWISE: dict[str, Activation] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "relu2": lambda z: jax.numpy.square(jax.nn.relu(z)),
+}
 
 
 def make_activation(name: str, features: int, config: SineConfig, axis: str | None, *, rngs: nnx.Rngs) -> Activation:
-    """The activation sine, gelu (exact) or relu; `axis` is the logical name of the feature axis."""
+    """The activation sine, gelu (exact), relu or relu2 (its square); `axis` is the logical name of the feature axis."""
     return Sine(features, config, axis, rngs=rngs) if name == "sine" else ELEMENTWISE[name]
 
 

@@ -82,6 +82,16 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.nn.initializers.xavier_uniform()(key, shape, jnp.float32)
 
 
+def fan_in_uniform(fan_in: int) -> Init:
+    """U(-a, a) with a = 1 / sqrt(fan_in), for a kernel and its bias: what PyTorch's Linear starts with."""
+
+    def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return init
+
+
 def info_tree(state: nnx.State) -> dict[str, Any]:
     """The ParamInfo of every parameter, as a nested dict shaped like the parameters."""
 

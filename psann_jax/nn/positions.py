@@ -26,6 +26,19 @@ def rope_tables(positions_BxL: jax.Array, head_dim: int, dtype: jnp.dtype) -> tu
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def rope_tables_2d(
+    rows_L: jax.Array, columns_L: jax.Array, head_dim: int, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the angles of places on a grid, two arrays (L, 1, K/2): by row, then by column.
+
+    The base of the frequencies is 10, so that the slowest turn is not much longer than a grid of nine.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    inverse_frequency = 10.0 ** (-jnp.arange(head_dim // 4, dtype=wide) / (head_dim // 4))
+    angle = jnp.concatenate([x.astype(wide)[:, None, None] * inverse_frequency for x in (rows_L, columns_L)], axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns each pair of neighbouring features (2i, 2i+1) by its rotary angle.
 

@@ -1,6 +1,6 @@
 """How big the checks are, on a CPU and on an accelerator, and the experiments of these sizes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psann_jax.config import (
@@ -14,6 +14,7 @@ from psann_jax.config import (
     require,
 )
 
+_BASES = tuple(sorted(set(BASES) - {"sudoku"}))  # of language models
 _SCALES = [2**i for i in range(13)]
 _BATCH_TOKENS = (65_536, 131_072, 262_144)
 
@@ -71,8 +72,8 @@ class Sizes:
     memory: Shape = Shape(512, 8, 8, 2048, 32_000, 1024)
     memory_tokens: int = 16_384
     precision: str = "bf16"
-    bases: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(BASES)))
-    parallel_bases: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(BASES)))
+    bases: tuple[str, ...] = _BASES
+    parallel_bases: tuple[str, ...] = _BASES
 
 
 def sizes_for(platform: str, n_devices: int, scale: int | None = None) -> Sizes:
