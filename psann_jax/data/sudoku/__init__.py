@@ -1,0 +1,1 @@
+"""Sudoku puzzles: rules, solver and rating, symmetries, generator, files and batches."""
