@@ -109,6 +109,18 @@ def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
                 yield text
 
 
+def csv_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a .csv file, plain or compressed.
+
+    Raises:
+      UserError: it has another extension or is not UTF-8. Use it under `reading`, for the other errors.
+    """
+    compression = path.suffix.lower() if path.suffix.lower() in _OPEN else ""
+    if not path.name.lower().endswith(f".csv{compression}"):
+        raise UserError(f"{path}: unknown kind of file; use .csv, plain or with .gz, .xz or .zst")
+    return _lines(path, compression)
+
+
 def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 file."""
     offset = 0

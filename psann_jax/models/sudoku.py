@@ -192,7 +192,7 @@ class Sudoku(Layered):
 
 
 def hole_sums(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the empty cells of a batch: nll (cross entropy, nats) and correct; and solved, of the puzzles."""
+    """Sums over the empty cells of a batch: nll (cross entropy, nats) and correct; and solved, of puzzles with any."""
     holes = puzzles_Bx81 == 0
     target_Bx81 = solutions_Bx81.astype(jnp.int32) - 1
     log_p = jax.nn.log_softmax(logits_Bx81x9)
@@ -201,7 +201,7 @@ def hole_sums(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81:
     return {
         "nll": jnp.sum(nll_Bx81, where=holes),
         "correct": jnp.sum(right, where=holes, dtype=jnp.float32),
-        "solved": jnp.sum(jnp.all(right | ~holes, axis=-1), dtype=jnp.float32),
+        "solved": jnp.sum(jnp.all(right | ~holes, axis=-1) & jnp.any(holes, axis=-1), dtype=jnp.float32),
     }
 
 

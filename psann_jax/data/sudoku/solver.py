@@ -16,7 +16,7 @@ from psann_jax.errors import UserError
 
 COPIES = 8  # that a rating is averaged over
 _COPY_SEED = 20_001
-_AT_ONCE = 256  # puzzles that a thread works on between two steps of a progress bar
+_AT_ONCE = 256  # puzzles that a thread takes at a time
 
 T = TypeVar("T")
 
@@ -34,8 +34,7 @@ def solve(puzzles_Nx81: np.ndarray, limit: int = 2) -> tuple[np.ndarray, np.ndar
     def part(rows: slice) -> None:
         kernels.solve_all(puzzles_Nx81[rows], limit, solutions_Nx81[rows], counts_N[rows])
 
-    for _ in in_threads(part, slices(len(puzzles_Nx81))):
-        pass
+    list(in_threads(part, slices(len(puzzles_Nx81), _AT_ONCE)))
     return solutions_Nx81, counts_N
 
 
@@ -68,8 +67,7 @@ def rate(puzzles_Nx81: np.ndarray) -> np.ndarray:
     def part(rows: slice) -> None:
         kernels.rate_all(puzzles_Nx81[rows], copies.cells_x81, copies.digits_x10, means_N[rows])
 
-    for _ in in_threads(part, slices(len(puzzles_Nx81))):
-        pass
+    list(in_threads(part, slices(len(puzzles_Nx81), _AT_ONCE)))
     return np.rint(means_N).astype(np.int64)
 
 
@@ -78,9 +76,9 @@ def rating_copies() -> Symmetry:
     return symmetry(np.random.default_rng(_COPY_SEED).random((COPIES, N_DRAWS)))
 
 
-def slices(n: int) -> list[slice]:
-    """Rows 0 .. n - 1 in parts small enough for a progress bar."""
-    return [slice(first, min(first + _AT_ONCE, n)) for first in range(0, n, _AT_ONCE)]
+def slices(n: int, size: int) -> list[slice]:
+    """Rows 0 .. n - 1 in parts of at most `size`."""
+    return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def in_threads(part: Callable[[slice], T], parts: list[slice]) -> Iterator[T]:
