@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
-from psann_jax.config import BASES, Config, ConfigError
+from psann_jax.config import BASES, PRESETS, Config, ConfigError
 from psann_jax.config_io import default_config, flatten, parse, to_dict
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ REFUSED = {
     "seed": (-1, "seed: is -1"),
     "train.lrr": (1, "train.lrr: unknown key, did you mean lr?"),
     "optim": ({}, "optim: unknown key"),
-    "model.base": ("respsan", "did you mean respsann?; choose from respsann, sgrpsann, transformer, waveresnet"),
+    "model.base": ("respsan", "did you mean respsann?; choose from respsann, sgrpsann, sudoku, transformer, waveresnet"),
     "model.mlp_activation": ("silu", "must be one of sine, gelu, relu"),
     "model.d_model": (100, "model.d_model: is 100, must be divisible by model.n_heads=8"),
     "model.n_heads": (0, "model.n_heads: is 0, must be at least 1"),
@@ -104,7 +104,7 @@ def test_options_of_another_activation_are_refused():
 
 
 def test_every_base_resolves_what_its_config_leaves_open():
-    for base in BASES:
+    for base in PRESETS:
         resolved = parse(default_config(base)).model.resolve()
         assert None not in dataclasses.astuple(resolved)
     gelu = dataclasses.replace(Config().model, mlp_activation="gelu")
