@@ -17,10 +17,11 @@ from psann_jax.config_decoder import (
     SpectralConfig,
     WaveConfig,
 )
-from psann_jax.config_sudoku import SudokuConfig
+from psann_jax.config_sudoku import PuzzlesConfig, SudokuConfig
 
 __all__ = [
     "BASES",
+    "DATA_SECTIONS",
     "PRESETS",
     "SINE_PARAMETERS",
     "SPECIAL_TOKENS",
@@ -31,6 +32,7 @@ __all__ = [
     "DecoderConfig",
     "EvalConfig",
     "MeshConfig",
+    "PuzzlesConfig",
     "SineConfig",
     "SpectralConfig",
     "SudokuConfig",
@@ -150,7 +152,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of the squared log-normaliser
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the computation; weights stay float32
-    remat: Literal["none", "block", "dots", "full"] = "none"  # what the backward pass recomputes
+    # What the backward pass recomputes; iteration and nested with base sudoku, block, dots and full with the others.
+    remat: Literal["none", "block", "dots", "full", "iteration", "nested"] = "none"
     scan_layers: bool = True  # one compiled layer for all; False: unrolled
     max_bad_steps: int = 10  # non-finite updates in a row that end the run
     log_every: int = 10
@@ -217,13 +220,17 @@ class MeshConfig:
         require(sizes.count(-1) <= 1, prefix, f"only one axis can be -1, got {sizes}")
 
 
+# Base name -> the dataclass of its `data` section, where that is not DataConfig.
+DATA_SECTIONS: dict[str, type] = {"sudoku": PuzzlesConfig}
+
+
 @dataclass(frozen=True)
 class Config:
     """One experiment."""
 
     seed: int = 1337  # of initial weights, data order and dropout
     model: Any = field(default_factory=DecoderConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Any = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -231,7 +238,7 @@ class Config:
 
     @property
     def batch_size(self) -> int:
-        """Windows in one update."""
+        """Windows or puzzles in one update."""
         return self.train.batch_tokens // self.data.max_length
 
     def check(self) -> None:

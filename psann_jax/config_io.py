@@ -14,19 +14,23 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from psann_jax.config import BASES, Config, ConfigError, DecoderConfig, require
+from psann_jax.config import BASES, DATA_SECTIONS, Config, ConfigError, DataConfig, DecoderConfig, TrainConfig, require
 
 
 def default_config(base: str = "waveresnet") -> config_dict.ConfigDict:
     """All settings at their defaults, for a config file to change.
 
     Args:
-      base: a name in `BASES`; decides what the `model` section holds.
+      base: a name in `BASES`; decides what the `model` and `data` sections hold.
 
     Raises:
       ConfigError: unknown base.
     """
-    return _to_config_dict(Config(model=model_section(base)(base=base)))
+    sections = _sections(base)
+    data = sections["data"]()
+    whole_rows = TrainConfig.batch_tokens // data.max_length * data.max_length
+    train = TrainConfig(batch_tokens=whole_rows)
+    return _to_config_dict(Config(model=sections["model"](base=base), data=data, train=train))
 
 
 def model_section(base: str) -> type:
@@ -38,6 +42,11 @@ def model_section(base: str) -> type:
     if base not in BASES:
         raise ConfigError(f"model.base: unknown base {base!r}{nearest(base, BASES)}; choose from {', '.join(BASES)}")
     return BASES[base]
+
+
+def _sections(base: str) -> dict[str, type]:
+    """The dataclasses of the sections that differ between bases."""
+    return {"model": model_section(base), "data": DATA_SECTIONS.get(base, DataConfig)}
 
 
 def _to_config_dict(section: Any) -> config_dict.ConfigDict:
@@ -68,23 +77,22 @@ def parse(mapping: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
     if isinstance(mapping, config_dict.ConfigDict):
         mapping = mapping.to_dict()
     model = mapping.get("model", {})
-    config = _build(Config, mapping, "", model_section(model.get("base", DecoderConfig.base)))
+    config = _build(Config, mapping, "", _sections(model.get("base", DecoderConfig.base)))
     config.check()
     return config
 
 
-def _build(cls: type, mapping: Mapping[str, Any], prefix: str, model_cls: type) -> Any:
+def _build(cls: type, mapping: Mapping[str, Any], prefix: str, sections: Mapping[str, type]) -> Any:
     require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
     hints = typing.get_type_hints(cls)
     for key in mapping:
         require(key in hints, f"{prefix}{key}", f"unknown key{nearest(str(key), hints)}")
     values = {}
     for key, value in mapping.items():
-        hint = model_cls if (cls is Config and key == "model") else hints[key]
+        hint = sections.get(key, hints[key]) if cls is Config else hints[key]
         name = f"{prefix}{key}"
-        values[key] = (
-            _build(hint, value, f"{name}.", model_cls) if dataclasses.is_dataclass(hint) else _coerce(value, hint, name)
-        )
+        is_section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, f"{name}.", sections) if is_section else _coerce(value, hint, name)
     return cls(**values)
 
 

@@ -60,6 +60,11 @@ class PuzzlesConfig:
     phases: tuple[float, ...] = (0.2, 0.2, 0.2, 0.4)  # shares of the training steps
     cache_dir: str = ""  # prepared puzzles; "": the user's cache directory
 
+    @property
+    def max_length(self) -> int:
+        """The cells of a puzzle, which `train.batch_tokens` counts."""
+        return 81
+
     def check(self, prefix: str) -> None:
         at_least(0, self, prefix, "extra_clues", "seed")
         require(all(n >= 0 for n in self.counts), f"{prefix}.counts", f"is {self.counts}, must not be negative")

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
             return
         # Imported late, so that a mistake in a config is told at once.
         from psann_jax.data.cache import cache_root
-        from psann_jax.tasks.language_model import LanguageModel
+        from psann_jax.tasks.registry import TASKS
         from psann_jax.train.compilation import keep_programs
         from psann_jax.train.loop import train
         from psann_jax.train.processes import join
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         keep_programs(cache_root(config.data.cache_dir) / "programs")
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = Path(_WORKDIR.value or f"runs/{name}")
-        train(config, lambda: LanguageModel.load(config), workdir, profile_steps=_PROFILE_STEPS.value)
+        train(config, lambda: TASKS[type(config.data)].load(config), workdir, profile_steps=_PROFILE_STEPS.value)
     except UserError as error:
         fail(error)
 

@@ -65,11 +65,13 @@ def batch_of(data, step, **options):
 
 def test_a_batch_is_a_function_of_seed_and_step(data):
     batch = batch_of(data, 7)
-    assert {name: (a.shape, a.dtype) for name, a in batch.items()} == dict.fromkeys(
-        ("puzzles", "solutions"), ((8, 81), np.uint8)
-    )
+    assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
+        "puzzles": ((8, 81), np.uint8),
+        "solutions": ((8, 81), np.uint8),
+        "buckets": ((8,), np.int32),
+    }
     assert is_solved(batch["solutions"]).all()
-    assert agrees(*batch.values()).all()
+    assert agrees(batch["puzzles"], batch["solutions"]).all()
     resumed = next(iter(data.train_batches(seed=5, batch_size=8, steps=100, start_step=7)))
     for other, same in [(resumed, True), (batch_of(data, 8), False), (batch_of(data, 7, seed=6), False)]:
         assert (other["puzzles"] == batch["puzzles"]).all() == same
@@ -178,13 +180,11 @@ def test_batches_hold_ratings_of_their_phase_alone(steps, step):
     config = PuzzlesConfig(augment=False)
     data = PuzzleData(config, puzzles, puzzles, "")
     batch = data.train_batch(seed=0, batch_size=64, step=step, steps=steps)
-    assert set(batch["puzzles"][:, 0] // 3) == set(active_buckets(config, step, steps))
+    assert set(batch["puzzles"][:, 0] // 3) == set(batch["buckets"]) == set(active_buckets(config, step, steps))
 
 
 def test_a_phase_without_puzzles_is_refused(config, data):
-    with pytest.raises(
-        UserError, match=r"data\.puzzles\.curriculum: reverse has a phase of ratings 51\+, but no puzzle"
-    ):
+    with pytest.raises(UserError, match=r"data\.curriculum: reverse has a phase of ratings 51\+, but no puzzle"):
         PuzzleData(replace(config, curriculum="reverse"), data.train, data.valid, "")
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from psann_jax.config_checks import require
+
 Cache = dict[str, Any]
 Carry = TypeVar("Carry")
 Step = Callable[[Any, Any, Any], Any]
@@ -40,6 +42,8 @@ class Layered(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Makes the blocks, each from random keys of its own; see the attributes."""
+        known = ("none", "dots", "block", "full")
+        require(remat in known, "train.remat", f"is {remat!r}, must be one of {', '.join(known)} with this base")
         self.n_layers, self.dtype, self.remat, self.scan_layers = n_layers, jnp.dtype(dtype), remat, scan_layers
         make = nnx.split_rngs(splits=n_layers)(nnx.vmap(in_axes=0, out_axes=0)(make_block))
         self.blocks: Any = make(rngs)

@@ -192,17 +192,22 @@ class Sudoku(Layered):
 
 
 def hole_sums(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the empty cells of a batch: nll (cross entropy, nats) and correct; and solved, of puzzles with any."""
+    """Sums over the empty cells of a batch: nll (cross entropy, nats) and correct."""
     holes = puzzles_Bx81 == 0
     target_Bx81 = solutions_Bx81.astype(jnp.int32) - 1
     log_p = jax.nn.log_softmax(logits_Bx81x9)
     nll_Bx81 = -jnp.take_along_axis(log_p, target_Bx81[..., None], axis=-1)[..., 0]
-    right = jnp.argmax(logits_Bx81x9, axis=-1) == target_Bx81
+    right_Bx81 = filled(logits_Bx81x9, puzzles_Bx81) == solutions_Bx81
     return {
         "nll": jnp.sum(nll_Bx81, where=holes),
-        "correct": jnp.sum(right, where=holes, dtype=jnp.float32),
-        "solved": jnp.sum(jnp.all(right | ~holes, axis=-1) & jnp.any(holes, axis=-1), dtype=jnp.float32),
+        "correct": jnp.sum(right_Bx81, where=holes, dtype=jnp.float32),
     }
+
+
+def filled(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array) -> jax.Array:
+    """The puzzles with the most probable digit in every empty cell, in the type of the puzzles."""
+    best_Bx81 = 1 + jnp.argmax(logits_Bx81x9, axis=-1)
+    return jnp.where(puzzles_Bx81 == 0, best_Bx81.astype(puzzles_Bx81.dtype), puzzles_Bx81)
 
 
 def _cheap_key(key: jax.Array) -> jax.Array:

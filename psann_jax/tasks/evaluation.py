@@ -85,7 +85,7 @@ def text_of(run: Run, source: str, *, document: str | None = None, text_field: s
     """
     data = run.config.data
     names: dict[str, str] = {"document": document or data.document, "text_field": text_field or data.text_field}
-    config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)  # type: ignore[arg-type]
+    config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
     valid = _shard(opened.documents(), run.tokenizer)
     if not valid.n_documents:

@@ -109,8 +109,8 @@ def _find_damage(path: Path) -> str | None:
 class PuzzleData:
     """Training and validation batches of puzzles.
 
-    A batch is a dict of arrays: puzzles and solutions, uint8 (B, 81). With several processes each gets its rows of it,
-    process p of n the rows [p * B / n, (p + 1) * B / n).
+    A batch is a dict of arrays: puzzles and solutions, uint8 (B, 81), and the bucket of each, int32 (B,). With several
+    processes each gets its rows of it, process p of n the rows [p * B / n, (p + 1) * B / n).
 
     Attributes:
       train, valid: the puzzles. Validation puzzles stand under one fixed random symmetry each, if `augment` is on:
@@ -123,17 +123,17 @@ class PuzzleData:
         """See `load_puzzles`."""
         self.fingerprint, self.left_out, self._config = fingerprint, left_out, config
         self.train, self.valid = train, valid
-        buckets_N = train.buckets_N
-        self._rows = {active: np.flatnonzero(np.isin(buckets_N, active)) for active in phases(config.curriculum)}
+        self._buckets_N = train.buckets_N.astype(np.int32)
+        self._rows = {active: np.flatnonzero(np.isin(self._buckets_N, active)) for active in phases(config.curriculum)}
         for active, rows in self._rows.items():
             if not len(rows):
                 names = ", ".join(BUCKETS[bucket] for bucket in active)
                 raise UserError(
-                    f"data.puzzles.curriculum: {config.curriculum} has a phase of ratings {names}, but no puzzle for "
+                    f"data.curriculum: {config.curriculum} has a phase of ratings {names}, but no puzzle for "
                     "training has such a rating"
                 )
         if not (valid.buckets_N >= 0).any():
-            raise UserError("data.puzzles.valid_fraction: leaves no puzzle for validation; there are too few grids")
+            raise UserError("data.valid_fraction: leaves no puzzle for validation; there are too few grids")
         if config.augment:
             draws = np.random.default_rng([config.seed, 1]).random((len(valid), N_DRAWS))
             element = symmetry(draws)
@@ -161,11 +161,11 @@ class PuzzleData:
         rows = self._rows[active_buckets(self._config, step, steps)]
         rng = np.random.default_rng([seed, step])
         chosen = rows[rng.integers(len(rows), size=batch_size)][share]
-        batch = {"puzzles": self.train.puzzles_Nx81[chosen], "solutions": self.train.solutions_Nx81[chosen]}
+        grids = self.train.puzzles_Nx81[chosen], self.train.solutions_Nx81[chosen]
         if self._config.augment:
             element = symmetry(rng.random((batch_size, N_DRAWS))[share])
-            batch = {name: element.apply(grids_Bx81) for name, grids_Bx81 in batch.items()}
-        return batch
+            grids = element.apply(grids[0]), element.apply(grids[1])
+        return {"puzzles": grids[0], "solutions": grids[1], "buckets": self._buckets_N[chosen]}
 
     def train_batches(
         self,
@@ -193,8 +193,7 @@ class PuzzleData:
     ) -> Iterator[dict[str, np.ndarray]]:
         """The validation puzzles of all buckets in order, the same number of batches in every process.
 
-        Beside puzzles and solutions there is the bucket of each, int32. The last batch is filled up with full grids,
-        which have nothing to solve, of bucket -1.
+        The last batch is filled up with full grids, which have nothing to solve, of bucket -1.
 
         Args:
           batch_size: B, rows over all processes.

@@ -1,0 +1,158 @@
+"""Sudoku: the iterative transformer, its loss over the empty cells, and batches of puzzles."""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psann_jax.config import Config
+from psann_jax.config_checks import refuse_inactive
+from psann_jax.config_sudoku import BUCKETS
+from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
+from psann_jax.models.registry import Params, build
+from psann_jax.models.sudoku import filled, hole_sums
+from psann_jax.tasks.language_model import DTYPES
+from psann_jax.train.metrics import perplexity
+from psann_jax.train.sharding import WHOLE, Share, check_heads
+from psann_jax.train.step import Batch, Stats
+
+
+class SudokuTask:
+    """Filling the empty cells of puzzles.
+
+    Attributes:
+      network: the model.
+      data: the puzzles.
+    """
+
+    def __init__(self, config: Config, data: PuzzleData):
+        """Builds the network.
+
+        Raises:
+          ConfigError: a setting of the training has no effect on Sudoku.
+        """
+        refuse_inactive(config.train, "train", "with base sudoku", "label_smoothing", "z_loss")
+        self.config, self.data = config, data
+        self.network = build(
+            config.model,
+            dtype=jnp.dtype(DTYPES[config.train.precision]),
+            remat=config.train.remat,
+            scan_layers=config.train.scan_layers,
+        )
+
+    @classmethod
+    def load(cls, config: Config, *, progress: bool = True) -> "SudokuTask":
+        """Reads or makes the puzzles of the config, or finds them prepared, and builds the network."""
+        return cls(config, load_puzzles(config.data, progress=progress and jax.process_index() == 0))
+
+    def describe(self) -> dict[str, object]:
+        """Facts for the header of a run."""
+        lines = (line.split(maxsplit=1) for line in self.data.describe(self.config.train.steps).splitlines())
+        return {name: fact for name, fact in lines}  # noqa: C416  dict(lines) would have a narrower type
+
+    # --- what the training step needs -----------------------------------------------------------------
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Number of empty cells in a batch."""
+        return jnp.sum(batch["puzzles"] == 0, dtype=jnp.float32)
+
+    def loss(
+        self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array | None = None
+    ) -> tuple[jax.Array, Stats]:
+        """Sum of the cross entropy over the empty cells of a batch, the mean of all iterations.
+
+        Args:
+          params: of `network`.
+          batch: puzzles and solutions (B, 81), buckets (B,).
+          key: for dropout; None switches it off, as evaluation wants.
+          step: nothing depends on it.
+
+        Returns:
+          The loss, and the sums nll (the same), correct (cells, after the last iteration) and weight; without a key
+          also, for each bucket, the puzzles in it and the solved ones of these.
+        """
+        del step
+        puzzles, solutions, buckets = (batch[name] for name in ("puzzles", "solutions", "buckets"))
+
+        def read(logits: jax.Array) -> tuple[Stats, jax.Array]:
+            solved = jnp.all(filled(logits, puzzles) == solutions, axis=-1)
+            return hole_sums(logits, puzzles, solutions), solved
+
+        sums, solved_TxB = self.network.merge(params).run(puzzles, read, dropout_key=key)
+        loss = jnp.mean(sums["nll"])
+        stats = {"nll": loss, "correct": sums["correct"][-1], "weight": self.weight(batch)}
+        if key is None:
+            for i, name in enumerate(BUCKETS):
+                stats[f"puzzles_{name}"] = jnp.sum(buckets == i, dtype=jnp.float32)
+                stats[f"solved_{name}"] = jnp.sum(solved_TxB[-1] & (buckets == i), dtype=jnp.float32)
+        return loss, stats
+
+    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+        """Raises ConfigError if heads cannot be divided over the mesh."""
+        check_heads(mesh, self.config.model.n_heads)
+
+    # --- data -----------------------------------------------------------------------------------------
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch of that many puzzles."""
+        grids = jax.ShapeDtypeStruct((batch_size, 81), jnp.uint8)
+        return {"puzzles": grids, "solutions": grids, "buckets": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
+    def train_batches(self, start_step: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+        """A process's rows of the batches from a step on, without end."""
+        return self.data.train_batches(
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            steps=self.config.train.steps,
+            start_step=start_step,
+            process_index=share.index,
+            process_count=share.count,
+        )
+
+    def valid_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+        """A process's rows of the fixed validation batches, in order."""
+        return self.data.valid_batches(
+            batch_size=batch_size,
+            max_puzzles=-(-self.config.eval.max_tokens // self.config.data.max_length),
+            process_index=share.index,
+            process_count=share.count,
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with the puzzles and their division."""
+        return self.data.fingerprint
+
+    def tokenizer_bytes(self) -> None:
+        """Digits need no tokenizer."""
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Evaluation results from the sums over all batches.
+
+        Returns:
+          loss (of all iterations) and ppl, top1 (share of the empty cells, last iteration), tokens (empty cells), the
+          share of solved puzzles: solved_<bucket>, solved (of all), solved_balanced (mean over the buckets), each with
+          two standard errors, ..._2se.
+        """
+        loss = sums["nll"] / sums["weight"]
+        results = {
+            "loss": loss,
+            "ppl": perplexity(loss),
+            "top1": sums["correct"] / sums["weight"],
+            "tokens": sums["weight"],
+        }
+        counts = {name: (sums[f"solved_{name}"], n) for name in BUCKETS if (n := sums[f"puzzles_{name}"])}
+        shares = {name: solved / n for name, (solved, n) in counts.items()}
+        variances = {name: share * (1 - share) / counts[name][1] for name, share in shares.items()}
+        solved, puzzles = (sum(column) for column in zip(*counts.values(), strict=True))
+        pooled = solved / puzzles
+        totals = {
+            "": (pooled, pooled * (1 - pooled) / puzzles),
+            "_balanced": (sum(shares.values()) / len(shares), sum(variances.values()) / len(shares) ** 2),
+            **{f"_{name}": (share, variances[name]) for name, share in shares.items()},
+        }
+        for name, (share, variance) in totals.items():
+            results[f"solved{name}"] = share
+            results[f"solved{name}_2se"] = 2 * math.sqrt(variance)
+        return results
