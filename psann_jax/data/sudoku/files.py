@@ -27,13 +27,13 @@ def read_puzzles(path: Path, *, ratings: str = "file", progress: bool = True) ->
       path: a .csv with a header that names question, answer and, for `ratings` "file", rating; other columns are let
         be. Questions are 81 characters, `.` or `0` for empty cells.
       ratings: "file", or "guesses" to rate anew (see `psann_jax.data.sudoku.solver.rate`).
-      progress: whether there is a bar, on stderr.
+      progress: whether there is a bar, on stderr where that is a terminal.
 
     Raises:
       UserError: the file cannot be read or holds no puzzle, or a row is wrong; the message names the line.
     """
     parts = []
-    with reading(path), tqdm(unit=" puzzles", desc=f"checking {path.name}", disable=not progress) as bar:
+    with reading(path), tqdm(unit=" puzzles", desc=f"checking {path.name}", disable=None if progress else True) as bar:
         rows = _rows(path, rated=ratings == "file")
         while chunk := list(itertools.islice(rows, _AT_ONCE)):
             parts.append(_checked(chunk, path, ratings))

@@ -22,14 +22,14 @@ def generate(
       counts: of each bucket.
       seed: of all that is random.
       extra_clues: puzzles of rating 0 get 0 to so many clues more than they need.
-      progress: whether there is a bar, on stderr.
+      progress: whether there is a bar, on stderr where that is a terminal.
 
     Returns:
       The puzzles, bucket after bucket, and the lineage of each (N,): those of one lineage share clues and must not be
       divided between training and validation.
     """
     parts, lineages, n_lineages = [], [], 0
-    with tqdm(total=sum(counts), unit=" puzzles", desc="making", disable=not progress) as bar:
+    with tqdm(total=sum(counts), unit=" puzzles", desc="making", disable=None if progress else True) as bar:
         for bucket, count in enumerate(counts):
             size = _PER_LINEAGE[bucket]
             n = -(-count // size)
