@@ -133,12 +133,13 @@ def value_and_gradients(remat, scan_layers=True, key=None, **options):
 def test_rematerialisation_and_scanned_layers_change_no_value(x64):
     options = {"positional_encoding": "rope2d", "key": jax.random.key(7), "dropout": 0.2}
     loss, grads = value_and_gradients("none", **options)
-    for remat, scan_layers in [("iteration", True), ("nested", True), ("none", False)]:
+    for remat, scan_layers in [("iteration", False), ("nested", True)]:
         other_loss, other_grads = value_and_gradients(remat, scan_layers, **options)
         close(other_loss, loss, 1e-12)
         jax.tree.map(partial(close, rtol=1e-9), other_grads, grads)
 
 
+@pytest.mark.slow
 def test_rematerialisation_saves_memory():
     puzzles, solutions = puzzle_batch(8)
     bytes_needed = []
