@@ -17,6 +17,7 @@ from psann_jax.config_decoder import (
     SpectralConfig,
     WaveConfig,
 )
+from psann_jax.config_gravity import NGTConfig, RepulsionConfig, VanillaConfig
 
 __all__ = [
     "BASES",
@@ -30,19 +31,24 @@ __all__ = [
     "DecoderConfig",
     "EvalConfig",
     "MeshConfig",
+    "NGTConfig",
+    "RepulsionConfig",
     "SineConfig",
     "SpectralConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "VanillaConfig",
     "WaveConfig",
     "require",
 ]
 
 # Base name -> the dataclass of its `model` section. The networks are in psann_jax/models/registry.py.
 BASES: dict[str, type] = {
+    "ngt": NGTConfig,
     "respsann": DecoderConfig,
     "sgrpsann": DecoderConfig,
     "transformer": DecoderConfig,
+    "vanilla": VanillaConfig,
     "waveresnet": DecoderConfig,
 }
 
@@ -237,6 +243,12 @@ class Config:
         for f in dataclasses.fields(self):
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
+        positions = getattr(self.model, "n_positions", self.data.max_length)
+        require(
+            self.data.max_length <= positions,
+            "data.max_length",
+            f"is {self.data.max_length}, but the model has {positions} positions; raise model.n_positions",
+        )
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

@@ -11,14 +11,11 @@ from psann_jax.config import DecoderConfig
 from psann_jax.models.block import Block
 from psann_jax.models.layered import Cache, Layered
 from psann_jax.nn.context import Context, LayerCache, make_context
+from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
-from psann_jax.nn.partition import constrain, param, xavier_uniform
+from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
 from psann_jax.ops.attention import alibi_slopes, choose_attention
-
-
-def _embedding_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return 0.02 * jax.random.normal(key, shape, jnp.float32)
 
 
 class Decoder(Layered):
@@ -44,7 +41,7 @@ class Decoder(Layered):
         """
         self.config = config = config.resolve()
         v, d = config.vocab_size, config.d_model
-        self.embed = param(rngs, _embedding_init, (v, d), "embedding", ("vocab", "embed"))
+        self.embed = param(rngs, XAVIER.embedding, (v, d), "embedding", ("vocab", "embed"))
         super().__init__(
             lambda rngs: Block(config, rngs=rngs),
             config.n_layers,
@@ -54,7 +51,7 @@ class Decoder(Layered):
             rngs=rngs,
         )
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
-        self.head = param(rngs, xavier_uniform, (d, v), "embedding", ("embed", "vocab"))
+        self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
 
     @staticmethod
     def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:

@@ -85,6 +85,25 @@ class Layered(nnx.Module):
         """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
         raise NotImplementedError
 
+    def extra_loss(
+        self,
+        aux: dict[str, jax.Array],
+        segments_BxL: jax.Array | None,
+        weight_B: jax.Array,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """What training adds to the sum of the losses of a batch.
+
+        Args:
+          aux: from `hidden`.
+          segments_BxL: as `hidden` had them.
+          weight_B: targets of each row; what is a mean over tokens is to be multiplied by it.
+          key: of all randomness.
+          step: updates done so far.
+        """
+        return jnp.zeros(())
+
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""
         kernel, bias = self.head_kernel()

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import DecoderConfig
+from psann_jax.config import DecoderConfig, NGTConfig, VanillaConfig
 from psann_jax.models.decoder import Decoder
+from psann_jax.models.ngt import NGT
+from psann_jax.models.vanilla import Vanilla
 from psann_jax.nn.partition import info_tree
 
 # The dataclass of the `model` section -> its network. Base names are in psann_jax.config.BASES.
-NETWORKS: dict[type, Any] = {DecoderConfig: Decoder}
+NETWORKS: dict[type, Any] = {DecoderConfig: Decoder, NGTConfig: NGT, VanillaConfig: Vanilla}
 
 Params = dict[str, Any]
 

@@ -48,3 +48,12 @@ def make_context(tokens_BxL: jax.Array, segments_BxL: jax.Array | None, cached_B
     reach = index + cached_B[:, None]
     slots = jnp.where(valid > 0, reach, jnp.iinfo(jnp.int32).max)  # padding is dropped
     return Context(None, reach, slots_BxL=slots, valid_B=jnp.sum(valid, axis=1))
+
+
+def append(cached_BxHxSxK: jax.Array, new_BxLxHxK: jax.Array, slots_BxL: jax.Array) -> jax.Array:
+    """The cache of a layer with new entries in their slots.
+
+    Heads come before slots in a cache, as the products of a step read it; else it would be copied at each.
+    """
+    row = jnp.arange(slots_BxL.shape[0])[:, None]
+    return cached_BxHxSxK.at[row, :, slots_BxL].set(new_BxLxHxK.astype(cached_BxHxSxK.dtype), mode="drop")

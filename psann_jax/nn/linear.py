@@ -4,17 +4,27 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.nn.partition import constant, param, xavier_uniform
+from psann_jax.nn.initial import XAVIER, Initial
+from psann_jax.nn.partition import param
 from psann_jax.ops.linear import matmul
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias), in the dtype of x; the kernel starts Xavier uniform, the bias at 0."""
+    """x @ kernel (+ bias), in the dtype of x."""
 
-    def __init__(self, shape: tuple[int, int], axes: tuple[str | None, str | None], *, bias: bool, rngs: nnx.Rngs):
-        """Args: kernel shape (in, out); its logical axes; whether there is a bias; rngs."""
-        self.kernel = param(rngs, xavier_uniform, shape, "matrix", axes)
-        self.bias = param(rngs, constant(0.0), shape[1:], "bias", axes[1:]) if bias else None
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        axes: tuple[str | None, str | None],
+        *,
+        bias: bool,
+        kind: str = "matrix",
+        initial: Initial = XAVIER,
+        rngs: nnx.Rngs,
+    ):
+        """Args: kernel shape (in, out); its logical axes; whether there is a bias; kind; initial weights; rngs."""
+        self.kernel = param(rngs, initial.kernel, shape, kind, axes)
+        self.bias = param(rngs, initial.bias(shape[0]), shape[1:], "bias", axes[1:]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (..., in) to (..., out)."""

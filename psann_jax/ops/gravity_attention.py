@@ -130,6 +130,31 @@ def cached_gravity_attention(
     return jnp.einsum("bhls,bshk->blhk", p.astype(cached_v_BxSxHxK.dtype), cached_v_BxSxHxK)
 
 
+def squared_distances(a_BxLxHxC: Array) -> Array:
+    """Squared distances (B, H, L, L) of the coordinates of the heads, in float32 at least."""
+    a = a_BxLxHxC.astype(jnp.promote_types(a_BxLxHxC.dtype, jnp.float32)).swapaxes(1, 2)
+    norm = jnp.sum(a * a, -1)
+    return _expanded(a, a, norm, norm, jnp.eye(a.shape[2], dtype=bool))
+
+
+def gravity_weights(
+    form: GravityForm,
+    d2_BxHxLxL: Array,
+    gamma_H: Array,
+    bias_H: Array,
+    radius: Array,
+    mass_BxL: Array | None,
+    segments_BxL: Array | None,
+) -> Array:
+    """The weights (B, H, L, L) that `gravity_attention` gives, for squared distances."""
+    back_LxL, visible = tiles.visible_whole(d2_BxHxLxL.shape[-1], segments_BxL)
+    product = None if mass_BxL is None else mass_BxL[:, :, None] * mass_BxL[:, None]
+    s = _scores(form, d2_BxHxLxL, gamma_H, bias_H, jnp.square(radius), product)
+    if form.attractive:
+        s = jnp.where(back_LxL == 0, _SELF, s)
+    return jax.nn.softmax(jnp.where(visible, s, tiles.MASKED))
+
+
 def _inverse(form: GravityForm, d2: Array) -> Array:
     return jnp.square(lax.rsqrt(d2 + form.eps)) if form.rsqrt else 1 / (d2 + form.eps)
 
@@ -183,14 +208,9 @@ def _plain(
     key: Array | None,
 ) -> Array:
     B, L, H, _ = v_BxLxHxK.shape
-    back_LxL, visible = tiles.visible_whole(L, segments_BxL)
     a = a_BxLxHxC.swapaxes(1, 2)
     d2 = jnp.sum(jnp.square(a[:, :, :, None] - a[:, :, None]), axis=-1)
-    product = None if mass_BxL is None else mass_BxL[:, :, None] * mass_BxL[:, None]
-    s = _scores(form, d2, gamma_H, bias_H, radius2, product)
-    if form.attractive:
-        s = jnp.where(back_LxL == 0, _SELF, s)
-    p = jax.nn.softmax(jnp.where(visible, s, tiles.MASKED))
+    p = gravity_weights(form, d2, gamma_H, bias_H, jnp.sqrt(radius2), mass_BxL, segments_BxL)
     if key is not None:
         p *= tiles.keep_whole(key, form.dropout_rate, B, H, L)
     return jnp.einsum("bhls,bshk->blhk", p.astype(v_BxLxHxK.dtype), v_BxLxHxK)

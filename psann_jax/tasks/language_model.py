@@ -68,32 +68,37 @@ class LanguageModel:
         """Number of targets in a batch: tokens whose predecessor in the window is of the same document."""
         return jnp.sum(_target_weights(batch))
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Stats]:
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
         """Sum of the cross entropy over the targets of a batch.
 
         Args:
           params: of `network`.
           batch: tokens, segments and positions, each (B, L + 1).
-          key: for dropout; None switches it and label smoothing and z-loss off, as evaluation wants.
+          key: for dropout; None switches it, label smoothing, z-loss and what the network adds to the loss off, as
+            evaluation wants.
+          step: updates done so far.
 
         Returns:
-          The loss with label smoothing and z-loss, and the sums nll (without both), correct and weight.
+          The loss with label smoothing, z-loss and what the network adds, and the sums nll (without them), correct and
+          weight.
         """
         model, train = self.network.merge(params), self.config.train
         # Without a mask, one segment reaches through the window and attention may take its fastest form.
         segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
-        x, _, _ = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
+        x, _, aux = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
-        training = key is not None
+        training, weights = key is not None, _target_weights(batch)
         loss, stats = cross_entropy(
             x,
             kernel,
             batch["tokens"][:, 1:],
-            _target_weights(batch),
+            weights,
             bias_V=bias,
             label_smoothing=train.label_smoothing if training else 0.0,
             z_loss=train.z_loss if training else 0.0,
         )
+        if key is not None:
+            loss += model.extra_loss(aux, segments, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
