@@ -83,8 +83,8 @@ class NGT(TiedHead):
     ):
         """Makes the initial parameters, in float32; see `Layered`."""
         table = INITIALS[config.init].embedding
-        self.mass = param(rngs, table, (config.vocab_size, 1), "coordinate", ("vocab", None))
-        self.coords = param(rngs, table, (config.n_positions, config.d_coord), "coordinate", (None, None))
+        self.mass = param(rngs, table, (config.vocab_size, 1), "table", ("vocab", None))
+        self.coords = param(rngs, table, (config.n_positions, config.d_coord), "table", (None, None))
         super().__init__(
             config,
             lambda rngs: NGTBlock(config, rngs=rngs),

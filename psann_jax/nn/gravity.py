@@ -54,13 +54,16 @@ class GravityAttention(nnx.Module):
         self.v = Linear((d, d), ("embed", "heads"), bias=True, initial=initial, rngs=rngs)
         self.o = Linear((d, d), ("heads", "embed"), bias=True, initial=initial, rngs=rngs)
         shape = (config.d_coord, h * config.d_head_coord)
-        self.coords = Linear(shape, (None, "heads"), bias=True, kind="coordinate", initial=initial, rngs=rngs)
+        # What can change nothing is frozen, or rounding would move it: a constant in all coordinates, or in all scores
+        # of a row; a radius at which weights only jump.
+        self.coords = Linear(
+            shape, (None, "heads"), bias=True, bias_learns=False, kind="coordinate", initial=initial, rngs=rngs
+        )
         self.gamma = param(rngs, constant(0.0), (h,), "gravity", ("heads",))
-        # What can change nothing is frozen: a constant in all scores of a row; a radius at which weights only jump.
-        alive = config.mass == "score" or config.cutoff == "soft"
-        self.bias = param(rngs, constant(0.0), (h,), "gravity", ("heads",), trainable=alive)
-        learns = config.cutoff in ("soft", "decay")
-        self.radius = param(rngs, constant(config.radius_init), (1,), "gravity", (None,), trainable=learns)
+        self.bias_acts = config.mass == "score" or config.cutoff == "soft"
+        self.radius_learns = config.cutoff in ("soft", "decay")
+        self.bias = param(rngs, constant(0.0), (h,), "gravity", ("heads",), trainable=self.bias_acts)
+        self.radius = param(rngs, constant(config.radius_init), (1,), "gravity", (None,), trainable=self.radius_learns)
 
     def __call__(
         self,
@@ -114,8 +117,10 @@ class GravityAttention(nnx.Module):
         return self.o(out.reshape(x_BxLxD.shape)), updated
 
     def strengths(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """gamma (H,), bias (H,) and the radius, a scalar."""
-        return jax.nn.softplus(self.gamma[...]), self.bias[...], jax.nn.softplus(self.radius[0])
+        """gamma (H,), bias (H,) and the radius, a scalar; what is frozen has no gradient."""
+        bias = self.bias[...] if self.bias_acts else jax.lax.stop_gradient(self.bias[...])
+        radius = self.radius[0] if self.radius_learns else jax.lax.stop_gradient(self.radius[0])
+        return jax.nn.softplus(self.gamma[...]), bias, jax.nn.softplus(radius)
 
     def weights(
         self, x_BxLxD: jax.Array, z_BxLxC: jax.Array, masses: Masses, context: Context

@@ -18,18 +18,26 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None],
         *,
         bias: bool,
+        bias_learns: bool = True,
         kind: str = "matrix",
         initial: Initial = XAVIER,
         rngs: nnx.Rngs,
     ):
-        """Args: kernel shape (in, out); its logical axes; whether there is a bias; kind; initial weights; rngs."""
+        """Args: kernel shape (in, out); its logical axes; whether there is a bias and it is trained; kind of the
+        kernel; initial weights; rngs."""
+        self.bias_learns = bias_learns
         self.kernel = param(rngs, initial.kernel, shape, kind, axes)
-        self.bias = param(rngs, initial.bias(shape[0]), shape[1:], "bias", axes[1:]) if bias else None
+        self.bias = (
+            param(rngs, initial.bias(shape[0]), shape[1:], "bias", axes[1:], trainable=bias_learns) if bias else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (..., in) to (..., out)."""
         y = matmul(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(x.dtype)
+        return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
