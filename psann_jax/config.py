@@ -243,7 +243,7 @@ class Config:
         for f in dataclasses.fields(self):
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
-        positions = getattr(self.model, "n_positions", self.data.max_length)
+        positions = getattr(self.model, "n_positions", 0) or self.data.max_length
         require(
             self.data.max_length <= positions,
             "data.max_length",

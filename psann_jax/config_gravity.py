@@ -35,7 +35,7 @@ class VanillaConfig:
     n_layers: int = 8
     n_heads: int = 8
     d_mlp: int = 1536
-    n_positions: int = 512  # the longest document; data.max_length cannot be above
+    n_positions: int = 0  # rows of the table of positions; 0: data.max_length
     dropout: float = 0.0
     attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"
@@ -43,8 +43,8 @@ class VanillaConfig:
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:
-        at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp", "n_positions")
-        at_least(0, self, prefix, "vocab_size")
+        at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp")
+        at_least(0, self, prefix, "vocab_size", "n_positions")
         share(self, prefix, "dropout")
         require(
             self.d_model % self.n_heads == 0,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
-from psann_jax.config import BASES, Config, ConfigError
+from psann_jax.config import BASES, PRESETS, Config, ConfigError
 from psann_jax.config_io import default_config, flatten, parse, to_dict
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_options_of_another_activation_are_refused():
 
 
 def test_every_base_resolves_what_its_config_leaves_open():
-    for base in BASES:
+    for base in PRESETS:
         resolved = parse(default_config(base)).model.resolve()
         assert None not in dataclasses.astuple(resolved)
     gelu = dataclasses.replace(Config().model, mlp_activation="gelu")

@@ -153,8 +153,11 @@ class LanguageModel:
 
 def make_network(config: Config, vocab_size: int) -> Network:
     """The network of a config; makes no arrays."""
+    sizes = {"vocab_size": vocab_size}
+    if getattr(config.model, "n_positions", None) == 0:
+        sizes["n_positions"] = config.data.max_length
     return build(
-        dataclasses.replace(config.model, vocab_size=vocab_size),
+        dataclasses.replace(config.model, **sizes),
         dtype=jnp.dtype(DTYPES[config.train.precision]),
         remat=config.train.remat,
         scan_layers=config.train.scan_layers,

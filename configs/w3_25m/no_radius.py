@@ -1,0 +1,17 @@
+"""Without a cutoff: every earlier token counts, however far.
+
+  python -m psann_jax.main --config=configs/w3_25m/no_radius.py
+
+MEASURED
+"""
+
+from ml_collections import config_dict
+
+from psann_jax.recipes import w3_25m
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The experiment."""
+    config = w3_25m("ngt")
+    config.model.cutoff = "none"
+    return config
