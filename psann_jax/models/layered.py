@@ -104,6 +104,12 @@ class Layered(nnx.Module):
         """
         return jnp.zeros(())
 
+    def statistics(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Scalars that tell what the layers do with a window, for the record of a run."""
+        return {}
+
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""
         kernel, bias = self.head_kernel()

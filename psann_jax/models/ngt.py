@@ -16,6 +16,7 @@ from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
+from psann_jax.ops.tiles import visible_whole
 
 Stream = tuple[jax.Array, jax.Array]
 
@@ -182,6 +183,36 @@ class NGT(TiedHead):
             coordinates.append(stream[1])
         stacked = {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
         return stacked | {"coordinates": jnp.stack(coordinates), "mass": masses.tokens_BxL}
+
+    def statistics(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Of every layer, means over heads and visible pairs or tokens.
+
+        Returns:
+          For layer i, with the ending "/layer_i": gamma; radius; distance, and attended_distance, weighted by
+          attention; entropy of the weights of a token, in nats; sparsity, the share of the visible tokens with less
+          than a hundredth of the weight that all would have if they had the same.
+        """
+        seen = self.inspect(tokens_BxL, segments_BxL, positions_BxL)
+        _, visible = visible_whole(tokens_BxL.shape[1], segments_BxL)
+        if segments_BxL is not None:
+            visible &= (segments_BxL > 0)[:, None, :, None]
+        weights, distance = seen["weights"], jnp.sqrt(seen["d2"])
+        visible = jnp.broadcast_to(visible, weights.shape[1:])
+        n_seen, n_pairs = jnp.sum(visible, axis=-1), jnp.sum(visible)
+        n_rows = jnp.sum(n_seen > 0)
+        inside = jnp.where(visible, weights, 0)
+        pairs, heads = (1, 2, 3, 4), 1
+        by_layer = {
+            "gamma": jnp.mean(seen["gamma"], axis=heads),
+            "radius": seen["radius"],
+            "distance": jnp.sum(jnp.where(visible, distance, 0), axis=pairs) / n_pairs,
+            "attended_distance": jnp.sum(inside * distance, axis=pairs) / n_rows,
+            "entropy": -jnp.sum(jax.scipy.special.xlogy(inside, inside), axis=pairs) / n_rows,
+            "sparsity": jnp.sum(visible & (weights * n_seen[..., None] < 0.01), axis=pairs) / n_pairs,
+        }
+        return {f"{name}/layer_{i}": x[i] for name, x in by_layer.items() for i in range(self.n_layers)}
 
     def _begin(
         self,

@@ -16,6 +16,7 @@ from psann_jax.train.metrics import perplexity
 from psann_jax.train.sharding import WHOLE, Share, check_heads
 from psann_jax.train.step import Batch, Stats
 
+_INSPECTED_ROWS = 4
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
@@ -100,6 +101,13 @@ class LanguageModel:
         if key is not None:
             loss += model.extra_loss(aux, segments, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
+
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """What the network tells of its layers, on the first windows of a batch; {} if nothing."""
+        names = ("tokens", "segments", "positions")
+        tokens, segments, positions = (batch[name][:_INSPECTED_ROWS, :-1] for name in names)
+        masked = segments if self.config.data.document_mask else None
+        return self.network.merge(params).statistics(tokens, masked, positions)
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises ConfigError if heads cannot be divided over the mesh."""

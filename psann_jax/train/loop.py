@@ -159,6 +159,7 @@ class _Run:
         self.writer = MetricsWriter(workdir, resume_step=done, enabled=leads)
         self.progress = Progress(config.train.steps, start=done, log_every=config.train.log_every, enabled=leads)
         self.clock = _Clock()
+        self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         rows = read_metrics(workdir / METRICS) if leads else []
         self.evaluations = from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
@@ -272,7 +273,7 @@ class _Run:
             return False
         best = min((row["loss"] for row in self.evaluations), default=float("inf"))
         self.evaluations.append({"step": self.step, **result})
-        self.writer.write("eval", self.step, result)
+        self.writer.write("eval", self.step, result | self.statistics)
         self.progress.evaluation(self.step, result)
         if self.step and (self.saved == self.step or result["loss"] < best):
             self._save()
@@ -284,7 +285,10 @@ class _Run:
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
             if self.signals.should_stop(self.step):
                 return None
-            sums = self.compiled.eval_step(self.state["params"], put_batch(batch, self.compiled.batch))
+            arrays = put_batch(batch, self.compiled.batch)
+            if self.compiled.statistics_step is not None and not totals:
+                self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
+            sums = self.compiled.eval_step(self.state["params"], arrays)
             for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return self.task.summarise(totals)

@@ -34,6 +34,9 @@ class Objective(Protocol):
     def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
         """Sum of the losses (scalar float32), and sums: nll, correct, weight. Dropout acts if there is a key."""
 
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """Scalars for the record of a run, {} if there are none."""
+
 
 @dataclass(frozen=True)
 class StateSpec:
@@ -86,6 +89,12 @@ def init_state(network: Network, config: TrainConfig, spec: StateSpec, seed: int
     make = jax.jit(lambda key: _initial_state(network, config, key), out_shardings=spec.shardings)
     state: State = make(jax.random.key(seed))
     return state
+
+
+def make_statistics_step(objective: Objective, spec: StateSpec, batch: NamedSharding) -> Any:
+    """The jitted function (params, batch) -> scalars of `Objective.statistics`."""
+    shardings = (spec.shardings["params"], batch)
+    return jax.jit(objective.statistics, in_shardings=shardings, out_shardings=replicated(batch.mesh))
 
 
 def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, batch: NamedSharding, seed: int) -> Any:
