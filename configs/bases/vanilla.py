@@ -1,4 +1,4 @@
-"""Vanilla transformer with learned positions and a tied head, the gravity model's baseline, at a size that a CPU trains in minutes.
+"""Transformer with learned positions and a tied head, the gravity model's baseline, at a CPU's size.
 
   python -m psann_jax.main --config=configs/bases/vanilla.py
 
