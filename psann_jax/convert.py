@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psann_jax.errors import UserError
-from psann_jax.tasks.arguments import RunParser, run_command
+from psann_jax.tasks.arguments import StrictParser, run_command
 
 _FILE = ".safetensors"
 
@@ -47,15 +47,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"{destination}: {model.base}, {weights.network().n_params:,} parameters, vocabulary {model.vocab_size:,}")
 
 
-class _Parser(RunParser):
-    """The strictness of the other commands, without the flags of those that work on a run."""
-
-    def __init__(self) -> None:
-        argparse.ArgumentParser.__init__(self, description="Weights from one form to another.", allow_abbrev=False)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser()
+    parser = StrictParser("psann_jax.convert", "Weights from one form to another.")
     add = parser.add_argument
     add(
         "--from",

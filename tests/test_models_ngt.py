@@ -153,6 +153,31 @@ def test_inspection_gives_what_the_layers_use():
     np.testing.assert_allclose(seen["radius"], np.log1p(np.exp(1.0)), rtol=1e-6)
 
 
+def test_statistics_are_means_over_what_is_visible():
+    config = NGTConfig(**SIZES, cutoff="none", d_coord=6)
+    network = registry.build(config)
+    model = network.merge(network.init(jax.random.key(0)))
+    tokens = np.random.default_rng(0).integers(0, 53, (2, 7))
+    segments = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 0, 0]])
+    found = model.statistics(tokens, segments, None)
+    seen = jax.device_get(model.inspect(tokens, segments))
+    rows = [(b, i, [j for j in range(i + 1) if segments[b, j] == segments[b, i]]) for b in range(2) for i in range(7)]
+    rows = [row for row in rows if segments[row[0], row[1]] > 0]
+    for layer in range(2):
+        p = [seen["weights"][layer, b, h, i, js] for b, i, js in rows for h in range(4)]
+        d = [np.sqrt(seen["d2"][layer, b, h, i, js]) for b, i, js in rows for h in range(4)]
+        want = {
+            "gamma": np.log(2),
+            "radius": np.log1p(np.exp(4.0)),
+            "distance": np.mean(np.concatenate(d)),
+            "attended_distance": np.mean([pi @ di for pi, di in zip(p, d, strict=True)]),
+            "entropy": np.mean([-np.sum(pi[pi > 0] * np.log(pi[pi > 0])) for pi in p]),
+            "sparsity": np.mean(np.concatenate([pi * len(pi) < 0.01 for pi in p])),
+        }
+        for name, value in want.items():
+            np.testing.assert_allclose(found[f"{name}/layer_{layer}"], value, rtol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
