@@ -80,6 +80,6 @@ def visible(i: Array, j: Array, T: int, segments_nxBxT: Array | None) -> tuple[A
 
 def visible_whole(L: int, segments_BxL: Array | None) -> tuple[Array, Array]:
     """`visible` of a whole window, (L, L) and (B or 1, 1, L, L)."""
-    segments = None if segments_BxL is None else segments_BxL[None]
+    segments = None if segments_BxL is None else jnp.asarray(segments_BxL)[None]
     zero = jnp.zeros((), jnp.int32)
     return visible(zero, zero, L, segments)

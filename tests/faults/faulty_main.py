@@ -98,8 +98,8 @@ def poison(steps):
                 positions[0, 0] = _POISON
             yield {**batch, "positions": positions}
 
-    def poisoned_loss(self, params, batch, key):
-        total, stats = loss(self, params, batch, key)
+    def poisoned_loss(self, params, batch, key, step):
+        total, stats = loss(self, params, batch, key, step)
         return jnp.where(jnp.any(batch["positions"] == _POISON), jnp.nan, 1.0) * total, stats
 
     LanguageModel.train_batches, LanguageModel.loss = train_batches, poisoned_loss
