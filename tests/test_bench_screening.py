@@ -149,3 +149,4 @@ def test_the_command_trains_all_and_goes_on_with_what_is_missing(configs):
     report = (configs / "out" / "report.md").read_text()
     assert {row[0] for row in section(report, "Fixed step")} == {"ngt", "vanilla"}
     assert "| ngt and vanilla | A vanilla. |" in report
+    assert [path.name for path in (configs / "out").glob("*.html")] == ["coords_ngt.html"]

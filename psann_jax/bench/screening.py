@@ -12,8 +12,10 @@ from pathlib import Path
 from absl import flags
 
 from psann_jax.bench.screening_report import Run, read_run, write_report
-from psann_jax.config import require
+from psann_jax.config import NGTConfig, require
 from psann_jax.errors import UserError
+from psann_jax.pictures.coordinates import write_coordinates
+from psann_jax.tasks.restore import load_run
 from psann_jax.train.workdir import SUMMARY
 
 _CONFIGS = flags.DEFINE_string("configs", "configs/w3_25m", "The folder of the configs.")
@@ -24,7 +26,7 @@ _REFERENCE = flags.DEFINE_string("reference", "ngt", "The run that ablations are
 
 
 def main() -> None:
-    """Runs what the flags ask for, and writes results.csv, report.md and the pictures."""
+    """Runs what the flags ask for; writes results.csv, report.md, val_loss.png and a coords_*.html for every ngt."""
     folder = Path(_CONFIGS.value)
     workdir = Path(_WORKDIR.value or f"runs/{folder.name}")
     paths = chosen(folder, _ONLY.value)
@@ -37,6 +39,10 @@ def main() -> None:
         command = [sys.executable, "-m", "psann_jax.main", f"--config={path}", f"--workdir={workdir / path.stem}"]
         if subprocess.run([*command, *overrides], check=False).returncode:
             failed.append(path.stem)
+            continue
+        trained = load_run(workdir / path.stem)
+        if isinstance(trained.config.model, NGTConfig):
+            write_coordinates(workdir / f"coords_{path.stem}.html", trained, name=path.stem)
         runs = [run for path in paths if (run := _finished(path, workdir)) is not None]
         if runs:
             write_report(runs, workdir, reference=_REFERENCE.value)
