@@ -11,6 +11,7 @@ import numpy as np
 from psann_jax.config import Config, require
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.registry import NETWORKS, Network, Params, build
+from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.sharding import WHOLE, Share, check_heads
@@ -84,6 +85,7 @@ class LanguageModel:
         segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
         x, _, _ = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
+        kernel = constrain(kernel, "embed", "vocab")  # also where it is not stored so, see `ShardingRules.stored`
         training = key is not None
         loss, stats = cross_entropy(
             x,

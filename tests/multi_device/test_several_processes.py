@@ -24,8 +24,8 @@ def losses(workdir):
 
 def train(directory, workdir, stop, processes, devices):
     """Trains the tiny model, its parameters over two devices where there are so many."""
-    fsdp = 2 if processes * devices > 1 else 1
-    run_script("multi_device/resume.py", directory, workdir, fsdp, stop, processes=processes, devices=devices)
+    mesh = ["fsdp=2"] if processes * devices > 1 else []
+    run_script("multi_device/resume.py", directory, workdir, stop, *mesh, processes=processes, devices=devices)
 
 
 def test_two_processes_train_as_one_does(tmp_path):
