@@ -9,7 +9,7 @@ from variants import VARIANTS, variant
 from psann_jax.config import ConfigError, MeshConfig
 from psann_jax.models import registry
 from psann_jax.nn.partition import MESH_AXES, RULES, ShardingRules, param_shardings
-from psann_jax.train.sharding import check_heads, make_mesh
+from psann_jax.train.sharding import check_heads, check_window, make_mesh
 
 
 def test_rules_map_axes_and_refuse_a_mesh_axis_used_twice():
@@ -61,6 +61,14 @@ def test_features_that_cannot_be_divided_beside_such_a_vocabulary_are_named():
     network = registry.build(variant("respsann", vocab_size=31, d_model=24))
     with pytest.raises(ConfigError, match=r"^mesh\.fsdp \* mesh\.tensor: is 16, which does not divide embed=24 of"):
         param_shardings(abstract_mesh(1, 4, 4), network.abstract, network.infos)
+
+
+def test_windows_that_cannot_be_split_are_refused():
+    check_window(abstract_mesh(1, 1, 4), 32)
+    with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.tensor=4 does not divide, as"):
+        check_window(abstract_mesh(1, 1, 4), 30)
+    with pytest.raises(ConfigError, match=r"^mesh\.sequence: has no effect where mesh\.tensor is 1"):
+        check_window(abstract_mesh(4, 2, 1), 32)
 
 
 def test_mesh_takes_all_devices_or_says_why_not():

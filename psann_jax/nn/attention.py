@@ -64,4 +64,5 @@ class Attention(nnx.Module):
             # Heads come before slots in the cache, as the products of a step read it; else it would be copied at each.
             k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
             out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
+        out = constrain(out, "batch", None, "heads", None)  # its gradient above all, which might come split by position
         return dropout(self.o(out.reshape(x_BxLxD.shape)), c.dropout, output_key), updated

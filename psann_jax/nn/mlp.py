@@ -8,6 +8,7 @@ from flax import nnx
 
 from psann_jax.config import DecoderConfig, SineConfig
 from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.partition import constrain
 from psann_jax.nn.sine import Sine
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -31,4 +32,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); `key` is for dropout."""
-        return dropout(self.fc2(self.act(self.fc1(x_BxLxD))), self.rate, key)
+        h_BxLxF = constrain(self.act(self.fc1(x_BxLxD)), "batch", None, "mlp")
+        return dropout(self.fc2(h_BxLxF), self.rate, key)

@@ -41,6 +41,8 @@ class ShardingRules:
     """The mesh axis that each logical axis is split over; None is not split."""
 
     batch: MeshAxes = ("data", "fsdp")
+    sequence: MeshAxes = "tensor"  # positions between layers, see `Context.split`
+    channels: MeshAxes = "tensor"  # features in a depthwise filter, see `Context.channels`
     layers: MeshAxes = None
     embed: MeshAxes = "fsdp"
     heads: MeshAxes = "tensor"

@@ -14,7 +14,7 @@ from psann_jax.models.registry import NETWORKS, Network, Params, build
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.sharding import WHOLE, Share, check_heads
+from psann_jax.train.sharding import WHOLE, Share, check_heads, check_window
 from psann_jax.train.step import Batch, Stats
 
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
@@ -99,8 +99,10 @@ class LanguageModel:
         return loss, stats
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-        """Raises ConfigError if heads cannot be divided over the mesh."""
+        """Raises ConfigError if heads or the window cannot be divided over the mesh."""
         check_heads(mesh, self.config.model.n_heads)
+        if self.config.mesh.sequence:
+            check_window(mesh, self.config.data.max_length)
 
     # --- data -----------------------------------------------------------------------------------------
 
@@ -155,6 +157,7 @@ def make_network(config: Config, vocab_size: int) -> Network:
         dtype=jnp.dtype(DTYPES[config.train.precision]),
         remat=config.train.remat,
         scan_layers=config.train.scan_layers,
+        sequence=config.mesh.sequence,
     )
 
 

@@ -85,6 +85,17 @@ def check_heads(mesh: Mesh, n_heads: int) -> None:
     require(n_heads % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.n_heads={n_heads}")
 
 
+def check_window(mesh: Mesh, max_length: int) -> None:
+    """Raises ConfigError if the mesh cannot split windows of that length, as mesh.sequence asks for."""
+    parts = mesh.shape["tensor"]
+    require(parts > 1, "mesh.sequence", "has no effect where mesh.tensor is 1; leave it at False")
+    require(
+        max_length % parts == 0,
+        "data.max_length",
+        f"is {max_length}, which mesh.tensor={parts} does not divide, as mesh.sequence needs it",
+    )
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """The global batch from the rows of this process, on the devices."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -30,6 +30,17 @@ def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
     assert on_meshes[mesh]["held"] < most
 
 
+OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full"]
+
+
+@pytest.mark.parametrize("names", [["waveresnet_dilated"], pytest.param(OTHERS, marks=pytest.mark.slow)])
+def test_activations_split_along_the_window_give_the_same_values_in_less_memory(names):
+    for name, found in json.loads(run_script("multi_device/sequence.py", *names, devices=8).splitlines()[-1]).items():
+        assert found["difference"] < 2e-5, name
+        plain, split = found["bytes"]
+        assert split < 0.75 * plain, name
+
+
 # 8 does not divide the vocabulary, 260 bytes, but 1 and 2 do.
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["fsdp", "tensor"])
