@@ -149,15 +149,17 @@ def test_twenty_kills_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_in_compilation_evaluation_and_save(experiment, tmp_path):
-    """One run that is stopped three times; each time it goes on from all that it had done."""
+    """One run that is stopped four times; each time it goes on from all that it had done."""
     workdir = tmp_path / "run"
-    experiment.run(workdir, fault="term-in-compilation", code=-signal.SIGTERM)  # there is nothing to save yet
-    assert saved_steps(workdir) == []
+    shown = experiment.run(workdir, fault="term-in-compilation")
+    assert "stopped by SIGTERM at step 0, all saved; the same command goes on from here" in shown
+    assert saved_steps(workdir) == [0]
     shown = experiment.run(workdir, fault="term-in-evaluation=20")
     assert "stopped by SIGTERM at step 20, all saved" in shown
     assert saved_steps(workdir)[-1] == 20
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "eval"] == [0]
-    experiment.run(workdir, fault="term-in-compilation", code=-signal.SIGTERM)
+    shown = experiment.run(workdir, fault="term-in-compilation")
+    assert "stopped by SIGTERM at step 20, all saved" in shown
     assert saved_steps(workdir)[-1] == 20
     shown = experiment.run(workdir, fault="term-in-save=35")
     assert "stopped by SIGTERM at step 35, all saved" in shown
