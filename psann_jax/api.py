@@ -159,7 +159,8 @@ class psannLM:
             last checkpoint; lr, warmup_steps, batch_tokens and amp are the run's unless given. None is a temporary
             directory.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the sections train
-            (as they are called), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor).
+            (as they are called), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
+            sequence).
 
         Returns:
           The model.

@@ -112,6 +112,7 @@ FIT = Keywords(
         **{f"checkpoint_{n}": f"checkpoint.{n}" for n in _names(CheckpointConfig)},
         "fsdp": "mesh.fsdp",
         "tensor": "mesh.tensor",
+        "sequence": "mesh.sequence",
     }
 )
 

@@ -212,12 +212,14 @@ class MeshConfig:
     data: int = -1  # copies of the model, each with its share of the batch
     fsdp: int = 1  # shares of the parameters, each with its share of the batch
     tensor: int = 1  # shares of heads, MLP features and vocabulary
+    sequence: bool = False  # between layers, activations are split along the window over tensor
 
     def check(self, prefix: str) -> None:
-        sizes = dataclasses.astuple(self)
-        for f, size in zip(dataclasses.fields(self), sizes, strict=True):
-            require(size >= 1 or size == -1, f"{prefix}.{f.name}", f"is {size}, must be positive, or -1 for the rest")
-        require(sizes.count(-1) <= 1, prefix, f"only one axis can be -1, got {sizes}")
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            require(size >= 1 or size == -1, f"{prefix}.{name}", f"is {size}, must be positive, or -1 for the rest")
+        found = tuple(sizes.values())
+        require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from psann_jax.bench import peer
-from psann_jax.bench.arguments import CONFIG, JSON, PEER
+from psann_jax.bench.arguments import CONFIG, JSON, PEER, STEPS
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
@@ -30,7 +30,6 @@ from psann_jax.config_io import parse, to_dict
 from psann_jax.errors import UserError
 
 _AGAINST = config_flags.DEFINE_config_file("against", None, "Another experiment to compare with.", lock_config=True)
-_STEPS = flags.DEFINE_integer("steps", 30, "Steps to measure, of each contender, after the warm-up.", lower_bound=1)
 
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens",
@@ -54,7 +53,7 @@ def main() -> None:
     if JSON.value:
         check_writable(Path(JSON.value))
     configs = [_sized(c, against is not None) for c in (config, against) if c is not None]
-    result = measure(*configs, peer_name=PEER.value, n_steps=_STEPS.value)
+    result = measure(*configs, peer_name=PEER.value, n_steps=STEPS.value)
     print(report(result))
     if JSON.value:
         write_result(Path(JSON.value), result)

@@ -28,6 +28,7 @@ class Decoder(Layered):
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the initial parameters, in float32.
@@ -37,6 +38,7 @@ class Decoder(Layered):
           dtype: see `Layered`.
           remat: see `Layered`.
           scan_layers: see `Layered`.
+          sequence: see `Layered`.
           rngs: with a `params` stream.
         """
         self.config = config = config.resolve()
@@ -48,6 +50,7 @@ class Decoder(Layered):
             dtype=dtype,
             remat=remat,
             scan_layers=scan_layers,
+            sequence=sequence,
             rngs=rngs,
         )
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
@@ -90,6 +93,7 @@ class Decoder(Layered):
         """
         c = self.config
         context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         if c.positional_encoding == "rope":
             context = replace(context, rope=rope_tables(positions, c.d_model // c.n_heads, self.dtype))
@@ -99,12 +103,12 @@ class Decoder(Layered):
         x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
         if c.positional_encoding == "sinusoidal":
             x += sinusoidal_encoding(positions, c.d_model, self.dtype)
-        x = constrain(x, "batch", None, None)
+        x = context.split(x)
         if cache is None:
             x, updated = self._stack(x, context, dropout_key), None
         else:
             x, updated = self._cached_stack(x, context, cache)
-        return self.norm(x), updated, {}
+        return context.whole(self.norm(x)), updated, {}
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
         """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
@@ -141,7 +145,7 @@ class Decoder(Layered):
             layer_key = None if key is None else jax.random.fold_in(key, index)
             dilation = 1 if wave.dilation_growth == 1 else wave.dilation_growth**index
             x, _ = block(x, context, None, layer_key, dilation=dilation, max_shift=max_shift)
-            return constrain(x, "batch", None, None)
+            return context.split(x)
 
         return self.run_blocks(x, step)
 

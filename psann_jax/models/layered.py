@@ -26,6 +26,7 @@ class Layered(nnx.Module):
       remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of every
         block) or full (keeps the input of every ~sqrt(n_layers)-th block).
       scan_layers: one compiled block runs n_layers times; False unrolls.
+      sequence: between layers, the residual stream is split along the window, see `Context.split`.
       blocks: the stack.
     """
 
@@ -37,10 +38,12 @@ class Layered(nnx.Module):
         dtype: jnp.dtype,
         remat: str,
         scan_layers: bool,
+        sequence: bool,
         rngs: nnx.Rngs,
     ):
         """Makes the blocks, each from random keys of its own; see the attributes."""
         self.n_layers, self.dtype, self.remat, self.scan_layers = n_layers, jnp.dtype(dtype), remat, scan_layers
+        self.sequence = sequence
         make = nnx.split_rngs(splits=n_layers)(nnx.vmap(in_axes=0, out_axes=0)(make_block))
         self.blocks: Any = make(rngs)
 

@@ -1,5 +1,6 @@
 """The Newton Gravity Transformer: tokens attend by the distance of coordinates that evolve from layer to layer."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
-from psann_jax.nn.partition import constrain, param
+from psann_jax.nn.partition import param
 from psann_jax.ops.tiles import visible_whole
 
 Stream = tuple[jax.Array, jax.Array]
@@ -60,9 +61,9 @@ class NGTBlock(nnx.Module):
         """
         x_BxLxD, z_BxLxC = stream
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        o_BxLxD, updated = self.attn(self.norm1(x_BxLxD), z_BxLxC, masses, context, cache, keys[0])
-        x_BxLxD = x_BxLxD + o_BxLxD
-        x_BxLxD = x_BxLxD + self.mlp(self.norm2(x_BxLxD), keys[1])
+        o_BxLxD, updated = self.attn(context.whole(self.norm1(x_BxLxD)), z_BxLxC, masses, context, cache, keys[0])
+        x_BxLxD = x_BxLxD + context.split(o_BxLxD)
+        x_BxLxD = x_BxLxD + context.split(self.mlp(context.whole(self.norm2(x_BxLxD)), keys[1]))
         if self.next is not None and self.coord_norm is not None:
             z_BxLxC = self.coord_norm(z_BxLxC + self.next(o_BxLxD.astype(z_BxLxC.dtype)))
         return (x_BxLxD, z_BxLxC), updated
@@ -80,6 +81,7 @@ class NGT(TiedHead):
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the initial parameters, in float32; see `Layered`."""
@@ -92,6 +94,7 @@ class NGT(TiedHead):
             dtype=dtype,
             remat=remat,
             scan_layers=scan_layers,
+            sequence=sequence,
             rngs=rngs,
         )
 
@@ -128,10 +131,10 @@ class NGT(TiedHead):
         def step(block: NGTBlock, stream: Stream, index: jax.Array) -> Stream:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             (x, z), _ = block(stream, masses, context, None, key)
-            return constrain(x, "batch", None, None), z
+            return context.split(x), z
 
         x_BxLxD, z_BxLxC = self.run_blocks(stream, step)
-        return self.norm(x_BxLxD), None, {"coordinates": z_BxLxC, "mass": masses.tokens_BxL}
+        return context.whole(self.norm(x_BxLxD)), None, {"coordinates": z_BxLxC, "mass": masses.tokens_BxL}
 
     def extra_loss(
         self,
@@ -223,6 +226,7 @@ class NGT(TiedHead):
     ) -> tuple[Stream, Masses, Context]:
         """What enters the first block, and what all blocks share."""
         context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         wide = jnp.promote_types(self.dtype, jnp.float32)
         z_BxLxC = self.coords[...].astype(wide)[positions]
@@ -231,5 +235,5 @@ class NGT(TiedHead):
         if cache is not None and "mass" in cache:
             row = jnp.arange(tokens_BxL.shape[0])[:, None]
             cached = cache["mass"].at[row, context.slots_BxL].set(mass_BxL, mode="drop")
-        x_BxLxD = constrain(self.embedded(tokens_BxL), "batch", None, None)
+        x_BxLxD = context.split(self.embedded(tokens_BxL))
         return (x_BxLxD, z_BxLxC), Masses(mass_BxL, cached), context

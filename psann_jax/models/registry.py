@@ -52,7 +52,14 @@ class Network:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
 
-def build(config: Any, *, dtype: jnp.dtype = jnp.float32, remat: str = "none", scan_layers: bool = True) -> Network:
+def build(
+    config: Any,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+    scan_layers: bool = True,
+    sequence: bool = False,
+) -> Network:
     """The network of a `model` section; makes no arrays.
 
     Args:
@@ -60,8 +67,10 @@ def build(config: Any, *, dtype: jnp.dtype = jnp.float32, remat: str = "none", s
       dtype: of the computation; parameters are float32.
       remat: what the backward pass recomputes: none, dots, block or full.
       scan_layers: one compiled layer for all, or unrolled.
+      sequence: on a mesh, activations between layers are split along the window over the axis `tensor`.
     """
-    make = functools.partial(NETWORKS[type(config)], config, dtype=dtype, remat=remat, scan_layers=scan_layers)
+    options = {"dtype": dtype, "remat": remat, "scan_layers": scan_layers, "sequence": sequence}
+    make = functools.partial(NETWORKS[type(config)], config, **options)
     module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return Network(config, graphdef, nnx.to_pure_dict(state), info_tree(state), make)

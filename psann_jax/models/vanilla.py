@@ -1,5 +1,6 @@
 """The transformer that the gravity model is compared with, and what both have in common."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -28,13 +29,16 @@ class TiedHead(Layered):
         dtype: jnp.dtype,
         remat: str,
         scan_layers: bool,
+        sequence: bool,
         rngs: nnx.Rngs,
     ):
         """Makes embedding, blocks, final norm and head bias; arguments as for `Layered`."""
         self.config = config
         v, d, initial = config.vocab_size, config.d_model, INITIALS[config.init]
         self.embed = param(rngs, initial.embedding, (v, d), "embedding", ("vocab", "embed"))
-        super().__init__(make_block, config.n_layers, dtype=dtype, remat=remat, scan_layers=scan_layers, rngs=rngs)
+        super().__init__(
+            make_block, config.n_layers, dtype=dtype, remat=remat, scan_layers=scan_layers, sequence=sequence, rngs=rngs
+        )
         self.norm = LayerNorm(d, rngs=rngs)
         self.head_bias = param(rngs, initial.bias(d), (v,), "bias", ("vocab",))
 
@@ -64,9 +68,9 @@ class VanillaBlock(nnx.Module):
     ) -> tuple[jax.Array, LayerCache]:
         """Runs the block; arguments and results as for `Attention`."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        attended, updated = self.attn(self.norm1(x_BxLxD), context, cache, keys[0])
-        x_BxLxD = x_BxLxD + attended
-        return x_BxLxD + self.mlp(self.norm2(x_BxLxD), keys[1]), updated
+        attended, updated = self.attn(context.whole(self.norm1(x_BxLxD)), context, cache, keys[0])
+        x_BxLxD = x_BxLxD + context.split(attended)
+        return x_BxLxD + context.split(self.mlp(context.whole(self.norm2(x_BxLxD)), keys[1])), updated
 
 
 class Vanilla(TiedHead):
@@ -79,6 +83,7 @@ class Vanilla(TiedHead):
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the initial parameters, in float32; see `Layered`."""
@@ -90,6 +95,7 @@ class Vanilla(TiedHead):
             dtype=dtype,
             remat=remat,
             scan_layers=scan_layers,
+            sequence=sequence,
             rngs=rngs,
         )
 
@@ -117,9 +123,10 @@ class Vanilla(TiedHead):
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Runs the network up to the final norm; see `Decoder.hidden`."""
         context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         x = self.embedded(tokens_BxL) + constrain(self.positions[...].astype(self.dtype), None, None)[positions]
-        x = constrain(x, "batch", None, None)
+        x = context.split(x)
         if cache is not None:
             layers = []
             for block, entry in zip(self.block_list(), cache["layers"], strict=True):
@@ -129,9 +136,9 @@ class Vanilla(TiedHead):
 
         def step(block: VanillaBlock, x: jax.Array, index: jax.Array) -> jax.Array:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            return constrain(block(x, context, None, key)[0], "batch", None, None)
+            return context.split(block(x, context, None, key)[0])
 
-        return self.norm(self.run_blocks(x, step)), None, {}
+        return context.whole(self.norm(self.run_blocks(x, step))), None, {}
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens."""

@@ -70,4 +70,5 @@ class Attention(nnx.Module):
             updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
             k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
             out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
+        out = constrain(out, "batch", None, "heads", None)  # its gradient above all, which might come split by position
         return dropout(self.o(out.reshape(x_BxLxD.shape)), self.output_rate, output_key), updated

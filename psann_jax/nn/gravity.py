@@ -101,6 +101,7 @@ class GravityAttention(nnx.Module):
                 dropout_key=key,
                 implementation=c.attention,
             )
+            out = constrain(out, "batch", None, "heads", None)  # its gradient above all, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
         updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("a", a), ("v", v))}

@@ -9,6 +9,7 @@ from flax import nnx
 from psann_jax.config import DecoderConfig, SineConfig, VanillaConfig
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.partition import constrain
 from psann_jax.nn.sine import Sine
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -42,5 +43,6 @@ class MLP(nnx.Module):
     def __call__(self, x_BxLxD: jax.Array, key: jax.Array | None) -> jax.Array:
         """Maps (B, L, D) to (B, L, D); `key` is for dropout."""
         inner_key, outer_key = (None, key) if key is None or not self.inner_rate else jax.random.split(key)
-        h_BxLxF = dropout(self.act(self.fc1(x_BxLxD)), self.inner_rate, inner_key)
+        h_BxLxF = constrain(self.act(self.fc1(x_BxLxD)), "batch", None, "mlp")
+        h_BxLxF = dropout(h_BxLxF, self.inner_rate, inner_key)
         return dropout(self.fc2(h_BxLxF), self.rate, outer_key)

@@ -11,9 +11,10 @@ import numpy as np
 from psann_jax.config import Config, require
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.registry import NETWORKS, Network, Params, build
+from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.sharding import WHOLE, Share, check_heads
+from psann_jax.train.sharding import WHOLE, Share, check_heads, check_window
 from psann_jax.train.step import Batch, Stats
 
 _INSPECTED_ROWS = 4
@@ -88,6 +89,7 @@ class LanguageModel:
         segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
         x, _, aux = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
+        kernel = constrain(kernel, "embed", "vocab")  # also where it is not stored so, see `ShardingRules.stored`
         training, weights = key is not None, _target_weights(batch)
         loss, stats = cross_entropy(
             x,
@@ -110,8 +112,10 @@ class LanguageModel:
         return self.network.merge(params).statistics(tokens, masked, positions)
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-        """Raises ConfigError if heads cannot be divided over the mesh."""
+        """Raises ConfigError if heads or the window cannot be divided over the mesh."""
         check_heads(mesh, self.config.model.n_heads)
+        if self.config.mesh.sequence:
+            check_window(mesh, self.config.data.max_length)
 
     # --- data -----------------------------------------------------------------------------------------
 
@@ -169,6 +173,7 @@ def make_network(config: Config, vocab_size: int) -> Network:
         dtype=jnp.dtype(DTYPES[config.train.precision]),
         remat=config.train.remat,
         scan_layers=config.train.scan_layers,
+        sequence=config.mesh.sequence,
     )
 
 

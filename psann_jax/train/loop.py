@@ -90,7 +90,9 @@ def train(config: Config, make_task: Callable[[], Task], workdir: Path, *, profi
         if done == config.train.steps == summary.get("steps"):
             _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
             return dict(summary)
-        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace).train()
+        # Before the steps are compiled, which can take minutes: a signal meanwhile acts at the first boundary.
+        signals = stack.enter_context(StopSignals())
+        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace, signals).train()
 
 
 def _say(text: str) -> None:
@@ -148,8 +150,9 @@ class _Run:
         checkpoints: Checkpoints,
         done: int,
         trace: StepTrace,
+        signals: StopSignals,
     ) -> None:
-        self.trace = trace
+        self.trace, self.signals = trace, signals
         self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
         self.step = self.saved = done
         with together():
@@ -166,7 +169,7 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """The whole run; see `train`."""
-        with self.writer, self.progress, StopSignals() as self.signals, jax.set_mesh(self.mesh):
+        with self.writer, self.progress, jax.set_mesh(self.mesh):
             self._header()
             self.state = self._restore_or_init()
             stopped = not (self._evaluate_if_due() and self._steps())
