@@ -117,7 +117,6 @@ def test_split_prefill_of_rows_of_different_lengths_equals_the_full_forward(name
         ("waveresnet_dilated", "block", True),
         ("waveresnet_dilated", "full", False),
         ("sgrpsann", "full", True),
-        ("ngt", "dots", True),
         ("ngt_value_soft", "full", False),
     ],
 )

@@ -87,7 +87,7 @@ def test_reference_initial_weights_have_the_originals_loss():
     losses = {}
     for name, config in (("vanilla", VanillaConfig), ("ngt", NGTConfig)):
         for init in ("reference", "small"):
-            network = registry.build(config(vocab_size=8192, n_positions=64, init=init))
+            network = registry.build(config(vocab_size=8192, n_layers=2, n_positions=64, init=init))
             model = network.merge(network.init(jax.random.key(0)))
             logits = model.logits(model.hidden(tokens[:, :-1])[0])
             losses[name, init] = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1))

@@ -136,7 +136,7 @@ def test_a_token_that_sees_only_itself_gives_gamma_and_mass_no_gradient(monkeypa
         np.testing.assert_array_equal(grads[name], 0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 9), st.sampled_from(FORMS), st.integers(0, 99))
 def test_any_length_and_tile(length, tile, form, seed):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):

@@ -8,6 +8,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from variants import variant
 
@@ -50,7 +51,7 @@ def measured(name, sequence):
     batch = batch_sharding(mesh)
 
     def loss(params, batch):
-        return task.loss(params, batch, jax.random.key(1))[0]
+        return task.loss(params, batch, jax.random.key(1), jnp.int32(0))[0]
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(loss), in_shardings=(params, batch))
