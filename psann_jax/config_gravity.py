@@ -71,7 +71,7 @@ class NGTConfig(VanillaConfig):
     d_head_coord: int = 16  # of which every head makes so many
     variant: Literal["reference", "attractive"] = "reference"
     mass: Literal["score", "value"] = "score"  # what the masses multiply
-    cutoff: Literal["hard", "soft", "decay", "none"] = "hard"  # see psann_jax.ops.gravity_attention.GravityForm
+    cutoff: Literal["hard", "soft", "decay", "none"] = "hard"  # see psann_jax.ops.gravity_scores.GravityForm
     radius_init: float = 4.0  # softplus of it is the radius; training changes it with the soft and decay cutoffs only
     eps: float | None = None  # added to squared distances; None: 1e-6, with the attractive variant 0.1
     rsqrt: bool = False  # 1 / d as rsqrt(d)^2: the same up to rounding

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.ops import tiles
-from psann_jax.ops.gravity_attention import GravityForm, cached_gravity_attention, gravity_attention
+from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
+from psann_jax.ops.gravity_scores import GravityForm
 
 REFERENCE = [GravityForm(cutoff=c) for c in ("hard", "soft", "decay", "none")]
 ATTRACTIVE = [GravityForm(attractive=True, eps=0.05, cutoff=c) for c in ("hard", "decay", "none")]

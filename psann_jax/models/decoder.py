@@ -21,38 +21,18 @@ from psann_jax.ops.attention import alibi_slopes, choose_attention
 class Decoder(Layered):
     """Embedding, a stack of pre-norm blocks, a final norm and an untied head."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-        scan_layers: bool = True,
-        sequence: bool = False,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **options: Any):
         """Makes the initial parameters, in float32.
 
         Args:
           config: sizes and options; vocab_size must be set.
-          dtype: see `Layered`.
-          remat: see `Layered`.
-          scan_layers: see `Layered`.
-          sequence: see `Layered`.
           rngs: with a `params` stream.
+          **options: of `Layered`.
         """
         self.config = config = config.resolve()
         v, d = config.vocab_size, config.d_model
         self.embed = param(rngs, XAVIER.embedding, (v, d), "embedding", ("vocab", "embed"))
-        super().__init__(
-            lambda rngs: Block(config, rngs=rngs),
-            config.n_layers,
-            dtype=dtype,
-            remat=remat,
-            scan_layers=scan_layers,
-            sequence=sequence,
-            rngs=rngs,
-        )
+        super().__init__(lambda rngs: Block(config, rngs=rngs), config.n_layers, rngs=rngs, **options)
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
         self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
 

@@ -35,10 +35,10 @@ class Layered(nnx.Module):
         make_block: Callable[[nnx.Rngs], nnx.Module],
         n_layers: int,
         *,
-        dtype: jnp.dtype,
-        remat: str,
-        scan_layers: bool,
-        sequence: bool,
+        dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+        scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the blocks, each from random keys of its own; see the attributes."""

@@ -74,29 +74,12 @@ class NGT(TiedHead):
 
     config: NGTConfig
 
-    def __init__(
-        self,
-        config: NGTConfig,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-        scan_layers: bool = True,
-        sequence: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        """Makes the initial parameters, in float32; see `Layered`."""
+    def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs, **options: Any):
+        """Makes the initial parameters, in float32; `options` are those of `Layered`."""
         table = INITIALS[config.init].embedding
         self.mass = param(rngs, table, (config.vocab_size, 1), "table", ("vocab", None))
         self.coords = param(rngs, table, (config.n_positions, config.d_coord), "table", (None, None))
-        super().__init__(
-            config,
-            lambda rngs: NGTBlock(config, rngs=rngs),
-            dtype=dtype,
-            remat=remat,
-            scan_layers=scan_layers,
-            sequence=sequence,
-            rngs=rngs,
-        )
+        super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
     def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:

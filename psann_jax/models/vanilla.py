@@ -21,24 +21,12 @@ from psann_jax.ops.attention import choose_attention
 class TiedHead(Layered):
     """A stack whose head is the transposed embedding with a bias of its own."""
 
-    def __init__(
-        self,
-        config: VanillaConfig,
-        make_block: Any,
-        *,
-        dtype: jnp.dtype,
-        remat: str,
-        scan_layers: bool,
-        sequence: bool,
-        rngs: nnx.Rngs,
-    ):
-        """Makes embedding, blocks, final norm and head bias; arguments as for `Layered`."""
+    def __init__(self, config: VanillaConfig, make_block: Any, *, rngs: nnx.Rngs, **options: Any):
+        """Makes embedding, blocks, final norm and head bias; `options` are those of `Layered`."""
         self.config = config
         v, d, initial = config.vocab_size, config.d_model, INITIALS[config.init]
         self.embed = param(rngs, initial.embedding, (v, d), "embedding", ("vocab", "embed"))
-        super().__init__(
-            make_block, config.n_layers, dtype=dtype, remat=remat, scan_layers=scan_layers, sequence=sequence, rngs=rngs
-        )
+        super().__init__(make_block, config.n_layers, rngs=rngs, **options)
         self.norm = LayerNorm(d, rngs=rngs)
         self.head_bias = param(rngs, initial.bias(d), (v,), "bias", ("vocab",))
 
@@ -76,28 +64,11 @@ class VanillaBlock(nnx.Module):
 class Vanilla(TiedHead):
     """Embedding plus learned positions, pre-norm blocks, a final norm and a tied head."""
 
-    def __init__(
-        self,
-        config: VanillaConfig,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-        scan_layers: bool = True,
-        sequence: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        """Makes the initial parameters, in float32; see `Layered`."""
+    def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, **options: Any):
+        """Makes the initial parameters, in float32; `options` are those of `Layered`."""
         shape = (config.n_positions, config.d_model)
         self.positions = param(rngs, INITIALS[config.init].embedding, shape, "embedding", (None, "embed"))
-        super().__init__(
-            config,
-            lambda rngs: VanillaBlock(config, rngs=rngs),
-            dtype=dtype,
-            remat=remat,
-            scan_layers=scan_layers,
-            sequence=sequence,
-            rngs=rngs,
-        )
+        super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
     def live_attention(config: VanillaConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:

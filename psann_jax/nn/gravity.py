@@ -12,13 +12,8 @@ from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constant, constrain, param
-from psann_jax.ops.gravity_attention import (
-    GravityForm,
-    cached_gravity_attention,
-    gravity_attention,
-    gravity_weights,
-    squared_distances,
-)
+from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
+from psann_jax.ops.gravity_scores import GravityForm, gravity_weights, squared_distances
 
 _CLOSEST = 1e-3  # distances below it repel no more
 
