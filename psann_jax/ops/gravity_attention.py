@@ -261,9 +261,9 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
             "vT": jnp.einsum("bhki,bhij->bhkj", doutT[i], dropped.astype(dout.dtype), preferred_element_type=wide),
         }
         if x.mass_BxL is not None:
-            e_BxTxT = jnp.sum(scaled * t.base, axis=1)
-            at_i["mass_i"] = dot("bij,bj->bi", e_BxTxT, split["mass"][j])
-            at_j["mass_j"] = dot("bij,bi->bj", e_BxTxT, split["mass"][i])
+            e = scaled * t.base
+            at_i["mass_i"] = jnp.sum(e * split["mass"][j][:, None, None], (1, 3))
+            at_j["mass_j"] = jnp.sum(e * split["mass"][i][:, None, :, None], (1, 2))
         for index, parts in ((i, at_i), (j, at_j)):
             sums = sums | {name: tiles.put(sums[name], sums[name][index] + g, index) for name, g in parts.items()}
         return sums, None
