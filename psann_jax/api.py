@@ -65,15 +65,16 @@ class psannLM:
         """Checks the settings; weights are made by `fit`.
 
         Args:
-          base: transformer, respsann, sgrpsann or waveresnet.
+          base: transformer, respsann, sgrpsann, waveresnet, ngt or vanilla.
           d_model, n_layers, n_heads: sizes; None is 128, 4 and 4 on a CPU, 512, 8 and 8 elsewhere.
           d_mlp: None is 4 * d_model.
           vocab_size: None is the tokenizer's.
           sine_params: settings of the sine, by their names in `psann_jax.config.SineConfig`.
           rope: True is positional_encoding="rope", False is "sinusoidal".
           positional_encoding: rope, alibi or sinusoidal.
-          **options: any other setting of `psann_jax.config.DecoderConfig`; those of its section wave begin with wave_,
-            as in wave_interleave, those of its section spectral are as they are: k_fft, gate_type, ...
+          **options: any other setting of the base, see `psann_jax.config.BASES`; those of its sections wave and
+            repulsion begin with wave_ and repulsion_, as in wave_interleave, those of its section spectral are as they
+            are: k_fft, gate_type, ...
 
         Raises:
           UserError: an unknown keyword or a value that cannot be used.
@@ -158,7 +159,8 @@ class psannLM:
             last checkpoint; lr, warmup_steps, batch_tokens and amp are the run's unless given. None is a temporary
             directory.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the sections train
-            (as they are called), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor).
+            (as they are called), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
+            sequence).
 
         Returns:
           The model.

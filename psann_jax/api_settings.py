@@ -16,7 +16,6 @@ from psann_jax.config import (
     Config,
     ConfigError,
     DataConfig,
-    DecoderConfig,
     EvalConfig,
     TokenizerConfig,
     TrainConfig,
@@ -113,6 +112,7 @@ FIT = Keywords(
         **{f"checkpoint_{n}": f"checkpoint.{n}" for n in _names(CheckpointConfig)},
         "fsdp": "mesh.fsdp",
         "tensor": "mesh.tensor",
+        "sequence": "mesh.sequence",
     }
 )
 
@@ -128,7 +128,7 @@ GENERATE = Keywords(
 )
 
 # How the keywords of nested sections of a model begin; those of `sine` are the keys of sine_params.
-_PREFIXES = {"wave": "wave_"}
+_PREFIXES = {"wave": "wave_", "repulsion": "repulsion_"}
 
 
 def model_keywords(base: str) -> tuple[Keywords, Keywords]:
@@ -213,12 +213,9 @@ def number_of_steps(per_epoch: int, epochs: int | None, steps_per_epoch: int | N
 
 def default_model(given: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes for the device where none are given; d_mlp is four times d_model."""
-    sizes: dict[str, Any] = {}
-    if model_section(given["base"]) is DecoderConfig:
-        sizes = dict(zip(("d_model", "n_layers", "n_heads"), device_defaults()["model"], strict=True))
-        d_model = given["d_model"] or sizes["d_model"]
-        sizes |= {"d_mlp": 4 * d_model} if isinstance(d_model, int) else {}
-    return sizes
+    sizes: dict[str, Any] = dict(zip(("d_model", "n_layers", "n_heads"), device_defaults()["model"], strict=True))
+    d_model = given["d_model"] or sizes["d_model"]
+    return sizes | ({"d_mlp": 4 * d_model} if isinstance(d_model, int) else {})
 
 
 def fit_config(

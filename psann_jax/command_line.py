@@ -19,11 +19,12 @@ def fail(error: BaseException | str) -> NoReturn:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads a command line with a --config flag, for `absl.app.run`; mistakes in it end the program."""
+    """Reads a command line, for `absl.app.run`; mistakes in it and in the overrides of a --config end the program."""
     # JAX tells at INFO which accelerators it has not found.
     logging.set_verbosity(logging.WARNING)
     try:
-        _check_overrides(argv[1:])
+        if "config" in flags.FLAGS:
+            _check_overrides(argv[1:])
         rest: list[str] = flags.FLAGS(list(argv))
     except (flags.Error, UserError) as error:
         fail(" ".join(str(error).split()))

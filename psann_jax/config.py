@@ -17,6 +17,7 @@ from psann_jax.config_decoder import (
     SpectralConfig,
     WaveConfig,
 )
+from psann_jax.config_gravity import NGTConfig, RepulsionConfig, VanillaConfig
 from psann_jax.config_sudoku import PuzzlesConfig, SudokuConfig
 
 __all__ = [
@@ -32,22 +33,27 @@ __all__ = [
     "DecoderConfig",
     "EvalConfig",
     "MeshConfig",
+    "NGTConfig",
     "PuzzlesConfig",
+    "RepulsionConfig",
     "SineConfig",
     "SpectralConfig",
     "SudokuConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "VanillaConfig",
     "WaveConfig",
     "require",
 ]
 
 # Base name -> the dataclass of its `model` section. The networks are in psann_jax/models/registry.py.
 BASES: dict[str, type] = {
+    "ngt": NGTConfig,
     "respsann": DecoderConfig,
     "sgrpsann": DecoderConfig,
     "sudoku": SudokuConfig,
     "transformer": DecoderConfig,
+    "vanilla": VanillaConfig,
     "waveresnet": DecoderConfig,
 }
 
@@ -212,12 +218,14 @@ class MeshConfig:
     data: int = -1  # copies of the model, each with its share of the batch
     fsdp: int = 1  # shares of the parameters, each with its share of the batch
     tensor: int = 1  # shares of heads, MLP features and vocabulary
+    sequence: bool = False  # between layers, activations are split along the window over tensor
 
     def check(self, prefix: str) -> None:
-        sizes = dataclasses.astuple(self)
-        for f, size in zip(dataclasses.fields(self), sizes, strict=True):
-            require(size >= 1 or size == -1, f"{prefix}.{f.name}", f"is {size}, must be positive, or -1 for the rest")
-        require(sizes.count(-1) <= 1, prefix, f"only one axis can be -1, got {sizes}")
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            require(size >= 1 or size == -1, f"{prefix}.{name}", f"is {size}, must be positive, or -1 for the rest")
+        found = tuple(sizes.values())
+        require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
 
 
 # Base name -> the dataclass of its `data` section, where that is not DataConfig.
@@ -247,6 +255,12 @@ class Config:
         for f in dataclasses.fields(self):
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
+        positions = getattr(self.model, "n_positions", 0) or self.data.max_length
+        require(
+            self.data.max_length <= positions,
+            "data.max_length",
+            f"is {self.data.max_length}, but the model has {positions} positions; raise model.n_positions",
+        )
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

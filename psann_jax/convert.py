@@ -1,6 +1,7 @@
 """Weights from one form to another: python -m psann_jax.convert --from=SOURCE --to=DESTINATION.
 
-SOURCE is a run's workdir, a .safetensors file, a directory with model.safetensors, or a .pt file of psannlm.
+SOURCE is a run's workdir, a .safetensors file, a directory with model.safetensors, or a .pt file of psannlm or of
+the Newton Gravity Transformer.
 DESTINATION is a .safetensors file, or a new directory that becomes a workdir for psann_jax.generate and
 psann_jax.evaluate.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psann_jax.errors import UserError
-from psann_jax.tasks.arguments import RunParser, run_command
+from psann_jax.tasks.arguments import StrictParser, run_command
 
 _FILE = ".safetensors"
 
@@ -46,17 +47,16 @@ def main(argv: Sequence[str]) -> None:
     print(f"{destination}: {model.base}, {weights.network().n_params:,} parameters, vocabulary {model.vocab_size:,}")
 
 
-class _Parser(RunParser):
-    """The strictness of the other commands, without the flags of those that work on a run."""
-
-    def __init__(self) -> None:
-        argparse.ArgumentParser.__init__(self, description="Weights from one form to another.", allow_abbrev=False)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser()
+    parser = StrictParser("psann_jax.convert", "Weights from one form to another.")
     add = parser.add_argument
-    add("--from", dest="source", required=True, metavar="SOURCE", help=f"a workdir, a {_FILE} or a psannlm .pt file")
+    add(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="SOURCE",
+        help=f"a workdir, a {_FILE} or a .pt file of psannlm or NGT",
+    )
     add("--to", dest="destination", required=True, metavar="DESTINATION", help=f"a {_FILE} file or a new workdir")
     add("--checkpoint", metavar="WHICH", help="of a workdir: last, best (by validation) or a step; default last")
     add("--tokenizer", metavar="FILE", help="for weights without one: a tokenizer.json or sentencepiece .model")

@@ -14,17 +14,8 @@ from typing import Any
 from psann_jax.bench.results import check_writable
 from psann_jax.config_io import nearest
 from psann_jax.errors import UserError
-from psann_jax.tasks.arguments import RunParser, run_command
+from psann_jax.tasks.arguments import StrictParser, run_command
 from psann_jax.validation import IDS
-
-
-class _Parser(RunParser):
-    """As strict as the commands on a run, without their flags."""
-
-    def __init__(self) -> None:
-        argparse.ArgumentParser.__init__(
-            self, prog="python -m psann_jax.validate", description="Checks the device at hand.", allow_abbrev=False
-        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser()
+    parser = StrictParser("psann_jax.validate", "Checks the device at hand.")
     add = parser.add_argument
     add("--only", metavar="IDS", help=f"some of the checks, with commas between; default all, {IDS[0]} to {IDS[-1]}")
     add("--out", metavar="DIR", help="for the report; default reports/validation/TIME-HOST")

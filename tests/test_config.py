@@ -54,10 +54,7 @@ REFUSED = {
     "seed": (-1, "seed: is -1"),
     "train.lrr": (1, "train.lrr: unknown key, did you mean lr?"),
     "optim": ({}, "optim: unknown key"),
-    "model.base": (
-        "respsan",
-        "did you mean respsann?; choose from respsann, sgrpsann, sudoku, transformer, wave",
-    ),
+    "model.base": ("respsan", "did you mean respsann?; choose from ngt, respsann, sgrpsann, sudoku, transformer, "),
     "model.mlp_activation": ("silu", "must be one of sine, gelu, relu"),
     "model.d_model": (100, "model.d_model: is 100, must be divisible by model.n_heads=8"),
     "model.n_heads": (0, "model.n_heads: is 0, must be at least 1"),

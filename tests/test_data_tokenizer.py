@@ -96,6 +96,26 @@ def test_vocabulary_and_special_tokens(trained, kind):
     assert tokenizer.decode(ids) == ("An assert statement")
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "sentencepiece", "bytes"])
+def test_the_pieces_of_a_text_are_its_bytes(trained, kind):
+    text = " the way \u00e9\U0001f600\n<eos>\tx"
+    joined = b"".join(trained[kind].piece(i) for i in trained[kind].encode(text))
+    assert joined.strip(b" ") == text.strip().encode(), "sentencepiece adds a space in front"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_piece_of_a_special_token_is_its_name(trained, kind):
+    tokenizer = trained[kind]
+    assert [tokenizer.piece(i) for i in (tokenizer.bos_id, tokenizer.eos_id)] == [b"<bos>", b"<eos>"]
+
+
+def test_a_piece_within_a_word_says_so_in_wordpiece(trained):
+    text = "the way wayway"
+    joined = b" ".join(trained["wordpiece"].piece(i) for i in trained["wordpiece"].encode(text))
+    assert b" ##" in joined
+    assert joined.replace(b" ##", b"") == text.encode()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_equal_single_texts(trained, kind):
     texts = ["one", "", "two words", "Größe\n" * 3]
@@ -125,6 +145,8 @@ def test_ids_outside_the_vocabulary_are_errors(trained, kind):
     for i in (-1, trained[kind].vocab_size):
         with pytest.raises(ValueError, match=f"token id {i} is outside"):
             trained[kind].decode([5, i])
+        with pytest.raises(ValueError, match=f"token id {i} is outside"):
+            trained[kind].piece(i)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])

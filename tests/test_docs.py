@@ -1,11 +1,17 @@
-"""The code in docs/api.md and docs/generation.md runs as it stands, one after the other."""
+"""The code in the docs runs as it stands, one block after the other; the tables of shardings are the rules'."""
 
+import dataclasses
 import importlib
 import re
 import shlex
 from pathlib import Path
 
+import jax
 from tiny import write_text
+from variants import VARIANTS, variant
+
+from psann_jax.models import registry
+from psann_jax.nn.partition import RULES, mesh_axes
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -33,3 +39,36 @@ def test_the_code_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r'^\{"prompt": "the sun"', out, re.MULTILINE)) == 3
     assert "bits_per_byte" in out
     assert (tmp_path / "runs" / "imported" / "checkpoints" / "step_0").is_dir()
+
+
+def table(name, header):
+    """The rows of the table in a document that begins with a header."""
+    _, _, rest = (DOCS / name).read_text().partition(f"\n{header}\n")
+    lines = rest.split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def split_over(axes):
+    return " x ".join(mesh_axes(axes)) or "-"
+
+
+def test_the_table_of_logical_axes_is_that_of_the_rules():
+    rows = {axis: mesh for axis, mesh, _ in table("training.md", "| logical axis | split over | of |")}
+    assert rows == {field.name: split_over(getattr(RULES, field.name)) for field in dataclasses.fields(RULES)}
+
+
+def test_the_table_of_parameters_is_that_of_the_networks():
+    """All parameters of all networks, those with the same axes in one row."""
+    parameters = {}
+    for name in VARIANTS:
+        for path, info in jax.tree_util.tree_leaves_with_path(registry.build(variant(name)).infos):
+            parameters.setdefault(info.axes, set()).add(jax.tree_util.keystr(path, simple=True, separator="."))
+    rows = [
+        [
+            ", ".join(f"`{name}`" for name in sorted(names)),
+            ", ".join(axis or "-" for axis in axes),
+            ", ".join(map(split_over, RULES.spec(axes))),
+        ]
+        for axes, names in parameters.items()
+    ]
+    assert sorted(table("training.md", "| parameters | logical axes | split over |")) == sorted(rows)

@@ -10,40 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import environment
+from saved import TOKENIZER, save_run
 from tiny import tiny_config
 
 from psann_jax import generate
-from psann_jax.config_io import to_dict
-from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.errors import UserError
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.text import TextSampler
-from psann_jax.tasks.language_model import make_network
 from psann_jax.tasks.restore import load_run
-from psann_jax.train.checkpoints import Checkpoints
-
-TOKENIZER = byte_tokenizer()
-
-
-def save_run(workdir, config, losses):
-    """A run's checkpoints, with parameters at random for every step in `losses`."""
-    network = make_network(config, TOKENIZER.vocab_size)
-    saved = {}
-    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
-        for step, loss in losses.items():
-            rng = np.random.default_rng(step)
-            params = jax.tree.map(
-                lambda a, rng=rng: jnp.asarray(0.4 * rng.normal(size=a.shape), a.dtype), network.abstract
-            )
-            checkpoints.save(
-                step,
-                {"params": params, "step": jnp.int32(step)},
-                metadata={"config": to_dict(config), "data": "text"},
-                metrics={"val_loss": loss},
-                tokenizer=TOKENIZER.to_bytes(),
-            )
-            saved[step] = params
-    return saved
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Logits, losses and gradients of the PyTorch originals, in float64."""
+"""Logits, losses and gradients of the PyTorch originals of the decoder's bases, in float64."""
 
 from pathlib import Path
 

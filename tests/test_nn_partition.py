@@ -8,8 +8,8 @@ from variants import VARIANTS, variant
 
 from psann_jax.config import ConfigError, MeshConfig
 from psann_jax.models import registry
-from psann_jax.nn.partition import MESH_AXES, RULES, ShardingRules
-from psann_jax.train.sharding import check_heads, make_mesh, param_shardings
+from psann_jax.nn.partition import MESH_AXES, RULES, ShardingRules, param_shardings
+from psann_jax.train.sharding import check_heads, check_window, make_mesh
 
 
 def test_rules_map_axes_and_refuse_a_mesh_axis_used_twice():
@@ -31,13 +31,44 @@ def test_every_parameter_has_axes_that_fit_its_shape_and_some_are_divided(name):
     assert {"fsdp", "tensor"} in divided
 
 
+def abstract_mesh(*sizes):
+    return jax.sharding.AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def test_a_dimension_that_cannot_be_divided_is_named():
-    network = registry.build(variant("respsann", vocab_size=31))
-    mesh = jax.sharding.AbstractMesh((1, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide vocab=31 of embed"):
-        param_shardings(mesh, network.abstract, network.infos)
+    network = registry.build(variant("respsann", d_mlp=25))
+    with pytest.raises(ConfigError, match=r"^mesh\.tensor: is 2, which does not divide mlp=25 of blocks\.mlp\."):
+        param_shardings(abstract_mesh(1, 1, 2), network.abstract, network.infos)
     with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide model\.n_heads=3"):
-        check_heads(mesh, 3)
+        check_heads(abstract_mesh(1, 1, 2), 3)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "embed", "head"),
+    [
+        (32, PartitionSpec("tensor", "fsdp"), PartitionSpec("fsdp", "tensor")),
+        (31, PartitionSpec(None, ("fsdp", "tensor")), PartitionSpec(("fsdp", "tensor"), None)),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_divided_keeps_its_size_and_is_held_in_parts(vocab_size, embed, head):
+    network = registry.build(variant("respsann", vocab_size=vocab_size))
+    shardings = param_shardings(abstract_mesh(1, 2, 4), network.abstract, network.infos)
+    assert network.abstract["embed"].shape == (vocab_size, 16)
+    assert (shardings["embed"].spec, shardings["head"].spec) == (embed, head)
+
+
+def test_features_that_cannot_be_divided_beside_such_a_vocabulary_are_named():
+    network = registry.build(variant("respsann", vocab_size=31, d_model=24))
+    with pytest.raises(ConfigError, match=r"^mesh\.fsdp \* mesh\.tensor: is 16, which does not divide embed=24 of"):
+        param_shardings(abstract_mesh(1, 4, 4), network.abstract, network.infos)
+
+
+def test_windows_that_cannot_be_split_are_refused():
+    check_window(abstract_mesh(1, 1, 4), 32)
+    with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.tensor=4 does not divide, as"):
+        check_window(abstract_mesh(1, 1, 4), 30)
+    with pytest.raises(ConfigError, match=r"^mesh\.sequence: has no effect where mesh\.tensor is 1"):
+        check_window(abstract_mesh(4, 2, 1), 32)
 
 
 def test_mesh_takes_all_devices_or_says_why_not():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.config import ConfigError
-from psann_jax.ops import attention
+from psann_jax.ops import tiles
 from psann_jax.ops.attention import alibi_slopes, cached_attention, causal_attention, choose_attention
 
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
@@ -53,7 +53,7 @@ def by_hand(q, k, v, segments, slopes):
 
 @pytest.mark.parametrize("implementation", ["plain", "xla"])
 def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
-    monkeypatch.setattr(attention, "_CPU_TILE", 5)
+    monkeypatch.setattr(tiles, "_CPU_TILE", 5)
     q, k, v = draw(2, 13, 3, 4, n=3)
     segments, slopes = documents(2, 13, 3), np.array(alibi_slopes(3), "float64")
     got = causal_attention(q, k, v, segments_BxL=segments, alibi_slopes_H=slopes, implementation=implementation)
@@ -81,7 +81,7 @@ def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
         "dropout_key": jax.random.key(L) if dropout else None,
     }
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_CPU_TILE", tile)
+        patch.setattr(tiles, "_CPU_TILE", tile)
         inputs = draw(B, L, H, K, seed=L)
         plain = value_and_gradients(*inputs, **options, implementation="plain")
         tiled = value_and_gradients(*inputs, **options, implementation="xla")
@@ -115,7 +115,7 @@ def test_the_future_changes_nothing(implementation):
 
 @pytest.mark.parametrize("implementation", ["plain", "xla"])
 def test_a_document_in_a_window_equals_it_alone(implementation, x64, monkeypatch):
-    monkeypatch.setattr(attention, "_CPU_TILE", 16)
+    monkeypatch.setattr(tiles, "_CPU_TILE", 16)
     inputs = draw(1, 60, 2, 8)
     segments = np.repeat([[1, 2, 0]], [23, 30, 7], axis=1)
     got = value_and_gradients(*inputs, segments_BxL=segments, implementation=implementation)
@@ -131,7 +131,7 @@ def test_scores_too_large_for_exp_give_finite_values():
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
-    monkeypatch.setattr(attention, "_CPU_TILE", 16)
+    monkeypatch.setattr(tiles, "_CPU_TILE", 16)
     L = 40
     q, k = (jnp.zeros((4, L, 2, L)) for _ in range(2))
     v = jnp.broadcast_to(jnp.eye(L)[None, :, None], q.shape)  # the output shows the weights themselves

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from psann_jax.ops import attention
+from psann_jax.ops import tiles
 from psann_jax.ops.attention import alibi_slopes, causal_attention
 from psann_jax.ops.causal_filter import causal_filter
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.ops.sine import damped_sine
 
-attention._CPU_TILE = 16
+tiles._CPU_TILE = 16
 mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 BATCH = ("data", "fsdp")
 B, L, H, K, F, D, V = 8, 48, 4, 8, 32, 16, 96

@@ -22,7 +22,7 @@ from psann_jax.train.compilation import compile_steps
 from psann_jax.train.sharding import make_mesh, put_batch
 from psann_jax.train.step import init_state
 
-KEY = jax.random.key(0)
+KEY, STEP = jax.random.key(0), jnp.int32(0)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_targets_are_the_tokens_whose_predecessor_is_of_the_same_document(home):
     tokens = np.arange(33)[None] % 7
     batch = {"tokens": tokens, "segments": segments, "positions": np.array(document_reach(segments))}
     assert task.weight(batch) == 3
-    loss, stats = task.loss(params, batch, None)
+    loss, stats = task.loss(params, batch, None, STEP)
     assert stats["weight"] == 3
     model = task.network.merge(params)
     logits = model.logits(model.hidden(tokens[:, :-1], segments[:, :-1])[0])
@@ -71,18 +71,18 @@ def test_without_document_mask_every_token_but_the_first_counts(home):
     assert task.weight(batch) == 8 * 32
     changed = {**batch, "tokens": batch["tokens"].copy()}
     changed["tokens"][:, 0] = 5
-    different = task.loss(params, changed, None)[0] - task.loss(params, batch, None)[0]
+    different = task.loss(params, changed, None, STEP)[0] - task.loss(params, batch, None, STEP)[0]
     assert abs(different) > 1e-4
 
 
 def test_smoothing_and_z_loss_enter_the_objective_but_never_the_reported_loss(home):
     plain, params, batch = make(home)
     smoothed, _, _ = make(home, train__label_smoothing=0.1, train__z_loss=1e-2)
-    expected, stats = plain.loss(params, batch, KEY)
-    objective, smoothed_stats = smoothed.loss(params, batch, KEY)
+    expected, stats = plain.loss(params, batch, KEY, STEP)
+    objective, smoothed_stats = smoothed.loss(params, batch, KEY, STEP)
     assert abs(objective - expected) > 1.0
     np.testing.assert_allclose(smoothed_stats["nll"], stats["nll"], rtol=1e-6)
-    np.testing.assert_allclose(smoothed.loss(params, batch, None)[0], stats["nll"], rtol=1e-6)
+    np.testing.assert_allclose(smoothed.loss(params, batch, None, STEP)[0], stats["nll"], rtol=1e-6)
 
 
 def test_evaluation_reports_means_and_bits_per_byte_of_the_bytes_tokenizer(home):

@@ -158,8 +158,8 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run_with_the_state_s
     task = LanguageModel(config, base[2].data)
     loss = task.loss
 
-    def poisoned(params, batch, key):
-        value, stats = loss(params, batch, key)
+    def poisoned(params, batch, key, step):
+        value, stats = loss(params, batch, key, step)
         # Rows of the batch are poisoned, not steps: the compiled step knows no Python counter.
         return value + jax.numpy.where(batch["tokens"].sum() % 2 == 0, jax.numpy.nan, 0.0), stats
 

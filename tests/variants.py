@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from psann_jax.config import DecoderConfig, SineConfig, SpectralConfig, WaveConfig
+from psann_jax.config import SineConfig, SpectralConfig, WaveConfig
+from psann_jax.config_io import model_section
 
 SIZES = {"vocab_size": 31, "d_model": 16, "n_layers": 2, "n_heads": 4, "d_mlp": 24}
+
+GRAVITY = {"n_positions": 48, "d_coord": 12, "d_head_coord": 16, "init": "reference"}
 
 VARIANTS = {
     "transformer": {"base": "transformer"},
@@ -34,12 +37,18 @@ VARIANTS = {
         "base": "sgrpsann",
         "spectral": SpectralConfig(k_fft=5, gate_type="fourier_features", gate_groups="full", gate_strength=0.7),
     },
+    "vanilla": {"base": "vanilla", "n_positions": 48},
+    "ngt": {"base": "ngt", **GRAVITY},
+    "ngt_value_soft": {"base": "ngt", **GRAVITY, "mass": "value", "cutoff": "soft", "rsqrt": True},
+    "ngt_attractive_decay": {"base": "ngt", **GRAVITY, "variant": "attractive", "cutoff": "decay"},
+    "ngt_fixed_coordinates": {"base": "ngt", **GRAVITY, "cutoff": "none", "coordinate_evolution": False},
 }
 
 
 def variant(name, **changes):
     """The `model` section of a variant."""
-    config = DecoderConfig(**{**SIZES, **VARIANTS[name], **changes})
+    options = {**SIZES, **VARIANTS[name], **changes}
+    config = model_section(options["base"])(**options)
     config.check("model")
     return config
 

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from psann_jax.bench.random_text import RandomText, with_vocabulary
 from psann_jax.config import Config
 from psann_jax.data.loader import TextData
-from psann_jax.nn.partition import MESH_AXES
+from psann_jax.nn.partition import MESH_AXES, mesh_axes
 from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description
@@ -105,8 +105,7 @@ def _split(sharding: NamedSharding) -> str:
     """Which dimension is split over which axes of more than one device, for example "1: tensor 4"."""
     parts = []
     for i, entry in enumerate(sharding.spec):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
-        split = [f"{axis} {sharding.mesh.shape[axis]}" for axis in axes if sharding.mesh.shape[axis] > 1]
+        split = [f"{axis} {sharding.mesh.shape[axis]}" for axis in mesh_axes(entry) if sharding.mesh.shape[axis] > 1]
         if split:
             parts.append(f"{i}: {' x '.join(split)}")
     return ", ".join(parts) or "not split"

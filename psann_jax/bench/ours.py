@@ -8,7 +8,7 @@ import jax
 
 from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_text import RandomText
-from psann_jax.config import Config
+from psann_jax.config import Config, NGTConfig
 from psann_jax.data.loader import TextData
 from psann_jax.models.registry import Network
 from psann_jax.tasks.language_model import LanguageModel
@@ -66,14 +66,18 @@ class Ours:
     def mfu(self, tokens_per_s: float) -> float | None:
         """Model FLOP/s utilisation (`MFU_FORMULA`), None on hardware whose peak is not known."""
         model, length = self._config.model, self._config.data.max_length
-        flops = training_flops_per_token(_matrix_params(self._task.network), model.n_layers, model.d_model, length)
+        # Scores of distances are products of head coordinates, narrower than the values.
+        gravity = isinstance(model, NGTConfig)
+        width = (model.n_heads * model.d_head_coord + model.d_model) / 2 if gravity else model.d_model
+        flops = training_flops_per_token(_matrix_params(self._task.network), model.n_layers, width, length)
         return mfu(tokens_per_s, flops, self._config.train.precision)
 
 
 def _matrix_params(network: Network) -> int:
     """Weights that take part in matrix products: the matrices of the blocks, and the head."""
-    sizes = jax.tree.map(lambda a, info: a.size if info.kind == "matrix" else 0, network.abstract, network.infos)
-    return sum(jax.tree.leaves(sizes)) + network.abstract["head"].size
+    kinds = ("matrix", "coordinate")
+    sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
+    return int(sum(jax.tree.leaves(sizes)) + network.config.vocab_size * network.config.d_model)
 
 
 def make(config: Config) -> Ours:

@@ -11,14 +11,16 @@ operation, and so lose more. The ratio of the fastest steps is the fairer one th
 import os
 import statistics
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from psann_jax.bench import peer
-from psann_jax.bench.arguments import CONFIG, JSON, PEER
+from psann_jax.bench.arguments import CONFIG, JSON, PEER, STEPS
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
@@ -28,7 +30,14 @@ from psann_jax.config_io import parse, to_dict
 from psann_jax.errors import UserError
 
 _AGAINST = config_flags.DEFINE_config_file("against", None, "Another experiment to compare with.", lock_config=True)
-_STEPS = flags.DEFINE_integer("steps", 30, "Steps to measure, of each contender, after the warm-up.", lower_bound=1)
+
+_BATCH_TOKENS = flags.DEFINE_integer(
+    "batch_tokens",
+    None,
+    "Tokens of a measured step, of each contender; 0: as configured. Left out, that is so too, but with --against on a "
+    "CPU, which measures two windows in float32.",
+    lower_bound=0,
+)
 
 _WARMUP_STEPS = 3
 _OURS, _PEERS = "psann_jax.bench.ours", "psann_jax.bench.peer"
@@ -36,12 +45,15 @@ _OURS, _PEERS = "psann_jax.bench.ours", "psann_jax.bench.peer"
 
 def main() -> None:
     """Measures what the flags ask for, prints a table and writes the JSON file."""
+    # Without this, the first process on a GPU, be it this one, would take its whole memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config, against = parse(CONFIG.value), _parse_against()
     if against is not None and PEER.value is not None:
         raise UserError("--against: cannot be used together with --peer; measure one after the other")
     if JSON.value:
         check_writable(Path(JSON.value))
-    result = measure(config, against=against, peer_name=PEER.value, n_steps=_STEPS.value)
+    configs = [_sized(c, against is not None) for c in (config, against) if c is not None]
+    result = measure(*configs, peer_name=PEER.value, n_steps=STEPS.value)
     print(report(result))
     if JSON.value:
         write_result(Path(JSON.value), result)
@@ -57,8 +69,20 @@ def _parse_against() -> Config | None:
     return parse(_AGAINST.value)
 
 
+def _sized(config: Config, compared: bool) -> Config:
+    """The config with the batch that --batch_tokens asks for."""
+    tokens, train = _BATCH_TOKENS.value, config.train
+    if tokens is None and compared and jax.default_backend() == "cpu":
+        tokens, train = 2 * config.data.max_length, replace(train, precision="fp32")
+    if not tokens:
+        return config
+    sized = replace(config, train=replace(train, batch_tokens=tokens, grad_accum=1))
+    sized.check()
+    return sized
+
+
 def measure(
-    config: Config, *, against: Config | None = None, peer_name: str | None = None, n_steps: int = 30
+    config: Config, against: Config | None = None, *, peer_name: str | None = None, n_steps: int = 30
 ) -> dict[str, Any]:
     """Measures a config, in turn with its rivals if there are any.
 

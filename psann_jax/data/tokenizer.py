@@ -40,6 +40,8 @@ class Model(Protocol):
 
     def find(self, token: str) -> int | None: ...
 
+    def piece(self, i: int) -> bytes: ...
+
     def payload(self) -> str: ...
 
 
@@ -93,6 +95,16 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the tokenizer's {self.vocab_size} ids")
         return self._model.decode(plain)
+
+    def piece(self, i: int) -> bytes:
+        """The UTF-8 of the text that one token stands for, maybe with a part of a character; a special token's name.
+
+        Raises:
+          ValueError: the id is outside the vocabulary.
+        """
+        if not 0 <= i < self.vocab_size:
+            raise ValueError(f"token id {i} is outside the tokenizer's {self.vocab_size} ids")
+        return self._model.piece(i)
 
     def to_bytes(self) -> bytes:
         """Everything needed to make the same tokenizer again, see `from_bytes`."""
@@ -197,7 +209,9 @@ class TokenizersModel:
         self._tokenizer.encode_special_tokens = True
         self.kind = type(self._tokenizer.model).__name__.lower()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self._may_cut = _cuts_at_spaces(json.loads(payload))
+        description = json.loads(payload)
+        self._may_cut = _cuts_at_spaces(description)
+        self._byte_level = "ByteLevel" in json.dumps([description["pre_tokenizer"], description["decoder"]])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not self._may_cut or all(len(text) <= _CHUNK for text in texts):
@@ -219,8 +233,31 @@ class TokenizersModel:
     def find(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
+    def piece(self, i: int) -> bytes:
+        name = self._tokenizer.id_to_token(i) or ""
+        if self._byte_level:
+            return b"".join(_BYTE_OF.get(c, c.encode()) for c in name)
+        return _piece_bytes(name)
+
     def payload(self) -> str:
         return self._tokenizer.to_str()
+
+
+def _byte_signs() -> dict[str, bytes]:
+    """The characters that byte-level tokenizers write bytes with: their own if printable, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_signs()
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # of a token for one byte, where characters are the rule
+
+
+def _piece_bytes(name: str) -> bytes:
+    """The UTF-8 of a token named as sentencepiece does it, with U+2581 for a space."""
+    byte = _BYTE_NAME.fullmatch(name)
+    return bytes.fromhex(byte[1]) if byte else name.replace("\u2581", " ").encode()
 
 
 def _cuts_at_spaces(description: dict[str, Any]) -> bool:
@@ -264,6 +301,9 @@ class SentencePieceModel:
         i = int(self._processor.piece_to_id(token))
         return i if self._processor.id_to_piece(i) == token else None
 
+    def piece(self, i: int) -> bytes:
+        return _piece_bytes(str(self._processor.id_to_piece(i)))
+
     def payload(self) -> str:
         return base64.b64encode(self._proto).decode()
 
@@ -297,6 +337,10 @@ class ByteModel:
 
     def find(self, token: str) -> int | None:
         return {f"<{role}>": i for i, role in enumerate(SPECIAL_TOKENS)}.get(token)
+
+    def piece(self, i: int) -> bytes:
+        n = len(SPECIAL_TOKENS)
+        return bytes([i - n]) if i >= n else f"<{SPECIAL_TOKENS[i]}>".encode()
 
     def payload(self) -> str:
         return ""

@@ -59,22 +59,24 @@ class Block(nnx.Module):
           (B, L, D) and the layer's new cache.
         """
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        attended, updated = self.attn(self.norm1(x), context, cache, keys[0])
-        x = x + attended
+        split = context.split
+        attended, updated = self.attn(context.whole(self.norm1(x)), context, cache, keys[0])
+        x = x + split(attended)
         h = self.norm2(x)
         if self.mlp is not None:
-            u = self.mlp(h, keys[1])
+            u = self.mlp(context.whole(h), keys[1])
         else:
             assert self.wave is not None
             u, more = self.wave(h, context, cache, keys[2], dilation=dilation, max_shift=max_shift)
             updated |= more
         if self.alpha is not None:
             u = u * self.alpha[...].astype(u.dtype)
+        u = split(u)
         x = x + u
         if self.gate is not None:
             gated, more = self.gate(u, context, cache)
-            x, updated = x + gated, updated | more
+            x, updated = x + split(gated), updated | more
         if self.wave is not None and self.mlp is not None:
             waved, more = self.wave(x, context, cache, keys[2], dilation=dilation, max_shift=max_shift)
-            x, updated = x + waved, updated | more
+            x, updated = x + split(waved), updated | more
         return x, updated

@@ -11,50 +11,30 @@ from psann_jax.config import DecoderConfig
 from psann_jax.models.block import Block
 from psann_jax.models.layered import Cache, Layered
 from psann_jax.nn.context import Context, LayerCache, make_context
+from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
-from psann_jax.nn.partition import constrain, param, xavier_uniform
+from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
 from psann_jax.ops.attention import alibi_slopes, choose_attention
-
-
-def _embedding_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return 0.02 * jax.random.normal(key, shape, jnp.float32)
 
 
 class Decoder(Layered):
     """Embedding, a stack of pre-norm blocks, a final norm and an untied head."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-        scan_layers: bool = True,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **options: Any):
         """Makes the initial parameters, in float32.
 
         Args:
           config: sizes and options; vocab_size must be set.
-          dtype: see `Layered`.
-          remat: see `Layered`.
-          scan_layers: see `Layered`.
           rngs: with a `params` stream.
+          **options: of `Layered`.
         """
         self.config = config = config.resolve()
         v, d = config.vocab_size, config.d_model
-        self.embed = param(rngs, _embedding_init, (v, d), "embedding", ("vocab", "embed"))
-        super().__init__(
-            lambda rngs: Block(config, rngs=rngs),
-            config.n_layers,
-            dtype=dtype,
-            remat=remat,
-            scan_layers=scan_layers,
-            rngs=rngs,
-        )
+        self.embed = param(rngs, XAVIER.embedding, (v, d), "embedding", ("vocab", "embed"))
+        super().__init__(lambda rngs: Block(config, rngs=rngs), config.n_layers, rngs=rngs, **options)
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
-        self.head = param(rngs, xavier_uniform, (d, v), "embedding", ("embed", "vocab"))
+        self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
 
     @staticmethod
     def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:
@@ -93,6 +73,7 @@ class Decoder(Layered):
         """
         c = self.config
         context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         if c.positional_encoding == "rope":
             context = replace(context, rope=rope_tables(positions, c.d_model // c.n_heads, self.dtype))
@@ -102,12 +83,12 @@ class Decoder(Layered):
         x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
         if c.positional_encoding == "sinusoidal":
             x += sinusoidal_encoding(positions, c.d_model, self.dtype)
-        x = constrain(x, "batch", None, None)
+        x = context.split(x)
         if cache is None:
             x, updated = self._stack(x, context, dropout_key), None
         else:
             x, updated = self._cached_stack(x, context, cache)
-        return self.norm(x), updated, {}
+        return context.whole(self.norm(x)), updated, {}
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
         """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
@@ -144,7 +125,7 @@ class Decoder(Layered):
             layer_key = None if key is None else jax.random.fold_in(key, index)
             dilation = 1 if wave.dilation_growth == 1 else wave.dilation_growth**index
             x, _ = block(x, context, None, layer_key, dilation=dilation, max_shift=max_shift)
-            return constrain(x, "batch", None, None)
+            return context.split(x)
 
         return self.run_blocks(x, step)
 

@@ -28,6 +28,7 @@ class Layered(nnx.Module):
       remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of every
         block) or full (keeps the input of every ~sqrt(n_layers)-th block).
       scan_layers: one compiled block runs n_layers times; False unrolls.
+      sequence: between layers, the residual stream is split along the window, see `Context.split`.
       blocks: the stack.
     """
 
@@ -36,15 +37,17 @@ class Layered(nnx.Module):
         make_block: Callable[[nnx.Rngs], nnx.Module],
         n_layers: int,
         *,
-        dtype: jnp.dtype,
-        remat: str,
-        scan_layers: bool,
+        dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+        scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the blocks, each from random keys of its own; see the attributes."""
         known = ("none", "dots", "block", "full")
         require(remat in known, "train.remat", f"is {remat!r}, must be one of {', '.join(known)} with this base")
         self.n_layers, self.dtype, self.remat, self.scan_layers = n_layers, jnp.dtype(dtype), remat, scan_layers
+        self.sequence = sequence
         make = nnx.split_rngs(splits=n_layers)(nnx.vmap(in_axes=0, out_axes=0)(make_block))
         self.blocks: Any = make(rngs)
 
@@ -88,6 +91,31 @@ class Layered(nnx.Module):
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
         """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
         raise NotImplementedError
+
+    def extra_loss(
+        self,
+        aux: dict[str, jax.Array],
+        segments_BxL: jax.Array | None,
+        weight_B: jax.Array,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """What training adds to the sum of the losses of a batch.
+
+        Args:
+          aux: from `hidden`.
+          segments_BxL: as `hidden` had them.
+          weight_B: targets of each row; what is a mean over tokens is to be multiplied by it.
+          key: of all randomness.
+          step: updates done so far.
+        """
+        return jnp.zeros(())
+
+    def statistics(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Scalars that tell what the layers do with a window, for the record of a run."""
+        return {}
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""

@@ -8,13 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import DecoderConfig, SudokuConfig
+from psann_jax.config import DecoderConfig, NGTConfig, SudokuConfig, VanillaConfig
 from psann_jax.models.decoder import Decoder
+from psann_jax.models.ngt import NGT
 from psann_jax.models.sudoku import Sudoku
+from psann_jax.models.vanilla import Vanilla
 from psann_jax.nn.partition import info_tree
 
 # The dataclass of the `model` section -> its network. Base names are in psann_jax.config.BASES.
-NETWORKS: dict[type, Any] = {DecoderConfig: Decoder, SudokuConfig: Sudoku}
+NETWORKS: dict[type, Any] = {
+    DecoderConfig: Decoder,
+    NGTConfig: NGT,
+    SudokuConfig: Sudoku,
+    VanillaConfig: Vanilla,
+}
 
 Params = dict[str, Any]
 
@@ -51,7 +58,14 @@ class Network:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
 
-def build(config: Any, *, dtype: jnp.dtype = jnp.float32, remat: str = "none", scan_layers: bool = True) -> Network:
+def build(
+    config: Any,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+    scan_layers: bool = True,
+    sequence: bool = False,
+) -> Network:
     """The network of a `model` section; makes no arrays.
 
     Args:
@@ -59,8 +73,10 @@ def build(config: Any, *, dtype: jnp.dtype = jnp.float32, remat: str = "none", s
       dtype: of the computation; parameters are float32.
       remat: what the backward pass recomputes: none, dots, block or full.
       scan_layers: one compiled layer for all, or unrolled.
+      sequence: on a mesh, activations between layers are split along the window over the axis `tensor`.
     """
-    make = functools.partial(NETWORKS[type(config)], config, dtype=dtype, remat=remat, scan_layers=scan_layers)
+    options = {"dtype": dtype, "remat": remat, "scan_layers": scan_layers, "sequence": sequence}
+    make = functools.partial(NETWORKS[type(config)], config, **options)
     module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return Network(config, graphdef, nnx.to_pure_dict(state), info_tree(state), make)

@@ -14,10 +14,11 @@ from flax import nnx
 from psann_jax.config_checks import require
 from psann_jax.config_sudoku import SudokuConfig
 from psann_jax.models.layered import Layered
+from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.linear import Linear, dropout
 from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import LayerNorm
-from psann_jax.nn.partition import constrain, fan_in_uniform, param
+from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables_2d, rotate
 
 REMAT = ("none", "iteration", "nested")
@@ -28,7 +29,7 @@ Read = TypeVar("Read")
 
 
 def _linear(shape: tuple[int, int], axes: tuple[str | None, str | None], rngs: nnx.Rngs) -> Linear:
-    return Linear(shape, axes, bias=True, init=fan_in_uniform(shape[0]), rngs=rngs)
+    return Linear(shape, axes, bias=True, initial=INITIALS["reference"], rngs=rngs)
 
 
 class SudokuBlock(nnx.Module):
@@ -84,6 +85,7 @@ class Sudoku(Layered):
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         scan_layers: bool = True,
+        sequence: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the initial parameters, in float32.
@@ -94,12 +96,14 @@ class Sudoku(Layered):
           remat: what the backward pass recomputes: none, iteration (keeps what enters an iteration) or nested (that,
             and while an iteration is recomputed, what enters its blocks).
           scan_layers: see `Layered`.
+          sequence: is refused, a grid is too short to be split.
           rngs: with a `params` stream.
 
         Raises:
-          ConfigError: another remat.
+          ConfigError: another remat, or sequence.
         """
         require(remat in REMAT, "train.remat", f"is {remat!r}, must be one of {', '.join(REMAT)} with base sudoku")
+        require(not sequence, "mesh.sequence", "has no effect with base sudoku; leave it at False")
         self.config, self.remat_iterations = config, remat != "none"
         d = config.d_model
         self.embed = _linear((1 + _N_DIGITS, d), (None, "embed"), rngs)

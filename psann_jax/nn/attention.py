@@ -1,10 +1,13 @@
 """Causal multi-head attention with rotary or ALiBi positions and an explicit cache."""
 
+from functools import partial
+
 import jax
 from flax import nnx
 
-from psann_jax.config import DecoderConfig
-from psann_jax.nn.context import Context, LayerCache
+from psann_jax.config import DecoderConfig, VanillaConfig
+from psann_jax.nn.context import Context, LayerCache, append
+from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear, dropout
 from psann_jax.nn.partition import constrain
 from psann_jax.nn.positions import rotate
@@ -12,15 +15,23 @@ from psann_jax.ops.attention import cached_attention, causal_attention
 
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(K)) v over the earlier tokens of the same document, without biases."""
+    """softmax(q k^T / sqrt(K)) v over the earlier tokens of the same document."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        shape = (config.d_model, config.d_model)
-        self.q = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
-        self.k = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
-        self.v = Linear(shape, ("embed", "heads"), bias=False, rngs=rngs)
-        self.o = Linear(shape, ("heads", "embed"), bias=False, rngs=rngs)
+    def __init__(
+        self,
+        config: DecoderConfig | VanillaConfig,
+        *,
+        bias: bool = False,
+        output_dropout: bool = True,
+        initial: Initial = XAVIER,
+        rngs: nnx.Rngs,
+    ):
+        """Args: config; whether projections have biases; whether the output is dropped, as the weights are; initial
+        weights; rngs."""
+        self.config, self.output_rate = config, config.dropout if output_dropout else 0.0
+        make = partial(Linear, (config.d_model, config.d_model), bias=bias, initial=initial, rngs=rngs)
+        self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
+        self.o = make(("heads", "embed"))
 
     def __call__(
         self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
@@ -56,12 +67,8 @@ class Attention(nnx.Module):
             updated = {}
         else:
             assert context.slots_BxL is not None
-            row = jax.numpy.arange(x_BxLxD.shape[0])[:, None]
-            updated = {
-                name: cache[name].at[row, :, context.slots_BxL].set(new.astype(cache[name].dtype), mode="drop")
-                for name, new in (("k", k), ("v", v))
-            }
-            # Heads come before slots in the cache, as the products of a step read it; else it would be copied at each.
+            updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
             k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
             out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
-        return dropout(self.o(out.reshape(x_BxLxD.shape)), c.dropout, output_key), updated
+        out = constrain(out, "batch", None, "heads", None)  # its gradient above all, which might come split by position
+        return dropout(self.o(out.reshape(x_BxLxD.shape)), self.output_rate, output_key), updated

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.nn.partition import Init, constant, param, xavier_uniform
+from psann_jax.nn.initial import XAVIER, Initial
+from psann_jax.nn.partition import param
 from psann_jax.ops.linear import matmul
 
 
@@ -17,25 +18,26 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None],
         *,
         bias: bool,
-        init: Init | None = None,
+        bias_learns: bool = True,
+        kind: str = "matrix",
+        initial: Initial = XAVIER,
         rngs: nnx.Rngs,
     ):
-        """Makes the parameters.
-
-        Args:
-          shape: of the kernel, (in, out).
-          axes: its logical axes.
-          bias: whether there is one.
-          init: of kernel and bias; None: the kernel starts Xavier uniform, the bias at 0.
-          rngs: with a `params` stream.
-        """
-        self.kernel = param(rngs, init or xavier_uniform, shape, "matrix", axes)
-        self.bias = param(rngs, init or constant(0.0), shape[1:], "bias", axes[1:]) if bias else None
+        """Args: kernel shape (in, out); its logical axes; whether there is a bias and it is trained; kind of the
+        kernel; initial weights; rngs."""
+        self.bias_learns = bias_learns
+        self.kernel = param(rngs, initial.kernel, shape, kind, axes)
+        self.bias = (
+            param(rngs, initial.bias(shape[0]), shape[1:], "bias", axes[1:], trainable=bias_learns) if bias else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (..., in) to (..., out)."""
         y = matmul(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(x.dtype)
+        return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -4,16 +4,17 @@ A parameter names its axes once, where it is made (`param`). `ShardingRules` say
 axis is split over; nothing else in the project knows about both.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from psann_jax.config import ConfigError
+from psann_jax.config import ConfigError, require
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -25,7 +26,8 @@ class ParamInfo:
     """What the trainer must know of a parameter.
 
     Attributes:
-      kind: matrix, embedding, conv, gate, norm, bias, sine or alpha; decides weight decay and Muon.
+      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (of its scores), coordinate (matrices to and
+        from coordinates) or table (of coordinates and masses); decides weight decay, Muon and what the sampler casts.
       axes: logical axis names, one a dimension; the first is "layers" where layers are stacked.
       trainable: whether an optimizer may change it.
     """
@@ -40,6 +42,8 @@ class ShardingRules:
     """The mesh axis that each logical axis is split over; None is not split."""
 
     batch: MeshAxes = ("data", "fsdp")
+    sequence: MeshAxes = "tensor"  # positions between layers, see `Context.split`
+    channels: MeshAxes = "tensor"  # features in a depthwise filter, see `Context.channels`
     layers: MeshAxes = None
     embed: MeshAxes = "fsdp"
     heads: MeshAxes = "tensor"
@@ -53,13 +57,53 @@ class ShardingRules:
           ConfigError: two axes of the array would be split over the same mesh axis.
         """
         entries: list[MeshAxes] = [None if a is None else getattr(self, a) for a in axes]
-        used = [m for e in entries if e for m in ((e,) if isinstance(e, str) else e)]
+        used = [m for e in entries for m in mesh_axes(e)]
         if len(set(used)) != len(used):
             raise ConfigError(f"mesh: logical axes {axes} map to {entries}, which uses a mesh axis twice")
         return PartitionSpec(*entries)
 
+    def stored(self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+        """The PartitionSpec of a parameter between steps, when JAX wants its parts to be equal.
+
+        A vocabulary that its mesh axis does not divide leaves that axis to the features. Inside a step, `constrain`
+        splits it all the same, and XLA pads the last part and keeps the padding out of every result. So the parameter
+        has its true size, and a checkpoint fits every mesh.
+        """
+        if "vocab" in axes and shape[axes.index("vocab")] % _parts(mesh, self.vocab):
+            return replace(self, vocab=None, embed=(*mesh_axes(self.embed), *mesh_axes(self.vocab))).spec(axes)
+        return self.spec(axes)
+
 
 RULES = ShardingRules()
+
+
+def mesh_axes(axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes of an entry of the rules or of a PartitionSpec."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _parts(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
+
+
+def param_shardings(mesh: Mesh, abstract: Any, infos: Any) -> Any:
+    """The NamedSharding of every parameter.
+
+    Raises:
+      ConfigError: a dimension cannot be divided over its mesh axes.
+    """
+
+    def sharding(path: Any, array: Any, info: ParamInfo) -> NamedSharding:
+        spec = RULES.stored(info.axes, array.shape, mesh)
+        for size, logical, axes in zip(array.shape, info.axes, spec, strict=True):
+            parts = _parts(mesh, axes)
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            fields = " * ".join(f"mesh.{axis}" for axis in mesh_axes(axes))
+            require(size % parts == 0, fields, f"is {parts}, which does not divide {logical}={size} of {name}")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract, infos)
+
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -80,16 +124,6 @@ def constant(value: float) -> Init:
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Glorot and Bengio (2010): U(-a, a) with a = sqrt(6 / (fan_in + fan_out))."""
     return jax.nn.initializers.xavier_uniform()(key, shape, jnp.float32)
-
-
-def fan_in_uniform(fan_in: int) -> Init:
-    """U(-a, a) with a = 1 / sqrt(fan_in), for a kernel and its bias: what PyTorch's Linear starts with."""
-
-    def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-    return init
 
 
 def info_tree(state: nnx.State) -> dict[str, Any]:

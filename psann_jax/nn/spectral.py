@@ -43,10 +43,12 @@ class SpectralGate(nnx.Module):
 
     def __call__(self, u_BxLxD: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache]:
         """Filters u (B, L, D) within each document; the cache is {"spectral"}: the last k_fft - 1 inputs."""
+        u_BxLxD = context.channels(u_BxLxD)
         history = None if cache is None else cache["spectral"].astype(u_BxLxD.dtype)
         y = causal_filter(
             u_BxLxD, self.taps(), context.reach_BxL, max_shift=self.config.k_fft - 1, history_BxWxD=history
         )
+        y = context.channels(y)  # else XLA would divide the sums of the filter by position, as what follows is
         mix = self.mix[...].astype(y.dtype)
         y = self.config.gate_strength * (y * mix if mix.ndim == 1 else y @ mix)
         if cache is None or history is None or context.valid_B is None:

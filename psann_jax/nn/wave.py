@@ -57,7 +57,7 @@ class Wave(nnx.Module):
         Returns:
           (B, L, D) and the new cache.
         """
-        h = self.norm(x_BxLxD)
+        h = context.channels(self.norm(x_BxLxD))
         history = None if cache is None else cache["wave"].astype(h.dtype)
         y = causal_filter(
             h, self.conv[...], context.reach_BxL, dilation=dilation, max_shift=max_shift, history_BxWxD=history

@@ -6,14 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from psann_jax.config import ConfigError
-
-_MASKED = -1e30  # finite, so that a row without a visible key in a tile gives no NaN
-# Rows and columns of a tile: in the caches of a CPU, or enough work for a kernel launch elsewhere.
-_CPU_TILE, _ACCELERATOR_TILE = 128, 256
+from psann_jax.config_checks import ConfigError
+from psann_jax.ops import tiles
 
 
 def alibi_slopes(n_heads: int) -> Array:
@@ -154,7 +150,7 @@ def cached_attention(
     scores_BxHxLxS = _scores(q_BxLxHxK, k_BxSxHxK)
     if alibi_slopes_H is not None:
         scores_BxHxLxS -= alibi_slopes_H[None, :, None, None] * back_BxLxS[:, None]
-    p_BxHxLxS = jax.nn.softmax(jnp.where(back_BxLxS[:, None] >= 0, scores_BxHxLxS, _MASKED))
+    p_BxHxLxS = jax.nn.softmax(jnp.where(back_BxLxS[:, None] >= 0, scores_BxHxLxS, tiles.MASKED))
     return _weigh(p_BxHxLxS, v_BxSxHxK).astype(q_BxLxHxK.dtype)
 
 
@@ -182,62 +178,18 @@ def _plain_attention(
     dropout_key: Array | None,
 ) -> Array:
     B, L, H, _ = q_BxLxHxK.shape
-    back_LxL = jnp.arange(L)[:, None] - jnp.arange(L)[None]
-    visible_BxHxLxL = (back_LxL >= 0)[None, None]
-    if segments_BxL is not None:
-        visible_BxHxLxL &= (segments_BxL[:, :, None] == segments_BxL[:, None, :])[:, None]
+    back_LxL, visible_BxHxLxL = tiles.visible_whole(L, segments_BxL)
     scores_BxHxLxL = _scores(q_BxLxHxK, k_BxLxHxK)
     if slopes_H is not None:
         scores_BxHxLxL -= slopes_H[None, :, None, None] * back_LxL[None, None]
-    p_BxHxLxL = jax.nn.softmax(jnp.where(visible_BxHxLxL, scores_BxHxLxL, _MASKED))
+    p_BxHxLxL = jax.nn.softmax(jnp.where(visible_BxHxLxL, scores_BxHxLxL, tiles.MASKED))
     if dropout_key is not None:
-        n, T = _tiles(L)
-        tile = jnp.arange(n)
-        draw = partial(_keep, dropout_key, dropout_rate, (B, H, T, T))
-        keep = jax.vmap(lambda i: jax.vmap(lambda j: draw(i, j))(tile))(tile)
-        p_BxHxLxL *= keep.transpose(2, 3, 0, 4, 1, 5).reshape(B, H, n * T, n * T)[:, :, :L, :L]
+        p_BxHxLxL *= tiles.keep_whole(dropout_key, dropout_rate, B, H, L)
     return _weigh(p_BxHxLxL, v_BxLxHxK)
 
 
 # --- the tiled form -------------------------------------------------------------------------------------
-# Dao, "FlashAttention-2", 2023, as one loop over the square tiles on and below the diagonal: tile i of the
-# queries, T of them, meets the tiles j = 0 .. i of the keys.
-
-
-def _tiles(length: int) -> tuple[int, int]:
-    """How many tiles a sequence is cut into, and how long they are."""
-    n = math.ceil(length / (_CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE))
-    return n, math.ceil(length / n)
-
-
-def _pairs(n: int) -> Any:
-    """The tile of queries and the tile of keys at every step."""
-    i, j = np.tril_indices(n)
-    return i.astype(np.int32), j.astype(np.int32)
-
-
-def _split(x_BxLxHxK: Array) -> Array:
-    """(B, L, H, K) -> (n, B, H, T, K), padded with zeros."""
-    B, L, H, K = x_BxLxHxK.shape
-    n, T = _tiles(L)
-    x_BxLxHxK = jnp.pad(x_BxLxHxK, ((0, 0), (0, n * T - L), (0, 0), (0, 0)))
-    return x_BxLxHxK.reshape(B, n, T, H, K).transpose(1, 0, 3, 2, 4)
-
-
-def _join(x_nxBxHxTxK: Array, length: int) -> Array:
-    """Undoes `_split`."""
-    n, B, H, T, K = x_nxBxHxTxK.shape
-    return x_nxBxHxTxK.transpose(1, 0, 3, 2, 4).reshape(B, n * T, H, K)[:, :length]
-
-
-# In place inside a loop; x.at[i].set would be a scatter.
-_put = partial(lax.dynamic_update_index_in_dim, axis=0)
-
-
-def _keep(key: Array, rate: float, shape: tuple[int, ...], i: Array, j: Array) -> Array:
-    """Factors of the attention weights of one tile: 0 for dropped ones, 1 / (1 - rate) for the others."""
-    key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-    return jax.random.bernoulli(key, 1 - rate, shape) / jnp.float32(1 - rate)
+# Dao, "FlashAttention-2", 2023, over the tiles of `psann_jax.ops.tiles`.
 
 
 def _tile_scores(
@@ -247,17 +199,10 @@ def _tile_scores(
     T, K = q_BxHxTxK.shape[2:]
     wide = jnp.promote_types(q_BxHxTxK.dtype, jnp.float32)
     s = jnp.einsum("bhik,bhjk->bhij", q_BxHxTxK, k_BxHxTxK, preferred_element_type=wide) / math.sqrt(K)
-    back_TxT = (i - j) * T + jnp.arange(T)[:, None] - jnp.arange(T)[None]
-    visible_BxHxTxT = (back_TxT >= 0)[None, None]
-    if segments_nxBxT is not None:
-        visible_BxHxTxT &= (segments_nxBxT[i][:, :, None] == segments_nxBxT[j][:, None, :])[:, None]
+    back_TxT, visible_BxHxTxT = tiles.visible(i, j, T, segments_nxBxT)
     if slopes_H is not None:
         s -= slopes_H[None, :, None, None] * back_TxT[None, None]
-    return jnp.where(visible_BxHxTxT, s, _MASKED)
-
-
-def _split_segments(segments_BxL: Array | None) -> Array | None:
-    return None if segments_BxL is None else _split(segments_BxL[:, :, None, None])[:, :, 0, :, 0]
+    return jnp.where(visible_BxHxTxT, s, tiles.MASKED)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -283,8 +228,8 @@ def _tiled_forward(
     dropout_key: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
     L = q_BxLxHxK.shape[1]
-    q, k, v = _split(q_BxLxHxK), _split(k_BxLxHxK), _split(v_BxLxHxK)
-    segments_nxBxT = _split_segments(segments_BxL)
+    q, k, v = tiles.split(q_BxLxHxK), tiles.split(k_BxLxHxK), tiles.split(v_BxLxHxK)
+    segments_nxBxT = tiles.split_rows(segments_BxL)
     n, B, H, T, K = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
@@ -293,36 +238,36 @@ def _tiled_forward(
         i, j = pair
         first = j == 0
         s = _tile_scores(q[i], k[j], i, j, segments_nxBxT, slopes_H)
-        before_BxHxT = jnp.where(first, _MASKED, max_BxHxT)
+        before_BxHxT = jnp.where(first, tiles.MASKED, max_BxHxT)
         max_BxHxT = jnp.maximum(before_BxHxT, s.max(-1))
         p = jnp.exp(s - max_BxHxT[..., None])
         shrink_BxHxT = jnp.where(first, 0, jnp.exp(before_BxHxT - max_BxHxT))
         sum_BxHxT = sum_BxHxT * shrink_BxHxT + p.sum(-1)
         if dropout_key is not None:
-            p *= _keep(dropout_key, dropout_rate, p.shape, i, j)
+            p *= tiles.keep(dropout_key, dropout_rate, p.shape, i, j)
         pv = jnp.einsum("bhij,bhjk->bhik", p.astype(v.dtype), v[j], preferred_element_type=wide)
         acc_BxHxTxK = acc_BxHxTxK * shrink_BxHxT[..., None] + pv
         # Written at every tile of keys; the last one, on the diagonal, stays.
-        out = _put(out, (acc_BxHxTxK / sum_BxHxT[..., None]).astype(out.dtype), i)
-        lse = _put(lse, max_BxHxT + jnp.log(sum_BxHxT), i)
+        out = tiles.put(out, (acc_BxHxTxK / sum_BxHxT[..., None]).astype(out.dtype), i)
+        lse = tiles.put(lse, max_BxHxT + jnp.log(sum_BxHxT), i)
         return (max_BxHxT, sum_BxHxT, acc_BxHxTxK, out, lse), None
 
     row = jnp.zeros((B, H, T), wide)
     init = (row, row, jnp.zeros((B, H, T, K), wide), jnp.zeros_like(q), jnp.zeros((n, B, H, T), wide))
-    (*_, out, lse), _ = lax.scan(step, init, _pairs(n))
-    out_BxLxHxK = _join(out, L)
+    (*_, out, lse), _ = lax.scan(step, init, tiles.pairs(n))
+    out_BxLxHxK = tiles.join(out, L)
     return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
 
 
 def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
     *inputs, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
-    q, k, v, dout = (_split(x) for x in (*inputs, dout_BxLxHxK))
+    q, k, v, dout = (tiles.split(x) for x in (*inputs, dout_BxLxHxK))
     # Transposed once, so that every matmul below contracts the last axis of its left side: XLA's CPU matmul
     # is three times as fast then. Therefore dk and dv are summed as (n, B, H, K, T).
     qT, doutT = q.swapaxes(3, 4), dout.swapaxes(3, 4)
-    segments_nxBxT = _split_segments(segments_BxL)
+    segments_nxBxT = tiles.split_rows(segments_BxL)
     wide = lse.dtype
-    delta = (dout.astype(wide) * _split(out_BxLxHxK)).sum(-1)
+    delta = (dout.astype(wide) * tiles.split(out_BxLxHxK)).sum(-1)
     dot = partial(jnp.einsum, preferred_element_type=wide)
 
     def step(carry: Any, pair: Any) -> tuple[Any, None]:
@@ -332,19 +277,19 @@ def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: A
         dp = dot("bhik,bhjk->bhij", dout[i], v[j])
         dropped = p
         if dropout_key is not None:
-            keep = _keep(dropout_key, dropout_rate, p.shape, i, j)
+            keep = tiles.keep(dropout_key, dropout_rate, p.shape, i, j)
             dropped, dp = p * keep, dp * keep
         ds = (p * (dp - delta[i][..., None])).astype(q.dtype)
-        dvT = _put(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT[i], dropped.astype(q.dtype)), j)
-        dq = _put(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
-        dkT = _put(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
+        dvT = tiles.put(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT[i], dropped.astype(q.dtype)), j)
+        dq = tiles.put(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
+        dkT = tiles.put(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
         return (dq, dkT, dvT), None
 
     init = (jnp.zeros(q.shape, wide), jnp.zeros(qT.shape, wide), jnp.zeros(qT.shape, wide))
-    (dq, dkT, dvT), _ = lax.scan(step, init, _pairs(q.shape[0]))
+    (dq, dkT, dvT), _ = lax.scan(step, init, tiles.pairs(q.shape[0]))
     scale = 1 / math.sqrt(q.shape[-1])
     grads = (scale * dq, scale * dkT.swapaxes(3, 4), dvT.swapaxes(3, 4))
-    dq, dk, dv = (_join(g, x.shape[1]).astype(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    dq, dk, dv = (tiles.join(g, x.shape[1]).astype(x.dtype) for g, x in zip(grads, inputs, strict=True))
     return dq, dk, dv, None, None, None
 
 

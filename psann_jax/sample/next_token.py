@@ -131,7 +131,8 @@ def filtered_weights(scores_BxV: jax.Array, sampling: Sampling) -> jax.Array:
 def threshold(x_BxV: jax.Array, weights_BxV: jax.Array, target_B: jax.Array) -> jax.Array:
     """The greatest element t of each row for which the weights of the elements x >= t sum to the target.
 
-    Bisection: the weights are summed for the middle of a bracket until all elements in the bracket are equal.
+    Bisection: the weights are summed for the middle of a bracket until all elements in the bracket are equal, or
+    nearer to each other than the smallest normal number.
 
     Args:
       x_BxV: float32; -inf is no element.

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import require
 from psann_jax.models.registry import Network, Params
-from psann_jax.nn.partition import MESH_AXES, RULES, constrain, info_tree
+from psann_jax.nn.partition import MESH_AXES, RULES, constrain, info_tree, param_shardings
 from psann_jax.sample.next_token import next_token
 
 SEGMENT = 32  # tokens a row that the compiled loop produces before the host looks at them
@@ -52,11 +52,13 @@ class Sampler:
         module = nnx.eval_shape(self._unstacked, network.abstract)
         self._graphdef, abstract = nnx.split(module)
         self._infos = info_tree(abstract)
+        self._given = param_shardings(self.mesh, network.abstract, network.infos)
         self._shardings = self._on_mesh(
             {"tokens": ("batch",), "counts": ("batch",), "seen": ("batch", None), "cache": module.cache_axes()}
         )
         cache, everywhere = self._shardings["cache"], NamedSharding(self.mesh, PartitionSpec())
-        self._cast = jax.jit(self._cast_once, out_shardings=self._on_mesh(_axes(self._infos)))
+        params_shardings = param_shardings(self.mesh, nnx.to_pure_dict(abstract), self._infos)
+        self._cast = jax.jit(self._cast_once, out_shardings=params_shardings)
         self._init_cache = jax.jit(module.init_cache, static_argnums=(0, 1), out_shardings=cache)
         self._read = jax.jit(self._read_tokens, donate_argnums=1, out_shardings=cache)
         self._decode = jax.jit(self._decode_loop, donate_argnums=1, out_shardings=(self._shardings, everywhere))
@@ -65,7 +67,7 @@ class Sampler:
     def update(self, params: Params) -> None:
         """Takes other parameters of the same network; nothing is compiled anew."""
         with jax.set_mesh(self.mesh):
-            self._params = self._cast(jax.device_put(params, self._on_mesh(_axes(self._network.infos))))
+            self._params = self._cast(jax.device_put(params, self._given))
 
     def rows_for(self, n: int) -> int:
         """Rows that are computed for n of them: a power of two, or the next multiple of the mesh's batch shards."""
@@ -181,10 +183,6 @@ class Sampler:
         carry = (jnp.zeros((), jnp.int32), control["live"], state, out)
         *_, state, out = lax.while_loop(lambda c: (c[0] < steps) & jnp.any(running(c[2], c[1])), step, carry)
         return state, out
-
-
-def _axes(infos: Any) -> Any:
-    return jax.tree.map(lambda info: info.axes, infos)
 
 
 def mesh_of(sizes: tuple[int, int, int]) -> Mesh:

@@ -13,8 +13,29 @@ from psann_jax.errors import UserError
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 
 
-class RunParser(argparse.ArgumentParser):
-    """Flags with one-line errors and code 2, and those flags that every command on a run has."""
+class StrictParser(argparse.ArgumentParser):
+    """Flags with one-line errors and code 2."""
+
+    def __init__(self, module: str, description: str) -> None:
+        """Args: module that is run; description for --help."""
+        super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False)
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags; a mistake in them ends the program with code 2."""
+        flags, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            fail(f"{name}: unknown argument{nearest(name, known) if name.startswith('-') else '; flags begin with --'}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with the message."""
+        fail(message.removeprefix("argument "))
+
+
+class RunParser(StrictParser):
+    """With those flags that every command on a run has."""
 
     def __init__(self, module: str, description: str, *, precision: str) -> None:
         """Args:
@@ -22,7 +43,7 @@ class RunParser(argparse.ArgumentParser):
         description: for --help.
         precision: the default of --precision.
         """
-        super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False)
+        super().__init__(module, description)
         add = self.add_argument
         add("--workdir", required=True, metavar="DIR", help="the run: what was given to training as --workdir")
         add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
@@ -40,19 +61,6 @@ class RunParser(argparse.ArgumentParser):
             metavar="D,F,T",
             help="devices along the axes data, fsdp and tensor; default 1,1,1",
         )
-
-    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The flags; a mistake in them ends the program with code 2."""
-        flags, unknown = self.parse_known_args(argv)
-        if unknown:
-            name = unknown[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            fail(f"{name}: unknown argument{nearest(name, known) if name.startswith('-') else '; flags begin with --'}")
-        return flags
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with the message."""
-        fail(message.removeprefix("argument "))
 
 
 def _mesh_sizes(text: str) -> tuple[int, int, int]:

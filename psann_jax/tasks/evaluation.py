@@ -15,9 +15,10 @@ from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import open_source
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
+from psann_jax.nn.partition import param_shardings
 from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.tasks.restore import Run
-from psann_jax.train.sharding import batch_sharding, batch_shards, param_shardings, put_batch
+from psann_jax.train.sharding import batch_sharding, batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 
 _DOCUMENTS_AT_ONCE = 256  # that are encoded together

@@ -11,11 +11,13 @@ import numpy as np
 from psann_jax.config import Config, require
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.registry import NETWORKS, Network, Params, build
+from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.sharding import WHOLE, Share, check_heads
+from psann_jax.train.sharding import WHOLE, Share, check_heads, check_window
 from psann_jax.train.step import Batch, Stats
 
+_INSPECTED_ROWS = 4
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
@@ -68,37 +70,52 @@ class LanguageModel:
         """Number of targets in a batch: tokens whose predecessor in the window is of the same document."""
         return jnp.sum(_target_weights(batch))
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Stats]:
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
         """Sum of the cross entropy over the targets of a batch.
 
         Args:
           params: of `network`.
           batch: tokens, segments and positions, each (B, L + 1).
-          key: for dropout; None switches it and label smoothing and z-loss off, as evaluation wants.
+          key: for dropout; None switches it, label smoothing, z-loss and what the network adds to the loss off, as
+            evaluation wants.
+          step: updates done so far.
 
         Returns:
-          The loss with label smoothing and z-loss, and the sums nll (without both), correct and weight.
+          The loss with label smoothing, z-loss and what the network adds, and the sums nll (without them), correct and
+          weight.
         """
         model, train = self.network.merge(params), self.config.train
         # Without a mask, one segment reaches through the window and attention may take its fastest form.
         segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
-        x, _, _ = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
+        x, _, aux = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
-        training = key is not None
+        kernel = constrain(kernel, "embed", "vocab")  # also where it is not stored so, see `ShardingRules.stored`
+        training, weights = key is not None, _target_weights(batch)
         loss, stats = cross_entropy(
             x,
             kernel,
             batch["tokens"][:, 1:],
-            _target_weights(batch),
+            weights,
             bias_V=bias,
             label_smoothing=train.label_smoothing if training else 0.0,
             z_loss=train.z_loss if training else 0.0,
         )
+        if key is not None:
+            loss += model.extra_loss(aux, segments, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """What the network tells of its layers, on the first windows of a batch; {} if nothing."""
+        names = ("tokens", "segments", "positions")
+        tokens, segments, positions = (batch[name][:_INSPECTED_ROWS, :-1] for name in names)
+        masked = segments if self.config.data.document_mask else None
+        return self.network.merge(params).statistics(tokens, masked, positions)
+
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-        """Raises ConfigError if heads cannot be divided over the mesh."""
+        """Raises ConfigError if heads or the window cannot be divided over the mesh."""
         check_heads(mesh, self.config.model.n_heads)
+        if self.config.mesh.sequence:
+            check_window(mesh, self.config.data.max_length)
 
     # --- data -----------------------------------------------------------------------------------------
 
@@ -148,11 +165,15 @@ class LanguageModel:
 
 def make_network(config: Config, vocab_size: int) -> Network:
     """The network of a config; makes no arrays."""
+    sizes = {"vocab_size": vocab_size}
+    if getattr(config.model, "n_positions", None) == 0:
+        sizes["n_positions"] = config.data.max_length
     return build(
-        dataclasses.replace(config.model, vocab_size=vocab_size),
+        dataclasses.replace(config.model, **sizes),
         dtype=jnp.dtype(DTYPES[config.train.precision]),
         remat=config.train.remat,
         scan_layers=config.train.scan_layers,
+        sequence=config.mesh.sequence,
     )
 
 

@@ -12,10 +12,11 @@ from psann_jax.config_io import parse, to_dict
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
 from psann_jax.models.registry import Network, Params
+from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler, mesh_of
 from psann_jax.tasks.language_model import make_network
 from psann_jax.train.checkpoints import Checkpoints
-from psann_jax.train.sharding import check_heads, param_shardings
+from psann_jax.train.sharding import check_heads
 
 
 @dataclass(frozen=True)

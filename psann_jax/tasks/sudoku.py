@@ -40,6 +40,7 @@ class SudokuTask:
             dtype=jnp.dtype(DTYPES[config.train.precision]),
             remat=config.train.remat,
             scan_layers=config.train.scan_layers,
+            sequence=config.mesh.sequence,
         )
 
     @classmethod
@@ -88,6 +89,10 @@ class SudokuTask:
                 stats[f"puzzles_{name}"] = jnp.sum(buckets == i, dtype=jnp.float32)
                 stats[f"solved_{name}"] = jnp.sum(solved_TxB[-1] & (buckets == i), dtype=jnp.float32)
         return loss, stats
+
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """Nothing beyond what evaluation tells."""
+        return {}
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises ConfigError if heads cannot be divided over the mesh."""

@@ -221,6 +221,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             if self._writer is None:
                 self._writer = ocp.training.Checkpointer(
                     self.directory,
+                    context=_without_deadlines(),
                     preservation_policy=_Preservation(self),
                     step_name_format=ocp.path.step.standard_name_format(step_prefix=_PREFIX),
                     cleanup_tmp_directories=True,
@@ -440,6 +441,18 @@ class _Preservation:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         kept = self._checkpoints.kept([c.step for c in checkpoints])
         return [c.step in kept for c in checkpoints]
+
+
+def _without_deadlines() -> ocp.Context:
+    """Options by which Orbax does not give a save up when somebody sets the clock on.
+
+    Its deadlines are by the time of day. None is needed, as the end of a process ends the others: see
+    `psann_jax.train.processes`. Directories made in the background have a deadline that cannot be set.
+    """
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = 10 * 365 * 86400
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _is_complete(path: Path) -> bool:

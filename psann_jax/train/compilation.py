@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import Config, require
 from psann_jax.train.sharding import batch_sharding, batch_shards
-from psann_jax.train.step import StateSpec, make_eval_step, make_train_step, state_spec
+from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, make_train_step, state_spec
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,18 @@ class Compiled:
     Attributes:
       train_step: (state, batch) -> (state, metrics).
       eval_step: (params, batch) -> sums.
+      statistics_step: (params, batch) -> scalars; None if the task has none.
       spec: shapes and shardings of the state.
       batch: sharding of batches.
       eval_batch_size: windows in a batch of eval_step.
-      seconds: that both compilations took.
+      seconds: that all compilations took.
       saved_seconds: that they would have taken more, had an earlier start not left its programs (`keep_programs`).
       memory_mb: of the training step on one device, state and batch included, by the compiler's account.
     """
 
     train_step: Any
     eval_step: Any
+    statistics_step: Any
     spec: StateSpec
     batch: NamedSharding
     eval_batch_size: int
@@ -59,7 +61,7 @@ def _count_saved(event: str, duration_secs: float, **kwargs: str | int) -> None:
 
 
 def compile_steps(task: Any, config: Config, mesh: Mesh) -> Compiled:
-    """Compiles both steps of a task (`psann_jax.train.loop.Task`) for a mesh.
+    """Compiles the steps of a task (`psann_jax.train.loop.Task`) for a mesh.
 
     Raises:
       ConfigError: the batch cannot be divided over the mesh and the micro-batches.
@@ -77,11 +79,16 @@ def compile_steps(task: Any, config: Config, mesh: Mesh) -> Compiled:
         eval_step = make_eval_step(task, spec, batch)
         train_compiled = train_step.lower(spec.abstract, task.batch_shapes(config.batch_size)).compile()
         eval_compiled = eval_step.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
+        statistics_compiled = None
+        if jax.eval_shape(task.statistics, spec.abstract["params"], task.batch_shapes(rows)):
+            statistics = make_statistics_step(task, spec, batch)
+            statistics_compiled = statistics.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
     memory = train_compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(
         train_compiled,
         eval_compiled,
+        statistics_compiled,
         spec,
         batch,
         rows,

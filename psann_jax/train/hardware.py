@@ -52,7 +52,7 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
     return None
 
 
-def training_flops_per_token(matmul_params: int, n_layers: int, d_model: int, length: int) -> float:
+def training_flops_per_token(matmul_params: int, n_layers: int, d_model: float, length: int) -> float:
     """Matrix FLOPs of one token's forward and backward pass in a decoder, without recomputation.
 
     Six for every parameter that multiplies (Kaplan et al., 2020, "Scaling Laws for Neural Language Models"), and
@@ -62,7 +62,7 @@ def training_flops_per_token(matmul_params: int, n_layers: int, d_model: int, le
     Args:
       matmul_params: weights that take part in matrix products; not the embedding table, which is looked up.
       n_layers: layers with attention.
-      d_model: width of queries, keys and values over all heads.
+      d_model: width of queries, keys and values over all heads; the mean of keys and values where they differ.
       length: tokens in a window.
     """
     return 6.0 * matmul_params + 6.0 * n_layers * length * d_model

@@ -90,7 +90,9 @@ def train(config: Config, make_task: Callable[[], Task], workdir: Path, *, profi
         if done == config.train.steps == summary.get("steps"):
             _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
             return dict(summary)
-        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace).train()
+        # Before the steps are compiled, which can take minutes: a signal meanwhile acts at the first boundary.
+        signals = stack.enter_context(StopSignals())
+        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace, signals).train()
 
 
 def _say(text: str) -> None:
@@ -148,8 +150,9 @@ class _Run:
         checkpoints: Checkpoints,
         done: int,
         trace: StepTrace,
+        signals: StopSignals,
     ) -> None:
-        self.trace = trace
+        self.trace, self.signals = trace, signals
         self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
         self.step = self.saved = done
         with together():
@@ -159,13 +162,14 @@ class _Run:
         self.writer = MetricsWriter(workdir, resume_step=done, enabled=leads)
         self.progress = Progress(config.train.steps, start=done, log_every=config.train.log_every, enabled=leads)
         self.clock = _Clock()
+        self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         rows = read_metrics(workdir / METRICS) if leads else []
         self.evaluations = from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
 
     def train(self) -> dict[str, Any]:
         """The whole run; see `train`."""
-        with self.writer, self.progress, StopSignals() as self.signals, jax.set_mesh(self.mesh):
+        with self.writer, self.progress, jax.set_mesh(self.mesh):
             self._header()
             self.state = self._restore_or_init()
             stopped = not (self._evaluate_if_due() and self._steps())
@@ -272,7 +276,7 @@ class _Run:
             return False
         best = min((row["loss"] for row in self.evaluations), default=float("inf"))
         self.evaluations.append({"step": self.step, **result})
-        self.writer.write("eval", self.step, result)
+        self.writer.write("eval", self.step, result | self.statistics)
         self.progress.evaluation(self.step, result)
         if self.step and (self.saved == self.step or result["loss"] < best):
             self._save()
@@ -284,7 +288,10 @@ class _Run:
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
             if self.signals.should_stop(self.step):
                 return None
-            sums = self.compiled.eval_step(self.state["params"], put_batch(batch, self.compiled.batch))
+            arrays = put_batch(batch, self.compiled.batch)
+            if self.compiled.statistics_step is not None and not totals:
+                self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
+            sums = self.compiled.eval_step(self.state["params"], arrays)
             for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return self.task.summarise(totals)

@@ -14,7 +14,7 @@ from psann_jax.config import TrainConfig
 
 # Parameters that weight decay would pull away from their neutral value: a norm's scale and alpha from 1, the
 # raw sine parameters to softplus(0).
-UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha"})
+UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity"})
 
 
 def make_optimizer(

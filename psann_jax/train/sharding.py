@@ -1,14 +1,14 @@
-"""The device mesh, and where parameters, optimizer state and batches live on it."""
+"""The device mesh, and where batches live on it."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import MeshConfig, require
-from psann_jax.nn.partition import MESH_AXES, RULES, ParamInfo
+from psann_jax.nn.partition import MESH_AXES, RULES
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -32,24 +32,6 @@ def make_mesh(config: MeshConfig) -> Mesh:
     require(int(np.prod(sizes)) == n_devices, "mesh", f"is {named}, but there are {n_devices} devices")
     # Auto: the compiler places activations; with JAX's default, Explicit, embedding look-ups are type errors.
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def param_shardings(mesh: Mesh, abstract: Any, infos: Any) -> Any:
-    """The NamedSharding of every parameter.
-
-    Raises:
-      ConfigError: a dimension cannot be divided over its mesh axis.
-    """
-
-    def sharding(path: Any, array: Any, info: ParamInfo) -> NamedSharding:
-        spec = RULES.spec(info.axes)
-        for size, logical, axis in zip(array.shape, info.axes, spec, strict=True):
-            parts = mesh.shape[axis] if isinstance(axis, str) else 1
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            require(size % parts == 0, f"mesh.{axis}", f"is {parts}, which does not divide {logical}={size} of {name}")
-        return NamedSharding(mesh, spec)
-
-    return jax.tree_util.tree_map_with_path(sharding, abstract, infos)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -101,6 +83,17 @@ def check_heads(mesh: Mesh, n_heads: int) -> None:
     """Raises ConfigError if tensor parallelism would split a head."""
     parts = mesh.shape["tensor"]
     require(n_heads % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.n_heads={n_heads}")
+
+
+def check_window(mesh: Mesh, max_length: int) -> None:
+    """Raises ConfigError if the mesh cannot split windows of that length, as mesh.sequence asks for."""
+    parts = mesh.shape["tensor"]
+    require(parts > 1, "mesh.sequence", "has no effect where mesh.tensor is 1; leave it at False")
+    require(
+        max_length % parts == 0,
+        "data.max_length",
+        f"is {max_length}, which mesh.tensor={parts} does not divide, as mesh.sequence needs it",
+    )
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -10,9 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import TrainConfig
 from psann_jax.models.registry import Network, Params
+from psann_jax.nn.partition import param_shardings
 from psann_jax.train.optimizers import clip_by_global_norm, make_optimizer, optimizer_shardings
 from psann_jax.train.schedules import learning_rate
-from psann_jax.train.sharding import param_shardings, replicated
+from psann_jax.train.sharding import replicated
 
 ROLLING_STEPS = 25
 _INITIAL_SCALE = 2.0**15  # of fp16 losses; doubled after _GROWTH_STEPS good updates, halved after a bad one
@@ -31,8 +32,11 @@ class Objective(Protocol):
     def weight(self, batch: Batch) -> jax.Array:
         """Number of targets in the batch (scalar float32)."""
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Stats]:
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
         """Sum of the losses (scalar float32), and sums: nll, correct, weight. Dropout acts if there is a key."""
+
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """Scalars for the record of a run, {} if there are none."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,12 @@ def init_state(network: Network, config: TrainConfig, spec: StateSpec, seed: int
     return state
 
 
+def make_statistics_step(objective: Objective, spec: StateSpec, batch: NamedSharding) -> Any:
+    """The jitted function (params, batch) -> scalars of `Objective.statistics`."""
+    shardings = (spec.shardings["params"], batch)
+    return jax.jit(objective.statistics, in_shardings=shardings, out_shardings=replicated(batch.mesh))
+
+
 def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, batch: NamedSharding, seed: int) -> Any:
     """The jitted function (state, batch) -> (state, metrics); the state is donated.
 
@@ -101,9 +111,7 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         inverse_scale = 1.0 / state["loss_scale"]
         total = jnp.maximum(objective.weight(batch), 1.0)
-        grads, objective_sum, stats = _gradients(
-            objective, config, state["params"], batch, key, state["loss_scale"] / total
-        )
+        grads, objective_sum, stats = _gradients(objective, config, state, batch, key, state["loss_scale"] / total)
         grads = jax.tree.map(lambda g: g * inverse_scale, grads)
         grads, norm = clip_by_global_norm(grads, config.grad_clip, infos)
         lr = learning_rate(state["step"], config)
@@ -139,23 +147,23 @@ def make_eval_step(objective: Objective, spec: StateSpec, batch: NamedSharding) 
     """The jitted function (params, batch) -> sums over the batch: nll, correct, weight; no dropout."""
 
     def eval_step(params: Params, batch: Batch) -> Stats:
-        return objective.loss(params, batch, None)[1]
+        return objective.loss(params, batch, None, jnp.zeros((), jnp.int32))[1]
 
     everywhere = replicated(batch.mesh)
     return jax.jit(eval_step, in_shardings=(spec.shardings["params"], batch), out_shardings=everywhere)
 
 
 def _gradients(
-    objective: Objective, config: TrainConfig, params: Params, batch: Batch, key: jax.Array, scale: jax.Array
+    objective: Objective, config: TrainConfig, state: State, batch: Batch, key: jax.Array, scale: jax.Array
 ) -> tuple[Params, jax.Array, Stats]:
     """Gradients of scale * loss summed over micro-batches, with the unscaled loss and statistics."""
 
     def scaled(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
-        loss, stats = objective.loss(params, batch, key)
+        loss, stats = objective.loss(params, batch, key, state["step"])
         return loss * scale, (loss, stats)
 
     def micro_step(batch: Batch, key: jax.Array) -> tuple[Params, jax.Array, Stats]:
-        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params, batch, key)
+        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(state["params"], batch, key)
         return grads, loss, stats
 
     n = config.grad_accum

@@ -1,20 +1,21 @@
 """How big the checks are, on a CPU and on an accelerator, and the experiments of these sizes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from psann_jax.config import (
     BASES,
+    DATA_SECTIONS,
     CheckpointConfig,
     Config,
     DataConfig,
-    DecoderConfig,
     TrainConfig,
     WaveConfig,
     require,
 )
+from psann_jax.config_io import model_section
 
-_BASES = tuple(sorted(set(BASES) - {"sudoku"}))  # of language models
+_BASES = tuple(sorted(set(BASES) - set(DATA_SECTIONS)))  # of language models
 _SCALES = [2**i for i in range(13)]
 _BATCH_TOKENS = (65_536, 131_072, 262_144)
 
@@ -30,18 +31,12 @@ class Shape:
     vocab_size: int
     max_length: int
 
-    def decoder(self, base: str) -> DecoderConfig:
+    def model(self, base: str) -> Any:
         """The `model` section. Without its wave blocks, waveresnet would be respsann by another name."""
-        wave = WaveConfig(interleave=True) if base == "waveresnet" else WaveConfig()
-        return DecoderConfig(
-            base=base,
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            d_mlp=self.d_mlp,
-            wave=wave,
-        )
+        sizes = asdict(self)
+        del sizes["max_length"]
+        extra = {"wave": WaveConfig(interleave=True)} if base == "waveresnet" else {}
+        return model_section(base)(base=base, **sizes, **extra)
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ def check_scale(scale: int) -> None:
 def experiment(shape: Shape, base: str, batch_tokens: int, *, dropout: float = 0.0, **train: Any) -> Config:
     """A checked config; `train` are fields of TrainConfig."""
     config = Config(
-        model=replace(shape.decoder(base), dropout=dropout),
+        model=replace(shape.model(base), dropout=dropout),
         data=DataConfig(max_length=shape.max_length),
         train=TrainConfig(**{"batch_tokens": batch_tokens, "warmup_steps": 2, **train}),
         checkpoint=CheckpointConfig(every=10**6),

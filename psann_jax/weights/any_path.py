@@ -11,6 +11,7 @@ from psann_jax.config_io import nearest
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
 from psann_jax.train.workdir import CONFIG
+from psann_jax.weights.ngt import is_ngt, read_ngt
 from psann_jax.weights.psannlm import read_psannlm
 from psann_jax.weights.run import read_run
 from psann_jax.weights.safetensors_file import DEFAULT_NAME, SUFFIX, read_safetensors
@@ -21,7 +22,7 @@ _RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint",), ("n_heads", "positional_encodi
 
 
 def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None, **options: Any) -> Weights:
-    """The weights of a .safetensors file, a directory with model.safetensors, a workdir or a psannlm checkpoint.
+    """The weights of a .safetensors file, a directory with one, a workdir, or a checkpoint of psannlm or NGT.
 
     Args:
       path: of one of these.
@@ -48,6 +49,8 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
 
 def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
     """The options that a path takes, and how its weights are read."""
+    if path.suffix in _PICKLED and is_ngt(path):
+        return (), lambda: read_ngt(path)
     if path.suffix in _PICKLED:
         return _PSANNLM_OPTIONS, lambda **options: read_psannlm(path, **options)
     if path.suffix == SUFFIX:
@@ -57,5 +60,5 @@ def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
     if (path / CONFIG).exists():
         return _RUN_OPTIONS, lambda **options: read_run(path, **options)
     raise UserError(
-        f"{path}: is no {SUFFIX} file, no directory with {DEFAULT_NAME} or a run, and no .pt file of psannlm"
+        f"{path}: is no {SUFFIX} file, no directory with {DEFAULT_NAME} or a run, and no .pt file of psannlm or NGT"
     )

@@ -1,10 +1,6 @@
-"""Weights of psannlm's checkpoints: the trainer's .pt files and those of psannLM.save, of versions 0.12 and 2.0.
-
-The files are pickles. They are read by torch's restricted unpickler, which makes arrays and plain values only.
-"""
+"""Weights of psannlm's checkpoints: the trainer's .pt files and those of psannLM.save, of versions 0.12 and 2.0."""
 
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,6 +14,7 @@ from psann_jax.config_io import parse
 from psann_jax.errors import UserError
 from psann_jax.weights.psannlm_names import from_psannlm
 from psann_jax.weights.psannlm_tokenizer import tokenizer_from_state
+from psann_jax.weights.torch_file import load_torch
 from psann_jax.weights.weights import Weights, check_weights
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
@@ -52,7 +49,7 @@ def read_psannlm(
         counterpart here.
     """
     path = Path(path)
-    payload = _load(path)
+    payload = load_torch(path)
     arrays, description = _parts(payload, path)
     model = _sizes(arrays, path)
     said = _described(description, path)
@@ -70,27 +67,6 @@ def read_psannlm(
     kept = payload.get("tokenizer")
     tokenizer = None if kept is None else tokenizer_from_state(kept, path)
     return check_weights(Weights(config, from_psannlm(arrays, config.model), tokenizer), path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs torch: pip install 'psann_jax[parity]'") from error
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: is refused: it is no checkpoint, or one that would run code of its own when read"
-        ) from error
-    except Exception as error:  # torch raises what its many parts raise
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: is not a whole checkpoint of torch: {reason}") from error
-    if not isinstance(payload, dict) or not all(isinstance(key, str) for key in payload):
-        raise UserError(f"{path}: is not a checkpoint of psannlm")
-    return payload
 
 
 def _parts(payload: Mapping[str, Any], path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:

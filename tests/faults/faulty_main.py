@@ -98,23 +98,29 @@ def poison(steps):
                 positions[0, 0] = _POISON
             yield {**batch, "positions": positions}
 
-    def poisoned_loss(self, params, batch, key):
-        total, stats = loss(self, params, batch, key)
+    def poisoned_loss(self, params, batch, key, step):
+        total, stats = loss(self, params, batch, key, step)
         return jnp.where(jnp.any(batch["positions"] == _POISON), jnp.nan, 1.0) * total, stats
 
     LanguageModel.train_batches, LanguageModel.loss = train_batches, poisoned_loss
 
 
-def odd_clock(_):
-    """The time of day goes back by up to an hour whenever it is asked for."""
-    draw, back = random.Random(0), [0.0]
+def odd_clock(direction):
+    """The time of day jumps by up to an hour whenever it is asked for, 1: on, -1: back."""
+    draw, jumped = random.Random(0), [0.0]
     real = time.time
 
     def now():
-        back[0] += draw.uniform(0, 3600)
-        return real() - back[0]
+        jumped[0] += direction * draw.uniform(0, 3600)
+        return real() + jumped[0]
 
     time.time, time.time_ns = now, lambda: int(now() * 1e9)
+
+
+def commas():
+    """The program takes on the locale of its environment, which must write decimal commas."""
+    locale.setlocale(locale.LC_ALL, "")
+    assert locale.localeconv()["decimal_point"] == ","
 
 
 FAULTS = {
@@ -125,8 +131,9 @@ FAULTS = {
     "kill-before-checksums": lambda step: before_checksums(signal.SIGKILL, step),
     "nan-once": lambda step: poison({step}),
     "nan-from": lambda step: poison(range(step, 1 << 30)),
-    "odd-clock": odd_clock,
-    "locale": lambda _: locale.setlocale(locale.LC_ALL, ""),
+    "clock-back": lambda _: odd_clock(-1),
+    "clock-on": lambda _: odd_clock(1),
+    "locale": lambda _: commas(),
 }
 
 

@@ -10,9 +10,11 @@ from psann_jax.train import loop
 from psann_jax.train.processes import join
 
 
-def main(directory, workdir, fsdp, stop):
-    """Args: directory of the text, workdir, size of the fsdp axis, the step to stop at."""
-    config = tiny_config(Path(directory), mesh__fsdp=int(fsdp))
+def main(directory, workdir, stop, *mesh):
+    """Args: directory of the text, workdir, the step to stop at, sizes of mesh axes as in fsdp=2."""
+    sizes = dict(size.split("=") for size in mesh)
+    overrides = {f"mesh__{axis}": int(size) for axis, size in sizes.items()}
+    config = tiny_config(Path(directory), model__n_heads=8, **overrides)
     join(timeout_s=60)
     loop.StopSignals.should_stop = lambda self, step: step == int(stop)
     loop.train(config, lambda: LanguageModel.load(config, progress=False), Path(workdir))

@@ -24,8 +24,8 @@ def losses(workdir):
 
 def train(directory, workdir, stop, processes, devices):
     """Trains the tiny model, its parameters over two devices where there are so many."""
-    fsdp = 2 if processes * devices > 1 else 1
-    run_script("multi_device/resume.py", directory, workdir, fsdp, stop, processes=processes, devices=devices)
+    mesh = ["fsdp=2"] if processes * devices > 1 else []
+    run_script("multi_device/resume.py", directory, workdir, stop, *mesh, processes=processes, devices=devices)
 
 
 def test_two_processes_train_as_one_does(tmp_path):
@@ -113,9 +113,11 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tm
     assert launcher.returncode == 128 + signal.SIGKILL
     assert "process 2 of 4 ended with code 137" in shown
     # As the others saw it, each by itself, which is all that there is under another launcher.
+    # JAX says it in one way to a process that is at work, in another to one that has noticed by itself and is ending.
     for survivor in (1, 3):
-        assert re.search(rf"^\[{survivor}\] .*unhealthy \(stopped sending heartbeats\):$", shown, re.MULTILINE)
-        assert re.search(rf"^\[{survivor}\] 2$", shown, re.MULTILINE), shown[-4000:]
+        working = re.search(rf"^\[{survivor}\] 2$", shown, re.MULTILINE) and "unhealthy (stopped sending heart" in shown
+        ending = re.search(rf"^\[{survivor}\] .*Task 2 heartbeat timeout", shown, re.MULTILINE)
+        assert working or ending, shown[-4000:]
 
     launcher = start_main(*flags, processes=4)
     reached(workdir, 60, launcher)

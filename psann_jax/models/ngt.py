@@ -1,0 +1,222 @@
+"""The Newton Gravity Transformer: tokens attend by the distance of coordinates that evolve from layer to layer."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psann_jax.config import NGTConfig
+from psann_jax.models.layered import Cache
+from psann_jax.models.vanilla import TiedHead
+from psann_jax.nn.context import Context, LayerCache, make_context
+from psann_jax.nn.gravity import GravityAttention, Masses, repulsion
+from psann_jax.nn.initial import INITIALS
+from psann_jax.nn.linear import Linear
+from psann_jax.nn.mlp import MLP
+from psann_jax.nn.norm import LayerNorm
+from psann_jax.nn.partition import param
+from psann_jax.ops.tiles import visible_whole
+
+Stream = tuple[jax.Array, jax.Array]
+
+
+class NGTBlock(nnx.Module):
+    """Gravity attention and an MLP on the residual stream x; the coordinates z follow the attention's output.
+
+    o = attention(norm1(x), z); x = x + o; x = x + mlp(norm2(x)); z = coord_norm(z + next(o))
+    """
+
+    def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs):
+        """Args: config; rngs."""
+        d, c, initial = config.d_model, config.d_coord, INITIALS[config.init]
+        self.norm1 = LayerNorm(d, rngs=rngs)
+        self.attn = GravityAttention(config, rngs=rngs)
+        self.norm2 = LayerNorm(d, rngs=rngs)
+        self.mlp = MLP(config, config.mlp_activation, inner_dropout=True, initial=initial, rngs=rngs)
+        evolves, axes = config.coordinate_evolution, ("embed", None)
+        self.next = Linear((d, c), axes, bias=True, kind="coordinate", initial=initial, rngs=rngs) if evolves else None
+        self.coord_norm = LayerNorm(c, rngs=rngs) if evolves else None
+
+    def __call__(
+        self,
+        stream: Stream,
+        masses: Masses,
+        context: Context,
+        cache: LayerCache | None,
+        key: jax.Array | None,
+    ) -> tuple[Stream, LayerCache]:
+        """Runs the block.
+
+        Args:
+          stream: x (B, L, D) and z (B, L, C).
+          masses: of the tokens.
+          context: shared arrays.
+          cache: this layer's entries, or None.
+          key: for dropout, or None.
+
+        Returns:
+          The stream and the layer's new cache.
+        """
+        x_BxLxD, z_BxLxC = stream
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        o_BxLxD, updated = self.attn(context.whole(self.norm1(x_BxLxD)), z_BxLxC, masses, context, cache, keys[0])
+        x_BxLxD = x_BxLxD + context.split(o_BxLxD)
+        x_BxLxD = x_BxLxD + context.split(self.mlp(context.whole(self.norm2(x_BxLxD)), keys[1]))
+        if self.next is not None and self.coord_norm is not None:
+            z_BxLxC = self.coord_norm(z_BxLxC + self.next(o_BxLxD.astype(z_BxLxC.dtype)))
+        return (x_BxLxD, z_BxLxC), updated
+
+
+class NGT(TiedHead):
+    """Embedding without positions, gravity blocks, a final norm and a tied head; positions are in the coordinates."""
+
+    config: NGTConfig
+
+    def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs, **options: Any):
+        """Makes the initial parameters, in float32; `options` are those of `Layered`."""
+        table = INITIALS[config.init].embedding
+        self.mass = param(rngs, table, (config.vocab_size, 1), "table", ("vocab", None))
+        self.coords = param(rngs, table, (config.n_positions, config.d_coord), "table", (None, None))
+        super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
+
+    @staticmethod
+    def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:
+        """The implementation of gravity attention that runs."""
+        return "plain" if config.attention == "plain" else "tiled"
+
+    def hidden(
+        self,
+        tokens_BxL: jax.Array,
+        segments_BxL: jax.Array | None = None,
+        positions_BxL: jax.Array | None = None,
+        cache: Cache | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+        """Runs the network up to the final norm; see `Decoder.hidden`.
+
+        Returns:
+          Hidden states; the cache; and, without a cache, "coordinates" (B, L, C) after the last block and "mass"
+          (B, L).
+        """
+        stream, masses, context = self._begin(tokens_BxL, segments_BxL, positions_BxL, cache)
+        if cache is not None:
+            updated: Cache = {"length": cache["length"] + context.valid_B, "layers": []}
+            if "mass" in cache:
+                updated["mass"] = masses.cached_BxS
+            for block, entry in zip(self.block_list(), cache["layers"], strict=True):
+                stream, entry = block(stream, masses, context, entry, None)
+                updated["layers"].append(entry)
+            return self.norm(stream[0]), updated, {}
+
+        def step(block: NGTBlock, stream: Stream, index: jax.Array) -> Stream:
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            (x, z), _ = block(stream, masses, context, None, key)
+            return context.split(x), z
+
+        x_BxLxD, z_BxLxC = self.run_blocks(stream, step)
+        return context.whole(self.norm(x_BxLxD)), None, {"coordinates": z_BxLxC, "mass": masses.tokens_BxL}
+
+    def extra_loss(
+        self,
+        aux: dict[str, jax.Array],
+        segments_BxL: jax.Array | None,
+        weight_B: jax.Array,
+        key: jax.Array,
+        step: jax.Array,
+    ) -> jax.Array:
+        """See `Layered`: the repulsion of the last coordinates, in the updates that have it."""
+        config = self.config.repulsion
+        if not config.weight:
+            return jnp.zeros(())
+        rows_B = repulsion(aux["coordinates"], aux["mass"], segments_BxL, config, key)
+        return jnp.where(step % config.interval == 0, config.weight * jnp.sum(rows_B * weight_B), 0.0)
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows of at most `length` tokens."""
+        c, wide = self.config, jnp.promote_types(self.dtype, jnp.float32)
+        a, v = ((batch, c.n_heads, length, size) for size in (c.d_head_coord, c.d_model // c.n_heads))
+        layers = [{"a": jnp.zeros(a, wide), "v": jnp.zeros(v, self.dtype)} for _ in range(c.n_layers)]
+        cache: Cache = {"length": jnp.zeros((batch,), jnp.int32), "layers": layers}
+        if c.mass == "score":
+            cache["mass"] = jnp.zeros((batch, length), wide)
+        return cache
+
+    def cache_axes(self) -> Cache:
+        """The logical axes of every array of `init_cache`, in its structure."""
+        entry = dict.fromkeys(("a", "v"), ("batch", "heads", None, None))
+        axes: Cache = {"length": ("batch",), "layers": [entry] * self.config.n_layers}
+        return axes | ({"mass": ("batch", None)} if self.config.mass == "score" else {})
+
+    def inspect(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None, positions_BxL: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """What the layers do with a window.
+
+        Returns:
+          mass (B, L); for N layers coordinates (N + 1, B, L, C), before the first and after each layer, weights and
+          squared distances d2, each (N, B, H, L, L), gamma (N, H) and radius (N,).
+        """
+        stream, masses, context = self._begin(tokens_BxL, segments_BxL, positions_BxL, None)
+        coordinates, layers = [stream[1]], []
+        for block in self.block_list():
+            weights, d2 = block.attn.weights(block.norm1(stream[0]), stream[1], masses, context)
+            gamma, _, radius = block.attn.strengths()
+            layers.append({"weights": weights, "d2": d2, "gamma": gamma, "radius": radius})
+            stream, _ = block(stream, masses, context, None, None)
+            coordinates.append(stream[1])
+        stacked = {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+        return stacked | {"coordinates": jnp.stack(coordinates), "mass": masses.tokens_BxL}
+
+    def statistics(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Of every layer, means over heads and visible pairs or tokens.
+
+        Returns:
+          For layer i, with the ending "/layer_i": gamma; radius; distance, and attended_distance, weighted by
+          attention; entropy of the weights of a token, in nats; sparsity, the share of the visible tokens with less
+          than a hundredth of the weight that all would have if they had the same.
+        """
+        seen = self.inspect(tokens_BxL, segments_BxL, positions_BxL)
+        _, visible = visible_whole(tokens_BxL.shape[1], segments_BxL)
+        if segments_BxL is not None:
+            visible &= (segments_BxL > 0)[:, None, :, None]
+        weights, distance = seen["weights"], jnp.sqrt(seen["d2"])
+        visible = jnp.broadcast_to(visible, weights.shape[1:])
+        n_seen, n_pairs = jnp.sum(visible, axis=-1), jnp.sum(visible)
+        n_rows = jnp.sum(n_seen > 0)
+        inside = jnp.where(visible, weights, 0)
+        pairs, heads = (1, 2, 3, 4), 1
+        by_layer = {
+            "gamma": jnp.mean(seen["gamma"], axis=heads),
+            "radius": seen["radius"],
+            "distance": jnp.sum(jnp.where(visible, distance, 0), axis=pairs) / n_pairs,
+            "attended_distance": jnp.sum(inside * distance, axis=pairs) / n_rows,
+            "entropy": -jnp.sum(jax.scipy.special.xlogy(inside, inside), axis=pairs) / n_rows,
+            "sparsity": jnp.sum(visible & (weights * n_seen[..., None] < 0.01), axis=pairs) / n_pairs,
+        }
+        return {f"{name}/layer_{i}": x[i] for name, x in by_layer.items() for i in range(self.n_layers)}
+
+    def _begin(
+        self,
+        tokens_BxL: jax.Array,
+        segments_BxL: jax.Array | None,
+        positions_BxL: jax.Array | None,
+        cache: Cache | None,
+    ) -> tuple[Stream, Masses, Context]:
+        """What enters the first block, and what all blocks share."""
+        context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = replace(context, sequence=self.sequence and cache is None)
+        positions = context.reach_BxL if positions_BxL is None else positions_BxL
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        z_BxLxC = self.coords[...].astype(wide)[positions]
+        mass_BxL = jax.nn.softplus(self.mass[...].astype(wide))[tokens_BxL, 0]
+        cached = None
+        if cache is not None and "mass" in cache:
+            row = jnp.arange(tokens_BxL.shape[0])[:, None]
+            cached = cache["mass"].at[row, context.slots_BxL].set(mass_BxL, mode="drop")
+        x_BxLxD = context.split(self.embedded(tokens_BxL))
+        return (x_BxLxD, z_BxLxC), Masses(mass_BxL, cached), context

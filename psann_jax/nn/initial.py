@@ -1,0 +1,44 @@
+"""Initial weights of a network, by name."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from psann_jax.nn.partition import Init, constant, xavier_uniform
+
+
+def normal(std: float) -> Init:
+    """Initialises from N(0, std^2)."""
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def _uniform(fan_in: int) -> Init:
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """How the parameters of a network begin.
+
+    Attributes:
+      embedding: of tables.
+      kernel: of a matrix (in, out).
+      bias: of the bias of a layer with so many inputs.
+    """
+
+    embedding: Init
+    kernel: Init
+    bias: Callable[[int], Init]
+
+
+XAVIER = Initial(normal(0.02), xavier_uniform, lambda fan_in: constant(0.0))
+
+# small: as GPT-2 has it (Radford et al., 2019). reference: PyTorch's defaults.
+INITIALS = {
+    "small": Initial(normal(0.02), normal(0.02), lambda fan_in: constant(0.0)),
+    "reference": Initial(normal(1.0), lambda key, shape: _uniform(shape[0])(key, shape), _uniform),
+}

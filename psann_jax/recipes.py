@@ -1,0 +1,29 @@
+"""Settings that the config files of one experiment share."""
+
+from ml_collections import config_dict
+
+from psann_jax.config_io import default_config
+
+_WIKITEXT_103 = "hf:Salesforce/wikitext/wikitext-103-raw-v1"
+
+
+def w3_25m(base: str) -> config_dict.ConfigDict:
+    """The screening of the Newton Gravity Transformer on WikiText-103: 25 M parameters, 15,000 updates.
+
+    Args:
+      base: ngt or vanilla.
+    """
+    config = default_config(base)
+    config.seed = 42
+    config.model.update(d_model=512, n_layers=8, n_heads=8, n_positions=512, dropout=0.1, init="reference")
+    config.data.update(sources=(_WIKITEXT_103,), valid_sources=(f"{_WIKITEXT_103}@validation",))
+    config.data.update(max_length=512, document_mask=False)
+    config.data.tokenizer.update(kind="bpe", vocab_size=8192)
+    config.train.update(steps=15_000, batch_tokens=16 * 512 * 2, grad_accum=2, lr=3e-4, warmup_steps=2000)
+    config.train.update(betas=(0.9, 0.999), weight_decay_on="all", end_lr_ratio=0.0)
+    config.eval.every = 500
+    if base == "ngt":
+        config.model.rsqrt = True
+        # The original's 0.05, of which one of its two micro-batches has half.
+        config.model.repulsion.update(weight=0.025, interval=4)
+    return config

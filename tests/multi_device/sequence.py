@@ -1,0 +1,73 @@
+"""Loss and gradients of networks on eight devices, with activations split along the window and without, as JSON.
+
+Args: names of variants.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from variants import variant
+
+from psann_jax.bench.random_text import RandomText
+from psann_jax.config_io import default_config, parse
+from psann_jax.nn.partition import param_shardings
+from psann_jax.sample.sampler import mesh_of
+from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.train.sharding import batch_sharding, put_batch
+
+LENGTH, ROWS = 256, 4
+
+
+def config_of(name, sequence):
+    """A variant with layers enough that what is between them counts."""
+    config = default_config("waveresnet")
+    config.data.max_length = LENGTH
+    config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
+    config.mesh.update(tensor=4, sequence=sequence)
+    model = variant(name, vocab_size=32, d_model=32, n_layers=4, dropout=0.1)
+    return dataclasses.replace(parse(config), model=model)
+
+
+def batch_of():
+    """Windows of several documents, and padding."""
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.integers(1, 6, (ROWS, LENGTH + 1)), axis=1)
+    segments[0, -20:] = 0
+    tokens = rng.integers(0, 32, segments.shape)
+    positions = np.arange(LENGTH + 1) - np.array([np.searchsorted(row, row) for row in segments])
+    return {"tokens": tokens.astype(np.int32), "segments": segments, "positions": positions}
+
+
+def measured(name, sequence):
+    """Loss and gradients, and the bytes of all that is neither parameter nor gradient on a device."""
+    config, mesh = config_of(name, sequence), mesh_of((2, 1, 4))
+    task = LanguageModel(config, RandomText(config))
+    task.check_mesh(mesh)
+    params = param_shardings(mesh, task.network.abstract, task.network.infos)
+    batch = batch_sharding(mesh)
+
+    def loss(params, batch):
+        return task.loss(params, batch, jax.random.key(1), jnp.int32(0))[0]
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss), in_shardings=(params, batch))
+        compiled = step.lower(task.network.abstract, task.batch_shapes(ROWS)).compile()
+        rng = np.random.default_rng(1)
+        values = jax.tree.map(lambda a: (0.2 * rng.normal(size=a.shape)).astype(np.float32), task.network.abstract)
+        found = compiled(jax.device_put(values, params), put_batch(batch_of(), batch))
+    return jax.device_get(found), compiled.memory_analysis().temp_size_in_bytes
+
+
+def compare(name):
+    """Differences of loss and gradients, each as a share of the largest, and the two counts of bytes."""
+    (want, plain), (got, split) = measured(name, False), measured(name, True)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return {"difference": float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)), "bytes": [plain, split]}
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: compare(name) for name in sys.argv[1:]}))
