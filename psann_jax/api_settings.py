@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from psann_jax.config import (
+    DATA_SECTIONS,
     CheckpointConfig,
     Config,
     ConfigError,
@@ -139,6 +140,7 @@ def model_keywords(base: str) -> tuple[Keywords, Keywords]:
     """
     settings, sine = {"rope": "model.positional_encoding"}, {}
     with Keywords({"base": "model.base"}).named():
+        require(base not in DATA_SECTIONS, "model.base", f"is {base}, which is not about text")
         hints = typing.get_type_hints(model_section(base))
     for name, hint in hints.items():
         if name == "sine":

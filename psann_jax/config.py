@@ -155,6 +155,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     weight_decay_on: Literal["matrices", "all"] = "matrices"  # all: also norms, biases, sine, alpha
     grad_clip: float = 1.0  # global norm; 0: off
+    sam_rho: float = 0.0  # how far uphill the gradient is taken (sharpness-aware minimisation, twice the work); 0: off
+    ema_decay: float = 0.0  # of the averaged weights, which are evaluated beside the live ones; 0: none
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of the squared log-normaliser
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the computation; weights stay float32
@@ -166,8 +168,8 @@ class TrainConfig:
 
     def check(self, prefix: str) -> None:
         at_least(1, self, prefix, "steps", "batch_tokens", "grad_accum", "log_every", "max_bad_steps")
-        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss")
-        share(self, prefix, "label_smoothing")
+        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho")
+        share(self, prefix, "label_smoothing", "ema_decay")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):

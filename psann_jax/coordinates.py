@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.tasks.arguments import RunParser, run_command
+from psann_jax.tasks.arguments import RunParser, how_to_read, run_command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     from psann_jax.pictures.coordinates import write_coordinates
     from psann_jax.tasks.restore import load_run
 
-    run = load_run(flags.workdir, flags.checkpoint, precision=flags.precision, mesh=flags.mesh)
+    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     workdir = Path(flags.workdir)
     path = workdir / "coordinates.html" if flags.out is None else flags.out

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psann_jax.errors import UserError
-from psann_jax.tasks.arguments import RunParser, run_command
+from psann_jax.tasks.arguments import RunParser, how_to_read, run_command
 
 if TYPE_CHECKING:
     from psann_jax.sample.text import Completion, Speed, TextSampler
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     sampling = Sampling(**{name: getattr(flags, name) for name in _SAMPLING})
     sampling.check()
     options = {"sampling": sampling, **{name: getattr(flags, name) for name in _OPTIONS}}
-    run = load_run(flags.workdir, flags.checkpoint, precision=flags.precision, mesh=flags.mesh)
+    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     sampler = TextSampler(run.sampler(), run.tokenizer)
     if prompts is None:

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psann_jax.config import ConfigError, SineConfig, SudokuConfig, TrainConfig
+from psann_jax.config import Config, ConfigError, PuzzlesConfig, SineConfig, SudokuConfig, TrainConfig
 from psann_jax.models import registry
 from psann_jax.models.sudoku import REMAT, filled, hole_sums
+from psann_jax.tasks import language_model
+from psann_jax.tasks.sudoku import SudokuTask
+from psann_jax.train.optimizers import ascend
 from psann_jax.train.schedules import learning_rate
+from psann_jax.train.sharding import batch_sharding, make_mesh
+from psann_jax.train.step import init_state, make_train_step, state_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 RTOL = 1e-6  # the originals form their rotary tables in float32
@@ -107,6 +112,39 @@ def test_learning_rates_equal_the_original(variant, lr, steps, warmup):
     config = TrainConfig(lr=lr, steps=steps, warmup_steps=warmup, end_lr_ratio=0.01)
     for step, expected in zip(arrays["lr_steps"].tolist(), arrays["lr"].tolist(), strict=True):
         np.testing.assert_allclose(learning_rate(step - (step >= warmup), config), expected, rtol=1e-5)
+
+
+def test_a_step_of_sam_equals_the_original(x64, monkeypatch):
+    """Through the training step, with dropout off as in the golden arrays."""
+    monkeypatch.setitem(language_model.DTYPES, "fp32", jnp.float64)
+    arrays, _, params = load("additive")
+    train = TrainConfig(
+        steps=10, lr=1.5e-3, schedule="constant", end_lr_ratio=0.1, warmup_steps=0, weight_decay_on="all",
+        grad_clip=0.0, sam_rho=0.05, precision="fp32",
+    )  # fmt: skip
+    config = Config(model=SudokuConfig(dropout=0.0), data=PuzzlesConfig(), train=train)
+    task, mesh = SudokuTask(config, None), make_mesh(config.mesh)
+    spec = state_spec(task.network, train, mesh)
+    state = init_state(task.network, train, spec, 0)
+    wide = partial(jax.tree.map, lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a)
+    state = wide(state) | {"params": jax.tree.map(jnp.asarray, params)}
+    batch = {"puzzles": arrays["puzzle"], "solutions": arrays["solution"], "buckets": np.zeros(4, np.int32)}
+    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+    end, metrics = make_train_step(task, train, spec, batch_sharding(mesh), 0)(state, batch)
+    close(metrics["loss"], arrays["loss"])
+    compared = 0
+    for path, layer, expected in entries(arrays, "sam_end/"):
+        got = end["params"]
+        for name in path:
+            got = got[name]
+        close(got if layer is None else got[layer], expected, rtol=1e-5)
+        compared += 1
+    assert compared >= 10
+
+    grads = jax.grad(partial(mean_loss, task.network), has_aux=True)(params, batch["puzzles"], batch["solutions"])[0]
+    uphill = ascend(params, grads, 0.05, task.network.infos)
+    loss, _ = mean_loss(task.network, uphill, batch["puzzles"], batch["solutions"])
+    close(loss, arrays["sam_perturbed_loss"])
 
 
 # --- what must hold for every option ----------------------------------------------------------------------

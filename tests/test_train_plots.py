@@ -47,3 +47,10 @@ def test_smoothing_is_a_centred_mean():
     expected = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(10)]
     np.testing.assert_allclose(_smooth(values, 4), expected)
     np.testing.assert_allclose(_smooth(values, 1), values)
+
+
+def test_phases_are_marked(tmp_path):
+    colour = (115, 115, 115)
+    for name, phases in {"without": None, "with": {0: "51+", 40: "all"}}.items():
+        plot_loss_curve(train_rows(100), tmp_path / f"{name}.png", phases=phases)
+    assert (colour in colours(tmp_path / "with.png"), colour in colours(tmp_path / "without.png")) == (True, False)

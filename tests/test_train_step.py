@@ -120,6 +120,42 @@ def test_accumulated_gradients_equal_the_big_batch():
     jax.tree.map(lambda a, b: close(a, b, 2e-4), moments_of_parts, moments)
 
 
+def test_the_gradient_of_sam_is_taken_uphill_at_the_distance_rho():
+    """Of the same batch, as a finite difference of the loss says; in micro-batches too."""
+    train, batch, rho = TrainConfig(precision="fp32", warmup_steps=0, grad_clip=0.0), random_batch(3, rows=8), 0.3
+    moments = []
+    for accum, sam_rho in ((1, 0.0), (1, rho), (4, rho)):
+        step, state = make(dataclasses.replace(train, grad_accum=accum, sam_rho=sam_rho))
+        start = copied(state)
+        end, metrics = step(state, batch)
+        moments.append(copied(end["opt_state"]))
+        np.testing.assert_allclose(metrics["loss"], 4.11, atol=0.1)  # at the parameters themselves
+    plain, uphill, in_parts = moments
+    jax.tree.map(lambda a, b: close(a, b, 2e-4), in_parts, uphill)
+    # After one update the first moment is the gradient times 1 - b1.
+    gradient, there = (optax.tree_utils.tree_get(m, "mu") for m in (plain, uphill))
+    gradient, there = (jax.tree.map(lambda g: g / (1 - train.betas[0]), tree) for tree in (gradient, there))
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
+    moved = copied(start) | {"params": jax.tree.map(lambda p, g: p + rho / norm * g, start["params"], gradient)}
+    step, _ = make(train)
+    expected = optax.tree_utils.tree_get(copied(step(moved, batch)[0]["opt_state"]), "mu")
+    jax.tree.map(lambda a, b: close(a, b / (1 - train.betas[0]), 1e-3), there, expected)
+
+
+def test_averaged_weights_follow_the_live_ones():
+    step, state = make(TrainConfig(precision="fp32", warmup_steps=0, ema_decay=0.75))
+    expected = copied(state["params"])
+    jax.tree.map(np.testing.assert_array_equal, copied(state["averaged"]), expected)
+    for i in range(3):
+        state, _ = step(state, random_batch(i))
+        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * np.array(p), expected, state["params"])
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), state["averaged"], expected)
+    before = copied(state)
+    poisoned = before | {"params": before["params"] | {"head": before["params"]["head"] * np.inf}}
+    after, _ = step(poisoned, random_batch(9))
+    jax.tree.map(np.testing.assert_array_equal, copied(after["averaged"]), before["averaged"])
+
+
 def test_fp16_lowers_its_loss_scale_until_gradients_are_finite():
     step, state = make(TrainConfig(precision="fp16", warmup_steps=0))
     state = copied(state) | {"loss_scale": np.float32(2.0**40)}

@@ -20,7 +20,7 @@ from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
-from psann_jax.config import Config, require
+from psann_jax.config import Config, DataConfig, require
 from psann_jax.config_io import parse, to_dict
 from psann_jax.sample.next_token import Sampling
 
@@ -90,6 +90,8 @@ def measure(
       UserError: a setting is wrong, psannlm is missing or has no such model.
     """
     sampling.check()
+    require(isinstance(config.data, DataConfig), "model.base", f"is {config.model.base}, which writes no text")
+    require(peer_name != "torch", "--peer", "torch is for the training of base sudoku; choose psannlm")
     length = config.data.max_length
     require(prompt_tokens <= length, "--prompt_tokens", f"is {prompt_tokens}, but data.max_length is {length}")
     config = with_vocabulary(config)

@@ -4,17 +4,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from psann_jax.bench.random_text import RandomText, with_vocabulary
+from psann_jax.bench.random_task import random_task
+from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.config import Config
-from psann_jax.data.loader import TextData
 from psann_jax.nn.partition import MESH_AXES, mesh_axes
-from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description
 from psann_jax.train.sharding import make_mesh
@@ -42,7 +41,7 @@ def describe_layout(config: Config) -> str:
     """
     config = with_vocabulary(config)
     mesh = make_mesh(config.mesh)
-    task = LanguageModel(config, cast(TextData, RandomText(config)))
+    task = random_task(config)
     task.check_mesh(mesh)
     compiled = compile_steps(task, config, mesh)
     spec = compiled.spec

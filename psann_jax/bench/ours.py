@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import jax
 
 from psann_jax.bench.laps import lap_times
-from psann_jax.bench.random_text import RandomText
-from psann_jax.config import Config, NGTConfig
-from psann_jax.data.loader import TextData
+from psann_jax.bench.random_task import random_task
+from psann_jax.config import Config, NGTConfig, SudokuConfig
 from psann_jax.models.registry import Network
-from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description, mfu, peak_memory_mb, training_flops_per_token
 from psann_jax.train.sharding import make_mesh, put_batch
@@ -33,7 +31,7 @@ class Ours:
         """Compiles the step and makes the state; model.vocab_size must be set."""
         jax.config.update("jax_enable_compilation_cache", False)  # its hits would be reported as compile times
         self._config = config
-        self._task = LanguageModel(config, cast(TextData, RandomText(config)))
+        self._task = random_task(config)
         self._mesh = make_mesh(config.mesh)
         self._task.check_mesh(self._mesh)
         self._compiled = compile_steps(self._task, config, self._mesh)
@@ -70,6 +68,9 @@ class Ours:
         gravity = isinstance(model, NGTConfig)
         width = (model.n_heads * model.d_head_coord + model.d_model) / 2 if gravity else model.d_model
         flops = training_flops_per_token(_matrix_params(self._task.network), model.n_layers, width, length)
+        if isinstance(model, SudokuConfig):  # every cell attends to all 81
+            flops += 6.0 * model.n_layers * length * width
+            flops *= model.iterations
         return mfu(tokens_per_s, flops, self._config.train.precision)
 
 
@@ -77,7 +78,8 @@ def _matrix_params(network: Network) -> int:
     """Weights that take part in matrix products: the matrices of the blocks, and the head."""
     kinds = ("matrix", "coordinate")
     sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
-    return int(sum(jax.tree.leaves(sizes)) + network.config.vocab_size * network.config.d_model)
+    head = getattr(network.config, "vocab_size", 0) * network.config.d_model  # a matrix like others in base sudoku
+    return int(sum(jax.tree.leaves(sizes)) + head)
 
 
 def make(config: Config) -> Ours:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psann_jax.config import Config
+from psann_jax.config import Config, DataConfig
 
 _BATCHES = 4  # made beforehand and used in turn, so that making them takes no time of a step
 _MEAN_DOCUMENT = 256  # tokens
 
 
 def with_vocabulary(config: Config) -> Config:
-    """The config with the vocabulary size that its tokenizer would have."""
+    """The config with the vocabulary size that its tokenizer would have; unchanged if it is not about text."""
+    if not isinstance(config.data, DataConfig):
+        return config
     settings, size = config.data.tokenizer, config.model.vocab_size
     if not size and (settings.path or settings.kind == "bytes"):
         from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer

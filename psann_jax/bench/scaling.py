@@ -13,7 +13,7 @@ from absl import flags
 from psann_jax.bench.arguments import CONFIG, JSON
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
-from psann_jax.config import Config, require
+from psann_jax.config import Config, DataConfig, require
 from psann_jax.config_io import parse
 from psann_jax.tasks.language_model import make_network
 from psann_jax.train.hardware import training_flops_per_token
@@ -58,6 +58,7 @@ def main() -> None:
         check_writable(Path(JSON.value))
     cluster = Cluster(_PEAK.value * 1e12 * _UTILISATION.value, _NODE.value, _FAST.value * 1e9, _SLOW.value * 1e9)
     config = parse(CONFIG.value)
+    require(isinstance(config.data, DataConfig), "model.base", f"is {config.model.base}; the estimate is for text")
     estimates = estimate(config, cluster, _DEVICES.value)
     print(report(config, estimates))
     if JSON.value:

@@ -19,7 +19,7 @@ import jax
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from psann_jax.bench import peer
+from psann_jax.bench import peer, sudoku_peer
 from psann_jax.bench.arguments import CONFIG, JSON, PEER, STEPS
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
@@ -89,7 +89,8 @@ def measure(
     Args:
       config: the experiment; its text is replaced by random tokens.
       against: another experiment as the rival.
-      peer_name: "psannlm" as the rival, with each of its attention implementations; the fastest counts.
+      peer_name: the rival: "psannlm" with each of its attention implementations, of which the fastest counts, or for
+        base sudoku "torch", the model from PyTorch's own layers.
       n_steps: of each contender, after the warm-up.
 
     Returns:
@@ -120,7 +121,7 @@ def measure(
             for i, worker in enumerate(workers)
         ]
         mfu = workers[0].ask("mfu", figures[0]["tokens_per_s"])
-    differences = [] if peer_name is None else peer.differences(config, on_gpu="CPU" not in figures[0]["device"])
+    differences = [] if peer_name != "psannlm" else peer.differences(config, on_gpu="CPU" not in figures[0]["device"])
     return {
         **{name: value for name, value in figures[0].items() if name != "name"},
         "mfu": mfu,
@@ -139,7 +140,10 @@ def _contenders(config: Config, against: Config | None, peer_name: str | None) -
     if against is not None:
         against = with_vocabulary(against)
         contenders.append((f"against: {against.model.base}", _OURS, against))
-    if peer_name is not None:
+    if peer_name == "torch":
+        sudoku_peer.check(config)
+        contenders.append(("torch.nn", "psann_jax.bench.sudoku_peer", config))
+    if peer_name == "psannlm":
         peer.check_installed()
         peer.check_model(config.model)
         contenders += [(f"psannlm, {kind} attention", _PEERS, config, kind) for kind in peer.attentions(config.model)]
@@ -187,6 +191,9 @@ def report(result: dict[str, Any]) -> str:
             f"{f['name']:<28}{f['tokens_per_s']:>10,.0f}{1000 * f['step_s']:>10,.1f}{1000 * f['cpu_s']:>10,.0f}"
             f"{compile_s:>11}{f['peak_memory_mb']:>10,.0f}{f['n_params']:>14,}"
         )
+    if result["config"]["model"]["base"] == "sudoku":
+        rates = ", ".join(f"{f['tokens_per_s'] / length:,.1f}" for f in result["contenders"])
+        lines.append(f"cells count as tokens: {rates} puzzles/s")
     if result["mfu"] is not None:
         lines.append(f"MFU {result['mfu']:.1%} = {result['mfu_formula']}")
     if result["ratio"] is not None:

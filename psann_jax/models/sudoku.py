@@ -59,14 +59,24 @@ class SudokuBlock(nnx.Module):
         return x + dropout(self.fc2(dropout(hidden, rate, keys[2])), rate, keys[3])
 
     def _attend(self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array] | None, key: jax.Array | None) -> jax.Array:
-        heads = (*x_BxLxD.shape[:2], self.config.n_heads, -1)
-        q, k, v = (constrain(p(x_BxLxD).reshape(heads), "batch", None, "heads", None) for p in (self.q, self.k, self.v))
+        weights = dropout(self._weights(x_BxLxD, rope).astype(self.dtype), self.config.dropout, key)
+        return jnp.einsum("bhlm,bmhk->blhk", weights, self._heads(self.v, x_BxLxD)).reshape(x_BxLxD.shape)
+
+    def attention(self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        """The weights (B, H, 81, 81), of queries on keys, that the block gives the residual stream (B, 81, D)."""
+        return self._weights(self.norm1(x_BxLxD).astype(self.dtype), rope)
+
+    def _weights(self, x_BxLxD: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        q, k = self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("blhk,bmhk->bhlm", q / math.sqrt(q.shape[-1]), k, preferred_element_type=wide)
-        weights = dropout(jax.nn.softmax(scores).astype(self.dtype), self.config.dropout, key)
-        return jnp.einsum("bhlm,bmhk->blhk", weights, v).reshape(x_BxLxD.shape)
+        return jax.nn.softmax(scores)
+
+    def _heads(self, project: Linear, x_BxLxD: jax.Array) -> jax.Array:
+        heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], self.config.n_heads, -1)
+        return constrain(heads, "batch", None, "heads", None)
 
 
 class Sudoku(Layered):
@@ -138,20 +148,23 @@ class Sudoku(Layered):
         Returns:
           The new state and the logits (B, 81, 9) of the digits 1 to 9, float32.
         """
-        h, p = grid
-        h = h + self.feedback(p.astype(self.dtype)) + self._positions(h.dtype)
-        rope = None
-        if self.config.positional_encoding == "rope2d":
-            row, column = jnp.divmod(jnp.arange(_N_CELLS), 9)
-            rope = rope_tables_2d(row, column, self.config.d_model // self.config.n_heads, self.dtype)
+        h, rope = self._enter(grid), self._rope()
 
         def step(block: SudokuBlock, x: jax.Array, index: jax.Array) -> jax.Array:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             return constrain(block(x, rope, key), "batch", None, None)
 
-        h = self.run_blocks(constrain(h, "batch", None, None), step)
+        h = self.run_blocks(h, step)
         logits = self.logits(h.astype(self.dtype))
         return (h, jax.nn.softmax(logits)), logits
+
+    def attention(self, grid: Grid) -> jax.Array:
+        """The attention weights (layers, B, H, 81, 81), of queries on keys, in the iteration that follows a state."""
+        h, rope, weights = self._enter(grid), self._rope(), []
+        for block in self.block_list():
+            weights.append(block.attention(h, rope))
+            h = block(h, rope, None)
+        return jnp.stack(weights)
 
     def run(
         self,
@@ -185,6 +198,18 @@ class Sudoku(Layered):
         """The (D, 9) kernel that maps hidden states to logits, and its bias (9,)."""
         assert self.head.bias is not None
         return self.head.kernel[...], self.head.bias[...]
+
+    def _enter(self, grid: Grid) -> jax.Array:
+        """What the blocks see of a state, (B, 81, D)."""
+        h, p = grid
+        h = h + self.feedback(p.astype(self.dtype)) + self._positions(h.dtype)
+        return constrain(h, "batch", None, None)
+
+    def _rope(self) -> tuple[jax.Array, jax.Array] | None:
+        if self.config.positional_encoding != "rope2d":
+            return None
+        row, column = jnp.divmod(jnp.arange(_N_CELLS), 9)
+        return rope_tables_2d(row, column, self.config.d_model // self.config.n_heads, self.dtype)
 
     def _positions(self, dtype: jnp.dtype) -> jax.Array | float:
         """What the additive variant adds to every cell, (81, D)."""

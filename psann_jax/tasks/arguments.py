@@ -47,6 +47,7 @@ class RunParser(StrictParser):
         add = self.add_argument
         add("--workdir", required=True, metavar="DIR", help="the run: what was given to training as --workdir")
         add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
+        add("--averaged", action="store_true", help="the averaged weights (train.ema_decay), not the live ones")
         add(
             "--precision",
             default=precision,
@@ -61,6 +62,11 @@ class RunParser(StrictParser):
             metavar="D,F,T",
             help="devices along the axes data, fsdp and tensor; default 1,1,1",
         )
+
+
+def how_to_read(flags: argparse.Namespace) -> dict[str, Any]:
+    """The options of `psann_jax.tasks.restore.load_run` in the flags of a `RunParser`."""
+    return {name: getattr(flags, name) for name in ("precision", "mesh", "averaged")}
 
 
 def _mesh_sizes(text: str) -> tuple[int, int, int]:

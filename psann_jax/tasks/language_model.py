@@ -151,6 +151,10 @@ class LanguageModel:
         """The tokenizer file."""
         return self.data.tokenizer.to_bytes()
 
+    def phases(self) -> dict[int, str]:
+        """None: all steps draw from the same text."""
+        return {}
+
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Evaluation results from the sums over all batches: loss, ppl, top1, bits_per_byte, tokens."""
         loss = sums["nll"] / sums["weight"]

@@ -1,13 +1,15 @@
 """A trained run, from its workdir."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
-from psann_jax.config import CheckpointConfig, Config, ConfigError
+from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, PuzzlesConfig
 from psann_jax.config_io import parse, to_dict
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
@@ -15,31 +17,41 @@ from psann_jax.models.registry import Network, Params
 from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler, mesh_of
 from psann_jax.tasks.language_model import make_network
+from psann_jax.tasks.sudoku import sudoku_network
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.sharding import check_heads
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run has learnt.
+class Learnt:
+    """What a run of any task has learnt.
 
     Attributes:
       config: its settings, with the precision that is used now.
       network: of that precision.
       params: float32, on the mesh.
-      tokenizer: the one it was trained with.
       step: updates that the parameters have had.
-      data: the fingerprint of its text.
+      data: the fingerprint of what it was trained on.
       mesh: where the parameters are.
     """
 
     config: Config
     network: Network
     params: Params
-    tokenizer: Tokenizer
     step: int
     data: str
     mesh: Mesh
+
+
+@dataclass(frozen=True)
+class Run(Learnt):
+    """What a run on text has learnt.
+
+    Attributes:
+      tokenizer: the one it was trained with.
+    """
+
+    tokenizer: Tokenizer
 
     def sampler(self) -> Sampler:
         """A sampler whose context is the window that the run was trained on."""
@@ -52,14 +64,18 @@ class Run:
         )
 
 
+_Result = TypeVar("_Result", bound=Learnt)
+
+
 def load_run(
     workdir: str | os.PathLike[str],
     step: int | str | None = None,
     *,
     precision: str = "run",
     mesh: tuple[int, int, int] = (1, 1, 1),
+    averaged: bool = False,
 ) -> Run:
-    """Reads the parameters and the tokenizer of a run; of its training state nothing else is read.
+    """Reads the parameters and the tokenizer of a run on text; of its training state nothing else is read.
 
     The config is the one that the checkpoint was saved with.
 
@@ -69,28 +85,69 @@ def load_run(
       precision: of the computation: fp32, bf16 or fp16; "run": that of training; "auto": fp32 on CPU, where it is
         faster, else that of training.
       mesh: devices along data, fsdp and tensor.
+      averaged: takes the averaged weights (train.ema_decay) in the place of the live ones.
 
     Raises:
-      UserError: no run there, no such checkpoint, a damaged one, or the model cannot be divided over the mesh.
+      UserError: no such run there, no such checkpoint, a damaged one, one without averaged weights, or the model
+        cannot be divided over the mesh.
     """
+    return _load(_text_model, DataConfig, Run, workdir, step, precision, mesh, averaged)
+
+
+def load_sudoku_run(
+    workdir: str | os.PathLike[str],
+    step: int | str | None = None,
+    *,
+    precision: str = "run",
+    mesh: tuple[int, int, int] = (1, 1, 1),
+    averaged: bool = False,
+) -> Learnt:
+    """The parameters of a run on puzzles; see `load_run`."""
+    return _load(_sudoku_model, PuzzlesConfig, Learnt, workdir, step, precision, mesh, averaged)
+
+
+def _load(
+    open_model: Callable[[Config, Checkpoints, int], tuple[Network, dict[str, Any]]],
+    data_section: type,
+    result: type[_Result],
+    workdir: str | os.PathLike[str],
+    step: int | str | None,
+    precision: str,
+    mesh: tuple[int, int, int],
+    averaged: bool,
+) -> _Result:
     devices = mesh_of(mesh)
     checkpoints = Checkpoints(_checkpoint_directory(Path(workdir)), CheckpointConfig())
     found = _choose(checkpoints, step)
     metadata = checkpoints.metadata(found)
     try:
         config = _with_precision(parse(metadata["config"]), precision)
-        tokenizer = Tokenizer.from_bytes(checkpoints.tokenizer(found))
+        if not isinstance(config.data, data_section):
+            raise UserError(f"{workdir}: is a run of base {config.model.base}, which this command is not for")
+        network, more = open_model(config, checkpoints, found)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    network = make_network(config, tokenizer.vocab_size)
+    if averaged and not config.train.ema_decay:
+        raise UserError(f"{checkpoints.path(found)}: has no averaged weights, as train.ema_decay was 0")
     check_heads(devices, config.model.n_heads)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,
         param_shardings(devices, network.abstract, network.infos),
     )
-    params = checkpoints.restore(found, {"params": abstract})["params"]
-    return Run(config, network, params, tokenizer, found, metadata["data"], devices)
+    weights = "averaged" if averaged else "params"
+    params = checkpoints.restore(found, {weights: abstract})[weights]
+    return result(config, network, params, found, metadata["data"], devices, **more)
+
+
+def _text_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
+    tokenizer = Tokenizer.from_bytes(checkpoints.tokenizer(step))
+    return make_network(config, tokenizer.vocab_size), {"tokenizer": tokenizer}
+
+
+def _sudoku_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
+    del checkpoints, step
+    return sudoku_network(config), {}
 
 
 def _checkpoint_directory(workdir: Path) -> Path:

@@ -1,6 +1,5 @@
 """Sudoku: the iterative transformer, its loss over the empty cells, and batches of puzzles."""
 
-import math
 from collections.abc import Iterator
 
 import jax
@@ -11,9 +10,10 @@ from psann_jax.config import Config
 from psann_jax.config_checks import refuse_inactive
 from psann_jax.config_sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
-from psann_jax.models.registry import Params, build
+from psann_jax.models.registry import Network, Params, build
 from psann_jax.models.sudoku import filled, hole_sums
 from psann_jax.tasks.language_model import DTYPES
+from psann_jax.tasks.sudoku_scores import solved_shares
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.sharding import WHOLE, Share, check_heads
 from psann_jax.train.step import Batch, Stats
@@ -35,13 +35,7 @@ class SudokuTask:
         """
         refuse_inactive(config.train, "train", "with base sudoku", "label_smoothing", "z_loss")
         self.config, self.data = config, data
-        self.network = build(
-            config.model,
-            dtype=jnp.dtype(DTYPES[config.train.precision]),
-            remat=config.train.remat,
-            scan_layers=config.train.scan_layers,
-            sequence=config.mesh.sequence,
-        )
+        self.network = sudoku_network(config)
 
     @classmethod
     def load(cls, config: Config, *, progress: bool = True) -> "SudokuTask":
@@ -52,6 +46,10 @@ class SudokuTask:
         """Facts for the header of a run."""
         lines = (line.split(maxsplit=1) for line in self.data.describe(self.config.train.steps).splitlines())
         return {name: fact for name, fact in lines}  # noqa: C416  dict(lines) would have a narrower type
+
+    def attention(self) -> str:
+        """The attention implementation: over 81 cells there is no better one."""
+        return "plain"
 
     # --- what the training step needs -----------------------------------------------------------------
 
@@ -132,32 +130,34 @@ class SudokuTask:
     def tokenizer_bytes(self) -> None:
         """Digits need no tokenizer."""
 
+    def phases(self) -> dict[int, str]:
+        """The steps at which a phase of the curriculum begins, and its ratings."""
+        return self.data.phases(self.config.train.steps)
+
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Evaluation results from the sums over all batches.
 
         Returns:
-          loss (of all iterations) and ppl, top1 (share of the empty cells, last iteration), tokens (empty cells), the
-          share of solved puzzles: solved_<bucket>, solved (of all), solved_balanced (mean over the buckets), each with
-          two standard errors, ..._2se.
+          loss (of all iterations) and ppl, top1 (share of the empty cells, last iteration), tokens (empty cells), and
+          the shares of solved puzzles, see `solved_shares`.
         """
         loss = sums["nll"] / sums["weight"]
-        results = {
+        counts = {name: (sums[f"solved_{name}"], sums[f"puzzles_{name}"]) for name in BUCKETS}
+        return {
             "loss": loss,
             "ppl": perplexity(loss),
             "top1": sums["correct"] / sums["weight"],
             "tokens": sums["weight"],
+            **solved_shares(counts),
         }
-        counts = {name: (sums[f"solved_{name}"], n) for name in BUCKETS if (n := sums[f"puzzles_{name}"])}
-        shares = {name: solved / n for name, (solved, n) in counts.items()}
-        variances = {name: share * (1 - share) / counts[name][1] for name, share in shares.items()}
-        solved, puzzles = (sum(column) for column in zip(*counts.values(), strict=True))
-        pooled = solved / puzzles
-        totals = {
-            "": (pooled, pooled * (1 - pooled) / puzzles),
-            "_balanced": (sum(shares.values()) / len(shares), sum(variances.values()) / len(shares) ** 2),
-            **{f"_{name}": (share, variances[name]) for name, share in shares.items()},
-        }
-        for name, (share, variance) in totals.items():
-            results[f"solved{name}"] = share
-            results[f"solved{name}_2se"] = 2 * math.sqrt(variance)
-        return results
+
+
+def sudoku_network(config: Config) -> Network:
+    """The network of a config; makes no arrays."""
+    return build(
+        config.model,
+        dtype=jnp.dtype(DTYPES[config.train.precision]),
+        remat=config.train.remat,
+        scan_layers=config.train.scan_layers,
+        sequence=config.mesh.sequence,
+    )

@@ -1,10 +1,10 @@
 """Saving and restoring the whole training state; the only place that knows Orbax.
 
-A checkpoint is the directory ``step_<n>`` with the items ``params``, ``training`` (all other state), ``tokenizer``
-(optional) and the metadata: config, format version, library versions. It is written under a temporary name and
-renamed when complete, so that a kill at any moment leaves whole checkpoints only. Then its ``checksums.json`` is
-added, by which later damage is noticed. ``index.json`` beside the checkpoints names the last and the best one and
-holds their validation losses.
+A checkpoint is the directory ``step_<n>`` with the items ``params``, ``averaged`` (parameters, optional), ``training``
+(all other state), ``tokenizer`` (optional) and the metadata: config, format version, library versions. It is written
+under a temporary name and renamed when complete, so that a kill at any moment leaves whole checkpoints only. Then its
+``checksums.json`` is added, by which later damage is noticed. ``index.json`` beside the checkpoints names the last and
+the best one and holds their validation losses.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ INDEX = "index.json"
 _PREFIX = "step"
 _STEP_NAME = re.compile(rf"{_PREFIX}_(\d+)")
 _REPORTED_DIFFERENCES = 10
+_WEIGHTS = ("params", "averaged")  # parts of the state that are read without the others
 _DAMAGED = "the checkpoint is damaged; remove it to go on from the one before"
 
 
@@ -205,11 +206,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _start(
         self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any], tokenizer: bytes | None, overwrite: bool
     ) -> None:
-        items: dict[str, Any] = {
-            "params": state["params"],
-            "training": {name: value for name, value in state.items() if name != "params"},
-        }
-        if not all(items.values()):  # Orbax raises too, but leaves threads behind that hang for minutes
+        items = _items(state)
+        # Orbax raises too, but leaves threads behind that hang for minutes.
+        if not (items.get("params") and items.get("training")):
             raise ValueError('the state must hold "params" and more, at least the step')
         if tokenizer is not None:
             items["tokenizer"] = {"bytes": np.frombuffer(tokenizer, np.uint8)}
@@ -347,20 +346,20 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Args:
           step: a step in `steps()`.
           abstract_state: dict of pytrees of `jax.ShapeDtypeStruct` with shardings, of any mesh. Either the whole
-            state or only {"params": ...}, then nothing else is read.
+            state or only "params" or "averaged", then nothing else is read.
 
         Raises:
           UserError: no such checkpoint, a damaged one, or one that does not fit `abstract_state`.
         """
-        training = {name: value for name, value in abstract_state.items() if name != "params"}
-        wanted = {"params": abstract_state["params"], **({"training": training} if training else {})}
+        wanted = _items(abstract_state)
         self._verify(step, wanted)
         saved = self._read_metadata(step, *wanted).metadata
-        for item, what in (("params", "parameters"), ("training", "optimizer or other training state")):
-            if item in wanted:
-                check_compatible(saved[item], wanted[item], f"{self.path(step)}: {what}")
+        for item in wanted:
+            what = "optimizer or other training state" if item == "training" else f"parameters ({item})"
+            check_compatible(saved[item], wanted[item], f"{self.path(step)}: {what}")
         loaded = self._load(step, wanted)
-        return {"params": loaded["params"], **loaded.get("training", {})}
+        training = loaded.pop("training", {})
+        return loaded | training
 
     def _verify(self, step: int, items: Collection[str]) -> None:
         """Raises UserError if a file of these items is damaged; of the others nothing is read."""
@@ -397,6 +396,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if version > FORMAT_VERSION:
             raise UserError(f"{self.path(step)}: has format {version}, but this psann_jax reads up to {FORMAT_VERSION}")
         return found
+
+
+def _items(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state by the items of a checkpoint."""
+    items = {name: state[name] for name in _WEIGHTS if name in state}
+    rest = {name: value for name, value in state.items() if name not in _WEIGHTS}
+    return items | ({"training": rest} if rest else {})
 
 
 def check_compatible(saved: Any, expected: Any, what: str) -> None:

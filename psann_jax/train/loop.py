@@ -52,6 +52,9 @@ class Task(Objective, Protocol):
     def valid_batches(self, batch_size: int, share: Share) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the fixed validation batches."""
 
+    def phases(self) -> dict[int, str]:
+        """The steps at which the training data change, and what follows; {} if they do not."""
+
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Evaluation results, "loss" and "ppl" among them, from the sums over all batches."""
 
@@ -283,18 +286,21 @@ class _Run:
         return True
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Results over the validation set; None if a signal ended it."""
-        totals: dict[str, float] = {}
+        """Results over the validation set, of averaged weights too; None if a signal ended it."""
+        weights = {name: self.state[name] for name in ("params", "averaged") if name in self.state}
+        totals: dict[str, dict[str, float]] = {name: {} for name in weights}
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
             if self.signals.should_stop(self.step):
                 return None
             arrays = put_batch(batch, self.compiled.batch)
-            if self.compiled.statistics_step is not None and not totals:
+            if self.compiled.statistics_step is not None and not totals["params"]:
                 self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
-            sums = self.compiled.eval_step(self.state["params"], arrays)
-            for name, value in jax.device_get(sums).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return self.task.summarise(totals)
+            for kind, params in weights.items():
+                for name, value in jax.device_get(self.compiled.eval_step(params, arrays)).items():
+                    totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
+        results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
+        averaged = results.get("averaged", {})
+        return results["params"] | {f"averaged_{name}": value for name, value in averaged.items() if name != "tokens"}
 
     def _save(self, *, final: bool = False) -> None:
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
@@ -323,6 +329,7 @@ class _Run:
             "val_ppl": last.get("ppl"),
             "val_top1": last.get("top1"),
             "val_bits_per_byte": last.get("bits_per_byte"),
+            **{f"val_{name}": value for name, value in last.items() if name.startswith(("averaged_", "solved"))},
             "tokens_per_s": rate,
             "data_wait": self.clock.waiting / self.clock.seconds if self.clock.steps else 0.0,
             "compile_s": self.compiled.seconds,
@@ -332,7 +339,10 @@ class _Run:
         if jax.process_index() == 0:
             with storage_errors(self.workdir):
                 plot_loss_curve(
-                    read_metrics(self.workdir / METRICS), self.workdir / "loss_curve.png", self.workdir.name
+                    read_metrics(self.workdir / METRICS),
+                    self.workdir / "loss_curve.png",
+                    self.workdir.name,
+                    {step: name for step, name in self.task.phases().items() if step < self.step},
                 )
         if stopped:
             return {**summary, "stopped": True}

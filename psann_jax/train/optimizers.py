@@ -1,4 +1,4 @@
-"""AdamW, Adafactor and Muon over a nested dict of parameters, and clipping by the global norm.
+"""AdamW, Adafactor and Muon over a nested dict of parameters, clipping by the global norm, and the step uphill of SAM.
 
 Every parameter has a description of the same place in a parallel dict (`psann_jax.nn.partition.ParamInfo`):
 what kind it is, the names of its axes and whether it is trained. Kinds decide on weight decay and on Muon.
@@ -94,15 +94,29 @@ def clip_by_global_norm(grads: Any, max_norm: float, infos: Any = None) -> tuple
     Returns:
       The gradients in their own types, and the norm before clipping (scalar).
     """
-    counted = grads
-    if infos is not None:
-        counted = jax.tree.map(lambda i, g: g if i.trainable else None, infos, grads)
-    squares = [jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32)))) for g in jax.tree.leaves(counted)]
-    norm = jnp.sqrt(sum(squares, start=jnp.float32(0)))
+    norm = _global_norm(grads, infos)
     if not max_norm:
         return grads, norm
     factor = max_norm / jnp.maximum(norm, max_norm)
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), norm
+
+
+def ascend(params: Any, grads: Any, rho: float, infos: Any) -> Any:
+    """The point at the distance rho from the parameters, in the direction in which the loss grows fastest.
+
+    Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021, take the gradient of an
+    update there. Parameters that are not trained stay where they are.
+    """
+    factor = rho / (_global_norm(grads, infos) + 1e-12)
+    return jax.tree.map(lambda i, p, g: p + (factor * g).astype(p.dtype) if i.trainable else p, infos, params, grads)
+
+
+def _global_norm(grads: Any, infos: Any) -> jax.Array:
+    counted = grads
+    if infos is not None:
+        counted = jax.tree.map(lambda i, g: g if i.trainable else None, infos, grads)
+    squares = [jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32)))) for g in jax.tree.leaves(counted)]
+    return jnp.sqrt(sum(squares, start=jnp.float32(0)))
 
 
 def _adam(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """``loss_curve.png``: what a run's record looks like."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_RAW, _SMOOTH, _VALID, _RATE = "#9ecae1", "#08519c", "#d94801", "#6a51a3"
+_RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#737373"
 
 
-def plot_loss_curve(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
+def plot_loss_curve(
+    rows: Sequence[dict[str, Any]], path: str | Path, title: str = "", phases: Mapping[int, str] | None = None
+) -> None:
     """Draws training loss, validation loss and learning rate over the steps, as a PNG.
 
     Args:
@@ -21,6 +23,7 @@ def plot_loss_curve(rows: Sequence[dict[str, Any]], path: str | Path, title: str
         Values that are missing or not finite are left out.
       path: the file to write.
       title: the run's name.
+      phases: steps at which the training data change, and what follows.
     """
     figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -47,6 +50,10 @@ def plot_loss_curve(rows: Sequence[dict[str, Any]], path: str | Path, title: str
     rate_steps, rate = _series(rows, "train", "lr")
     rates.plot(rate_steps, rate, color=_RATE, marker="." if rate_steps.size < 30 else "")
 
+    for step, name in (phases or {}).items():
+        losses.axvline(step, color=_PHASE, linestyle=":", linewidth=1)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
+        losses.annotate(name, (step, 0.98), **place, rotation=90, va="top", fontsize=8, color=_PHASE)
     losses.set_ylabel("cross entropy (nats a token)")
     losses.set_title(title)
     losses.grid(alpha=0.3)

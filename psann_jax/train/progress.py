@@ -108,7 +108,12 @@ class Progress:
 
 
 def _format(values: Mapping[str, float]) -> str:
-    return "  ".join(_format_one(name, float(value)) for name, value in values.items())
+    parts = []
+    for name, value in values.items():
+        if not name.endswith("_2se"):
+            error = values.get(f"{name}_2se")
+            parts.append(_format_one(name, float(value)) + (f" +- {error:.2g}" if error is not None else ""))
+    return "  ".join(parts)
 
 
 def _format_one(name: str, value: float) -> str:

@@ -11,13 +11,14 @@ from jax.sharding import Mesh, NamedSharding
 from psann_jax.config import TrainConfig
 from psann_jax.models.registry import Network, Params
 from psann_jax.nn.partition import param_shardings
-from psann_jax.train.optimizers import clip_by_global_norm, make_optimizer, optimizer_shardings
+from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer, optimizer_shardings
 from psann_jax.train.schedules import learning_rate
 from psann_jax.train.sharding import replicated
 
 ROLLING_STEPS = 25
 _INITIAL_SCALE = 2.0**15  # of fp16 losses; doubled after _GROWTH_STEPS good updates, halved after a bad one
 _GROWTH_STEPS = 1000
+_UPHILL_KEY = 2**31 - 1  # folded into the key of an update's second gradient, see train.sam_rho; no micro-batch's
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -43,10 +44,10 @@ class Objective(Protocol):
 class StateSpec:
     """The training state without its arrays.
 
-    The state is one nested dict: params, opt_state, step (updates asked for so far), bad_steps (non-finite
-    updates in a row), skipped_steps (in all), loss_scale and good_steps (of fp16), recent_loss (the last
-    losses). Everything random follows from the seed and the step, the data too, so nothing else is needed to
-    resume. Tokens seen are step * batch_tokens.
+    The state is one nested dict: params, opt_state, averaged (parameters, with train.ema_decay), step (updates asked
+    for so far), bad_steps (non-finite updates in a row), skipped_steps (in all), loss_scale and good_steps (of fp16),
+    recent_loss (the last losses). Everything random follows from the seed and the step, the data too, so nothing else
+    is needed to resume. Tokens seen are step * batch_tokens.
     """
 
     abstract: State
@@ -61,7 +62,8 @@ class StateSpec:
 
 def _initial_state(network: Network, config: TrainConfig, key: jax.Array) -> State:
     params = network.init(key)
-    return {
+    averaged = {"averaged": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
+    return averaged | {
         "params": params,
         "opt_state": make_optimizer(config, network.infos, 0.0).init(params),
         "step": jnp.zeros((), jnp.int32),
@@ -78,6 +80,8 @@ def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
     abstract = jax.eval_shape(lambda: _initial_state(network, config, jax.random.key(0)))
     shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
     shardings["params"] = param_shardings(mesh, abstract["params"], network.infos)
+    if config.ema_decay:
+        shardings["averaged"] = shardings["params"]
     # Left to jit, the moments would be replicated and the step compiled twice.
     shardings["opt_state"] = optimizer_shardings(
         make_optimizer(config, network.infos, 0.0), abstract["params"], shardings["params"], replicated(mesh)
@@ -101,9 +105,10 @@ def make_statistics_step(objective: Objective, spec: StateSpec, batch: NamedShar
 def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, batch: NamedSharding, seed: int) -> Any:
     """The jitted function (state, batch) -> (state, metrics); the state is donated.
 
-    An update whose loss or gradients are not finite changes nothing but the counters. Metrics are scalars of
-    this update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), top1,
-    grad_norm (before clipping), lr, ppl_avg25, bad_steps, skipped_steps and, in fp16, loss_scale.
+    An update whose loss or gradients are not finite changes nothing but the counters. Metrics are scalars of this
+    update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), top1, all three at the
+    parameters before the update; grad_norm (of what the optimizer gets, before clipping), lr, ppl_avg25, bad_steps,
+    skipped_steps and, in fp16, loss_scale.
     """
     infos = objective.network.infos
 
@@ -111,14 +116,24 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         inverse_scale = 1.0 / state["loss_scale"]
         total = jnp.maximum(objective.weight(batch), 1.0)
-        grads, objective_sum, stats = _gradients(objective, config, state, batch, key, state["loss_scale"] / total)
-        grads = jax.tree.map(lambda g: g * inverse_scale, grads)
+
+        def gradients(params: Params, key: jax.Array) -> tuple[Params, jax.Array, Stats]:
+            scale = state["loss_scale"] / total
+            grads, *sums = _gradients(objective, config, params, state["step"], batch, key, scale)
+            return jax.tree.map(lambda g: g * inverse_scale, grads), *sums
+
+        grads, objective_sum, stats = gradients(state["params"], key)
+        if config.sam_rho:
+            uphill = ascend(state["params"], grads, config.sam_rho, infos)
+            grads = gradients(uphill, jax.random.fold_in(key, _UPHILL_KEY))[0]
         grads, norm = clip_by_global_norm(grads, config.grad_clip, infos)
         lr = learning_rate(state["step"], config)
         updates, opt_state = make_optimizer(config, infos, lr).update(grads, state["opt_state"], state["params"])
         loss = stats["nll"] / total
         good = jnp.isfinite(objective_sum) & jnp.isfinite(norm)
         changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        if config.ema_decay:
+            changed["averaged"] = optax.incremental_update(changed["params"], state["averaged"], 1 - config.ema_decay)
         kept = {name: state[name] for name in changed}
         new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
         new_state |= _counters(state, good, loss, config)
@@ -154,16 +169,22 @@ def make_eval_step(objective: Objective, spec: StateSpec, batch: NamedSharding) 
 
 
 def _gradients(
-    objective: Objective, config: TrainConfig, state: State, batch: Batch, key: jax.Array, scale: jax.Array
+    objective: Objective,
+    config: TrainConfig,
+    params: Params,
+    step: jax.Array,
+    batch: Batch,
+    key: jax.Array,
+    scale: jax.Array,
 ) -> tuple[Params, jax.Array, Stats]:
     """Gradients of scale * loss summed over micro-batches, with the unscaled loss and statistics."""
 
     def scaled(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
-        loss, stats = objective.loss(params, batch, key, state["step"])
+        loss, stats = objective.loss(params, batch, key, step)
         return loss * scale, (loss, stats)
 
     def micro_step(batch: Batch, key: jax.Array) -> tuple[Params, jax.Array, Stats]:
-        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(state["params"], batch, key)
+        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params, batch, key)
         return grads, loss, stats
 
     n = config.grad_accum

@@ -1,6 +1,6 @@
 """How big the checks are, on a CPU and on an accelerator, and the experiments of these sizes."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from psann_jax.config import (

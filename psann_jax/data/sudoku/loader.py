@@ -217,16 +217,18 @@ class PuzzleData:
                 "buckets": np.where(real, buckets_N[rows], -1).astype(np.int32),
             }
 
+    def phases(self, steps: int) -> dict[int, str]:
+        """The step with which each phase of a training of so many steps begins, and its ratings."""
+        starts = (0, *phase_ends(self._config, steps)[:-1])
+        names = (", ".join(BUCKETS[bucket] for bucket in active) for active in phases(self._config.curriculum))
+        return dict(zip(starts, names, strict=True))
+
     def describe(self, steps: int) -> str:
         """What the puzzles are and what is trained on when, in a few lines."""
         origin = ", ".join(self._config.files) or "generated"
         measure = "as in the files" if self._config.files and self._config.ratings == "file" else "guesses, own measure"
         note = f"; {self.left_out:,} left out for having the grid of a validation puzzle" if self.left_out else ""
-        ends = phase_ends(self._config, steps)
-        course = (
-            f"to step {end:,}: {', '.join(BUCKETS[bucket] for bucket in active)}"
-            for end, active in zip(ends, phases(self._config.curriculum), strict=True)
-        )
+        course = (f"from step {start:,}: {ratings}" for start, ratings in self.phases(steps).items())
         return "\n".join(
             (
                 f"puzzles     {origin}; ratings {measure}",

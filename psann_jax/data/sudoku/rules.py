@@ -62,17 +62,37 @@ def grid_text(grid_81: np.ndarray) -> str:
     return "".join(".123456789"[digit] for digit in grid_81.tolist())
 
 
-def check_clues(grid_81: np.ndarray, where: str) -> None:
-    """Raises UserError if a digit stands twice in a row, column or box, and says where."""
+def drawn(grid_81: np.ndarray, clues_81: np.ndarray | None = None) -> str:
+    """A grid in 13 lines with its boxes; cells that are empty are dots, those that are no clues stand in brackets."""
+    rule = "+---------+---------+---------+"
+    lines = [rule]
+    for row in range(9):
+        cells = []
+        for cell in range(9 * row, 9 * row + 9):
+            given = clues_81 is None or clues_81[cell] > 0 or not grid_81[cell]
+            cells.append(f" {'.123456789'[grid_81[cell]]} " if given else f"({grid_81[cell]})")
+        lines.append("|" + "|".join("".join(cells[box : box + 3]) for box in (0, 3, 6)) + "|")
+        if row % 3 == 2:
+            lines.append(rule)
+    return "\n".join(lines)
+
+
+def find_fault(grid_81: np.ndarray) -> str | None:
+    """Which digit stands twice in which row, column or box, and at which characters; None if none does."""
     for name, unit in zip(_UNIT_NAMES, UNITS_27x9, strict=True):
         digits, counts = np.unique(grid_81[unit], return_counts=True)
         twice = digits[(counts > 1) & (digits > 0)]
         if len(twice):
             first, second = unit[grid_81[unit] == twice[0]][:2]
-            raise UserError(
-                f"{where}: contradictory clues: {twice[0]} stands twice in {name}, at characters {first + 1} "
-                f"and {second + 1}"
-            )
+            return f"{twice[0]} stands twice in {name}, at characters {first + 1} and {second + 1}"
+    return None
+
+
+def check_clues(grid_81: np.ndarray, where: str) -> None:
+    """Raises UserError if a digit stands twice in a row, column or box, and says where."""
+    fault = find_fault(grid_81)
+    if fault is not None:
+        raise UserError(f"{where}: contradictory clues: {fault}")
 
 
 def has_conflict(grids_Nx81: np.ndarray) -> np.ndarray:

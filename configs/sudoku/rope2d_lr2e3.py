@@ -1,0 +1,18 @@
+"""Rotary positions by row and column, 796,937 parameters: the study's best when it iterates on.
+
+  python -m psann_jax.main --config=configs/sudoku/rope2d_lr2e3.py
+
+For an accelerator; it has not been run here in full. The study reports 81.8 % after 16 iterations and 98.9 % after
+1024 of its test puzzles solved (one seed, sudoku-extreme, mean of five ratings).
+"""
+
+from ml_collections import config_dict
+
+from psann_jax.recipes import sudoku
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The experiment."""
+    config = sudoku(steps=50_000, warmup_steps=1400, lr=2e-3, puzzles=2048)
+    config.model.positional_encoding = "rope2d"
+    return config

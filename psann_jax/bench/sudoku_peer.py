@@ -1,0 +1,134 @@
+"""The recipe of the Sudoku study from stock layers of PyTorch, as a contender.
+
+`torch.nn.TransformerEncoder` with additive positions, run again and again with its own prediction fed back, as the
+study describes it; AdamW on the mean cross entropy of all iterations over the empty cells. Nothing here imports jax.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from psann_jax.bench.laps import lap_times
+from psann_jax.bench.peer import resident_peak_mb, usable_cores
+from psann_jax.bench.random_puzzles import RandomPuzzles
+from psann_jax.config import Config, SudokuConfig, require
+from psann_jax.errors import UserError
+
+
+def check(config: Config) -> None:
+    """Raises UserError where there is nothing to measure against."""
+    if find_spec("torch") is None:
+        raise UserError("--peer=torch: torch is not installed; pip install 'psann_jax[parity]'")
+    model, train = config.model, config.train
+    require(isinstance(model, SudokuConfig), "model.base", f"is {model.base}; --peer=torch is for base sudoku")
+    require(model.positional_encoding == "additive", "model.positional_encoding", "must be additive with --peer=torch")
+    require(model.mlp_activation in ("relu", "gelu"), "model.mlp_activation", "must be relu or gelu with --peer=torch")
+    require(not train.sam_rho, "train.sam_rho", "must be 0 with --peer=torch")
+    require(train.grad_accum == 1, "train.grad_accum", "must be 1 with --peer=torch")
+
+
+def build_model(config: SudokuConfig) -> Any:
+    """The model as a `torch.nn.Module`: puzzles (B, 81) -> logits (T, B, 81, 9)."""
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            d = config.d_model
+            self.embed, self.feedback, self.head = nn.Linear(10, d), nn.Linear(9, d), nn.Linear(d, 9)
+            self.row, self.column, self.box = (nn.Embedding(9, d) for _ in range(3))
+            layer = nn.TransformerEncoderLayer(
+                d,
+                config.n_heads,
+                config.d_mlp,
+                config.dropout,
+                config.mlp_activation,
+                batch_first=True,
+                norm_first=True,
+            )
+            self.blocks = nn.TransformerEncoder(layer, config.n_layers, enable_nested_tensor=False)
+            cell = torch.arange(81)
+            row, column = cell // 9, cell % 9
+            for name, index in (("rows", row), ("columns", column), ("boxes", 3 * (row // 3) + column // 3)):
+                self.register_buffer(name, index)
+
+        def forward(self, puzzles: torch.Tensor) -> torch.Tensor:
+            h = self.embed(nn.functional.one_hot(puzzles, 10).float())
+            p = torch.zeros(*puzzles.shape, 9, device=puzzles.device)
+            all_logits = []
+            for _ in range(config.iterations):
+                positions = self.row(self.rows) + self.column(self.columns) + self.box(self.boxes)
+                h = self.blocks(h + self.feedback(p) + positions)
+                logits = self.head(h)
+                p = logits.softmax(-1)
+                all_logits.append(logits)
+            return torch.stack(all_logits)
+
+    return Model()
+
+
+class SudokuPeer:
+    """Model and AdamW on the batches of a config."""
+
+    def __init__(self, config: Config):
+        """Builds the model on the GPU if there is one, else on all usable CPU cores."""
+        import torch
+
+        train = config.train
+        self._config, self._device = config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(usable_cores())
+        torch.manual_seed(config.seed)
+        self._model = build_model(config.model).to(self._device).train()
+        rates = {"lr": train.lr, "betas": train.betas, "eps": train.eps, "weight_decay": train.weight_decay}
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), **rates, fused=self._device.type == "cuda")
+        self._batches = RandomPuzzles(config).train_batches(seed=config.seed, batch_size=config.batch_size)
+        self.facts: dict[str, Any] = {
+            "n_params": sum(p.numel() for p in self._model.parameters()),
+            "attention": "stock",
+            "threads": torch.get_num_threads(),
+            "versions": {"torch": version("torch")},
+        }
+
+    def run(self, n_steps: int) -> list[float]:
+        """Takes steps; seconds of each. On a GPU the next step is on its way while one is waited for."""
+        return lap_times(self._step, n_steps, ahead=self._device.type == "cuda")
+
+    def _step(self) -> Callable[[], object]:
+        import torch
+
+        batch = next(self._batches)
+        puzzles, solutions = (
+            torch.from_numpy(batch[name].astype(np.int64)).to(self._device) for name in ("puzzles", "solutions")
+        )
+        bf16 = self._device.type == "cuda" and self._config.train.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            logits = self._model(puzzles)[:, puzzles == 0].float()
+            target = (solutions[puzzles == 0] - 1).expand(len(logits), -1)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+        loss.backward()
+        if self._config.train.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.train.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._device.type == "cpu":
+            return lambda: None
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
+    def peak_memory_mb(self) -> float:
+        """Of the GPU's memory, or the peak resident set of this process, in 10^6 bytes."""
+        import torch
+
+        if self._device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated()) / 1e6
+        return resident_peak_mb()
+
+
+def make(config: Config) -> SudokuPeer:
+    """The contender, in the process of its worker."""
+    return SudokuPeer(config)
