@@ -333,7 +333,10 @@ def test_no_worker_outlives_the_measurement(sign, delay, config_file):
         (["throughput"], "--config: name a config file"),
         (["throughput", "--config=CONFIG", "--stepz=3"], "Unknown command line flag 'stepz'. Did you mean: steps ?"),
         (["throughput", "--config=CONFIG", "--steps=0"], "flag --steps=0"),
-        (["throughput", "--config=CONFIG", "--peer=other"], "flag --peer=other: value should be one of <psannlm>"),
+        (
+            ["throughput", "--config=CONFIG", "--peer=other"],
+            "flag --peer=other: value should be one of <psannlm|torch>",
+        ),
         (["throughput", "--config=CONFIG", "--against=missing.py"], "--against: missing.py: there is no such config"),
         (["throughput", "--config=CONFIG", "--against=CONFIG", "--against.train.lrr=1"], "'lrr'"),
         (["throughput", "--config=CONFIG", "--against=CONFIG", "--peer=psannlm"], "--against: cannot be used together"),

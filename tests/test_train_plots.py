@@ -50,7 +50,7 @@ def test_smoothing_is_a_centred_mean():
 
 
 def test_phases_are_marked(tmp_path):
-    colour = (115, 115, 115)
+    colour = (184, 134, 11)
     for name, phases in {"without": None, "with": {0: "51+", 40: "all"}}.items():
         plot_loss_curve(train_rows(100), tmp_path / f"{name}.png", phases=phases)
     assert (colour in colours(tmp_path / "with.png"), colour in colours(tmp_path / "without.png")) == (True, False)

@@ -3,7 +3,6 @@
 With --time the steps are run too, which needs the memory.
 """
 
-import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Windows or puzzles in a s
 _REMATS = flags.DEFINE_list("remats", None, "Values of train.remat, or all; left out: as configured.")
 _TIME = flags.DEFINE_bool("time", False, "Also run --steps of each, and give their median.")
 
-_ALL = {"sudoku": ("none", "iteration", "nested")}
-_OTHERS = ("none", "dots", "block", "full")
+_ALL = {True: ["none", "iteration", "nested"], False: ["none", "dots", "block", "full"]}  # by base sudoku or not
 
 
 def main() -> None:
@@ -36,18 +34,18 @@ def main() -> None:
     config = with_vocabulary(parse(CONFIG.value))
     if JSON.value:
         check_writable(Path(JSON.value))
-    sizes = [_whole(size) for size in _BATCH_SIZES.value or [config.batch_size]]
+    sizes = [_whole(size) for size in _BATCH_SIZES.value or [str(config.batch_size)]]
     remats = _REMATS.value or [config.train.remat]
     if remats == ["all"]:
-        remats = _ALL.get(config.model.base, _OTHERS)
+        remats = _ALL[config.model.base == "sudoku"]
     result = measure(config, sizes, remats, n_steps=STEPS.value if _TIME.value else 0)
     print(report(result))
     if JSON.value:
         write_result(Path(JSON.value), result)
 
 
-def _whole(text: Any) -> int:
-    if not str(text).isdecimal() or int(text) < 1:
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch_sizes: {text!r} is no number of windows or puzzles")
     return int(text)
 
@@ -72,8 +70,9 @@ def measure(config: Config, batch_sizes: list[int], remats: list[str], *, n_step
     for size in batch_sizes:
         for remat in remats:
             say(f"batch {size}, remat {remat}")
-            train = dataclasses.replace(config.train, batch_tokens=size * config.data.max_length, remat=remat)
-            case = parse(to_dict(dataclasses.replace(config, train=train)))
+            settings = to_dict(config)
+            settings["train"] |= {"batch_tokens": size * config.data.max_length, "remat": remat}
+            case = parse(settings)
             cases.append({"batch_size": size, "remat": remat, **_memory(case), "step_s": _median_step(case, n_steps)})
     first = {"temp_gib": cases[0]["temp_gib"]}
     return {**first, "cases": cases, "device": device_description(), "config": to_dict(config)}

@@ -83,8 +83,14 @@ class SudokuPeer:
         torch.set_num_threads(usable_cores())
         torch.manual_seed(config.seed)
         self._model = build_model(config.model).to(self._device).train()
-        rates = {"lr": train.lr, "betas": train.betas, "eps": train.eps, "weight_decay": train.weight_decay}
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), **rates, fused=self._device.type == "cuda")
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(),
+            lr=train.lr,
+            betas=train.betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            fused=self._device.type == "cuda",
+        )
         self._batches = RandomPuzzles(config).train_batches(seed=config.seed, batch_size=config.batch_size)
         self.facts: dict[str, Any] = {
             "n_params": sum(p.numel() for p in self._model.parameters()),

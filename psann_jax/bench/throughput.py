@@ -98,8 +98,8 @@ def measure(
       all cores), compile_s, peak_memory_mb, mfu, n_params, device, attention, versions, n_steps, config.
       Without a rival None: peer (its name), peer_tokens_per_s, peer_peak_memory_mb, ratio, spread (two ratios),
       ratio_of_fastest (steps).
-      Also differences, in words; other_load, the cores that other processes kept busy; and contenders, with
-      these figures of each.
+      Also differences, in words; other_load, the cores that other processes kept busy; window_tokens, of
+      a window or cells of a puzzle; and contenders, with these figures of each.
 
     Raises:
       UserError: a setting is wrong, psannlm is missing or has no such model, or memory is too small.
@@ -127,6 +127,7 @@ def measure(
         "mfu": mfu,
         **_comparison(figures),
         "n_steps": n_steps,
+        "window_tokens": config.data.max_length,
         "differences": differences,
         "other_load": other_load,
         "config": to_dict(config),
@@ -179,7 +180,7 @@ def _comparison(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> str:
     """The result of `measure` as a table and a few lines."""
-    train, length = result["config"]["train"], result["config"]["data"]["max_length"]
+    train, length = result["config"]["train"], result["window_tokens"]
     batch = f"{train['batch_tokens'] // length} x {length} tokens"
     lines = [
         f"{result['device']}; batches of {batch}, {train['precision']}; {result['n_steps']} steps each",

@@ -6,6 +6,7 @@ from flax import nnx
 
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.partition import param
+from psann_jax.ops.dropout import kept
 from psann_jax.ops.linear import matmul
 
 
@@ -44,5 +45,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); does nothing without a key."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+    stays, share = kept(key, rate, x.shape)
+    return jnp.where(stays, x / share, jnp.zeros((), x.dtype))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from psann_jax.ops.dropout import kept
+
 MASKED = -1e30  # a score that is finite, so that a row without a visible key in a tile gives no NaN
 # Rows and columns of a tile: in the caches of a CPU, or enough work for a kernel launch elsewhere.
 _CPU_TILE, _ACCELERATOR_TILE = 128, 256
@@ -57,7 +59,8 @@ put = partial(lax.dynamic_update_index_in_dim, axis=0)
 def keep(key: Array, rate: float, shape: tuple[int, ...], i: Array, j: Array) -> Array:
     """Factors of the attention weights of one tile: 0 for dropped ones, 1 / (1 - rate) for the others."""
     key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-    return jax.random.bernoulli(key, 1 - rate, shape) / jnp.float32(1 - rate)
+    stays, share = kept(key, rate, shape)
+    return stays / jnp.float32(share)
 
 
 def keep_whole(key: Array, rate: float, B: int, H: int, L: int) -> Array:

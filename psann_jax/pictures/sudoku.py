@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,7 +19,7 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
       rows: number of iterations -> `psann_jax.tasks.sudoku_scores.shares_at`.
       stopped: whether puzzles end at their first valid grid, for the title.
     """
-    figure, axes = _figure(8, 5), None
+    figure = _figure(8, 5)
     axes = figure.subplots()
     marks = list(rows)
     names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
@@ -101,7 +102,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _grid_lines(panel: object) -> None:
+def _grid_lines(panel: Axes) -> None:
     panel.set_xticks([])
     panel.set_yticks([])
     for edge in (2.5, 5.5):

@@ -156,9 +156,11 @@ def solve(
     search = jax.jit(partial(_search, run.network, stop_at_valid, marks), donate_argnums=2)
     with jax.set_mesh(run.mesh), tqdm(total=n, unit=" puzzles", disable=not (progress and sys.stderr.isatty())) as bar:
         puzzles, state = _first_state(run, puzzles_Nx81, size, len(marks))
-        while bar.n < n:
+        finished = 0
+        while finished < n:
             state = search(run.params, puzzles, state)
-            bar.update(int(state["next"]) - int(jnp.sum(state["puzzle"] < n)) - bar.n)
+            before, finished = finished, int(state["next"]) - int(jnp.sum(state["puzzle"] < n))
+            bar.update(finished - before)
         first_N, valid_NxM, grids_Nx81 = (np.asarray(state[name])[:-1] for name in ("first", "valid", "grids"))
     if stop_at_valid:
         valid_NxM = (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks))

@@ -36,6 +36,11 @@ _PREFIX = "step"
 _STEP_NAME = re.compile(rf"{_PREFIX}_(\d+)")
 _REPORTED_DIFFERENCES = 10
 _WEIGHTS = ("params", "averaged")  # parts of the state that are read without the others
+_ITEM_NAMES = {
+    "params": "parameters",
+    "averaged": "averaged parameters",
+    "training": "optimizer or other training state",
+}
 _DAMAGED = "the checkpoint is damaged; remove it to go on from the one before"
 
 
@@ -355,8 +360,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._verify(step, wanted)
         saved = self._read_metadata(step, *wanted).metadata
         for item in wanted:
-            what = "optimizer or other training state" if item == "training" else f"parameters ({item})"
-            check_compatible(saved[item], wanted[item], f"{self.path(step)}: {what}")
+            check_compatible(saved[item], wanted[item], f"{self.path(step)}: {_ITEM_NAMES[item]}")
         loaded = self._load(step, wanted)
         training = loaded.pop("training", {})
         return loaded | training

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#737373"
+_RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#b8860b"
 
 
 def plot_loss_curve(
@@ -51,7 +51,7 @@ def plot_loss_curve(
     rates.plot(rate_steps, rate, color=_RATE, marker="." if rate_steps.size < 30 else "")
 
     for step, name in (phases or {}).items():
-        losses.axvline(step, color=_PHASE, linestyle=":", linewidth=1)
+        losses.axvline(step, color=_PHASE, linestyle="--", linewidth=2)
         place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
         losses.annotate(name, (step, 0.98), **place, rotation=90, va="top", fontsize=8, color=_PHASE)
     losses.set_ylabel("cross entropy (nats a token)")

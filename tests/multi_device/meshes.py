@@ -1,4 +1,7 @@
-"""Trains a few steps on several meshes of one process and prints what it finds as JSON."""
+"""Trains a few steps on several meshes of one process and prints what it finds as JSON.
+
+Args: text or sudoku; a directory.
+"""
 
 import json
 import sys
@@ -9,6 +12,8 @@ import numpy as np
 import optax
 from tiny import tiny_config
 
+from psann_jax.bench.random_task import random_task
+from psann_jax.config_io import default_config, parse
 from psann_jax.nn.partition import MESH_AXES
 from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.compilation import compile_steps
@@ -60,8 +65,8 @@ def difference(moments, others):
     return float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs))
 
 
-def main(workdir):
-    """Prints a JSON object, mesh name -> result."""
+def text(workdir):
+    """A language model."""
     config = tiny_config(
         Path(workdir),
         model__n_heads=8,
@@ -72,11 +77,26 @@ def main(workdir):
         train__label_smoothing=0.1,
         train__z_loss=1e-3,
     )
-    task = LanguageModel.load(config, progress=False)
+    return LanguageModel.load(config, progress=False), config
+
+
+def sudoku(workdir):
+    """The Sudoku transformer with sharpness-aware minimisation and averaged weights; it needs no files."""
+    del workdir
+    config = default_config("sudoku")
+    config.model.update(d_model=32, n_layers=2, n_heads=8, d_mlp=40, iterations=3, dropout=0.0)
+    config.train.update(batch_tokens=81 * 16, grad_accum=2, precision="fp32", sam_rho=0.05, ema_decay=0.9)
+    config = parse(config)
+    return random_task(config), config
+
+
+def main(kind, workdir):
+    """Prints a JSON object, mesh name -> result."""
+    task, config = {"text": text, "sudoku": sudoku}[kind](workdir)
     found = {name: results_on(mesh_of(sizes), task, config) for name, sizes in MESHES.items()}
     _, one = found["one"]
     print(json.dumps({name: {**shown, "difference": difference(m, one)} for name, (shown, m) in found.items()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

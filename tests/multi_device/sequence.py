@@ -29,6 +29,8 @@ def config_of(name, sequence):
     config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
     config.mesh.update(tensor=4, sequence=sequence)
     model = variant(name, vocab_size=32, d_model=32, n_layers=4, dropout=0.1)
+    if hasattr(model, "n_positions"):
+        model = dataclasses.replace(model, n_positions=LENGTH)
     return dataclasses.replace(parse(config), model=model)
 
 

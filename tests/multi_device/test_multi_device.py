@@ -10,19 +10,25 @@ from psann_jax.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
-def on_meshes(tmp_path_factory):
+def on_meshes(tmp_path_factory, request):
     """Results of every mesh, from one process."""
-    return json.loads(
-        run_script("multi_device/meshes.py", tmp_path_factory.mktemp("meshes"), devices=8).splitlines()[-1]
-    )
+    folder = tmp_path_factory.mktemp("meshes")
+    return json.loads(run_script("multi_device/meshes.py", request.param, folder, devices=8).splitlines()[-1])
 
 
+KINDS = pytest.mark.parametrize(
+    "on_meshes", ["text", pytest.param("sudoku", marks=pytest.mark.slow)], indirect=True, scope="module"
+)
+
+
+@KINDS
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor", "all"])
 def test_losses_and_gradients_equal_those_of_one_device(on_meshes, mesh):
     np.testing.assert_allclose(on_meshes[mesh]["losses"], on_meshes["one"]["losses"], rtol=2e-5)
     assert on_meshes[mesh]["difference"] < 2e-5
 
 
+@KINDS
 @pytest.mark.parametrize(("mesh", "most"), [("fsdp", 0.2), ("tensor", 0.25), ("all", 0.4)])
 def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
     assert on_meshes[mesh]["moments"] > 20
@@ -30,7 +36,7 @@ def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
     assert on_meshes[mesh]["held"] < most
 
 
-OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full"]
+OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full", "ngt", "vanilla"]
 
 
 @pytest.mark.parametrize("names", [["waveresnet_dilated"], pytest.param(OTHERS, marks=pytest.mark.slow)])
