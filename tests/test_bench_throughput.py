@@ -112,6 +112,7 @@ def test_random_text_is_seeded_and_has_the_stated_statistics():
 # --- measuring ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_config_against_another(tmp_path, config_file):
     """The command: table, progress, and figures in the JSON file that agree with one another."""
     out = tmp_path / "result.json"

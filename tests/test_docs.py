@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import jax
+import pytest
 from tiny import write_text
 from variants import VARIANTS, variant
 
@@ -20,6 +21,7 @@ def blocks(name, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_code_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
