@@ -9,16 +9,9 @@ run has not been measured yet.
 
 from ml_collections import config_dict
 
-from psann_jax.config_io import default_config
+from psann_jax.recipes import proxy_13m
 
 
 def get_config() -> config_dict.ConfigDict:
     """The experiment."""
-    config = default_config("waveresnet")
-    config.model.update(d_model=256, n_layers=6, n_heads=4, d_mlp=1024)
-    config.data.max_length = 1024
-    config.data.tokenizer.vocab_size = 16384
-    config.train.update(steps=500, batch_tokens=32768, grad_accum=4, lr=2.4e-3, warmup_steps=100)
-    config.train.log_every = 25
-    config.eval.max_tokens = 1_000_000
-    return config
+    return proxy_13m("waveresnet")

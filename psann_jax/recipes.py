@@ -7,6 +7,31 @@ from psann_jax.config_io import default_config
 _WIKITEXT_103 = "hf:Salesforce/wikitext/wikitext-103-raw-v1"
 
 
+def proxy_13m(base: str) -> config_dict.ConfigDict:
+    """The proxy of the base sweeps of 2025-12: 13 M parameters, 16.4 M tokens.
+
+    Args:
+      base: transformer, respsann, sgrpsann or waveresnet.
+    """
+    config = default_config(base)
+    config.model.update(d_model=256, n_layers=6, n_heads=4, d_mlp=1024)
+    config.data.max_length = 1024
+    config.data.tokenizer.vocab_size = 16384
+    config.train.update(steps=500, batch_tokens=32768, grad_accum=4, lr=2.4e-3, warmup_steps=100)
+    config.train.log_every = 25
+    config.eval.max_tokens = 1_000_000
+    return config
+
+
+def proxy_sweep(base: str) -> config_dict.ConfigDict:
+    """What the runs of the base sweeps have in common: the proxy on WikiText-103, evaluated every 100 updates."""
+    config = proxy_13m(base)
+    config.data.update(sources=(_WIKITEXT_103,), valid_sources=(f"{_WIKITEXT_103}@validation",))
+    config.train.lr = 2.2e-3
+    config.eval.every = 100
+    return config
+
+
 def w3_25m(base: str) -> config_dict.ConfigDict:
     """The screening of the Newton Gravity Transformer on WikiText-103: 25 M parameters, 15,000 updates.
 

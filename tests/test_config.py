@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
+from psann_jax.bench.sweeps import all_cases
 from psann_jax.config import BASES, PRESETS, Config, ConfigError
 from psann_jax.config_io import default_config, flatten, parse, to_dict
 
@@ -43,10 +44,14 @@ def test_every_config_file_parses_and_tells_command_hardware_and_results(path):
     namespace = {}
     source = path.read_text()
     exec(compile(source, str(path), "exec"), namespace)
-    parse(namespace["get_config"]())
+    config = namespace["get_config"]()
+    if "sweeps" in path.parts:
+        assert all_cases(config, speed=lambda _: 1000.0)
+    else:
+        parse(config)
     doc = namespace["__doc__"]
     assert f"--config={path.relative_to(ROOT)}" in doc
-    wanted = ("puzzles/s", "solved") if "sudoku" in path.parts else ("tokens/s", "loss")
+    wanted = {"sudoku": ("puzzles/s", "solved"), "sweeps": ("runs",)}.get(path.parent.name, ("tokens/s", "loss"))
     assert all(word in doc for word in wanted)
 
 

@@ -67,14 +67,14 @@ class Ours:
         # Scores of distances are products of head coordinates, narrower than the values.
         gravity = isinstance(model, NGTConfig)
         width = (model.n_heads * model.d_head_coord + model.d_model) / 2 if gravity else model.d_model
-        flops = training_flops_per_token(_matrix_params(self._task.network), model.n_layers, width, length)
+        flops = training_flops_per_token(matrix_params(self._task.network), model.n_layers, width, length)
         if isinstance(model, SudokuConfig):  # every cell attends to all 81
             flops += 6.0 * model.n_layers * length * width
             flops *= model.iterations
         return mfu(tokens_per_s, flops, self._config.train.precision)
 
 
-def _matrix_params(network: Network) -> int:
+def matrix_params(network: Network) -> int:
     """Weights that take part in matrix products: the matrices of the blocks, and the head."""
     kinds = ("matrix", "coordinate")
     sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)

@@ -3,7 +3,6 @@
 The first start prepares the text and compiles; the second finds both in the cache directory, which is a new one.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from psann_jax.bench.arguments import CONFIG, JSON
+from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say
 from psann_jax.config import Config
@@ -26,16 +26,6 @@ from psann_jax.train.metrics import METRICS, read_metrics
 _STARTS = flags.DEFINE_integer("starts", 2, "How often to start.", lower_bound=2)
 
 _COMPILED = re.compile(r"^compiled +in ([\d.]+) s", re.MULTILINE)
-_CONFIG_FILE = """
-import json
-from pathlib import Path
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(json.loads((Path(__file__).parent / "config.json").read_text()))
-"""
 
 
 def main() -> None:
@@ -67,8 +57,7 @@ def measure(config: Config, n_starts: int) -> dict[str, Any]:
     starts = []
     with tempfile.TemporaryDirectory() as folder:
         settings["data"]["cache_dir"] = str(Path(folder, "cache"))
-        Path(folder, "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        Path(folder, "config.py").write_text(_CONFIG_FILE, encoding="utf-8")
+        write_config_file(settings, Path(folder))
         for i in range(n_starts):
             say(f"start {i + 1} of {n_starts}")
             starts.append(_start(Path(folder), Path(folder, f"run_{i}")))
