@@ -19,7 +19,7 @@ from processes import environment
 from psann_jax.config import CheckpointConfig
 from psann_jax.errors import UserError
 from psann_jax.train import checkpoints as module
-from psann_jax.train.checkpoints import Checkpoints, check_compatible
+from psann_jax.train.checkpoints import Checkpoints
 
 METADATA = {"config": {"seed": 3, "model": {"base": "waveresnet", "mlp_activation": None}, "betas": [0.9, 0.95]}}
 
@@ -222,10 +222,6 @@ def test_one_that_is_being_written_does_not_count(tmp_path):
 # --- what does not fit ----------------------------------------------------------------------------------
 
 
-def described(**shapes):
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-
-
 def test_other_architecture_is_a_diff(saved):
     state = abstract(make_state(7))
     state["params"]["blocks"]["kernel"] = jax.ShapeDtypeStruct((8, 32), jnp.float32)
@@ -245,19 +241,6 @@ def test_other_optimizer_is_a_diff(saved):
     state["opt_state"] = optax.sgd(1.0, momentum=0.9).init(state["params"]["embed"])
     with pytest.raises(UserError, match=r"step_7: optimizer or other training state do not fit the config\n  opt_stat"):
         open_checkpoints(saved).restore(7, state)
-
-
-def test_a_long_diff_is_cut():
-    expected = described(**{f"p{i:02}": (2,) for i in range(30)})
-    with pytest.raises(UserError) as caught:
-        check_compatible({}, expected, "x: parameters")
-    lines = str(caught.value).split("\n")
-    assert len(lines) == 12
-    assert lines[-1] == "  and 20 more"
-
-
-def test_compatible_is_silent():
-    check_compatible(described(a=(2, 3)), described(a=(2, 3)), "x")
 
 
 def test_newer_format(saved, monkeypatch):

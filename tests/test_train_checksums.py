@@ -245,7 +245,7 @@ def test_a_save_of_the_same_step_replaces_a_damaged_one(saved):
 def test_damaged_ones_take_no_place_of_those_to_keep(saved):
     damage(saved, 3)
     with open_checkpoints(saved, keep=2) as checkpoints:
-        checkpoints._metrics[3] = {"val_loss": 0.0}  # it was the best, too
+        checkpoints._index.record(3, {"val_loss": 0.0})  # it was the best, too
         assert checkpoints.newest_sound()[0] == 2
         checkpoints.save(5, make_state(5), metadata=METADATA, final=True)
         assert checkpoints.steps() == [2, 5]

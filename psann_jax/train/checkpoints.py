@@ -8,9 +8,7 @@ the best one and holds their validation losses.
 """
 
 import contextlib
-import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -27,14 +25,14 @@ from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.errors import UserError
+from psann_jax.train.checkpoint_index import CheckpointIndex
 from psann_jax.train.checksums import find_damage, write_checksums
+from psann_jax.train.compatibility import check_compatible
 from psann_jax.train.processes import from_leader, together
 
 FORMAT_VERSION = 1
-INDEX = "index.json"
 _PREFIX = "step"
 _STEP_NAME = re.compile(rf"{_PREFIX}_(\d+)")
-_REPORTED_DIFFERENCES = 10
 _WEIGHTS = ("params", "averaged")  # parts of the state that are read without the others
 _ITEM_NAMES = {
     "params": "parameters",
@@ -78,7 +76,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._checksummed: set[int] = set()
         self._sound: set[int] = set()  # verified as a whole
         self._damaged: set[int] = set()
-        self._metrics = self._read_index()
+        self._index = CheckpointIndex(self.directory)
         logging.getLogger("absl").addFilter(_not_from_orbax)
 
     def __exit__(self, *_: object) -> None:
@@ -141,7 +139,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def best(self) -> int | None:
         """The step with the lowest validation loss; None if no checkpoint has one."""
-        return self._best(self.steps())
+        return self._index.best(self.steps())
 
     def path(self, step: int) -> Path:
         """The directory of one checkpoint."""
@@ -197,7 +195,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         self.wait()
         if metrics is not None:
-            self._metrics[step] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+            self._index.record(step, metrics)
         exists = self.path(step).exists()
         complete, damaged = from_leader([step in self.steps(), exists and step not in self.steps()])
         # This also finds an unwritable directory before Orbax has started its threads, which would hang for minutes.
@@ -310,38 +308,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Those of the given steps that are worth keeping: the latest, the best, multiples of `keep_every`."""
         whole = sorted(s for s in steps if s == self._saving or self._counts(s))
         kept = set(whole[-self._config.keep :])
-        best = self._best(whole)
+        best = self._index.best(whole)
         if best is not None:
             kept.add(best)
         if self._config.keep_every:
             kept.update(s for s in whole if s % self._config.keep_every == 0)
         return kept
 
-    def _best(self, steps: Collection[int]) -> int | None:
-        losses = {s: self._metrics[s]["val_loss"] for s in steps if "val_loss" in self._metrics.get(s, {})}
-        return min(losses, key=lambda s: (losses[s], s), default=None)
-
-    def _read_index(self) -> dict[int, dict[str, float]]:
-        try:
-            index = json.loads((self.directory / INDEX).read_text())
-            return {int(step): metrics for step, metrics in index["metrics"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return {}  # it can be missing; a run without it only forgets which checkpoint was the best
-
     def _write_index(self) -> None:
-        if jax.process_index() != 0:
-            return
-        with self._lock:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            steps = self.steps()
-            index = {
-                "last": max(steps, default=None),
-                "best": self._best(steps),
-                "metrics": {str(s): self._metrics[s] for s in steps if s in self._metrics},
-            }
-            temporary = self.directory / f"{INDEX}.tmp"
-            temporary.write_text(json.dumps(index, indent=2) + "\n")
-            temporary.replace(self.directory / INDEX)
+        if jax.process_index() == 0:
+            with self._lock:
+                self._index.write(self.steps())
 
     # --- restoring ------------------------------------------------------------------------------------
 
@@ -407,39 +384,6 @@ def _items(state: Mapping[str, Any]) -> dict[str, Any]:
     items = {name: state[name] for name in _WEIGHTS if name in state}
     rest = {name: value for name, value in state.items() if name not in _WEIGHTS}
     return items | ({"training": rest} if rest else {})
-
-
-def check_compatible(saved: Any, expected: Any, what: str) -> None:
-    """Raises a UserError that lists what differs between a checkpoint and the config's state.
-
-    Args:
-      saved: pytree of arrays, or of their descriptions with shape and dtype, as in the checkpoint.
-      expected: the same as the config makes it.
-      what: the checkpoint and its part, for the first line of the message.
-    """
-    ours, theirs = _describe(expected), _describe(saved)
-    differences = []
-    for path in sorted(ours.keys() | theirs.keys()):
-        if path not in theirs:
-            differences.append(f"{path}: missing in the checkpoint, config {ours[path]}")
-        elif path not in ours:
-            differences.append(f"{path}: checkpoint {theirs[path]}, unknown to the config")
-        elif ours[path] != theirs[path]:
-            differences.append(f"{path}: checkpoint {theirs[path]}, config {ours[path]}")
-    if differences:
-        shown = differences[:_REPORTED_DIFFERENCES]
-        more = len(differences) - len(shown)
-        lines = [f"{what} do not fit the config", *shown, *([f"and {more} more"] if more else [])]
-        raise UserError("\n  ".join(lines))
-
-
-def _describe(tree: Any) -> dict[str, str]:
-    """Path -> "dtype[shape]" of every array."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
-        for path, x in leaves
-    }
 
 
 class _Preservation:

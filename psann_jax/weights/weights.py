@@ -12,7 +12,7 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
 from psann_jax.models.registry import Network
 from psann_jax.tasks.language_model import make_network
-from psann_jax.train.checkpoints import check_compatible
+from psann_jax.train.compatibility import check_compatible
 
 
 @dataclass(frozen=True)

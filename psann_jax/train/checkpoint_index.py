@@ -1,0 +1,45 @@
+"""``index.json`` beside the checkpoints: which is the last, which the best, and their validation losses."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+INDEX = "index.json"
+
+
+class CheckpointIndex:
+    """The metrics of checkpoints. It may be missing: a run without it only forgets which checkpoint was the best."""
+
+    def __init__(self, directory: Path):
+        """Reads what is there."""
+        self._directory = directory
+        self._metrics = self._read()
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes those metrics of a checkpoint that are finite."""
+        self._metrics[step] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+    def best(self, steps: Collection[int]) -> int | None:
+        """That of the steps with the lowest validation loss, the first of equals; None if none has one."""
+        losses = {s: self._metrics[s]["val_loss"] for s in steps if "val_loss" in self._metrics.get(s, {})}
+        return min(losses, key=lambda s: (losses[s], s), default=None)
+
+    def write(self, steps: Collection[int]) -> None:
+        """Writes the file, whole or not at all, for the checkpoints that there are."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        index = {
+            "last": max(steps, default=None),
+            "best": self.best(steps),
+            "metrics": {str(s): self._metrics[s] for s in steps if s in self._metrics},
+        }
+        temporary = self._directory / f"{INDEX}.tmp"
+        temporary.write_text(json.dumps(index, indent=2) + "\n")
+        temporary.replace(self._directory / INDEX)
+
+    def _read(self) -> dict[int, dict[str, float]]:
+        try:
+            index = json.loads((self._directory / INDEX).read_text())
+            return {int(step): metrics for step, metrics in index["metrics"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return {}
