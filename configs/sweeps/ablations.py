@@ -14,7 +14,7 @@ from psann_jax.recipes import proxy_sweep
 def get_config() -> config_dict.ConfigDict:
     """The sweep."""
     # respsann is waveresnet without its wave; each line takes one thing from it, or gives it one more.
-    base = {"model.base": "respsann"}
+    base: dict[str, object] = {"model.base": "respsann"}
     contenders: dict[str, dict[str, object]] = {
         "respsann": base,
         "gelu": base | {"model.mlp_activation": "gelu"},
