@@ -10,7 +10,7 @@ from psann_jax.command_line import fail, parse_flags
 from psann_jax.errors import UserError
 
 # Subcommand -> the module that defines its flags and has `main()`, and DEFAULT_ARGUMENTS where it needs no --config.
-_NAMES = ("throughput", "generate", "scaling", "screening", "devices", "start", "memory", "sweep")
+_NAMES = ("throughput", "generate", "scaling", "screening", "devices", "start", "memory", "sweep", "make_eval")
 _COMMANDS = {name: f"psann_jax.bench.{name}" for name in _NAMES}
 
 

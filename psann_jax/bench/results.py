@@ -1,4 +1,4 @@
-"""The file that --json names."""
+"""The file that --json or another flag names."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from typing import Any
 from psann_jax.config import require
 
 
-def check_writable(path: Path) -> None:
-    """Raises UserError before a measurement what would lose its result."""
+def check_writable(path: Path, flag: str = "--json") -> None:
+    """Raises UserError, in the name of a flag, before a measurement what would lose its result."""
     parent = path.absolute().parent
-    require(parent.is_dir(), "--json", f"{path}: there is no directory {parent}")
-    require(not path.is_dir() and os.access(parent, os.W_OK), "--json", f"{path}: cannot be written")
+    require(parent.is_dir(), flag, f"{path}: there is no directory {parent}")
+    require(not path.is_dir() and os.access(parent, os.W_OK), flag, f"{path}: cannot be written")
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import html
 import math
 import statistics
@@ -72,9 +73,16 @@ class Outcome:
             "val_loss": self.summary["val_loss"],
             "val_ppl": self.summary["val_ppl"],
             "val_top1_acc": self.summary["val_top1"],
+            "valid_sha256": _hashes(case.config.data.valid_sources),
             "train_config": to_dict(case.config)["train"],
             "data_config": to_dict(case.config)["data"],
         }
+
+
+def _hashes(sources: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of those sources that are single files, as `psann_jax.bench.make_eval` writes them."""
+    paths = [Path(source) for source in sources if Path(source).is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path) -> None:
