@@ -8,8 +8,8 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -38,8 +38,9 @@ def main() -> None:
     if out.exists():
         raise UserError(f"--out: {out}: exists, and is left as it is; name another file")
     check_writable(out, "--out")
-    names: dict[str, str] = {"document": str(_DOCUMENT.value), "text_field": str(_FIELD.value)}
-    source = open_source(str(_SOURCE.value), replace(DataConfig(), **names), "--source")
+    document: Any = _DOCUMENT.value
+    config = DataConfig(document=document, text_field=str(_FIELD.value))
+    source = open_source(str(_SOURCE.value), config, "--source")
     documents = tqdm(source.documents(), unit=" documents", disable=None)
     n, digest = write_eval(out, choose(documents, _BYTES.value, _SEED.value))
     print(f"{out}: {n:,} documents, sha256 {digest}")
