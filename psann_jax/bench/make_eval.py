@@ -32,7 +32,7 @@ def main() -> None:
     for flag in (_SOURCE, _OUT):
         if not flag.value:
             raise UserError(f"--{flag.name}: is missing")
-    out = Path(_OUT.value)
+    out = Path(str(_OUT.value))
     if out.suffix != ".jsonl":
         raise UserError(f"--out: {out}: must end in .jsonl")
     if out.exists():
