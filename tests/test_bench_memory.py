@@ -14,6 +14,7 @@ TINY = Config(
 )
 
 
+@pytest.mark.slow
 def test_rematerialisation_and_small_batches_need_less():
     result = memory.measure(TINY, [4, 8], ["none", "nested"])
     found = {(case["batch_size"], case["remat"]): case["temp_gib"] for case in result["cases"]}

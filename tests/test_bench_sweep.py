@@ -158,7 +158,7 @@ def runner(monkeypatch):
 
 
 def start(monkeypatch, tmp_path, sweep, **flags):
-    values = {"CONFIG": sweep, "_WORKDIR": str(tmp_path / "out"), "_DRY_RUN": False, "_BASES": [], "_SEEDS": []}
+    values = {"CONFIG": sweep, "WORKDIR": str(tmp_path / "out"), "_DRY_RUN": False, "_BASES": [], "_SEEDS": []}
     for name, value in (values | flags).items():
         monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
     monkeypatch.setattr(command.config_flags, "get_config_filename", lambda flag: "configs/sweeps/three.py")

@@ -217,7 +217,7 @@ def test_every_lap_holds_one_step():
 def test_matrix_parameters_are_those_that_multiply():
     """By hand: attention 4 d^2 and MLP 2 d m a layer, and the head; not the embedding table."""
     network = make_network(TINY, 50)
-    assert ours._matrix_params(network) == 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 50
+    assert ours.matrix_params(network) == 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 50
     assert training_flops_per_token(10, 2, 16, 8) == 6 * 10 + 6 * 2 * 16 * 8
 
 

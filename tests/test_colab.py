@@ -52,6 +52,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_the_notebooks_run_one_after_the_other():
     history, out, pictures = run("quickstart.ipynb", "model.history")
     evaluations = [row["loss"] for row in history if row["kind"] == "eval"]

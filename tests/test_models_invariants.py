@@ -137,7 +137,8 @@ def test_rematerialisation_and_unrolling_change_no_value(name, remat, scan_layer
     loss, grads = loss_and_grads()
     other_loss, other_grads = loss_and_grads(remat=remat, scan_layers=scan_layers)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), other_grads, grads)
+    # Other dropout masks would show; sums of float32 in another order do not.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), other_grads, grads)
 
 
 @every_variant

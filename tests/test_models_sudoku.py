@@ -168,6 +168,7 @@ def value_and_gradients(remat, scan_layers=True, key=None, **options):
     return loss, grads
 
 
+@pytest.mark.slow
 def test_rematerialisation_and_scanned_layers_change_no_value(x64):
     options = {"positional_encoding": "rope2d", "key": jax.random.key(7), "dropout": 0.2}
     loss, grads = value_and_gradients("none", **options)

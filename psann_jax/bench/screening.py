@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from psann_jax.bench.screening_report import Run, read_run, write_report
+from psann_jax.bench.workdir import WORKDIR
 from psann_jax.config import NGTConfig, require
 from psann_jax.errors import UserError
 from psann_jax.pictures.coordinates import write_coordinates
@@ -19,7 +20,6 @@ from psann_jax.tasks.restore import load_run
 from psann_jax.train.workdir import SUMMARY
 
 _CONFIGS = flags.DEFINE_string("configs", "configs/w3_25m", "The folder of the configs.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where all goes; default runs/<name of the folder>.")
 _ONLY = flags.DEFINE_list("only", None, "Names of the configs to run; default all.")
 _OVERRIDES = flags.DEFINE_multi_string("override", [], "A setting of every run, as in --override=train.steps=300.")
 _REFERENCE = flags.DEFINE_string("reference", "ngt", "The run that ablations are compared with.")
@@ -28,7 +28,7 @@ _REFERENCE = flags.DEFINE_string("reference", "ngt", "The run that ablations are
 def main() -> None:
     """Runs what the flags ask for; writes results.csv, report.md, val_loss.png and a coords_*.html for every ngt."""
     folder = Path(_CONFIGS.value)
-    workdir = Path(_WORKDIR.value or f"runs/{folder.name}")
+    workdir = Path(WORKDIR.value or f"runs/{folder.name}")
     paths = chosen(folder, _ONLY.value)
     overrides = [f"--config.{setting}" for setting in _OVERRIDES.value]
     for path in paths:  # a mistake in an override is told before anything is trained

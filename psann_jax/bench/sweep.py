@@ -22,6 +22,7 @@ from psann_jax.bench.arguments import CONFIG
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.sweep_report import Outcome, write_report
 from psann_jax.bench.sweeps import Case, all_cases
+from psann_jax.bench.workdir import WORKDIR
 from psann_jax.config import Config
 from psann_jax.config_io import to_dict
 from psann_jax.errors import UserError
@@ -29,7 +30,6 @@ from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
 from psann_jax.train.workdir import SUMMARY, read_json, storage_errors, write_json
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where runs and reports go; default runs/<name of the config>.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list what would be run.")
 _BASES = flags.DEFINE_list("bases", [], "Only these contenders of the sweep.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Other seeds than the sweep's.")
@@ -43,7 +43,7 @@ def main() -> None:
     """Runs what is missing and writes the reports after every run."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the accelerator's memory is for the runs
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = Path(_WORKDIR.value or f"runs/{name}")
+    workdir = Path(WORKDIR.value or f"runs/{name}")
     cases = all_cases(CONFIG.value, only=_BASES.value, seeds=_seeds(_SEEDS.value), speed=_Speeds(workdir))
     missing = [case for case in cases if not _finished(case, workdir)]
     print(_listing(cases, missing, workdir), flush=True)

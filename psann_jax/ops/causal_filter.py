@@ -8,7 +8,10 @@ _POSITIONS = 16  # that one pass over the sums of the taps' gradient takes in
 
 
 def shifted_sum(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation: int | Array = 1) -> Array:
-    """`causal_filter` in its plain form, differentiated by JAX; and for taps that are `dilation` tokens apart."""
+    """`causal_filter` in its plain form, differentiated by JAX; and for taps that are `dilation` tokens apart.
+
+    A traced dilation needs (K - 1) * dilation earlier positions, or a reach that stays below their number.
+    """
     length = reach_BxL.shape[1]
     pad = padded_BxPxD.shape[1] - length
     wide = jnp.promote_types(padded_BxPxD.dtype, jnp.float32)
@@ -16,8 +19,12 @@ def shifted_sum(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation
     for k in range(taps_KxD.shape[0]):
         shift = k * dilation
         if isinstance(shift, int):
+            before = max(shift - pad, 0)  # positions that would look past the beginning
+            if before >= length:
+                break
             start = max(pad - shift, 0)
-            shifted = padded_BxPxD[:, start : start + length]
+            shifted = padded_BxPxD[:, start : start + length - before]
+            shifted = jnp.pad(shifted, ((0, 0), (before, 0), (0, 0)))
         else:
             shifted = lax.dynamic_slice_in_dim(padded_BxPxD, jnp.maximum(pad - shift, 0), length, axis=1)
         y += jnp.where((reach_BxL >= shift)[..., None], shifted * taps_KxD[k].astype(wide), 0)
