@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from psann_jax.config_checks import at_least, refuse_inactive, require, share
+from psann_jax.config_checks import at_least, refuse_inactive, require, share, transformer_sizes
 
 SINE_PARAMETERS = ("amplitude", "frequency", "decay")
 
@@ -127,14 +127,8 @@ class DecoderConfig:
         return dataclasses.replace(self, **{**PRESETS[self.base], **own})
 
     def check(self, prefix: str) -> None:
-        at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp")
+        transformer_sizes(self, prefix)
         at_least(0, self, prefix, "vocab_size")
-        share(self, prefix, "dropout")
-        require(
-            self.d_model % self.n_heads == 0,
-            f"{prefix}.d_model",
-            f"is {self.d_model}, must be divisible by {prefix}.n_heads={self.n_heads}",
-        )
         head = self.d_model // self.n_heads
         require(
             self.positional_encoding != "rope" or head % 2 == 0,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from psann_jax.config_checks import at_least, refuse_inactive, require, share
+from psann_jax.config_checks import at_least, refuse_inactive, require, sine_if_used, transformer_sizes
 from psann_jax.config_decoder import SineConfig
 
 
@@ -43,17 +43,9 @@ class VanillaConfig:
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:
-        at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp")
+        transformer_sizes(self, prefix)
         at_least(0, self, prefix, "vocab_size", "n_positions")
-        share(self, prefix, "dropout")
-        require(
-            self.d_model % self.n_heads == 0,
-            f"{prefix}.d_model",
-            f"is {self.d_model}, must be divisible by {prefix}.n_heads={self.n_heads}",
-        )
-        self.sine.check(f"{prefix}.sine")
-        if self.mlp_activation != "sine":
-            refuse_inactive(self.sine, f"{prefix}.sine", "without the sine activation")
+        sine_if_used(self, prefix)
 
 
 @dataclass(frozen=True)

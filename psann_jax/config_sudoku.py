@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from psann_jax.config_checks import at_least, refuse_inactive, require, share
+from psann_jax.config_checks import at_least, refuse_inactive, require, sine_if_used, transformer_sizes
 from psann_jax.config_decoder import SineConfig
 
 # Buckets of ratings, named by the ratings in them; the last one has no end.
@@ -29,22 +29,15 @@ class SudokuConfig:
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:
-        at_least(1, self, prefix, "d_model", "n_layers", "n_heads", "d_mlp", "iterations")
-        share(self, prefix, "dropout")
-        require(
-            self.d_model % self.n_heads == 0,
-            f"{prefix}.d_model",
-            f"is {self.d_model}, must be divisible by {prefix}.n_heads={self.n_heads}",
-        )
+        transformer_sizes(self, prefix)
+        at_least(1, self, prefix, "iterations")
         head = self.d_model // self.n_heads
         require(
             self.positional_encoding != "rope2d" or head % 4 == 0,
             f"{prefix}.positional_encoding",
             f"rope2d needs a head size that is a multiple of 4, but d_model / n_heads is {head}",
         )
-        self.sine.check(f"{prefix}.sine")
-        if self.mlp_activation != "sine":
-            refuse_inactive(self.sine, f"{prefix}.sine", "without the sine activation")
+        sine_if_used(self, prefix)
 
 
 @dataclass(frozen=True)

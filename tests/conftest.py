@@ -28,6 +28,12 @@ def x64():
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache directory of the test's own, where nothing else names one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def pytest_unconfigure(config):
     """Removes the compiled programs, in the process that has made their directory."""
     if not hasattr(config, "workerinput"):

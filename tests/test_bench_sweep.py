@@ -8,7 +8,7 @@ import pytest
 
 from psann_jax.bench import sweep as command
 from psann_jax.bench.sweep_report import Outcome, write_report
-from psann_jax.bench.sweeps import all_cases, flops_per_token, pairs, sweep_config
+from psann_jax.bench.sweeps import all_cases, flops_per_token, folders, pairs, sweep_config
 from psann_jax.config import ConfigError
 from psann_jax.config_io import default_config, to_dict
 from psann_jax.errors import UserError
@@ -76,6 +76,16 @@ def test_budgets():
     assert by_name["ngt_seconds_seed1"].config.train.steps == 80
     assert by_name["ngt_seconds_seed1"].config.train.warmup_steps == 8
     assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
+
+
+def test_equal_configs_are_one_run():
+    """The reference is the same under every budget."""
+    places = folders(all_cases(small(budgets=("tokens", "flops", "parameters"), seeds=(1, 2))))
+    assert len(places) == 18
+    assert {case.contender: place for case, place in places.items() if place != case.name} == {
+        "transformer": "transformer_seed2"
+    }
+    assert len(set(places.values())) == 14
 
 
 @pytest.mark.parametrize(

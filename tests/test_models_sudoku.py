@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sudoku_names import entries, params_of
 
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SineConfig, SudokuConfig, TrainConfig
 from psann_jax.models import registry
@@ -21,37 +22,6 @@ from psann_jax.train.step import init_state, make_train_step, state_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 RTOL = 1e-6  # the originals form their rotary tables in float32
-NAMES = {"row": "row", "col": "column", "box": "box"}
-TOP = {"initial_encoder": "embed", "pred_proj": "feedback", "output_head": "head"}
-LAYER = {"self_attn.out_proj": "o", "out_proj": "o", "linear1": "fc1", "linear2": "fc2"}
-LAYER |= {f"{name}_proj": name for name in "qkv"}
-
-
-def ours(name, value):
-    """(path in our parameters, layer or None, value) of an array of the original."""
-    if name.endswith("_embed.weight"):
-        return [((NAMES[name.removesuffix("_embed.weight")],), None, value)]
-    module, leaf = name.rsplit(".", 1)
-    if module in TOP:
-        return [((TOP[module], *of_linear(leaf)), None, value.T)]
-    layer, module = name.removeprefix("transformer.").removeprefix("layers.").split(".", 1)
-    module, leaf = module.rsplit(".", 1)
-    if leaf.startswith("in_proj_"):
-        parts = zip("qkv", np.split(value, 3), strict=True)
-        return [(("blocks", part, *of_linear(leaf.removeprefix("in_proj_"))), int(layer), v.T) for part, v in parts]
-    if module.startswith("norm"):
-        return [(("blocks", module, "scale" if leaf == "weight" else "bias"), int(layer), value)]
-    return [(("blocks", LAYER[module], *of_linear(leaf)), int(layer), value.T)]
-
-
-def of_linear(leaf):
-    return ("kernel" if leaf == "weight" else "bias",)
-
-
-def entries(arrays, prefix):
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            yield from ours(name.removeprefix(prefix), value)
 
 
 def load(variant):
@@ -59,14 +29,7 @@ def load(variant):
     arrays = dict(np.load(GOLDEN / f"sudoku_{variant}.npz"))
     config = SudokuConfig(positional_encoding=variant)
     network = registry.build(config, dtype=jnp.float64)
-    params = jax.tree.map(lambda a: np.full(a.shape, np.nan), network.abstract)
-    for path, layer, value in entries(arrays, "param/"):
-        *parents, leaf = path
-        node = params
-        for parent in parents:
-            node = node[parent]
-        node[leaf][() if layer is None else layer] = value
-    assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+    params = params_of(network, entries(arrays, "param/"))
     return arrays, network, params
 
 

@@ -94,9 +94,10 @@ def test_training_lowers_the_loss_and_resumes_exactly(cache, tmp_path):
     summaries = {}
     for name, lengths in {"straight": (8,), "resumed": (5, 8)}.items():
         for steps in lengths:
-            config = tiny(cache, steps=steps, schedule="constant", end_lr_ratio=0.1, remat="nested")
+            options = {"remat": "nested", "sam_rho": 0.05, "ema_decay": 0.9, "schedule": "constant"}
+            config = tiny(cache, steps=steps, **options)
             summaries[name] = train(config, partial(SudokuTask.load, config, progress=False), tmp_path / name)
-    for loss in ("train_loss", "val_loss"):
+    for loss in ("train_loss", "val_loss", "val_averaged_loss"):
         assert summaries["resumed"][loss] == summaries["straight"][loss]
     rows = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [row for row in rows if row["kind"] == "eval"]

@@ -2,60 +2,21 @@ import json
 import math
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from processes import environment
+from checkpointing import METADATA, abstract, assert_bit_equal, make_state, open_checkpoints
 
-from psann_jax.config import CheckpointConfig
 from psann_jax.errors import UserError
 from psann_jax.train import checkpoints as module
 from psann_jax.train.checkpoints import Checkpoints
 
-METADATA = {"config": {"seed": 3, "model": {"base": "waveresnet", "mlp_activation": None}, "betas": [0.9, 0.95]}}
-
 # Orbax's threads may notice that a read has failed only after the error has been raised.
 orbax_leftovers = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def make_state(seed: int = 0):
-    """Like a training state: nested dicts, tuples of optax, empty nodes, several types."""
-    a, b = jax.random.normal(jax.random.key(seed), (2, 8, 16))
-    params = {"blocks": {"kernel": a, "half": b.astype(jnp.bfloat16)}, "embed": a.T}
-    mask = {"blocks": {"kernel": "adamw", "half": "frozen"}, "embed": "adamw"}
-    optimizer = optax.partition({"adamw": optax.adamw(1.0), "frozen": optax.set_to_zero()}, mask)
-    return {
-        "params": params,
-        "opt_state": optimizer.init(params),
-        "step": jnp.int32(seed),
-        "tokens": jnp.uint32(4_000_000_000),
-        "best_val_loss": jnp.float32(math.inf),
-    }
-
-
-def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def assert_bit_equal(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert isinstance(a, jax.Array)
-        assert a.dtype == e.dtype
-        np.testing.assert_array_equal(a, e)
-
-
-def open_checkpoints(directory, **config):
-    return Checkpoints(directory, CheckpointConfig(**config))
 
 
 @pytest.fixture
@@ -82,8 +43,9 @@ def test_round_trip(saved):
 def test_parameters_alone(saved):
     state = make_state(7)
     shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data: what is not asked for is not read
-    restored = open_checkpoints(saved).restore(7, {"params": abstract(state["params"])})
-    assert_bit_equal(restored, {"params": state["params"]})
+    for weights in ("params", "averaged"):
+        restored = open_checkpoints(saved).restore(7, {weights: abstract(state[weights])})
+        assert_bit_equal(restored, {weights: state[weights]})
 
 
 def test_arrays_may_be_donated_while_the_save_is_under_way(tmp_path):
@@ -335,115 +297,3 @@ def test_an_error_of_the_program_is_not_blamed_on_the_disk(tmp_path, monkeypatch
 def test_a_state_without_parameters_or_step_is_refused(tmp_path, state):
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="at least the step"):
         checkpoints.save(1, state, metadata=METADATA)
-
-
-# --- other processes ------------------------------------------------------------------------------------
-
-KILLED = """
-import os, signal, sys
-import jax
-from psann_jax.config import CheckpointConfig
-from psann_jax.train.checkpoints import Checkpoints
-state = {"params": {"w": jax.random.normal(jax.random.key(0), (4000, 4000))}, "step": 2}
-checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(keep=1))
-checkpoints.save(9, state, metadata={"config": {}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def run_python(code, *arguments, devices=1):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_killed_while_writing(saved):
-    assert run_python(KILLED, saved).returncode == -signal.SIGKILL
-    assert any("tmp" in name for name in os.listdir(saved))  # it was indeed under way
-    with open_checkpoints(saved) as checkpoints:
-        assert checkpoints.steps() == [7]
-        assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
-        checkpoints.save(8, make_state(8), metadata=METADATA, final=True)
-        assert checkpoints.steps() == [7, 8]
-    assert sorted(os.listdir(saved)) == ["index.json", "step_7", "step_8"]
-
-
-EIGHT_DEVICES = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from psann_jax.config import CheckpointConfig
-from psann_jax.train.checkpoints import Checkpoints
-
-mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-specs = {"params": {"w": P("fsdp", "tensor"), "b": P("tensor")}, "step": P()}
-shapes = {"params": {"w": ((8, 6), jnp.float32), "b": ((6,), jnp.bfloat16)}, "step": ((), jnp.int32)}
-abstract = jax.tree.map(
-    lambda s, p: jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, p)), shapes, specs,
-    is_leaf=lambda x: isinstance(x, tuple),
-)
-with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
-    state = checkpoints.restore(1, abstract)
-    jax.tree.map(lambda x, a: np.testing.assert_equal(x.sharding, a.sharding), state, abstract)
-    w = state["params"]["w"]
-    assert [s.data.shape for s in w.addressable_shards] == [(2, 3)] * 8
-    np.testing.assert_array_equal(w, np.arange(48.0).reshape(8, 6))
-    np.testing.assert_array_equal(state["params"]["b"], np.arange(6))
-    checkpoints.save(2, jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state), metadata={})
-print("devices", jax.device_count())
-"""
-
-
-def test_one_device_to_eight_and_back(tmp_path):
-    state = {
-        "params": {"w": jnp.arange(48.0).reshape(8, 6), "b": jnp.arange(6, dtype=jnp.bfloat16)},
-        "step": jnp.int32(1),
-    }
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, metadata=METADATA)
-    result = run_python(EIGHT_DEVICES, tmp_path, devices=8)
-    assert result.stdout == "devices 8\n", result.stderr
-    restored = open_checkpoints(tmp_path).restore(2, abstract(state))
-    assert_bit_equal(restored, jax.tree.map(lambda x: x + 1, state))
-
-
-TWO_PROCESSES = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from psann_jax.config import CheckpointConfig
-from psann_jax.train.checkpoints import Checkpoints
-
-mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
-shardings = {"params": {"w": NamedSharding(mesh, P("fsdp"))}, "step": NamedSharding(mesh, P())}
-make = lambda: {"params": {"w": jnp.arange(32.0).reshape(8, 4)}, "step": jnp.int32(0)}
-state = jax.jit(make, out_shardings=shardings)()
-abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-with Checkpoints(sys.argv[1], CheckpointConfig(keep=1)) as checkpoints:
-    for step in range(3):
-        checkpoints.save(step, state, metadata={}, tokenizer=b"abc", metrics={"val_loss": float(step)})
-        state = bump(state)
-    checkpoints.save(2, state, metadata={}, final=True)
-    restored = checkpoints.restore(2, abstract)
-    for shard in restored["params"]["w"].addressable_shards:
-        np.testing.assert_array_equal(shard.data, (np.arange(32.0).reshape(8, 4) + 2)[shard.index])
-    print(checkpoints.steps(), checkpoints.best(), checkpoints.tokenizer(2), restored["step"])
-"""
-
-
-def test_two_processes_write_one_checkpoint(tmp_path):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i, devices=2), range(2)))
-    for result in results:
-        assert result.stdout.splitlines()[-1] == "[0, 2] 0 b'abc' 2", result.stderr
-    restored = open_checkpoints(tmp_path).restore(2, abstract({"params": {"w": jnp.zeros((8, 4))}}))
-    np.testing.assert_array_equal(restored["params"]["w"], np.arange(32.0).reshape(8, 4) + 2)

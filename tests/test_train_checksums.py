@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train_checkpoints import (
+from checkpointing import (
     METADATA,
     abstract,
     assert_bit_equal,

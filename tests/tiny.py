@@ -22,12 +22,23 @@ WORDS = (
 )
 
 
-def write_text(path, *, n_lines=400, seed=0):
-    """Sentences of a few words, one a line."""
+def sentences(n=200, seed=0):
+    """Texts of a few words."""
     rng = random.Random(seed)
-    lines = [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(n_lines)]
-    path.write_text("\n".join(lines) + "\n")
+    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(n)]
+
+
+def write_text(path, *, n_lines=400, seed=0):
+    """Sentences, one a line."""
+    path.write_text("\n".join(sentences(n_lines, seed)) + "\n")
     return path
+
+
+def prepared(n=200, **options):
+    """Sentences as data of the public API."""
+    from psann_jax import psannLMDataPrep  # imports what children of tests do without
+
+    return psannLMDataPrep(sentences(n), **{"tokenizer": "bytes", "max_length": 32, **options})
 
 
 def tiny_config(tmp_path, **overrides):

@@ -1,4 +1,4 @@
-"""All bases with equal tokens, FLOPs, parameters and seconds: 60 runs of the proxy.
+"""All bases with equal tokens, FLOPs, parameters and seconds: 51 runs of the proxy.
 
   python -m psann_jax.bench sweep --config=configs/sweeps/same_cost.py
 

@@ -169,11 +169,7 @@ class Peer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._device.type == "cpu":
-            return lambda: None
-        event = torch.cuda.Event()
-        event.record()
-        return event.synchronize
+        return end_of_work(self._device)
 
     def _autocast(self) -> Any:
         import torch
@@ -185,12 +181,28 @@ class Peer:
         return torch.amp.autocast("cuda", dtype=dtypes[precision])
 
     def peak_memory_mb(self) -> float:
-        """Of the GPU's memory, or the peak resident set of this process, in 10^6 bytes."""
-        import torch
+        """See the function of this name."""
+        return peak_memory_mb(self._device)
 
-        if self._device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated()) / 1e6
-        return resident_peak_mb()
+
+def end_of_work(device: Any) -> Callable[[], object]:
+    """A function that returns when what a torch device has been given so far is done."""
+    import torch
+
+    if device.type == "cpu":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
+def peak_memory_mb(device: Any) -> float:
+    """Of the memory of torch's GPU, or the peak resident set of this process, in 10^6 bytes."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated()) / 1e6
+    return resident_peak_mb()
 
 
 def resident_peak_mb() -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from psann_jax.bench.laps import lap_times
-from psann_jax.bench.peer import resident_peak_mb, usable_cores
+from psann_jax.bench.peer import end_of_work, peak_memory_mb, usable_cores
 from psann_jax.bench.random_puzzles import RandomPuzzles
 from psann_jax.config import Config, SudokuConfig, require
 from psann_jax.errors import UserError
@@ -57,8 +57,8 @@ def build_model(config: SudokuConfig) -> Any:
                 self.register_buffer(name, index)
 
         def forward(self, puzzles: torch.Tensor) -> torch.Tensor:
-            h = self.embed(nn.functional.one_hot(puzzles, 10).float())
-            p = torch.zeros(*puzzles.shape, 9, device=puzzles.device)
+            h = self.embed(nn.functional.one_hot(puzzles, 10).to(self.embed.weight))
+            p = self.embed.weight.new_zeros(*puzzles.shape, 9)
             all_logits = []
             for _ in range(config.iterations):
                 positions = self.row(self.rows) + self.column(self.columns) + self.box(self.boxes)
@@ -120,19 +120,11 @@ class SudokuPeer:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.train.grad_clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._device.type == "cpu":
-            return lambda: None
-        event = torch.cuda.Event()
-        event.record()
-        return event.synchronize
+        return end_of_work(self._device)
 
     def peak_memory_mb(self) -> float:
-        """Of the GPU's memory, or the peak resident set of this process, in 10^6 bytes."""
-        import torch
-
-        if self._device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated()) / 1e6
-        return resident_peak_mb()
+        """See `psann_jax.bench.peer.peak_memory_mb`."""
+        return peak_memory_mb(self._device)
 
 
 def make(config: Config) -> SudokuPeer:

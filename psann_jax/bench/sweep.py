@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ml_collections.config_flags import config_flags
 from psann_jax.bench.arguments import CONFIG
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.sweep_report import Outcome, write_report
-from psann_jax.bench.sweeps import Case, all_cases
+from psann_jax.bench.sweeps import Case, all_cases, folders
 from psann_jax.bench.workdir import WORKDIR
 from psann_jax.config import Config
 from psann_jax.config_io import to_dict
@@ -30,7 +30,9 @@ from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
 from psann_jax.train.workdir import SUMMARY, read_json, storage_errors, write_json
 
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list what would be run.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only list what would be run; for a budget of seconds, speeds are measured all the same."
+)
 _BASES = flags.DEFINE_list("bases", [], "Only these contenders of the sweep.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Other seeds than the sweep's.")
 _SPEED_STEPS = 8
@@ -45,23 +47,29 @@ def main() -> None:
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(WORKDIR.value or f"runs/{name}")
     cases = all_cases(CONFIG.value, only=_BASES.value, seeds=_seeds(_SEEDS.value), speed=_Speeds(workdir))
-    missing = [case for case in cases if not _finished(case, workdir)]
-    print(_listing(cases, missing, workdir), flush=True)
+    places = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
+    finished = {case for case in cases if _finished(case, places[case])}
+    print(_listing(places, finished, workdir), flush=True)
     if _DRY_RUN.value:
         return
-    failures: dict[str, str] = {}
-    for i, case in enumerate(missing):
-        print(f"\n=== {i + 1} of {len(missing)}: {case.name}", flush=True)
-        error = _run(case, workdir / "runs" / case.name)
+    missing: dict[Path, Case] = {}
+    for case in cases:
+        if case not in finished:
+            missing.setdefault(places[case], case)
+    failures: dict[Path, str] = {}
+    for i, (place, case) in enumerate(missing.items()):
+        print(f"\n=== {i + 1} of {len(missing)}: {place.name}", flush=True)
+        error = _run(case, place)
         if error is not None:
-            failures[case.name] = error
+            failures[place] = error
             print(f"failed: {error}", flush=True)
-        _report(name, cases, failures, workdir)
+        _report(name, places, failures, workdir)
     if not missing:
-        _report(name, cases, failures, workdir)
+        _report(name, places, failures, workdir)
     print(f"{workdir}/report.html", flush=True)
     if failures:
-        raise UserError(f"{workdir}: did not finish: {', '.join(failures)}; the same command tries them again")
+        names = ", ".join(place.name for place in failures)
+        raise UserError(f"{workdir}: did not finish: {names}; the same command tries them again")
 
 
 def _seeds(texts: Sequence[str]) -> tuple[int, ...]:
@@ -71,22 +79,22 @@ def _seeds(texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(int, texts))
 
 
-def _listing(cases: Sequence[Case], missing: Sequence[Case], workdir: Path) -> str:
-    lines = [f"{workdir}: {len(cases)} runs, {len(cases) - len(missing)} of them finished"]
-    for case in cases:
+def _listing(places: Mapping[Case, Path], finished: Collection[Case], workdir: Path) -> str:
+    done = len({places[case] for case in finished})
+    lines = [f"{workdir}: {len(set(places.values()))} runs, {done} of them finished"]
+    for case, place in places.items():
         train = case.config.train
-        state = "to run" if case in missing else "finished"
+        state = "finished" if case in finished else "to run" if place.name == case.name else f"the run {place.name}"
         lines.append(f"  {case.name:<48}{train.steps:>8,} updates of {train.batch_tokens:,} tokens  {state}")
     return "\n".join(lines)
 
 
-def _finished(case: Case, workdir: Path) -> bool:
+def _finished(case: Case, folder: Path) -> bool:
     """Whether the case has been run to its end.
 
     Raises:
       UserError: its folder holds a run of other settings.
     """
-    folder = workdir / "runs" / case.name
     if not (folder / CONFIG_JSON).exists():
         return False
     if _comparable(read_json(folder / CONFIG_JSON)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
@@ -113,18 +121,18 @@ def _run(case: Case, folder: Path) -> str | None:
     return None if process.wait() == 0 else last.removeprefix("error: ") or f"exit code {process.returncode}"
 
 
-def _report(name: str, cases: Sequence[Case], failures: dict[str, str], workdir: Path) -> None:
+def _report(name: str, places: Mapping[Case, Path], failures: Mapping[Path, str], workdir: Path) -> None:
     outcomes = []
-    for case in cases:
-        folder = workdir / "runs" / case.name
-        if case.name in failures:
-            outcomes.append(Outcome(case, None, [], failures[case.name]))
-        elif _finished(case, workdir):
+    for case, folder in places.items():
+        if folder in failures:
+            outcomes.append(Outcome(case, None, [], failures[folder]))
+        elif _finished(case, folder):
             outcome = Outcome(case, read_json(folder / SUMMARY), read_metrics(folder / METRICS), None)
-            write_json(folder / "metrics.json", outcome.metrics())
+            if folder.name == case.name:
+                write_json(folder / "metrics.json", outcome.metrics())
             outcomes.append(outcome)
     with storage_errors(workdir):
-        write_report(name, outcomes, len(cases), CONFIG.value.contenders[0][0], workdir)
+        write_report(name, outcomes, len(places), CONFIG.value.contenders[0][0], workdir)
 
 
 class _Speeds:

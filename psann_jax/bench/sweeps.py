@@ -116,21 +116,22 @@ def all_cases(
         for name, own in contenders.items():
             config = _experiment(sweep.common, name, (*own, *settings))
             reference = reference or config
-            fitted = _matched(config, reference, budget, speed)
             if not only or name in only:
-                cases += [Case(name, settings, seed, budget, _with(fitted, seed=seed)) for seed in chosen_seeds]
+                fitted = _matched(config, reference, budget, speed)
+                cases += [Case(name, settings, seed, budget, _with(fitted, {"seed": seed})) for seed in chosen_seeds]
     return sorted(cases, key=lambda case: chosen_seeds.index(case.seed))
 
 
-def _with(config: Config, **settings: Any) -> Config:
-    """A config with settings changed, names with __ for dots, and checked."""
-    mapping = to_dict(config)
-    for name, value in settings.items():
-        *sections, key = name.split("__")
-        section = mapping
-        for part in sections:
-            section = section[part]
-        section[key] = value
+def folders(cases: Sequence[Case]) -> dict[Case, str]:
+    """The folder of each case; cases of equal configs, as the reference under all budgets, share one run."""
+    first: dict[Config, str] = {}
+    return {case: first.setdefault(case.config, case.name) for case in cases}
+
+
+def _with(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A config with settings changed, by dotted name, and checked."""
+    mapping = config_dict.ConfigDict(to_dict(config))
+    mapping.update_from_flattened_dict(settings)
     return parse(mapping)
 
 
@@ -167,7 +168,8 @@ def _matched(config: Config, reference: Config, budget: str, speed: Callable[[Co
         factor = speed(config) / speed(reference)
     train = config.train
     steps = max(round(train.steps * factor), 1)
-    return _with(config, train__steps=steps, train__warmup_steps=min(round(train.warmup_steps * factor), steps))
+    warmup_steps = min(round(train.warmup_steps * factor), steps)
+    return _with(config, {"train.steps": steps, "train.warmup_steps": warmup_steps})
 
 
 def _network(config: Config) -> Network:
@@ -182,14 +184,15 @@ def flops_per_token(config: Config) -> float:
 
 def _with_parameters(config: Config, n_params: int) -> Config:
     """The config with the width of its MLPs, a multiple of 8, that comes nearest to a number of parameters."""
-    narrow, wide = (_network(_with(config, model__d_mlp=width)).n_params for width in (8, 16))
+    narrow, wide = (_network(_with(config, {"model.d_mlp": width})).n_params for width in (8, 16))
     width = 8 * max(round((n_params - narrow) / (wide - narrow)) + 1, 1) if wide > narrow else config.model.d_mlp
+    fitted = _with(config, {"model.d_mlp": width})
     require(
-        math.isclose(_network(_with(config, model__d_mlp=width)).n_params, n_params, rel_tol=0.02),
+        math.isclose(_network(fitted).n_params, n_params, rel_tol=0.02),
         "model.d_mlp",
         f"of {config.model.base} cannot give {n_params:,} parameters, as budget parameters asks",
     )
-    return _with(config, model__d_mlp=width)
+    return fitted
 
 
 def pairs(cases: Sequence[Case], reference: str) -> Iterator[tuple[Case, Case]]:

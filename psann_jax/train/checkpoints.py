@@ -1,4 +1,4 @@
-"""Saving and restoring the whole training state; the only place that knows Orbax.
+"""Saving and restoring the whole training state, with Orbax.
 
 A checkpoint is the directory ``step_<n>`` with the items ``params``, ``averaged`` (parameters, optional), ``training``
 (all other state), ``tokenizer`` (optional) and the metadata: config, format version, library versions. It is written
@@ -28,6 +28,7 @@ from psann_jax.errors import UserError
 from psann_jax.train.checkpoint_index import CheckpointIndex
 from psann_jax.train.checksums import find_damage, write_checksums
 from psann_jax.train.compatibility import check_compatible
+from psann_jax.train.orbax_behaviour import not_from_orbax, storage_reason, without_deadlines
 from psann_jax.train.processes import from_leader, together
 
 FORMAT_VERSION = 1
@@ -77,7 +78,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._sound: set[int] = set()  # verified as a whole
         self._damaged: set[int] = set()
         self._index = CheckpointIndex(self.directory)
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        logging.getLogger("absl").addFilter(not_from_orbax)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -223,7 +224,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             if self._writer is None:
                 self._writer = ocp.training.Checkpointer(
                     self.directory,
-                    context=_without_deadlines(),
+                    context=without_deadlines(),
                     preservation_policy=_Preservation(self),
                     step_name_format=ocp.path.step.standard_name_format(step_prefix=_PREFIX),
                     cleanup_tmp_directories=True,
@@ -283,7 +284,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         try:
             yield
         except (OSError, ValueError) as error:
-            reason = _storage_reason(error)
+            reason = storage_reason(error)
             if reason is None:
                 raise
             self._abandon(step)
@@ -397,33 +398,8 @@ class _Preservation:
         return [c.step in kept for c in checkpoints]
 
 
-def _without_deadlines() -> ocp.Context:
-    """Options by which Orbax does not give a save up when somebody sets the clock on.
-
-    Its deadlines are by the time of day. None is needed, as the end of a process ends the others: see
-    `psann_jax.train.processes`. Directories made in the background have a deadline that cannot be set.
-    """
-    context = ocp.Context()
-    context.asynchronous.timeout_secs = 10 * 365 * 86400
-    context.asynchronous.create_directories_asynchronously = False
-    return context
-
-
 def _is_complete(path: Path) -> bool:
     """Whether nothing is missing that a half-deleted or half-copied checkpoint might lack."""
     items = [path / "params", path / "training"]
     files = [path / "_CHECKPOINT_METADATA", *(i / n for i in items for n in ("_METADATA", "manifest.ocdbt"))]
     return all(f.is_file() for f in files)
-
-
-def _storage_reason(error: Exception) -> str | None:
-    """Why the disk refused, or None if the error is another one. TensorStore reports it in a ValueError."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    match = re.search(r"([^:]*) \[os_error_code=", str(error))
-    return match[1].strip() if match else None
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs: whatever matters of it is raised as an exception too."""
-    return "orbax" not in Path(record.pathname).parts

@@ -1,0 +1,49 @@
+"""Where the parameters of the original Sudoku model are in ours."""
+
+import jax
+import numpy as np
+
+NAMES = {"row": "row", "col": "column", "box": "box"}
+TOP = {"initial_encoder": "embed", "pred_proj": "feedback", "output_head": "head"}
+LAYER = {"self_attn.out_proj": "o", "out_proj": "o", "linear1": "fc1", "linear2": "fc2"}
+LAYER |= {f"{name}_proj": name for name in "qkv"}
+
+
+def ours(name, value):
+    """(path in our parameters, layer or None, value) of an array of the original."""
+    if name.endswith("_embed.weight"):
+        return [((NAMES[name.removesuffix("_embed.weight")],), None, value)]
+    module, leaf = name.rsplit(".", 1)
+    if module in TOP:
+        return [((TOP[module], *of_linear(leaf)), None, value.T)]
+    layer, module = name.removeprefix("transformer.").removeprefix("layers.").split(".", 1)
+    module, leaf = module.rsplit(".", 1)
+    if leaf.startswith("in_proj_"):
+        parts = zip("qkv", np.split(value, 3), strict=True)
+        return [(("blocks", part, *of_linear(leaf.removeprefix("in_proj_"))), int(layer), v.T) for part, v in parts]
+    if module.startswith("norm"):
+        return [(("blocks", module, "scale" if leaf == "weight" else "bias"), int(layer), value)]
+    return [(("blocks", LAYER[module], *of_linear(leaf)), int(layer), value.T)]
+
+
+def of_linear(leaf):
+    return ("kernel" if leaf == "weight" else "bias",)
+
+
+def entries(arrays, prefix):
+    for name, value in arrays.items():
+        if name.startswith(prefix):
+            yield from ours(name.removeprefix(prefix), value)
+
+
+def params_of(network, found):
+    """Parameters of a network in float64, from `entries`; every one of them must be there."""
+    params = jax.tree.map(lambda a: np.full(a.shape, np.nan), network.abstract)
+    for path, layer, value in found:
+        *parents, leaf = path
+        node = params
+        for parent in parents:
+            node = node[parent]
+        node[leaf][() if layer is None else layer] = value
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+    return params
