@@ -1,6 +1,7 @@
 """Sweeps: what is run, what is not run again, and the reports."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -113,10 +114,11 @@ def test_an_unknown_contender_is_refused():
 
 
 def outcome(case, loss):
+    codes = [{"psann_jax": "0.1.0", "code": "aaaa", "jax": "1", "flax": "2", "optax": "3"}]
     rows = [{"kind": "eval", "step": step, "loss": loss + 10 / (step + 1)} for step in (0, 20, 40)]
     summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_top1": 0.25, "tokens_per_s": 1000.0}
     summary |= {"n_params": 12345, "peak_memory_mb": 300.0, "train_loss": loss - 0.1}
-    return Outcome(case, summary, rows, None)
+    return Outcome(case, summary, rows, None, codes)
 
 
 def test_the_report_says_what_is_shown_and_what_is_not(tmp_path):
@@ -144,6 +146,37 @@ def test_the_report_says_what_is_shown_and_what_is_not(tmp_path):
     assert len(list(pairs(cases, "transformer"))) == 6
 
 
+def test_results_of_other_code_are_marked(tmp_path):
+    outcomes = [outcome(case, 3.0) for case in all_cases(small(seeds=(1,)))]
+    write_report("one", outcomes, 3, "transformer", tmp_path)
+    assert "Other code" not in (tmp_path / "leaderboard.md").read_text()
+    older = [{**outcomes[0].codes[0], "code": "bbbb"}]
+    outcomes = [outcomes[0], dataclasses.replace(outcomes[1], codes=older), dataclasses.replace(outcomes[2], codes=[])]
+    write_report("one", outcomes, 3, "transformer", tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "differences may be the code's" in text
+    assert "| waveresnet_seed1 | psann_jax 0.1.0 code bbbb jax 1 flax 2 optax 3 |" in text
+    assert "| ngt_seed1 | not recorded |" in text
+    assert [row["code"] for row in csv.DictReader((tmp_path / "summary.csv").open())] == ["aaaa", "bbbb", ""]
+
+
+def test_scores_of_tasks_are_averaged_over_the_seeds(tmp_path):
+    cases = all_cases(small(seeds=(1, 2)), only=["waveresnet"])
+    outcomes = [
+        dataclasses.replace(
+            outcome(case, 3.0),
+            lm_eval={"limit": 8, "results": {"odd": {"acc,none": score, "acc_stderr,none": 0.1, "alias": "odd"}}},
+        )
+        for case, score in zip(cases, (0.25, 0.75), strict=True)
+    ]
+    write_report("tasks", outcomes, 2, "transformer", tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "on the first 8 examples" in text
+    assert "| odd | acc | waveresnet | 2 | 0.5000 | 0.3536 |" in text
+    assert "stderr" not in text
+    assert outcomes[0].metrics()["lm_eval"]["odd"]["acc,none"] == 0.25
+
+
 # --- the command --------------------------------------------------------------------------------------
 
 
@@ -152,7 +185,7 @@ def runner(monkeypatch):
     """Training is replaced by what it leaves; contender ngt fails. The names of the runs that were made."""
     made = []
 
-    def run(case, folder):
+    def run(case, folder, lm_eval):
         made.append(case.name)
         if case.contender == "ngt":
             return "out of memory"
@@ -161,14 +194,16 @@ def runner(monkeypatch):
         found = outcome(case, 3.0 + 0.1 * case.seed)
         (folder / "summary.json").write_text(json.dumps(found.summary))
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, found.rows)) + "\n")
+        (folder / "code.json").write_text(json.dumps({"trained_by": found.codes}))
         return None
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "run_case", run)
     return made
 
 
 def start(monkeypatch, tmp_path, sweep, **flags):
     values = {"CONFIG": sweep, "WORKDIR": str(tmp_path / "out"), "_DRY_RUN": False, "_BASES": [], "_SEEDS": []}
+    values |= {"_WITH_LM_EVAL": False, "_LM_EVAL_TASKS": ["lambada_openai"], "_LM_EVAL_LIMIT": 8, "_LM_EVAL_PATH": None}
     for name, value in (values | flags).items():
         monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
     monkeypatch.setattr(command.config_flags, "get_config_filename", lambda flag: "configs/sweeps/three.py")
@@ -203,6 +238,24 @@ def test_a_folder_of_other_settings_is_left_alone(runner, monkeypatch, tmp_path)
         start(monkeypatch, tmp_path, other, _BASES=["transformer"])
     assert runner == []
     assert (tmp_path / "out" / "summary.csv").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.json", "code.json"])
+def test_a_broken_results_file_is_named_and_kept(runner, monkeypatch, tmp_path, name):
+    start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _SEEDS=["1"])
+    path = tmp_path / "out/runs/transformer_seed1" / name
+    path.write_text("{")
+    runner.clear()
+    with pytest.raises(UserError, match=f"{name}: is not valid JSON"):
+        start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _SEEDS=["1"])
+    assert (runner, path.read_text()) == ([], "{")
+
+
+def test_tasks_need_lm_eval(runner, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--with_lm_eval: lm_eval is not installed"):
+        start(monkeypatch, tmp_path, small(), _WITH_LM_EVAL=True)
+    assert runner == []
 
 
 def test_seeds_are_numbers(runner, monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -21,24 +21,24 @@ from ml_collections.config_flags import config_flags
 from psann_jax.bench.arguments import CONFIG
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.sweep_report import Outcome, write_report
+from psann_jax.bench.sweep_run import LmEval, finished, outcome, run_case
 from psann_jax.bench.sweeps import Case, all_cases, folders
 from psann_jax.bench.workdir import WORKDIR
 from psann_jax.config import Config
 from psann_jax.config_io import to_dict
 from psann_jax.errors import UserError
-from psann_jax.train.metrics import METRICS, read_metrics
-from psann_jax.train.workdir import CONFIG as CONFIG_JSON
-from psann_jax.train.workdir import SUMMARY, read_json, storage_errors, write_json
+from psann_jax.train.workdir import read_json, storage_errors, write_json
 
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only list what would be run; for a budget of seconds, speeds are measured all the same."
 )
 _BASES = flags.DEFINE_list("bases", [], "Only these contenders of the sweep.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Other seeds than the sweep's.")
+_WITH_LM_EVAL = flags.DEFINE_bool("with_lm_eval", False, "Also run lm_eval's tasks on every run.")
+_LM_EVAL_TASKS = flags.DEFINE_list("lm_eval_tasks", ["lambada_openai", "hellaswag"], "Which.")
+_LM_EVAL_LIMIT = flags.DEFINE_integer("lm_eval_limit", 256, "Examples of each task.", lower_bound=1)
+_LM_EVAL_PATH = flags.DEFINE_string("lm_eval_include_path", None, "A folder with tasks of your own.")
 _SPEED_STEPS = 8
-
-# Settings that change nothing of what a run comes to.
-_FREE = ("cache_dir", "threads")
 
 
 def main() -> None:
@@ -48,24 +48,25 @@ def main() -> None:
     workdir = Path(WORKDIR.value or f"runs/{name}")
     cases = all_cases(CONFIG.value, only=_BASES.value, seeds=_seeds(_SEEDS.value), speed=_Speeds(workdir))
     places = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
-    finished = {case for case in cases if _finished(case, places[case])}
-    print(_listing(places, finished, workdir), flush=True)
+    lm_eval = _lm_eval()
+    done = {case for case in cases if finished(case, places[case], lm_eval)}
+    print(_listing(places, done, workdir), flush=True)
     if _DRY_RUN.value:
         return
     missing: dict[Path, Case] = {}
     for case in cases:
-        if case not in finished:
+        if case not in done:
             missing.setdefault(places[case], case)
     failures: dict[Path, str] = {}
     for i, (place, case) in enumerate(missing.items()):
         print(f"\n=== {i + 1} of {len(missing)}: {place.name}", flush=True)
-        error = _run(case, place)
+        error = run_case(case, place, lm_eval)
         if error is not None:
             failures[place] = error
             print(f"failed: {error}", flush=True)
-        _report(name, places, failures, workdir)
+        _report(name, places, failures, lm_eval, workdir)
     if not missing:
-        _report(name, places, failures, workdir)
+        _report(name, places, failures, lm_eval, workdir)
     print(f"{workdir}/report.html", flush=True)
     if failures:
         names = ", ".join(place.name for place in failures)
@@ -79,58 +80,36 @@ def _seeds(texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(int, texts))
 
 
-def _listing(places: Mapping[Case, Path], finished: Collection[Case], workdir: Path) -> str:
-    done = len({places[case] for case in finished})
-    lines = [f"{workdir}: {len(set(places.values()))} runs, {done} of them finished"]
+def _lm_eval() -> LmEval | None:
+    if not _WITH_LM_EVAL.value:
+        return None
+    if find_spec("lm_eval") is None:
+        raise UserError("--with_lm_eval: lm_eval is not installed; pip install 'psann_jax[lm_eval]'")
+    return LmEval(tuple(_LM_EVAL_TASKS.value), _LM_EVAL_LIMIT.value, _LM_EVAL_PATH.value)
+
+
+def _listing(places: Mapping[Case, Path], done: Collection[Case], workdir: Path) -> str:
+    n_done = len({places[case] for case in done})
+    lines = [f"{workdir}: {len(set(places.values()))} runs, {n_done} of them finished"]
     for case, place in places.items():
         train = case.config.train
-        state = "finished" if case in finished else "to run" if place.name == case.name else f"the run {place.name}"
+        state = "finished" if case in done else "to run" if place.name == case.name else f"the run {place.name}"
         lines.append(f"  {case.name:<48}{train.steps:>8,} updates of {train.batch_tokens:,} tokens  {state}")
     return "\n".join(lines)
 
 
-def _finished(case: Case, folder: Path) -> bool:
-    """Whether the case has been run to its end.
-
-    Raises:
-      UserError: its folder holds a run of other settings.
-    """
-    if not (folder / CONFIG_JSON).exists():
-        return False
-    if _comparable(read_json(folder / CONFIG_JSON)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
-        raise UserError(f"{folder}: holds a run of other settings than the sweep's; choose another --workdir")
-    return (folder / SUMMARY).exists() and read_json(folder / SUMMARY).get("steps") == case.config.train.steps
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    data = {name: value for name, value in config["data"].items() if name not in _FREE}
-    return {**config, "data": data}
-
-
-def _run(case: Case, folder: Path) -> str | None:
-    """Trains a case; what went wrong, if anything did."""
-    with tempfile.TemporaryDirectory() as config_folder:
-        path = write_config_file(to_dict(case.config), Path(config_folder))
-        command = [sys.executable, "-m", "psann_jax.main", f"--config={path}", f"--workdir={folder}"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        last = ""
-        for line in process.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
-            last = line.strip() or last
-    return None if process.wait() == 0 else last.removeprefix("error: ") or f"exit code {process.returncode}"
-
-
-def _report(name: str, places: Mapping[Case, Path], failures: Mapping[Path, str], workdir: Path) -> None:
+def _report(
+    name: str, places: Mapping[Case, Path], failures: Mapping[Path, str], lm_eval: LmEval | None, workdir: Path
+) -> None:
     outcomes = []
     for case, folder in places.items():
         if folder in failures:
             outcomes.append(Outcome(case, None, [], failures[folder]))
-        elif _finished(case, folder):
-            outcome = Outcome(case, read_json(folder / SUMMARY), read_metrics(folder / METRICS), None)
+        elif finished(case, folder, lm_eval):
+            found = outcome(case, folder)
             if folder.name == case.name:
-                write_json(folder / "metrics.json", outcome.metrics())
-            outcomes.append(outcome)
+                write_json(folder / "metrics.json", found.metrics())
+            outcomes.append(found)
     with storage_errors(workdir):
         write_report(name, outcomes, len(places), CONFIG.value.contenders[0][0], workdir)
 

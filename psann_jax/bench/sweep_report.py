@@ -7,7 +7,7 @@ import html
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from psann_jax.train.workdir import write_json
 
 _COLUMNS: tuple[str, ...] = ("base", "contender", "seed", "budget", "settings", "status", "param_count", "train_steps")
 _COLUMNS += ("train_tokens", "train_tokens_per_s", "train_elapsed_s", "train_flops", "peak_memory_mb")
-_COLUMNS += ("val_loss", "val_ppl", "val_top1_acc")
+_COLUMNS += ("val_loss", "val_ppl", "val_top1_acc", "code")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,18 @@ class Outcome:
       summary: its summary.json; None if it failed.
       rows: its metrics.jsonl.
       error: why it failed.
+      codes: versions of what has trained it, see `psann_jax.bench.sweep_run.code_version`.
+      lm_eval: results of lm_eval's tasks, as psann_jax.lm_eval writes them.
+      sine_picture: of its sine activations, or None.
     """
 
     case: Case
     summary: dict[str, Any] | None
     rows: list[dict[str, Any]]
     error: str | None
+    codes: list[dict[str, str]] = field(default_factory=list)
+    lm_eval: dict[str, Any] | None = None
+    sine_picture: Path | None = None
 
     @property
     def val_loss(self) -> float:
@@ -56,7 +62,8 @@ class Outcome:
             "budget": case.budget,
             "settings": dict(case.settings),
             "status": "error" if self.summary is None else "ok",
-            "versions": {name: version(name) for name in ("psann_jax", "jax", "flax", "optax")},
+            "code": " ".join(code["code"] for code in self.codes),
+            "trained_by": self.codes,
         }
         if self.summary is None:
             return found | {"error": self.error}
@@ -73,7 +80,9 @@ class Outcome:
             "val_loss": self.summary["val_loss"],
             "val_ppl": self.summary["val_ppl"],
             "val_top1_acc": self.summary["val_top1"],
+            "corpus_path": list(case.config.data.sources),
             "valid_sha256": _hashes(case.config.data.valid_sources),
+            "lm_eval": None if self.lm_eval is None else self.lm_eval["results"],
             "train_config": to_dict(case.config)["train"],
             "data_config": to_dict(case.config)["data"],
         }
@@ -116,6 +125,8 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
         draw_losses(workdir / "loss_curves.png", finished)
         draw_final(workdir / "loss_by_flops.png", finished)
         pictures = [workdir / "loss_curves.png", workdir / "loss_by_flops.png"]
+        sines = {o.case.group: o.sine_picture for o in reversed(finished) if o.sine_picture}  # of the first seed
+        pictures += [picture for picture in sines.values() if picture]
     (workdir / "report.html").write_text(_page(name, sections, pictures), encoding="utf-8")
 
 
@@ -146,6 +157,10 @@ def _sections(finished: Sequence[Outcome], failed: Sequence[Outcome], n_cases: i
     for budget in dict.fromkeys(o.case.budget for o in finished):
         group = [o for o in finished if o.case.budget == budget]
         sections += [_leaderboard(budget, group), _differences(budget, group, reference)]
+    sections += [_lm_eval_scores(finished)] if any(o.lm_eval for o in finished) else []
+    if len({_code(o) for o in finished}) > 1:
+        rows = [["run", "trained by"], *([o.case.name, _code(o)] for o in finished)]
+        sections.append(_Section("Other code", _OTHER_CODE, rows))
     if failed:
         rows = [["run", "error"], *([o.case.name, str(o.error)] for o in failed)]
         sections.append(_Section("Failed", "Not in any table above.", rows))
@@ -161,6 +176,33 @@ def _common_text(finished: Sequence[Outcome]) -> str:
         f"Text: {sources}; windows of {config.data.max_length} tokens; seeds {', '.join(map(str, seeds))}. Losses are "
         "mean cross entropies in nats a token over the same validation windows, after the last update."
     )
+
+
+_OTHER_CODE = "These runs were not all trained by the same code: differences may be the code's."
+
+
+def _code(outcome: Outcome) -> str:
+    """What has trained a run, in a line."""
+    names = ("psann_jax", "code", "jax", "flax", "optax")
+    return ", then ".join(" ".join(f"{n} {code[n]}" for n in names) for code in outcome.codes) or "not recorded"
+
+
+def _lm_eval_scores(finished: Sequence[Outcome]) -> _Section:
+    """Every task's scores, mean and deviation over the seeds."""
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for outcome in finished:
+        for task, found in (outcome.lm_eval or {"results": {}})["results"].items():
+            for key, value in found.items():
+                name = key.split(",")[0]
+                if isinstance(value, float | int) and not name.endswith(("_stderr", "sample_len")):
+                    scores.setdefault((task, name, _label(outcome.case)), []).append(float(value))
+    rows = [["task", "score", "contender", "seeds", "mean", "deviation"]]
+    for names, values in sorted(scores.items()):
+        mean, deviation = mean_and_deviation(values)
+        rows.append([*names, str(len(values)), f"{mean:.4f}", f"{deviation:.4f}"])
+    limits = sorted({o.lm_eval["limit"] for o in finished if o.lm_eval})
+    text = f"By lm_eval, on the first {' or '.join(map(str, limits))} examples of each task."
+    return _Section("Tasks", text, rows)
 
 
 _EQUAL = {
@@ -248,7 +290,8 @@ def _page(name: str, sections: Sequence[_Section], pictures: Sequence[Path]) -> 
             parts.append(_html_table(head, rows))
     for path in pictures:
         encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-        parts.append(f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{encoded}"></p>')
+        caption = "" if path.parent == pictures[0].parent else html.escape(path.parent.name)
+        parts.append(f'<p>{caption}<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{encoded}"></p>')
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'

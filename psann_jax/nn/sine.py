@@ -36,11 +36,15 @@ class Sine(nnx.Module):
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Applies the activation to z (..., F); the result has the dtype of z."""
+        return damped_sine(z, *self.values(), decay_mode=self.config.decay_mode)
+
+    def values(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A, f and d as they are in use, each (F,)."""
         c = self.config
         amplitude = _clamp(jax.nn.softplus(self._raw("amplitude")), c.amp_bounds)
         frequency = _clamp(jax.nn.softplus(self._raw("frequency")) + FREQUENCY_OFFSET, c.freq_bounds)
         decay = _clamp(jax.nn.softplus(self._raw("decay")), c.damp_bounds)
-        return damped_sine(z, amplitude, frequency, decay, decay_mode=c.decay_mode)
+        return amplitude, frequency, decay
 
     def _raw(self, name: str) -> jax.Array:
         variable = getattr(self, name)

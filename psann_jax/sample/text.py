@@ -83,6 +83,7 @@ class TextSampler:
         seed: int = 0,
         num_samples: int = 1,
         overflow: Overflow = "stop",
+        max_prompt_tokens: int | None = None,
         batch_size: int = 8,
         on_text: OnText | None = None,
     ) -> Iterator[Completion]:
@@ -99,6 +100,7 @@ class TextSampler:
           seed: of all randomness, below 2**32.
           num_samples: continuations of each prompt.
           overflow: what happens at the end of the model's context, see `Generation`.
+          max_prompt_tokens: a longer prompt, bos included, loses its beginning; None: it is an error.
           batch_size: rows that are produced at once.
           on_text: is called with a completion's index and its next piece of text, as soon as no later token can change
             the piece.
@@ -111,10 +113,11 @@ class TextSampler:
         """
         for text in stop:
             require(text != "", "stop", "has an empty string, which would stop at once")
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            require(value >= 1, name, f"is {value}, must be at least 1")
+        least = {"num_samples": num_samples, "batch_size": batch_size, "max_prompt_tokens": max_prompt_tokens}
+        for name, value in least.items():
+            require(value is None or value >= 1, name, f"is {value}, must be at least 1")
         texts = [prompt for prompt in prompts for _ in range(num_samples)]
-        ids = self._encode(texts)
+        ids = [row[-(max_prompt_tokens or len(row)) :] for row in self._encode(texts)]
         streams = _streams(ids)
 
         def batch(start: int) -> list[Completion]:
