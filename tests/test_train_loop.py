@@ -88,7 +88,7 @@ def test_a_whole_run_learns_and_writes_its_files(run, tmp_path, uninterrupted):
     assert {"checkpoints", "config.json", "loss_curve.png", "metrics.jsonl", "summary.json", "tensorboard"} <= written
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 5, 7])
+@pytest.mark.parametrize("step", [0, 3, 7])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
     stop_at(monkeypatch, step=step)
     assert run(tmp_path / "run")["stopped"]
@@ -99,7 +99,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(run, base, tmp_pat
     assert_same_end(tmp_path / "run", base, uninterrupted)
 
 
-@pytest.mark.parametrize("step", [0, 4, 8])
+@pytest.mark.parametrize("step", [4, 8])
 def test_stopped_during_evaluation_and_resumed_equals_uninterrupted(
     run, base, tmp_path, monkeypatch, uninterrupted, step
 ):
@@ -111,7 +111,7 @@ def test_stopped_during_evaluation_and_resumed_equals_uninterrupted(
     assert_same_end(tmp_path / "run", base, uninterrupted)
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 7])
+@pytest.mark.parametrize("step", [1, 4])
 def test_killed_without_warning_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
     def should_stop(self, now):
         if now == step:

@@ -336,7 +336,8 @@ def test_the_files_of_a_report(tmp_path):
         record("GPU-05", {}, status="skipped", reason="needs 2 devices"),
     )
     report.write_report(tmp_path, content)
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.json", "throughput.csv", "memory.json", "README.md"}
+    names = {"summary.json", "throughput.csv", "throughput.png", "memory.json", "README.md"}
+    assert {p.name for p in tmp_path.iterdir()} == names
     rows = list(csv.reader((tmp_path / "throughput.csv").open()))
     assert rows[0] == ["timestamp", "base", "batch_tokens", "tokens_per_s"]
     assert rows[1] == ["2026-01-02T03:04:05+00:00", "a", "8", "1234.5"]

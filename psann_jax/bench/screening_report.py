@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from psann_jax.config_io import flatten
+from psann_jax.figures import line_style, new_figure
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG, SUMMARY, read_json, storage_errors
 
 _COLUMNS: tuple[str, ...] = ("model_type", "dataset", "hidden_dim", "num_layers", "num_heads", "ablation_flags", "seed")
 _COLUMNS += ("best_val_loss", "total_steps", "path")
-# Distinguishable without colour, too.
-_LINES = ("-", "--", "-.", ":")
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 
 
 @dataclass(frozen=True)
@@ -205,12 +200,11 @@ def _config(run: Run) -> str:
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:
-    figure = Figure(figsize=(9, 5.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.subplots()
     for i, run in enumerate(runs):
         steps, losses = zip(*run.losses, strict=True)
-        axes.plot(steps, losses, _LINES[i % len(_LINES)], color=_COLOURS[i % len(_COLOURS)], label=run.name)
+        axes.plot(steps, losses, label=run.name, **line_style(i) | {"marker": ""})
     # What comes before the first tenth is warm-up, and so much higher that it would hide the rest.
     late = [loss for run in runs for step, loss in run.losses if step >= 0.1 * run.last[0]]
     margin = 0.05 * (max(late) - min(late)) or 0.1

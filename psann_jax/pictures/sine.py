@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from psann_jax.errors import UserError
+from psann_jax.figures import COLOURS, new_figure
 from psann_jax.models.registry import Network, Params
 from psann_jax.nn.sine import Sine
 from psann_jax.tasks.restore import Run
 
 VALUES = ("amplitude", "frequency", "damping")
-_BEFORE, _AFTER = "#e69f00", "#0072b2"  # Okabe and Ito's
+_BEFORE, _AFTER = COLOURS[4], COLOURS[0]
 
 
 def sine_values(network: Network, params: Params) -> dict[str, np.ndarray]:
@@ -56,8 +55,7 @@ def draw_sine(path: str | os.PathLike[str], run: Run) -> dict[str, dict[str, np.
     """
     after = sine_values(run.network, run.params)
     before = sine_values(run.network, jax.jit(run.network.init)(jax.random.key(run.config.seed)))
-    figure = Figure(figsize=(12, 0.6 + 3.6 * len(after)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 0.6 + 3.6 * len(after))
     grid = figure.subplots(len(after), len(VALUES), squeeze=False)
     for row, (place, arrays) in zip(grid, after.items(), strict=True):
         for axes, name, early, late in zip(row, VALUES, before[place], arrays, strict=True):

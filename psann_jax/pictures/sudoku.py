@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from psann_jax.figures import new_figure
 
 _GIVEN, _SHOWN_ITERATIONS = "#9a9a9a", 12
 
@@ -19,7 +19,7 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
       rows: number of iterations -> `psann_jax.tasks.sudoku_scores.shares_at`.
       stopped: whether puzzles end at their first valid grid, for the title.
     """
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     marks = list(rows)
     names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
@@ -52,7 +52,7 @@ def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.
     shown = np.unique(np.geomspace(1, count, min(count, _SHOWN_ITERATIONS)).round().astype(int))
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
-    figure = _figure(3 * columns, 3.2 * lines)
+    figure = new_figure(3 * columns, 3.2 * lines)
     panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
@@ -81,7 +81,7 @@ def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray
       cell: 0 to 80, marked.
     """
     n_layers, n_heads, _ = weights_NxHx81.shape
-    figure = _figure(2.2 * n_heads, 2.4 * n_layers)
+    figure = new_figure(2.2 * n_heads, 2.4 * n_layers)
     panels = figure.subplots(n_layers, n_heads, squeeze=False)
     for layer in range(n_layers):
         for head in range(n_heads):
@@ -94,12 +94,6 @@ def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray
             _grid_lines(panel)
     figure.suptitle(f"attention of row {cell // 9 + 1}, column {cell % 9 + 1}, each panel to its own scale")
     figure.savefig(path, format="png")
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _grid_lines(panel: Axes) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from psann_jax.figures import new_figure
 
 _RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#b8860b"
 
@@ -25,8 +25,7 @@ def plot_loss_curve(
       title: the run's name.
       phases: steps at which the training data change, and what follows.
     """
-    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 6)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
 
     steps, loss = _series(rows, "train", "loss")

@@ -1,4 +1,4 @@
-"""The files of a validation: summary.json, throughput.csv, memory.json and README.md."""
+"""The files of a validation: summary.json, throughput.csv with its picture, memory.json and README.md."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from typing import Any
 
 from psann_jax.bench.results import write_result
 from psann_jax.errors import UserError
+from psann_jax.validation.pictures import draw_throughput
 
 SUMMARY = "summary.json"
 _CSV_COLUMNS = ("timestamp", "base", "batch_tokens", "tokens_per_s")
@@ -61,6 +62,7 @@ def write_report(directory: Path, summary: Mapping[str, Any]) -> None:
     measured = {record["id"]: record["measured"] for record in summary["results"]}
     if rows := measured.get("GPU-03", {}).get("entries"):
         _write(directory / "throughput.csv", throughput_csv(summary["timestamp_utc"], rows))
+        draw_throughput(directory / "throughput.png", rows)
     if rows := measured.get("GPU-04", {}).get("entries"):
         entries = [{name: row[name] for name in _MEMORY_FIELDS} for row in rows]
         _write(directory / "memory.json", json.dumps(_for_json(entries), indent=2) + "\n")
@@ -109,7 +111,7 @@ def readme(summary: Mapping[str, Any]) -> str:
     ]
     measured = {record["id"]: record["measured"] for record in results}
     if rows := measured.get("GPU-03", {}).get("entries"):
-        parts += ["## Throughput, tokens/s in training\n", _throughput_table(rows)]
+        parts += ["## Throughput, tokens/s in training\n", _throughput_table(rows), "![throughput](throughput.png)\n"]
     if rows := measured.get("GPU-04", {}).get("entries"):
         parts += ["## Memory\n", _memory_table(rows)]
     return "\n".join(parts)

@@ -1,0 +1,25 @@
+"""What all pictures share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, with lines and markers that tell curves apart without colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX"
+
+
+def new_figure(width: float = 9, height: float = 5.5) -> Figure:
+    """An empty figure that needs no display; width and height in inches."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour, line and marker of the i-th curve."""
+    names: dict[str, Sequence[str]] = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
+    return {name: values[i % len(values)] for name, values in names.items()}
