@@ -1,16 +1,23 @@
 """Shared fixtures. Tests run on the CPU backend; all their processes share what they have compiled.
 
-Most of the suite's time is compilation, so LLVM does not optimise here: XLA's own passes, and with them the order of
-sums, stay as users have them. TESTS_OPTIMIZATION=3 in the environment gives the code that users run.
+Most of the suite's time is compilation, so LLVM does not optimise here, and on x86 XLA's older and quicker emitters
+make the loops (with AVX at most: unoptimised, their rsqrt is wrong with AVX2). XLA's own passes, and with them the
+order of sums, stay as users have them. TESTS_OPTIMIZATION=3 in the environment gives the code that users run.
 """
 
 import gc
 import os
+import platform
 import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level={os.environ.get('TESTS_OPTIMIZATION', '0')}"
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=3"]
+    if os.environ.get("TESTS_OPTIMIZATION") == "3"
+    else ["--xla_backend_optimization_level=0"]
+    + ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"] * (platform.machine() == "x86_64")
+)
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 # Made by the first process; its workers and the children of tests inherit it.
 os.environ["TESTS_PROGRAMS"] = os.environ.get("TESTS_PROGRAMS") or tempfile.mkdtemp(prefix="psann_jax_tests_")

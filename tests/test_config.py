@@ -45,13 +45,14 @@ def test_every_config_file_parses_and_tells_command_hardware_and_results(path):
     source = path.read_text()
     exec(compile(source, str(path), "exec"), namespace)
     config = namespace["get_config"]()
-    if "sweeps" in path.parts:
+    if path.parent.name in ("sweeps", "bench"):
         assert all_cases(config, speed=lambda _: 1000.0)
     else:
         parse(config)
     doc = namespace["__doc__"]
     assert f"--config={path.relative_to(ROOT)}" in doc
-    wanted = {"sudoku": ("puzzles/s", "solved"), "sweeps": ("runs",)}.get(path.parent.name, ("tokens/s", "loss"))
+    special = {"sudoku": ("puzzles/s", "solved"), "sweeps": ("runs",), "bench": ("runs",)}
+    wanted = special.get(path.parent.name, ("tokens/s", "loss"))
     assert all(word in doc for word in wanted)
 
 
