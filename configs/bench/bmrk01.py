@@ -4,7 +4,7 @@
       --config.common.data.sources="('books.train.txt',)" --config.common.data.valid_sources="('books.valid.txt',)"
 
 An epoch of these 61 MB (130 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
-names its windows, of which an update takes 128. The folder in `runs` holds metrics.json, loss_curve.png and config.json.
+names its windows, of which an update takes 128. The run's folder in `runs` holds metrics.json and loss_curve.png.
 
 For an accelerator: on 2 CPU cores (AMD EPYC) an update takes 140 seconds.
 """
