@@ -138,10 +138,15 @@ def _solve_many(run: "Learnt", flags: argparse.Namespace) -> None:
         progress=True,
     )
     print(puzzles.describe(), file=sys.stderr)
+    n_solved = int(found.valid_NxM[:, -1].sum())
+    rate = n_solved / found.seconds if found.seconds else 0.0
+    speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation left out"
+    print(f"{speed}: {rate:,.1f} solved puzzles/s", file=sys.stderr)
     rows = {m: shares_at(found.valid_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
     if flags.json:
         results = [{"iterations": m, **shares} for m, shares in rows.items()]
-        print(json.dumps({"workdir": flags.workdir, "step": run.step, "puzzles": len(puzzles), "results": results}))
+        facts = {"workdir": flags.workdir, "step": run.step, "puzzles": len(puzzles), "solved_per_s": rate}
+        print(json.dumps({**facts, "results": results}))
     else:
         print(_table(rows))
     path = Path(flags.workdir) / "accuracy_by_iterations.png"

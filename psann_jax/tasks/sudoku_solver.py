@@ -5,6 +5,7 @@ grid ends a search without a look at the answer.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,12 +40,14 @@ class Solutions:
       marks_M: numbers of iterations.
       valid_NxM: whether the grid of exactly so many iterations is valid. A search that stops at the first valid grid
         has it still.
+      seconds: that the search took, without compilation.
     """
 
     grids_Nx81: np.ndarray
     first_N: np.ndarray
     marks_M: tuple[int, ...]
     valid_NxM: np.ndarray
+    seconds: float
 
 
 def marks_up_to(iterations: int, least: int = 16) -> tuple[int, ...]:
@@ -150,21 +153,23 @@ def solve(
     n, marks = len(puzzles_Nx81), marks_up_to(iterations)
     if not n:
         empty = np.zeros(0, np.int32)
-        return Solutions(np.zeros((0, 81), np.uint8), empty, marks, np.zeros((0, len(marks)), bool))
+        return Solutions(np.zeros((0, 81), np.uint8), empty, marks, np.zeros((0, len(marks)), bool), 0.0)
     shards = batch_shards(run.mesh)
     size = -(-min(batch_size, n) // shards) * shards
-    search = jax.jit(partial(_search, run.network, stop_at_valid, marks), donate_argnums=2)
+    jitted = jax.jit(partial(_search, run.network, stop_at_valid, marks), donate_argnums=2)
     with jax.set_mesh(run.mesh), tqdm(total=n, unit=" puzzles", disable=not (progress and sys.stderr.isatty())) as bar:
         puzzles, state = _first_state(run, puzzles_Nx81, size, len(marks))
-        finished = 0
+        search = jitted.lower(run.params, puzzles, state).compile()
+        finished, began = 0, time.perf_counter()
         while finished < n:
             state = search(run.params, puzzles, state)
             before, finished = finished, int(state["next"]) - int(jnp.sum(state["puzzle"] < n))
             bar.update(finished - before)
+        seconds = time.perf_counter() - began
         first_N, valid_NxM, grids_Nx81 = (np.asarray(state[name])[:-1] for name in ("first", "valid", "grids"))
     if stop_at_valid:
         valid_NxM = (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks))
-    return Solutions(grids_Nx81, first_N, marks, valid_NxM)
+    return Solutions(grids_Nx81, first_N, marks, valid_NxM, seconds)
 
 
 def _first_state(run: Learnt, puzzles_Nx81: np.ndarray, size: int, n_marks: int) -> tuple[jax.Array, dict[str, Any]]:
