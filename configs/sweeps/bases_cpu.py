@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
     common.data.max_length = 256
     common.data.tokenizer.vocab_size = 4096
     common.train.update(steps=400, batch_tokens=4096, lr=3e-3, warmup_steps=40, precision="fp32")
-    common.eval.every = 100
+    common.eval.update(every=100, max_tokens=131_072)
     contenders: dict[str, dict[str, Any]] = {
         base: {"model.base": base} for base in ("transformer", "respsann", "sgrpsann", "waveresnet")
     }
