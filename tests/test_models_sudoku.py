@@ -237,3 +237,10 @@ def test_an_unknown_remat_is_refused():
 def test_settings_that_cannot_be_used(field, options):
     with pytest.raises(ConfigError, match=f"^{field}: "):
         SudokuConfig(**options).check("model")
+
+
+def test_muon_is_for_the_blocks_alone():
+    infos = registry.build(SudokuConfig(**SMALL)).infos
+    kinds = {name: infos[name]["kernel"].kind for name in ("embed", "feedback", "head")}
+    assert set(kinds.values()) == {"embedding"}
+    assert {infos["blocks"][name]["kernel"].kind for name in ("q", "k", "v", "o", "fc1", "fc2")} == {"matrix"}

@@ -28,8 +28,10 @@ Grid = tuple[jax.Array, jax.Array]  # hidden states (B, 81, D) and predicted pro
 Read = TypeVar("Read")
 
 
-def _linear(shape: tuple[int, int], axes: tuple[str | None, str | None], rngs: nnx.Rngs) -> Linear:
-    return Linear(shape, axes, bias=True, initial=INITIALS["reference"], rngs=rngs)
+def _linear(
+    shape: tuple[int, int], axes: tuple[str | None, str | None], rngs: nnx.Rngs, kind: str = "matrix"
+) -> Linear:
+    return Linear(shape, axes, bias=True, kind=kind, initial=INITIALS["reference"], rngs=rngs)
 
 
 class SudokuBlock(nnx.Module):
@@ -116,8 +118,9 @@ class Sudoku(Layered):
         require(not sequence, "mesh.sequence", "has no effect with base sudoku; leave it at False")
         self.config, self.remat_iterations = config, remat != "none"
         d = config.d_model
-        self.embed = _linear((1 + _N_DIGITS, d), (None, "embed"), rngs)
-        self.feedback = _linear((_N_DIGITS, d), (None, "embed"), rngs)
+        # Digits in and out are no hidden matrices, which is what Muon is for.
+        self.embed = _linear((1 + _N_DIGITS, d), (None, "embed"), rngs, "embedding")
+        self.feedback = _linear((_N_DIGITS, d), (None, "embed"), rngs, "embedding")
         super().__init__(
             lambda rngs: SudokuBlock(config, jnp.dtype(dtype), rngs=rngs),
             config.n_layers,
@@ -130,7 +133,7 @@ class Sudoku(Layered):
         self.row, self.column, self.box = (
             param(rngs, jax.random.normal, (9, d), "embedding", (None, "embed")) if additive else None for _ in range(3)
         )
-        self.head = _linear((d, _N_DIGITS), ("embed", None), rngs)
+        self.head = _linear((d, _N_DIGITS), ("embed", None), rngs, "embedding")
 
     def start(self, puzzles_Bx81: jax.Array) -> Grid:
         """The state before the first iteration, from digits 0 (empty) to 9 of any integer type."""
