@@ -203,7 +203,13 @@ def runner(monkeypatch):
 
 def start(monkeypatch, tmp_path, sweep, **flags):
     values = {"CONFIG": sweep, "WORKDIR": str(tmp_path / "out"), "_DRY_RUN": False, "_BASES": [], "_SEEDS": []}
-    values |= {"_WITH_LM_EVAL": False, "_LM_EVAL_TASKS": ["lambada_openai"], "_LM_EVAL_LIMIT": 8, "_LM_EVAL_PATH": None}
+    values |= {
+        "_RESUME": True,
+        "_WITH_LM_EVAL": False,
+        "_LM_EVAL_TASKS": ["lambada_openai"],
+        "_LM_EVAL_LIMIT": 8,
+        "_LM_EVAL_PATH": None,
+    }
     for name, value in (values | flags).items():
         monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
     monkeypatch.setattr(command.config_flags, "get_config_filename", lambda flag: "configs/sweeps/three.py")
@@ -256,6 +262,13 @@ def test_tasks_need_lm_eval(runner, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--with_lm_eval: lm_eval is not installed"):
         start(monkeypatch, tmp_path, small(), _WITH_LM_EVAL=True)
     assert runner == []
+
+
+def test_without_resume_nothing_is_mixed(runner, monkeypatch, tmp_path):
+    start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _SEEDS=["1"], _RESUME=False)
+    with pytest.raises(UserError, match=r"--workdir: .*out holds runs of this sweep"):
+        start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _RESUME=False)
+    assert runner == ["transformer_seed1"]
 
 
 def test_seeds_are_numbers(runner, monkeypatch, tmp_path):

@@ -32,6 +32,9 @@ from psann_jax.train.workdir import read_json, storage_errors, write_json
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only list what would be run; for a budget of seconds, speeds are measured all the same."
 )
+_RESUME = flags.DEFINE_bool(
+    "resume", True, "Go on with what the workdir holds; --noresume: refuse one that holds runs."
+)
 _BASES = flags.DEFINE_list("bases", [], "Only these contenders of the sweep.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Other seeds than the sweep's.")
 _WITH_LM_EVAL = flags.DEFINE_bool("with_lm_eval", False, "Also run lm_eval's tasks on every run.")
@@ -49,6 +52,8 @@ def main() -> None:
     cases = all_cases(CONFIG.value, only=_BASES.value, seeds=_seeds(_SEEDS.value), speed=_Speeds(workdir))
     places = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
     lm_eval = _lm_eval()
+    if not _RESUME.value and any(place.exists() for place in places.values()):
+        raise UserError(f"--workdir: {workdir} holds runs of this sweep; choose another, or leave --noresume out")
     done = {case for case in cases if finished(case, places[case], lm_eval)}
     print(_listing(places, done, workdir), flush=True)
     if _DRY_RUN.value:

@@ -51,6 +51,8 @@ def draw_final(path: Path, outcomes: Sequence["Outcome"]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("training FLOPs in matrix products")
     axes.set_ylabel("validation loss (nats a token), one point a run")
+    # A perplexity is 1 at least; Matplotlib asks for the place of 0, too.
+    axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1)))).set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9)
     figure.savefig(path, format="png")
