@@ -16,10 +16,14 @@ from psann_jax.bench.random_text import RandomText
 from psann_jax.config_io import default_config, parse
 from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import mesh_of
+from psann_jax.tasks import language_model
 from psann_jax.tasks.language_model import LanguageModel
 from psann_jax.train.sharding import batch_sharding, put_batch
 
 LENGTH, ROWS = 256, 4
+# In double precision: gradients of gravity's random parameters are so steep that single precision's rounding shows.
+jax.config.update("jax_enable_x64", True)
+language_model.DTYPES["fp32"] = jnp.float64
 
 
 def config_of(name, sequence):
@@ -41,7 +45,8 @@ def batch_of():
     segments[0, -20:] = 0
     tokens = rng.integers(0, 32, segments.shape)
     positions = np.arange(LENGTH + 1) - np.array([np.searchsorted(row, row) for row in segments])
-    return {"tokens": tokens.astype(np.int32), "segments": segments, "positions": positions}
+    batch = {"tokens": tokens, "segments": segments, "positions": positions}
+    return {name: rows.astype(np.int32) for name, rows in batch.items()}
 
 
 def measured(name, sequence):
@@ -57,9 +62,10 @@ def measured(name, sequence):
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(loss), in_shardings=(params, batch))
-        compiled = step.lower(task.network.abstract, task.batch_shapes(ROWS)).compile()
+        wide = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), task.network.abstract)
+        compiled = step.lower(wide, task.batch_shapes(ROWS)).compile()
         rng = np.random.default_rng(1)
-        values = jax.tree.map(lambda a: (0.2 * rng.normal(size=a.shape)).astype(np.float32), task.network.abstract)
+        values = jax.tree.map(lambda a: 0.2 * rng.normal(size=a.shape), wide)
         found = compiled(jax.device_put(values, params), put_batch(batch_of(), batch))
     return jax.device_get(found), compiled.memory_analysis().temp_size_in_bytes
 
