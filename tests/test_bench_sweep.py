@@ -149,7 +149,10 @@ def test_the_report_says_what_is_shown_and_what_is_not(tmp_path):
 def test_results_of_other_code_are_marked(tmp_path):
     outcomes = [outcome(case, 3.0) for case in all_cases(small(seeds=(1,)))]
     write_report("one", outcomes, 3, "transformer", tmp_path)
-    assert "Other code" not in (tmp_path / "leaderboard.md").read_text()
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "Other code" not in text
+    assert "| ngt | 1 | 3.0000 | - | 20.09 |" in text
+    assert "| ngt | transformer | 1 | +0.0000 | - | one seed says nothing | - |" in text
     older = [{**outcomes[0].codes[0], "code": "bbbb"}]
     outcomes = [outcomes[0], dataclasses.replace(outcomes[1], codes=older), dataclasses.replace(outcomes[2], codes=[])]
     write_report("one", outcomes, 3, "transformer", tmp_path)

@@ -199,7 +199,7 @@ def _lm_eval_scores(finished: Sequence[Outcome]) -> _Section:
     rows = [["task", "score", "contender", "seeds", "mean", "deviation"]]
     for names, values in sorted(scores.items()):
         mean, deviation = mean_and_deviation(values)
-        rows.append([*names, str(len(values)), f"{mean:.4f}", f"{deviation:.4f}"])
+        rows.append([*names, str(len(values)), f"{mean:.4f}", _or_dash(deviation)])
     limits = sorted({o.lm_eval["limit"] for o in finished if o.lm_eval})
     text = f"By lm_eval, on the first {' or '.join(map(str, limits))} examples of each task."
     return _Section("Tasks", text, rows)
@@ -220,6 +220,11 @@ def _groups(outcomes: Sequence[Outcome]) -> dict[tuple[Any, ...], list[Outcome]]
     return groups
 
 
+def _or_dash(deviation: float) -> str:
+    """Of one seed there is none."""
+    return "-" if math.isnan(deviation) else f"{deviation:.4f}"
+
+
 def _label(case: Case) -> str:
     return " ".join([case.contender, *(f"{name}={value}" for name, value in case.settings)])
 
@@ -231,7 +236,7 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> _Section:
         metrics = [o.metrics() for o in group]
         averaged = ("train_tokens_per_s", "peak_memory_mb", "val_top1_acc")
         rate, memory, top1 = (statistics.fmean(m[key] for m in metrics) for key in averaged)
-        row = [_label(group[0].case), str(len(group)), f"{mean:.4f}", f"{deviation:.4f}", f"{math.exp(mean):.2f}"]
+        row = [_label(group[0].case), str(len(group)), f"{mean:.4f}", _or_dash(deviation), f"{math.exp(mean):.2f}"]
         row += [f"{top1:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
         rows.append((mean, [*row, f"{metrics[0]['param_count']:,}", f"{rate:,.0f}", f"{memory:,.0f}"]))
     head = ["contender", "seeds", "val loss", "deviation", "ppl", "top1", "M tokens", "FLOPs", "parameters"]
