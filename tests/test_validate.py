@@ -129,12 +129,18 @@ def test_a_child_gives_results_and_tells_of_crashes_and_deaths():
 def test_the_first_update(here, monkeypatch):
     record = run_check(CHECKS["GPU-01"], TINY, CPU)
     assert record["status"] == "passed", record
-    bad = {**record["measured"]["bases"]["respsann"], "loss": math.nan, "unchanged": ["head"], "grad_norm": math.inf}
+    bad = {**record["measured"]["bases"]["respsann"], "loss": math.nan, "wrong_arrays": ["head"], "grad_norm": math.inf}
     monkeypatch.setattr(child, "in_child", lambda *_: {"respsann": bad})
     reason = failures(CHECKS["GPU-01"])
     assert "from uniform" in reason
-    assert "the update left head as they were" in reason
+    assert "moved frozen ones: head" in reason
     assert "the gradient norm is inf" in reason
+
+
+def test_frozen_arrays_stay_as_they_are():
+    found = basics.measure_step(sizes.small_experiment(TINY, "ngt", warmup_steps=0))
+    assert found["wrong_arrays"] == []
+    assert found["n_arrays"] > 20
 
 
 @pytest.mark.slow
