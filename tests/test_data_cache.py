@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -113,16 +114,23 @@ def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
         time.sleep(0.2)
         write("new")(path)
 
-    threads = [
-        threading.Thread(target=made_once, args=(tmp_path, "entry", make, False, damaged_unless("new")))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        results = [pool.submit(made_once, tmp_path, "entry", make, False, damaged_unless("new")) for _ in range(3)]
+    assert [result.result() for result in results] == [tmp_path / "entry"] * 3
     assert len(made) == 1
     assert capsys.readouterr().err.count("making it again") == 1
+
+
+def test_an_entry_that_is_put_aside_during_its_check_is_made_again(tmp_path):
+    made_once(tmp_path, "entry", write("old"))
+
+    def find_damage(path):
+        if path.is_dir():
+            path.rename(tmp_path / "aside")  # as another process does that makes it again
+        return damaged_unless("new")(path)
+
+    assert made_once(tmp_path, "entry", write("new"), find_damage=find_damage) == tmp_path / "entry"
+    assert (tmp_path / "entry" / "content").read_text() == "new"
     assert (tmp_path / "entry" / "content").read_text() == "new"
 
 

@@ -52,8 +52,10 @@ def made_once(
       UserError: the cache cannot be written.
     """
     final = root / name
-    if final.is_dir() and find_damage(final) is None:
-        return final
+    # A damaged entry that another process puts aside meanwhile has files missing.
+    with contextlib.suppress(FileNotFoundError):
+        if final.is_dir() and find_damage(final) is None:
+            return final
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{name}.lock", announce):
