@@ -3,7 +3,7 @@
   python -m psann_jax.bench sweep --config=configs/bench/bmrk01.py \
       --config.common.data.sources="('books.train.txt',)" --config.common.data.valid_sources="('books.valid.txt',)"
 
-An epoch of these 61 MB (130 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
+An epoch of these 61 MB (129 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
 names its windows, of which an update takes 128. The run's folder in `runs` holds metrics.json and loss_curve.png.
 
 For an accelerator: on 2 CPU cores (AMD EPYC) an update takes 140 seconds.
