@@ -36,16 +36,20 @@ def main(argv: Sequence[str]) -> None:
     manager = TaskManager(include_path=None if flags.include_path is None else str(flags.include_path))
     missing = [name for name in flags.tasks if not manager.match_tasks([name])]
     if missing:
-        raise UserError(f"--tasks: lm_eval knows no {', '.join(missing)}; `lm_eval ls tasks` lists what it knows")
-    results: Any = simple_evaluate(
-        LmEvalModel(run, batch_size=flags.batch_size, progress=sys.stderr.isatty()),
-        tasks=flags.tasks,
-        num_fewshot=flags.num_fewshot,
-        limit=flags.limit,
-        use_cache=None if flags.use_cache is None else str(flags.use_cache),
-        task_manager=manager,
-        log_samples=False,
-    )
+        raise UserError(f"--tasks: lm_eval knows no {', '.join(missing)}; `lm_eval ls tasks` lists them")
+    try:
+        results: Any = simple_evaluate(
+            LmEvalModel(run, batch_size=flags.batch_size, progress=sys.stderr.isatty()),
+            tasks=flags.tasks,
+            num_fewshot=flags.num_fewshot,
+            limit=flags.limit,
+            use_cache=None if flags.use_cache is None else str(flags.use_cache),
+            task_manager=manager,
+            log_samples=False,
+        )
+    except OSError as error:  # a task's data: a hub that is not reached, a file that is not there
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--tasks: the data of {', '.join(flags.tasks)} cannot be had: {reason}") from error
     print(make_table(results))
     if flags.json is not None:
         content = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples")}

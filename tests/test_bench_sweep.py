@@ -22,6 +22,9 @@ CONTENDERS = {
 }
 
 
+PICTURE = b"\x89PNG"
+
+
 def small(**options):
     common = default_config("transformer")
     common.model.update(d_model=32, n_layers=2, n_heads=4, d_mlp=256, vocab_size=500)
@@ -192,12 +195,15 @@ def runner(monkeypatch):
         made.append(case.name)
         if case.contender == "ngt":
             return "out of memory"
+        if (folder / "summary.json").exists():
+            return "no network"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(to_dict(case.config)))
         found = outcome(case, 3.0 + 0.1 * case.seed)
         (folder / "summary.json").write_text(json.dumps(found.summary))
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, found.rows)) + "\n")
         (folder / "code.json").write_text(json.dumps({"trained_by": found.codes}))
+        (folder / "sine_parameters.png").write_bytes(PICTURE)
         return None
 
     monkeypatch.setattr(command, "run_case", run)
@@ -235,6 +241,19 @@ def test_only_what_is_missing_is_run(runner, monkeypatch, tmp_path, capsys):
     assert runner == []
     shown = capsys.readouterr().out
     assert "2 runs, 1 of them finished" in shown
+
+
+def test_a_failure_after_the_training_loses_no_loss(runner, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _SEEDS=["1"])
+    with pytest.raises(UserError, match="did not finish: transformer_seed1"):
+        start(monkeypatch, tmp_path, small(), _BASES=["transformer"], _SEEDS=["1"], _WITH_LM_EVAL=True)
+    text = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "1 of 1 finished, 1 failed" in text
+    assert "| transformer | 1 | 3.1000 |" in text
+    assert "| transformer_seed1 | no network |" in text
+    metrics = json.loads((tmp_path / "out/runs/transformer_seed1/metrics.json").read_text())
+    assert (metrics["status"], metrics["error"], metrics["val_loss"]) == ("error", "no network", 3.1)
 
 
 def test_a_folder_of_other_settings_is_left_alone(runner, monkeypatch, tmp_path):

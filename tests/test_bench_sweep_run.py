@@ -48,6 +48,11 @@ def test_only_what_is_missing_is_done(case, processes, tmp_path):
     assert run_case(case, tmp_path / "run", None) is None
     assert started == ["psann_jax.main", "psann_jax.sine"]
     assert finished(case, tmp_path / "run", None)
+    (tmp_path / "run" / "sine_parameters.png").unlink()
+    assert not finished(case, tmp_path / "run", None), "the picture is missing"
+    started.clear()
+    run_case(case, tmp_path / "run", None)
+    assert started == ["psann_jax.sine"]
     assert not finished(case, tmp_path / "run", TASKS)
     started.clear()
     assert run_case(case, tmp_path / "run", TASKS) is None
@@ -82,7 +87,7 @@ def test_a_folder_of_other_settings_is_named(case, processes, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_trained_and_drawn(case, tmp_path, capfd):
     assert run_case(case, tmp_path / "run", None) is None
-    found = outcome(case, tmp_path / "run")
+    found = outcome(case, tmp_path / "run", None)
     assert found.summary["steps"] == 2
     assert found.sine_picture.read_bytes().startswith(b"\x89PNG")
     assert found.metrics()["status"] == "ok"

@@ -174,6 +174,13 @@ def test_mistakes_are_named(workdir, tasks, flags, message):
         command.main([f"--workdir={workdir}", f"--include_path={tasks[0]}", *flags])
 
 
+def test_data_that_cannot_be_had_is_named(workdir, tasks, tmp_path):
+    text = TASK.format(name="tiny_gone", data=tmp_path / "gone.jsonl", kind="multiple_choice", text="x")
+    (tmp_path / "tiny_gone.yaml").write_text(text + CHOICE)
+    with pytest.raises(UserError, match=r"--tasks: the data of tiny_gone cannot be had: .*gone\.jsonl"):
+        command.main([f"--workdir={workdir}", f"--include_path={tmp_path}", "--tasks=tiny_gone"])
+
+
 def test_without_the_library_it_says_so(workdir, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"lm_eval: is not installed; pip install 'psann_jax\[lm_eval\]'"):

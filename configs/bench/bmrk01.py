@@ -6,7 +6,8 @@
 An epoch of these 61 MB (129 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
 names its windows, of which an update takes 128. The run's folder in `runs` holds metrics.json and loss_curve.png.
 
-For an accelerator: on 2 CPU cores (AMD EPYC) an update takes 140 seconds.
+For an accelerator: the same model has 940 tokens/s on 2 CPU cores (AMD EPYC, configs/waveresnet_small.py), with which
+212 updates would take eight hours.
 """
 
 from ml_collections import config_dict

@@ -21,7 +21,7 @@ from ml_collections.config_flags import config_flags
 from psann_jax.bench.arguments import CONFIG
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.sweep_report import Outcome, write_report
-from psann_jax.bench.sweep_run import LmEval, finished, outcome, run_case
+from psann_jax.bench.sweep_run import LmEval, finished, outcome, run_case, trained
 from psann_jax.bench.sweeps import Case, all_cases, folders
 from psann_jax.bench.workdir import WORKDIR
 from psann_jax.config import Config
@@ -69,9 +69,9 @@ def main() -> None:
         if error is not None:
             failures[place] = error
             print(f"failed: {error}", flush=True)
-        _report(name, places, failures, lm_eval, workdir)
+        _report(name, places, failures, workdir)
     if not missing:
-        _report(name, places, failures, lm_eval, workdir)
+        _report(name, places, failures, workdir)
     print(f"{workdir}/report.html", flush=True)
     if failures:
         names = ", ".join(place.name for place in failures)
@@ -103,18 +103,16 @@ def _listing(places: Mapping[Case, Path], done: Collection[Case], workdir: Path)
     return "\n".join(lines)
 
 
-def _report(
-    name: str, places: Mapping[Case, Path], failures: Mapping[Path, str], lm_eval: LmEval | None, workdir: Path
-) -> None:
+def _report(name: str, places: Mapping[Case, Path], failures: Mapping[Path, str], workdir: Path) -> None:
     outcomes = []
     for case, folder in places.items():
-        if folder in failures:
-            outcomes.append(Outcome(case, None, [], failures[folder]))
-        elif finished(case, folder, lm_eval):
-            found = outcome(case, folder)
+        if trained(case, folder):
+            found = outcome(case, folder, failures.get(folder))
             if folder.name == case.name:
                 write_json(folder / "metrics.json", found.metrics())
             outcomes.append(found)
+        elif folder in failures:
+            outcomes.append(Outcome(case, None, [], failures[folder]))
     with storage_errors(workdir):
         write_report(name, outcomes, len(places), CONFIG.value.contenders[0][0], workdir)
 

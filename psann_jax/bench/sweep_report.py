@@ -31,9 +31,9 @@ class Outcome:
 
     Attributes:
       case: the run.
-      summary: its summary.json; None if it failed.
+      summary: its summary.json; None if training failed.
       rows: its metrics.jsonl.
-      error: why it failed.
+      error: why training, or what comes after it, failed; None if nothing did.
       codes: versions of what has trained it, see `psann_jax.bench.sweep_run.code_version`.
       lm_eval: results of lm_eval's tasks, as psann_jax.lm_eval writes them.
       sine_picture: of its sine activations, or None.
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def val_loss(self) -> float:
-        """At the end; NaN if it failed."""
+        """At the end; NaN if training failed."""
         return math.nan if self.summary is None else float(self.summary["val_loss"])
 
     def metrics(self) -> dict[str, Any]:
@@ -61,12 +61,14 @@ class Outcome:
             "seed": case.seed,
             "budget": case.budget,
             "settings": dict(case.settings),
-            "status": "error" if self.summary is None else "ok",
+            "status": "ok" if self.error is None else "error",
             "code": " ".join(code["code"] for code in self.codes),
             "trained_by": self.codes,
         }
+        if self.error is not None:
+            found |= {"error": self.error}
         if self.summary is None:
-            return found | {"error": self.error}
+            return found
         tokens = train.steps * train.batch_tokens
         return found | {
             "param_count": self.summary["n_params"],
@@ -99,7 +101,7 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
 
     Args:
       name: of the sweep.
-      outcomes: of the cases that are finished or have failed.
+      outcomes: of the cases that are trained or have failed.
       n_cases: of all.
       reference: the contender that the others are compared with.
       workdir: where to.
@@ -116,7 +118,7 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
     write_json(workdir / "config_used.json", {o.case.name: to_dict(o.case.config) for o in outcomes})
     _write_csv(metrics, workdir / "summary.csv")
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
-    failed = [outcome for outcome in outcomes if outcome.summary is None]
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
     sections = _sections(finished, failed, n_cases, reference)
     markdown = "\n\n".join(_markdown(section) for section in sections)
     (workdir / "leaderboard.md").write_text(f"# {name}\n\n{markdown}\n", encoding="utf-8")
@@ -163,7 +165,7 @@ def _sections(finished: Sequence[Outcome], failed: Sequence[Outcome], n_cases: i
         sections.append(_Section("Other code", _OTHER_CODE, rows))
     if failed:
         rows = [["run", "error"], *([o.case.name, str(o.error)] for o in failed)]
-        sections.append(_Section("Failed", "Not in any table above.", rows))
+        sections.append(_Section("Failed", "What these lack is in no table above.", rows))
     return sections
 
 

@@ -73,10 +73,12 @@ def finished(case: Case, folder: Path, lm_eval: LmEval | None) -> bool:
     Raises:
       UserError: its folder holds a run of other settings, or a damaged file.
     """
-    return _trained(case, folder) and (lm_eval is None or lm_eval.done(folder))
+    drawn = not _has_sine(case) or (folder / SINE_PICTURE).exists()
+    return trained(case, folder) and drawn and (lm_eval is None or lm_eval.done(folder))
 
 
-def _trained(case: Case, folder: Path) -> bool:
+def trained(case: Case, folder: Path) -> bool:
+    """Whether a run has done all its updates; raises UserError as `finished`."""
     if not (folder / CONFIG_JSON).exists():
         return False
     if _comparable(read_json(folder / CONFIG_JSON)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
@@ -91,7 +93,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 def run_case(case: Case, folder: Path, lm_eval: LmEval | None) -> str | None:
     """Does what is missing of a run; what went wrong, if anything did."""
-    if not _trained(case, folder):
+    if not trained(case, folder):
         _write_code(folder)
         with tempfile.TemporaryDirectory() as config_folder:
             path = write_config_file(to_dict(case.config), Path(config_folder))
@@ -120,13 +122,13 @@ def _write_code(folder: Path) -> None:
         write_json(path, {"trained_by": [*known, code_version()]})
 
 
-def outcome(case: Case, folder: Path) -> Outcome:
-    """What a finished run has left."""
+def outcome(case: Case, folder: Path, error: str | None) -> Outcome:
+    """What a trained run has left; `error` tells why something after the training is missing."""
     lm_eval = read_json(folder / LM_EVAL) if (folder / LM_EVAL).exists() else None
     codes = read_json(folder / CODE)["trained_by"] if (folder / CODE).exists() else []
     picture = folder / SINE_PICTURE
     summary, rows = read_json(folder / SUMMARY), read_metrics(folder / METRICS)
-    return Outcome(case, summary, rows, None, codes, lm_eval, picture if picture.exists() else None)
+    return Outcome(case, summary, rows, error, codes, lm_eval, picture if picture.exists() else None)
 
 
 def _process(arguments: Sequence[str]) -> str | None:
