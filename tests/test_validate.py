@@ -1,7 +1,6 @@
 """The validation suite: sound code passes its checks, and code that is broken in some way fails the one for it."""
 
 import copy
-import csv
 import dataclasses
 import json
 import math
@@ -23,7 +22,7 @@ from psann_jax.tasks.arguments import run_command
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.sharding import put_batch
-from psann_jax.validation import IDS, basics, child, decoding, parallel, report, resuming, sizes, speed, training
+from psann_jax.validation import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
 from psann_jax.validation.check import Check, Findings, Machine, SkipError, run_check, run_checks
 from psann_jax.validation.sizes import Shape, Sizes
 from psann_jax.validation.suite import CHECKS
@@ -42,7 +41,6 @@ TINY = Sizes(
     parallel_bases=("respsann",),
 )
 CPU = Machine("cpu", 1)
-SYSTEM = {"device": "1 x CPU", "python": "3.11", "packages": {"psann_jax": "0", "jax": "1"}}
 
 
 def direct(function, *args, **kwargs):
@@ -318,44 +316,7 @@ def _nudged(state):
     return {**state, "params": {**state["params"], "head": head.at[0, 0].add(1e-3)}}
 
 
-# --- the report and the command -----------------------------------------------------------------------
-
-
-def summary(*results):
-    return {"timestamp_utc": "2026-01-02T03:04:05+00:00", "system": SYSTEM, "results": list(results)}
-
-
-def record(name, measured, status="passed", **more):
-    return {"id": name, "title": "t", "status": status, "threshold": {}, "measured": measured, "seconds": 1.0, **more}
-
-
-def test_the_files_of_a_report(tmp_path):
-    entry = dict.fromkeys(report._MEMORY_FIELDS, 1) | {"losses": [1.0]}
-    shares = {"compiler_memory_mb": 0.5, "step_s": 1.2}
-    rates = [
-        {"base": "a", "batch_tokens": 8, "tokens_per_s": 1234.5},
-        {"base": "a", "batch_tokens": 16, "tokens_per_s": 2},
-    ]
-    content = summary(
-        record("GPU-03", {"entries": rates}),
-        record("GPU-04", {"entries": [entry, entry], "with_over_without": shares, "loss_difference": math.nan}),
-        record("GPU-05", {}, status="skipped", reason="needs 2 devices"),
-    )
-    report.write_report(tmp_path, content)
-    names = {"summary.json", "throughput.csv", "throughput.png", "memory.json", "README.md"}
-    assert {p.name for p in tmp_path.iterdir()} == names
-    rows = list(csv.reader((tmp_path / "throughput.csv").open()))
-    assert rows[0] == ["timestamp", "base", "batch_tokens", "tokens_per_s"]
-    assert rows[1] == ["2026-01-02T03:04:05+00:00", "a", "8", "1234.5"]
-    memory = json.loads((tmp_path / "memory.json").read_text())
-    plan = {"base", "d_model", "n_layers", "grad_checkpoint", "amp", "max_memory_mb", "elapsed_s"}
-    assert len(memory) == 2
-    assert plan < memory[0].keys()
-    saved = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert saved["results"][1]["measured"]["loss_difference"] == "nan"
-    text = (tmp_path / "README.md").read_text()
-    assert "| a | 1,234 | 2 |" in text
-    assert "needs 2 devices" in text
+# --- the command --------------------------------------------------------------------------------------
 
 
 def test_the_command_runs_a_check_and_reports(tmp_path, monkeypatch, capsys):
