@@ -32,6 +32,26 @@ def proxy_sweep(base: str) -> config_dict.ConfigDict:
     return config
 
 
+def small_sweep() -> config_dict.ConfigDict:
+    """What the sweeps for 2 CPU cores have in common: half a million parameters without the embeddings, 1.64 M tokens."""
+    config = default_config("transformer")
+    config.model.update(d_model=128, n_layers=3, n_heads=4, d_mlp=512)
+    config.data.max_length = 256
+    config.data.tokenizer.vocab_size = 4096
+    config.train.update(steps=400, batch_tokens=4096, lr=3e-3, warmup_steps=40, precision="fp32")
+    config.eval.update(every=100, max_tokens=131_072)
+    return config
+
+
+def small_contenders() -> dict[str, dict[str, object]]:
+    """The bases of the sweeps for 2 CPU cores; waveresnet without its wave would be respsann."""
+    contenders: dict[str, dict[str, object]] = {
+        base: {"model.base": base} for base in ("transformer", "respsann", "sgrpsann", "ngt")
+    }
+    contenders["waveresnet_interleave"] = {"model.base": "waveresnet", "model.wave.interleave": True}
+    return contenders
+
+
 def w3_25m(base: str) -> config_dict.ConfigDict:
     """The screening of the Newton Gravity Transformer on WikiText-103: 25 M parameters, 15,000 updates.
 
