@@ -33,7 +33,7 @@ def proxy_sweep(base: str) -> config_dict.ConfigDict:
 
 
 def small_sweep() -> config_dict.ConfigDict:
-    """What the sweeps for 2 CPU cores have in common: half a million parameters without the embeddings, 1.64 M tokens."""
+    """What the sweeps for 2 CPU cores share: half a million parameters without the embeddings, 1.64 M tokens."""
     config = default_config("transformer")
     config.model.update(d_model=128, n_layers=3, n_heads=4, d_mlp=512)
     config.data.max_length = 256

@@ -84,7 +84,7 @@ def test_every_run_is_compared_with_the_reference(runs, tmp_path):
         "what no_radius is", "cutoff=none", "4.0000", "4.0100", "+0.0100", "no difference shown by one seed",
     ]  # fmt: skip
     assert rows["ngt and no_repulsion"][1] == "repulsion.weight=0.0"
-    assert rows["ngt and no_repulsion"][4:] == ["-0.6000", "no_repulsion is better"]
+    assert rows["ngt and no_repulsion"][4:] == ["-0.6000", "no_repulsion is lower, by one seed"]
     assert rows["ngt and vanilla"][1] == "another model: vanilla"
 
 

@@ -273,6 +273,19 @@ def test_bfloat16_computes_and_caches_in_bfloat16():
         assert row.logprobs[0] != exact
 
 
+def test_coordinates_and_scores_of_gravity_stay_in_float32():
+    sampler = made("ngt", jnp.bfloat16).sampler
+    found = jax.tree.map(lambda array, info: (str(array.dtype), info.kind), sampler._params, sampler._infos)
+    is_pair = {"is_leaf": lambda x: isinstance(x, tuple)}
+    assert {kind for dtype, kind in jax.tree.leaves(found, **is_pair) if dtype == "bfloat16"} == {
+        "matrix",
+        "embedding",
+        "bias",
+    }
+    linears = [linear for block in found["blocks"].values() for linear in (block["next"], block["attn"]["coords"])]
+    assert {linear["bias"] for linear in linears} == {("float32", "gravity")}
+
+
 def test_other_parameters_take_effect_without_compilation(endless):
     prompts, second = prompts_of(4, 9, 13), random_params(endless.network, seed=5)
     before = texts(generate(endless.sampler, prompts, GREEDY, max_new_tokens=8))

@@ -181,8 +181,8 @@ def _ablations(runs: Sequence[Run], base: Run) -> str:
         other = run.config["model"]["base"] != base.config["model"]["base"]
         what = f"another model: {run.config['model']['base']}" if other else ", ".join(differences(run, base))
         delta = run.best[1] - base.best[1]
-        better = "better" if delta < 0 else "worse"
-        note = f"{run.name} is {better}" if abs(delta) >= 0.02 else "no difference shown by one seed"
+        order = "lower" if delta < 0 else "higher"
+        note = f"{run.name} is {order}, by one seed" if abs(delta) >= 0.02 else "no difference shown by one seed"
         rows.append(
             (f"{base.name} and {run.name}", run.description, what, f"{base.best[1]:.4f}", f"{run.best[1]:.4f}",
              f"{delta:+.4f}", note)

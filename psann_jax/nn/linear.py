@@ -28,8 +28,9 @@ class Linear(nnx.Module):
         kernel; initial weights; rngs."""
         self.bias_learns = bias_learns
         self.kernel = param(rngs, initial.kernel, shape, kind, axes)
+        bias_kind = "gravity" if kind == "coordinate" else "bias"  # coordinates stay in float32
         self.bias = (
-            param(rngs, initial.bias(shape[0]), shape[1:], "bias", axes[1:], trainable=bias_learns) if bias else None
+            param(rngs, initial.bias(shape[0]), shape[1:], bias_kind, axes[1:], trainable=bias_learns) if bias else None
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

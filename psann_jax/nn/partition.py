@@ -26,8 +26,9 @@ class ParamInfo:
     """What the trainer must know of a parameter.
 
     Attributes:
-      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (of its scores), coordinate (matrices to and
-        from coordinates) or table (of coordinates and masses); decides weight decay, Muon and what the sampler casts.
+      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (of its scores, and biases of coordinates),
+        coordinate (matrices to and from coordinates) or table (of coordinates and masses); decides weight decay, Muon
+        and what the sampler casts.
       axes: logical axis names, one a dimension; the first is "layers" where layers are stacked.
       trainable: whether an optimizer may change it.
     """
