@@ -10,6 +10,7 @@ from absl import flags, logging
 
 from psann_jax.config_io import flatten, nearest
 from psann_jax.errors import UserError
+from psann_jax.huge_pages import restart_with_huge_pages
 
 
 def fail(error: BaseException | str) -> NoReturn:
@@ -19,7 +20,10 @@ def fail(error: BaseException | str) -> NoReturn:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads a command line, for `absl.app.run`; mistakes in it and in the overrides of a --config end the program."""
+    """Reads a command line, for `absl.app.run`; mistakes in it and in the overrides of a --config end the program.
+
+    With a good one it goes on with huge pages, see `psann_jax.huge_pages`.
+    """
     # JAX tells at INFO which accelerators it has not found.
     logging.set_verbosity(logging.WARNING)
     try:
@@ -30,6 +34,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         fail(" ".join(str(error).split()))
     if len(rest) > 1:
         fail(f"{rest[1]}: unknown argument; flags begin with --")
+    restart_with_huge_pages()
     return rest
 
 

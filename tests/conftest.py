@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     else ["--xla_backend_optimization_level=0"]
     + ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"] * (platform.machine() == "x86_64")
 )
+os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # for the children, which need not start twice for it
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 # Made by the first process; its workers and the children of tests inherit it.
 os.environ["TESTS_PROGRAMS"] = os.environ.get("TESTS_PROGRAMS") or tempfile.mkdtemp(prefix="psann_jax_tests_")

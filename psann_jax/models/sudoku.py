@@ -15,11 +15,12 @@ from psann_jax.config_checks import require
 from psann_jax.config_sudoku import SudokuConfig
 from psann_jax.models.layered import Layered
 from psann_jax.nn.initial import INITIALS
-from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables_2d, rotate
+from psann_jax.ops.dropout import dropout
 
 REMAT = ("none", "iteration", "nested")
 _N_CELLS, _N_DIGITS = 81, 9
@@ -186,10 +187,9 @@ class Sudoku(Layered):
           iterations: T; None: as in training.
           dropout_key: switches dropout on.
         """
-        key = None if dropout_key is None else _cheap_key(dropout_key)
 
         def body(grid: Grid, index: jax.Array) -> tuple[Grid, Read]:
-            grid, logits = self.iterate(grid, None if key is None else jax.random.fold_in(key, index))
+            grid, logits = self.iterate(grid, None if dropout_key is None else jax.random.fold_in(dropout_key, index))
             return grid, read(logits)
 
         one: Any = jax.checkpoint(body, prevent_cse=False) if self.remat_iterations else body
@@ -240,8 +240,3 @@ def filled(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array) -> jax.Array:
     """The puzzles with the most probable digit in every empty cell, in the type of the puzzles."""
     best_Bx81 = 1 + jnp.argmax(logits_Bx81x9, axis=-1)
     return jnp.where(puzzles_Bx81 == 0, best_Bx81.astype(puzzles_Bx81.dtype), puzzles_Bx81)
-
-
-def _cheap_key(key: jax.Array) -> jax.Array:
-    """A key of XLA's own generator: drawing dropout masks by Threefry would cost as much as the network."""
-    return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")

@@ -8,10 +8,11 @@ from flax import nnx
 from psann_jax.config import DecoderConfig, VanillaConfig
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
-from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain
 from psann_jax.nn.positions import rotate
 from psann_jax.ops.attention import cached_attention, causal_attention
+from psann_jax.ops.dropout import dropout
 
 
 class Attention(nnx.Module):

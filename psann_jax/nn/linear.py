@@ -1,12 +1,10 @@
-"""Dense layer and dropout."""
+"""Dense layer."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.partition import param
-from psann_jax.ops.dropout import kept
 from psann_jax.ops.linear import matmul
 
 
@@ -40,11 +38,3 @@ class Linear(nnx.Module):
             return y
         bias = self.bias[...].astype(x.dtype)
         return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); does nothing without a key."""
-    if key is None or rate == 0.0:
-        return x
-    stays, share = kept(key, rate, x.shape)
-    return jnp.where(stays, x / share, jnp.zeros((), x.dtype))

@@ -8,9 +8,10 @@ from flax import nnx
 
 from psann_jax.config import DecoderConfig, SineConfig, VanillaConfig
 from psann_jax.nn.initial import XAVIER, Initial
-from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain
 from psann_jax.nn.sine import Sine
+from psann_jax.ops.dropout import dropout
 
 Activation = Callable[[jax.Array], jax.Array]
 ELEMENTWISE: dict[str, Activation] = {

@@ -7,10 +7,11 @@ from flax import nnx
 from psann_jax.config import DecoderConfig
 from psann_jax.nn.causal_filter import causal_filter, next_history
 from psann_jax.nn.context import Context, LayerCache
-from psann_jax.nn.linear import Linear, dropout
+from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import param
+from psann_jax.ops.dropout import dropout
 
 
 def _tap_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
