@@ -52,6 +52,21 @@ def small_contenders() -> dict[str, dict[str, object]]:
     return contenders
 
 
+def ablations() -> dict[str, dict[str, object]]:
+    """respsann, which is waveresnet without its wave; it with one thing less each, or one more; and the transformer."""
+    base: dict[str, object] = {"model.base": "respsann"}
+    return {
+        "respsann": base,
+        "gelu": base | {"model.mlp_activation": "gelu"},
+        "layer_norm": base | {"model.norm": "layernorm"},
+        "no_alpha": base | {"model.residual_alpha": False},
+        "frozen_sine": base | {"model.sine.trainable": False},
+        "wave_interleave": {"model.base": "waveresnet", "model.wave.interleave": True},
+        "wave_replace": {"model.base": "waveresnet", "model.wave.replace": True},
+        "transformer": {"model.base": "transformer"},
+    }
+
+
 def w3_25m(base: str) -> config_dict.ConfigDict:
     """The screening of the Newton Gravity Transformer on WikiText-103: 25 M parameters, 15,000 updates.
 

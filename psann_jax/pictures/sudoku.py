@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from psann_jax.figures import new_figure
+from psann_jax.config_sudoku import BUCKETS
+from psann_jax.figures import line_style, new_figure
 
 _GIVEN, _SHOWN_ITERATIONS = "#9a9a9a", 12
 
 
 def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stopped: bool) -> None:
-    """The share of solved puzzles against the number of iterations, a line for each rating, as a PNG.
+    """The share of solved puzzles against the number of iterations, a line for each rating and mean, as a PNG.
 
     Args:
       path: the file.
@@ -23,10 +24,11 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
     axes = figure.subplots()
     marks = list(rows)
     names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
-    for name in names:
+    one_rating = sum(name.removeprefix("solved_") in BUCKETS for name in names) == 1
+    for i, name in enumerate(names[-1:] if one_rating else names):
         shares, errors = (np.array([rows[m][key] for m in marks]) for key in (name, f"{name}_2se"))
         title = name.removeprefix("solved").removeprefix("_") or "all"
-        line = axes.errorbar(marks, 100 * shares, 100 * errors, label=title, marker="o", markersize=4, capsize=3)
+        line = axes.errorbar(marks, 100 * shares, 100 * errors, label=title, markersize=5, capsize=3, **line_style(i))
         if name in ("solved", "solved_balanced", "solved_natural"):
             line.lines[0].set_linewidth(2.5)
     axes.set_xscale("log", base=2)
@@ -49,7 +51,8 @@ def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.
       probabilities_Tx81x9: after every iteration.
     """
     count = len(probabilities_Tx81x9)
-    shown = np.unique(np.geomspace(1, count, min(count, _SHOWN_ITERATIONS)).round().astype(int))
+    spread = np.geomspace(1, count, _SHOWN_ITERATIONS).round().astype(int)
+    shown = np.unique(spread) if count > _SHOWN_ITERATIONS else 1 + np.arange(count)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     figure = new_figure(3 * columns, 3.2 * lines)
@@ -60,10 +63,10 @@ def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.
         sure_81 = probabilities_Tx81x9[iteration - 1].max(axis=1)
         digits_81 = np.where(puzzle_81 > 0, puzzle_81, 1 + probabilities_Tx81x9[iteration - 1].argmax(axis=1))
         image = panel.imshow(
-            np.where(puzzle_81 > 0, np.nan, sure_81).reshape(9, 9), vmin=0, vmax=1, cmap="RdYlGn", aspect="equal"
+            np.where(puzzle_81 > 0, np.nan, sure_81).reshape(9, 9), vmin=0, vmax=1, cmap="YlGnBu", aspect="equal"
         )
         for cell, digit in enumerate(digits_81.tolist()):
-            colour = _GIVEN if puzzle_81[cell] else "black"
+            colour = _GIVEN if puzzle_81[cell] else "white" if sure_81[cell] > 0.6 else "black"
             panel.text(cell % 9, cell // 9, str(digit), ha="center", va="center", fontsize=8, color=colour)
         panel.set_title(f"iteration {iteration}", fontsize=10)
         _grid_lines(panel)

@@ -131,8 +131,9 @@ class SudokuTask:
         """Digits need no tokenizer."""
 
     def phases(self) -> dict[int, str]:
-        """The steps at which a phase of the curriculum begins, and its ratings."""
-        return self.data.phases(self.config.train.steps)
+        """The steps at which a phase of the curriculum begins, and its ratings; nothing if there is but one."""
+        phases = self.data.phases(self.config.train.steps)
+        return phases if len(phases) > 1 else {}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Evaluation results from the sums over all batches.

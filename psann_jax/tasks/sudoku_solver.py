@@ -50,8 +50,8 @@ class Solutions:
     seconds: float
 
 
-def marks_up_to(iterations: int, least: int = 16) -> tuple[int, ...]:
-    """The powers of two from `least` on that are below a number of iterations, and that number."""
+def marks_up_to(iterations: int, least: int) -> tuple[int, ...]:
+    """`least`, its double and so on, as far as they are below a number of iterations; and that number."""
     marks = []
     while least < iterations:
         marks.append(least)
@@ -150,7 +150,7 @@ def solve(
     Returns:
       Grids, and when they were valid.
     """
-    n, marks = len(puzzles_Nx81), marks_up_to(iterations)
+    n, marks = len(puzzles_Nx81), marks_up_to(iterations, run.network.config.iterations)
     if not n:
         empty = np.zeros(0, np.int32)
         return Solutions(np.zeros((0, 81), np.uint8), empty, marks, np.zeros((0, len(marks)), bool), 0.0)
