@@ -4,9 +4,11 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags, logging
+from ml_collections.config_flags import config_flags
 
 from psann_jax.config_io import flatten, nearest
 from psann_jax.errors import UserError
@@ -36,6 +38,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         fail(f"{rest[1]}: unknown argument; flags begin with --")
     restart_with_huge_pages()
     return rest
+
+
+def default_workdir() -> Path:
+    """runs/ and the place of --config's file within configs/, or the file's name if it is elsewhere."""
+    parts = Path(config_flags.get_config_filename(flags.FLAGS["config"])).absolute().with_suffix("").parts
+    inside = parts[len(parts) - parts[::-1].index("configs") :] if "configs" in parts else parts[-1:]
+    return Path("runs", *inside)
 
 
 def _check_overrides(arguments: Sequence[str]) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from psann_jax.command_line import fail, parse_flags
+from psann_jax.command_line import default_workdir, fail, parse_flags
 from psann_jax.config_io import parse
 from psann_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go; default runs/<name of the config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run's files go; default runs/<place of the config in configs/>."
+)
 _PROFILE_STEPS = flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps to trace into the workdir's profile/.")
 _JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Show the settings with all overrides, and exit.")
@@ -44,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
         join(_JOIN_TIMEOUT.value)
         keep_programs(cache_root(config.data.cache_dir) / "programs")
-        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        workdir = Path(_WORKDIR.value or f"runs/{name}")
+        workdir = Path(_WORKDIR.value or default_workdir())
         train(config, lambda: TASKS[type(config.data)].load(config), workdir, profile_steps=_PROFILE_STEPS.value)
     except UserError as error:
         fail(error)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -221,8 +222,7 @@ def start(monkeypatch, tmp_path, sweep, **flags):
     }
     for name, value in (values | flags).items():
         monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
-    monkeypatch.setattr(command.config_flags, "get_config_filename", lambda flag: "configs/sweeps/three.py")
-    monkeypatch.setattr(command.flags, "FLAGS", {"config": None})
+    monkeypatch.setattr(command, "default_workdir", lambda: Path("runs/sweeps/three"))
     command.main()
 
 

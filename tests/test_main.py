@@ -7,6 +7,8 @@ import pytest
 from processes import TESTS, environment
 from tiny import write_text
 
+from psann_jax import command_line
+
 MISTAKES = {
     "--config.train.lrr=1": "--config.train.lrr: unknown key, did you mean train.lr?",
     "--config.model.base=wavresnet": "model.base: unknown base 'wavresnet', did you mean waveresnet?",
@@ -56,6 +58,20 @@ def test_a_broken_config_file_is_named(content, message, tmp_path):
     assert done.stderr.startswith(f"error: {path}: ")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("configs/quickstart.py", "runs/quickstart"),
+        ("/home/me/configs/old/configs/sudoku/quickstart.py", "runs/sudoku/quickstart"),
+        ("/tmp/mine.py", "runs/mine"),
+    ],
+)
+def test_configs_of_one_name_have_workdirs_of_their_own(path, expected, monkeypatch):
+    monkeypatch.setattr(command_line.flags, "FLAGS", {"config": path})
+    monkeypatch.setattr(command_line.config_flags, "get_config_filename", lambda flag: flag)
+    assert str(command_line.default_workdir()) == expected
 
 
 def test_an_unwritable_workdir_is_named_before_any_work(tmp_path):

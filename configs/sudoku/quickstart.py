@@ -1,7 +1,7 @@
 """A small iterative transformer learns easy Sudoku puzzles, made on the spot.
 
-  python -m psann_jax.main --config=configs/sudoku/quickstart.py
-  python -m psann_jax.solve --workdir=runs/quickstart
+python -m psann_jax.main --config=configs/sudoku/quickstart.py
+python -m psann_jax.solve --workdir=runs/sudoku/quickstart
 """
 
 from ml_collections import config_dict

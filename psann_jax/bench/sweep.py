@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections.config_flags import config_flags
 
 from psann_jax.bench.arguments import CONFIG
 from psann_jax.bench.config_file import write_config_file
@@ -24,6 +23,7 @@ from psann_jax.bench.sweep_report import Outcome, write_report
 from psann_jax.bench.sweep_run import LmEval, finished, outcome, run_case, trained
 from psann_jax.bench.sweeps import Case, all_cases, folders
 from psann_jax.bench.workdir import WORKDIR
+from psann_jax.command_line import default_workdir
 from psann_jax.config import Config
 from psann_jax.config_io import to_dict
 from psann_jax.errors import UserError
@@ -47,8 +47,8 @@ _SPEED_STEPS = 8
 def main() -> None:
     """Runs what is missing and writes the reports after every run."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the accelerator's memory is for the runs
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = Path(WORKDIR.value or f"runs/{name}")
+    default = default_workdir()
+    name, workdir = default.name, Path(WORKDIR.value or default)
     cases = all_cases(CONFIG.value, only=_BASES.value, seeds=_seeds(_SEEDS.value), speed=_Speeds(workdir))
     places = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
     lm_eval = _lm_eval()

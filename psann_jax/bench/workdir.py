@@ -2,4 +2,4 @@
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Where all goes; default a folder in runs/, by the config's name.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where all goes; default a folder in runs/, by the config's place.")
