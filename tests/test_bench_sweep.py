@@ -109,6 +109,14 @@ def test_what_cannot_be_run_is_refused(options, message):
         all_cases(small(**options))
 
 
+def test_texts_and_puzzles_do_not_mix():
+    contenders = {**CONTENDERS, "grids": {"model.base": "sudoku"}}
+    common = default_config("transformer")
+    common.train.batch_tokens = 81 * common.data.max_length
+    with pytest.raises(ConfigError, match=r"contenders\.grids: has another task than transformer"):
+        all_cases(sweep_config(common, contenders))
+
+
 def test_an_unknown_contender_is_refused():
     with pytest.raises(ConfigError, match="--bases: 'ngr' is no contender, did you mean ngt"):
         all_cases(small(), only=["ngr"])
@@ -148,6 +156,33 @@ def test_the_report_says_what_is_shown_and_what_is_not(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["seeds"], summary["n_cases"], len(summary["results"])) == ([1, 2, 3], 9, 9)
     assert len(list(pairs(cases, "transformer"))) == 6
+
+
+def test_puzzles_are_swept_like_texts(tmp_path):
+    common = default_config("sudoku")
+    common.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
+    common.train.update(steps=40, batch_tokens=162, warmup_steps=4)
+    contenders = {"relu": {}, "wide": {"model.d_mlp": 32}, "sine": {"model.mlp_activation": "sine"}}
+    contenders = {name: {"model.base": "sudoku", **settings} for name, settings in contenders.items()}
+    cases = all_cases(sweep_config(common, contenders, seeds=(1, 2), budgets=("tokens", "flops")))
+    relu = cases[0].config
+    # Per cell and iteration: a product a weight, and with all 81 cells for scores and values; backward is twice that.
+    matrices = 4 * 16 * 16 + 2 * 16 * 16
+    assert flops_per_token(relu) == 2 * (6 * matrices + 3 * 4 * 81 * 16)
+    assert {c.contender: c.config.train.steps for c in cases if c.budget == "flops"} == {
+        "relu": 40,
+        "wide": round(40 * flops_per_token(relu) / flops_per_token(cases[1].config)),
+        "sine": 40,
+    }
+    outcomes = [outcome(case, 1.0 + case.seed) for case in cases if case.budget == "tokens"]
+    for made, solved in zip(outcomes, (0.25, 0.5, 0.75) * 2, strict=True):
+        made.summary["val_solved"] = solved
+    write_report("puzzles", outcomes, 12, "relu", tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "Puzzles: generated puzzles; seeds 1, 2. Losses are mean cross entropies in nats an empty cell" in text
+    assert "| contender | seeds | val loss | deviation | ppl | solved | top1 |" in text
+    assert "| wide | 2 | 2.5000 | 0.7071 | 12.18 | 0.5000 | 0.2500 |" in text
+    assert [row["val_solved"] for row in csv.DictReader((tmp_path / "summary.csv").open())][:2] == ["0.25", "0.5"]
 
 
 def test_results_of_other_code_are_marked(tmp_path):

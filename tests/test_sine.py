@@ -8,7 +8,7 @@ from tiny import tiny_config
 from variants import variant
 
 from psann_jax import sine as command
-from psann_jax.config import SineConfig
+from psann_jax.config import SineConfig, SudokuConfig
 from psann_jax.errors import UserError
 from psann_jax.models.registry import build
 from psann_jax.pictures.sine import draw_sine, sine_values
@@ -28,6 +28,13 @@ def test_values_are_those_in_use(scan_layers):
     for array in values.values():
         for value, want in zip(array, (1.5, 2.0, 0.25), strict=True):
             np.testing.assert_allclose(value, want, rtol=1e-5)
+
+
+def test_a_sudoku_transformer_has_them_too():
+    config = SudokuConfig(d_model=16, n_layers=2, n_heads=2, d_mlp=24, mlp_activation="sine")
+    network = build(config)
+    values = sine_values(network, network.init(jax.random.key(0)))
+    assert {place: array.shape for place, array in values.items()} == {"blocks": (3, 2, 24)}
 
 
 def test_before_is_what_the_seed_gives_and_after_is_the_run(tmp_path, capsys):

@@ -63,23 +63,28 @@ class Ours:
 
     def mfu(self, tokens_per_s: float) -> float | None:
         """Model FLOP/s utilisation (`MFU_FORMULA`), None on hardware whose peak is not known."""
-        model, length = self._config.model, self._config.data.max_length
-        # Scores of distances are products of head coordinates, narrower than the values.
-        gravity = isinstance(model, NGTConfig)
-        width = (model.n_heads * model.d_head_coord + model.d_model) / 2 if gravity else model.d_model
-        flops = training_flops_per_token(matrix_params(self._task.network), model.n_layers, width, length)
-        if isinstance(model, SudokuConfig):  # every cell attends to all 81
-            flops += 6.0 * model.n_layers * length * width
-            flops *= model.iterations
-        return mfu(tokens_per_s, flops, self._config.train.precision)
+        return mfu(tokens_per_s, flops_per_token(self._config, self._task.network), self._config.train.precision)
 
 
 def matrix_params(network: Network) -> int:
     """Weights that take part in matrix products: the matrices of the blocks, and the head."""
     kinds = ("matrix", "coordinate")
     sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
-    head = getattr(network.config, "vocab_size", 0) * network.config.d_model  # a matrix like others in base sudoku
+    head = getattr(network.config, "vocab_size", 0) * network.config.d_model  # of base sudoku a 200th of the products
     return int(sum(jax.tree.leaves(sizes)) + head)
+
+
+def flops_per_token(config: Config, network: Network) -> float:
+    """Of training, see `training_flops_per_token`; a Sudoku transformer's cells are its tokens."""
+    model, length = config.model, config.data.max_length
+    # Scores of distances are products of head coordinates, narrower than the values.
+    gravity = isinstance(model, NGTConfig)
+    width = (model.n_heads * model.d_head_coord + model.d_model) / 2 if gravity else model.d_model
+    flops = training_flops_per_token(matrix_params(network), model.n_layers, width, length)
+    if isinstance(model, SudokuConfig):  # every cell attends to all 81
+        flops += 6.0 * model.n_layers * length * width
+        flops *= model.iterations
+    return flops
 
 
 def make(config: Config) -> Ours:

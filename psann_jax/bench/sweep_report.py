@@ -16,13 +16,14 @@ from typing import Any
 from psann_jax.bench.seeds import mean_and_deviation, paired_difference
 from psann_jax.bench.sweep_pictures import draw_final, draw_losses
 from psann_jax.bench.sweeps import Case, flops_per_token, pairs
+from psann_jax.config import DataConfig, PuzzlesConfig
 from psann_jax.config_io import to_dict
 from psann_jax.train.hardware import device_description
 from psann_jax.train.workdir import write_json
 
 _COLUMNS: tuple[str, ...] = ("base", "contender", "seed", "budget", "settings", "status", "param_count", "train_steps")
 _COLUMNS += ("train_tokens", "train_tokens_per_s", "train_elapsed_s", "train_flops", "peak_memory_mb")
-_COLUMNS += ("val_loss", "val_ppl", "val_top1_acc", "code")
+_COLUMNS += ("val_loss", "val_ppl", "val_top1_acc", "val_solved", "code")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Outcome:
         if self.summary is None:
             return found
         tokens = train.steps * train.batch_tokens
+        sources, valid_sources = _sources(case.config.data)
         return found | {
             "param_count": self.summary["n_params"],
             "train_steps": train.steps,
@@ -82,12 +84,20 @@ class Outcome:
             "val_loss": self.summary["val_loss"],
             "val_ppl": self.summary["val_ppl"],
             "val_top1_acc": self.summary["val_top1"],
-            "corpus_path": list(case.config.data.sources),
-            "valid_sha256": _hashes(case.config.data.valid_sources),
+            "val_solved": self.summary.get("val_solved"),
+            "corpus_path": list(sources),
+            "valid_sha256": _hashes(valid_sources),
             "lm_eval": None if self.lm_eval is None else self.lm_eval["results"],
             "train_config": to_dict(case.config)["train"],
             "data_config": to_dict(case.config)["data"],
         }
+
+
+def _sources(data: DataConfig | PuzzlesConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """What is trained and validated on."""
+    if isinstance(data, PuzzlesConfig):
+        return data.files or ("generated puzzles",), data.valid_files
+    return data.sources, data.valid_sources
 
 
 def _hashes(sources: Sequence[str]) -> dict[str, str]:
@@ -173,10 +183,13 @@ def _common_text(finished: Sequence[Outcome]) -> str:
     if not finished:
         return ""
     config, seeds = finished[0].case.config, sorted({o.case.seed for o in finished})
-    sources = ", ".join(config.data.sources)
+    sources = ", ".join(_sources(config.data)[0])
+    puzzles = isinstance(config.data, PuzzlesConfig)
+    what, where = ("an empty cell", "puzzles") if puzzles else ("a token", "windows")
+    length = "" if puzzles else f" windows of {config.data.max_length} tokens;"
     return (
-        f"Text: {sources}; windows of {config.data.max_length} tokens; seeds {', '.join(map(str, seeds))}. Losses are "
-        "mean cross entropies in nats a token over the same validation windows, after the last update."
+        f"{'Puzzles' if puzzles else 'Text'}: {sources};{length} seeds {', '.join(map(str, seeds))}. Losses are mean "
+        f"cross entropies in nats {what} over the same validation {where}, after the last update."
     )
 
 
@@ -233,16 +246,19 @@ def _label(case: Case) -> str:
 
 def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> _Section:
     rows = []
+    solves = isinstance(outcomes[0].case.config.data, PuzzlesConfig)
     for group in _groups(outcomes).values():
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
         metrics = [o.metrics() for o in group]
         averaged = ("train_tokens_per_s", "peak_memory_mb", "val_top1_acc")
         rate, memory, top1 = (statistics.fmean(m[key] for m in metrics) for key in averaged)
         row = [_label(group[0].case), str(len(group)), f"{mean:.4f}", _or_dash(deviation), f"{math.exp(mean):.2f}"]
+        if solves:
+            row.append(f"{statistics.fmean(m['val_solved'] for m in metrics):.4f}")
         row += [f"{top1:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
         rows.append((mean, [*row, f"{metrics[0]['param_count']:,}", f"{rate:,.0f}", f"{memory:,.0f}"]))
-    head = ["contender", "seeds", "val loss", "deviation", "ppl", "top1", "M tokens", "FLOPs", "parameters"]
-    table = [[*head, "tokens/s", "peak MB"], *(row for _, row in sorted(rows, key=lambda pair: pair[0]))]
+    head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "top1", "M tokens", "FLOPs"]
+    table = [[*head, "parameters", "tokens/s", "peak MB"], *(row for _, row in sorted(rows, key=lambda pair: pair[0]))]
     return _Section(f"At {_EQUAL[budget]}", "Means over the seeds, and their sample standard deviation.", table)
 
 

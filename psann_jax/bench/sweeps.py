@@ -11,13 +11,12 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from psann_jax.bench.ours import matrix_params
+from psann_jax.bench import ours
+from psann_jax.bench.random_task import random_task
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.config import Config, require
 from psann_jax.config_io import default_config, flatten, nearest, parse, to_dict
 from psann_jax.models.registry import Network
-from psann_jax.tasks.language_model import make_network
-from psann_jax.train.hardware import training_flops_per_token
 
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
 Settings = tuple[tuple[str, Any], ...]  # dotted names and values
@@ -116,6 +115,8 @@ def all_cases(
         for name, own in contenders.items():
             config = _experiment(sweep.common, name, (*own, *settings))
             reference = reference or config
+            same_task = type(config.data) is type(reference.data)
+            require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")
             if not only or name in only:
                 fitted = _matched(config, reference, budget, speed)
                 cases += [Case(name, settings, seed, budget, _with(fitted, {"seed": seed})) for seed in chosen_seeds]
@@ -173,13 +174,12 @@ def _matched(config: Config, reference: Config, budget: str, speed: Callable[[Co
 
 
 def _network(config: Config) -> Network:
-    return make_network(with_vocabulary(config), with_vocabulary(config).model.vocab_size)
+    return random_task(with_vocabulary(config)).network
 
 
 def flops_per_token(config: Config) -> float:
-    """Of training, see `training_flops_per_token`."""
-    model, matrices = config.model, matrix_params(_network(config))
-    return training_flops_per_token(matrices, model.n_layers, model.d_model, config.data.max_length)
+    """Of training, see `psann_jax.bench.ours.flops_per_token`."""
+    return ours.flops_per_token(config, _network(config))
 
 
 def _with_parameters(config: Config, n_params: int) -> Config:

@@ -13,7 +13,7 @@ from psann_jax.errors import UserError
 from psann_jax.figures import COLOURS, new_figure
 from psann_jax.models.registry import Network, Params
 from psann_jax.nn.sine import Sine
-from psann_jax.tasks.restore import Run
+from psann_jax.tasks.restore import Learnt
 
 VALUES = ("amplitude", "frequency", "damping")
 _BEFORE, _AFTER = COLOURS[4], COLOURS[0]
@@ -44,7 +44,7 @@ def sine_values(network: Network, params: Params) -> dict[str, np.ndarray]:
     return {place: np.concatenate(layers, axis=1).astype(np.float64) for place, layers in places.items()}
 
 
-def draw_sine(path: str | os.PathLike[str], run: Run) -> dict[str, dict[str, np.ndarray]]:
+def draw_sine(path: str | os.PathLike[str], run: Learnt) -> dict[str, dict[str, np.ndarray]]:
     """Draws a run's distributions as a PNG: boxes of the middle half, with lines for the middle nine tenths.
 
     Returns:

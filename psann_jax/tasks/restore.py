@@ -106,6 +106,18 @@ def load_sudoku_run(
     return _load(_sudoku_model, PuzzlesConfig, Learnt, workdir, step, precision, mesh, averaged)
 
 
+def load_any_run(
+    workdir: str | os.PathLike[str],
+    step: int | str | None = None,
+    *,
+    precision: str = "run",
+    mesh: tuple[int, int, int] = (1, 1, 1),
+    averaged: bool = False,
+) -> Learnt:
+    """The parameters of a run of any task; see `load_run`."""
+    return _load(_any_model, object, Learnt, workdir, step, precision, mesh, averaged)
+
+
 def _load(
     open_model: Callable[[Config, Checkpoints, int], tuple[Network, dict[str, Any]]],
     data_section: type,
@@ -148,6 +160,11 @@ def _text_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Ne
 def _sudoku_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
     del checkpoints, step
     return sudoku_network(config), {}
+
+
+def _any_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
+    open_model = _text_model if isinstance(config.data, DataConfig) else _sudoku_model
+    return open_model(config, checkpoints, step)[0], {}
 
 
 def _checkpoint_directory(workdir: Path) -> Path:
