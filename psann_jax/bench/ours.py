@@ -70,7 +70,8 @@ def matrix_params(network: Network) -> int:
     """Weights that take part in matrix products: the matrices of the blocks, and the head."""
     kinds = ("matrix", "coordinate")
     sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
-    head = getattr(network.config, "vocab_size", 0) * network.config.d_model  # of base sudoku a 200th of the products
+    # Base sudoku has no vocabulary; what enters and leaves its blocks is a 200th of its products.
+    head = getattr(network.config, "vocab_size", 0) * network.config.d_model
     return int(sum(jax.tree.leaves(sizes)) + head)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from psann_jax.command_line import fail
 from psann_jax.config_io import nearest
 from psann_jax.errors import UserError
+from psann_jax.huge_pages import restart_with_huge_pages
 
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 
@@ -78,7 +79,11 @@ def _mesh_sizes(text: str) -> tuple[int, int, int]:
 
 
 def run_command(command: Any) -> None:
-    """Runs a command with the program's arguments; a user's mistake ends it with code 2, Ctrl-C with 130."""
+    """Runs a command with the program's arguments, and with huge pages (`psann_jax.huge_pages`).
+
+    A user's mistake ends it with code 2, Ctrl-C with 130.
+    """
+    restart_with_huge_pages()
     try:
         command(sys.argv[1:])
     except UserError as error:
