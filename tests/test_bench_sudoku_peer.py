@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sudoku_names import entries, params_of
 
-from psann_jax.bench import sudoku_peer
+from psann_jax.bench import sudoku_peer, throughput
+from psann_jax.bench.ours import Ours
 from psann_jax.bench.random_puzzles import RandomPuzzles
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, PuzzlesConfig, SudokuConfig, TrainConfig
@@ -50,6 +51,28 @@ def test_it_has_the_originals_parameters_and_trains():
     assert all(seconds > 0 for seconds in contender.run(2))
     assert all((p != b).any() for p, b in zip(contender._model.parameters(), before, strict=True))
     assert contender.peak_memory_mb() > 50
+
+
+def test_filling_grids_changes_nothing():
+    pytest.importorskip("torch")
+    theirs, ours = sudoku_peer.make(TINY), Ours(TINY)
+    before = [p.detach().clone() for p in theirs._model.parameters()]
+    state = jax.device_get(ours._state["params"])
+    assert all(seconds > 0 for contender in (theirs, ours) for seconds in contender.run(2, False))
+    assert all((p == b).all() for p, b in zip(theirs._model.parameters(), before, strict=True))
+    assert theirs._model.training
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(ours._state["params"]))
+    puzzles = next(ours._batches)["puzzles"]
+    grids = np.asarray(ours._fill(ours._state["params"], puzzles))
+    assert (grids[puzzles > 0] == puzzles[puzzles > 0]).all()
+    assert ((grids >= 1) & (grids <= 9)).all()
+
+
+def test_both_speeds_are_reported():
+    result = throughput.measure(TINY, n_steps=2)
+    assert result["filled_puzzles_per_s"] > 0
+    rate = f"3 iterations alone {result['filled_puzzles_per_s']:,.1f}"
+    assert rate in throughput.report(result)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A config of this project as a contender: its own compiled training step on random tokens."""
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, NGTConfig, SudokuConfig
-from psann_jax.models.registry import Network
+from psann_jax.models.registry import Network, Params
+from psann_jax.models.sudoku import filled
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description, mfu, peak_memory_mb, training_flops_per_token
 from psann_jax.train.sharding import make_mesh, put_batch
@@ -47,15 +49,35 @@ class Ours:
             "mfu_formula": MFU_FORMULA,
         }
 
-    def run(self, n_steps: int) -> list[float]:
-        """Takes steps; seconds of each. On an accelerator the next step is on its way while one is waited for."""
-        return lap_times(self._step, n_steps, ahead=jax.default_backend() != "cpu")
+    def run(self, n_steps: int, training: bool = True) -> list[float]:
+        """Takes steps; seconds of each. On an accelerator the next step is on its way while one is waited for.
+
+        Args:
+          n_steps: how many.
+          training: False: a step only fills the grids of a batch, for base sudoku.
+        """
+        step = self._step if training else self._fill_step
+        return lap_times(step, n_steps, ahead=jax.default_backend() != "cpu")
 
     def _step(self) -> Callable[[], object]:
         with jax.set_mesh(self._mesh):
             batch = put_batch(next(self._batches), self._compiled.batch)
             self._state, metrics = self._compiled.train_step(self._state, batch)
         return lambda: metrics["loss"].block_until_ready()
+
+    def _fill_step(self) -> Callable[[], object]:
+        with jax.set_mesh(self._mesh):
+            batch = put_batch(next(self._batches), self._compiled.batch)
+            grids = self._fill(self._state["params"], batch["puzzles"])
+        return grids.block_until_ready
+
+    @functools.cached_property
+    def _fill(self) -> Callable[..., jax.Array]:
+        def fill(params: Params, puzzles: jax.Array) -> jax.Array:
+            grids: jax.Array = self._task.network.merge(params).run(puzzles, lambda logits: filled(logits, puzzles))
+            return grids[-1]
+
+        return jax.jit(fill)
 
     def peak_memory_mb(self) -> float:
         """See `psann_jax.train.hardware.peak_memory_mb`."""

@@ -25,7 +25,7 @@ from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
-from psann_jax.config import Config
+from psann_jax.config import Config, SudokuConfig
 from psann_jax.config_io import parse, to_dict
 from psann_jax.errors import UserError
 
@@ -98,6 +98,7 @@ def measure(
       all cores), compile_s, peak_memory_mb, mfu, n_params, device, attention, versions, n_steps, config.
       Without a rival None: peer (its name), peer_tokens_per_s, peer_peak_memory_mb, ratio, spread (two ratios),
       ratio_of_fastest (steps).
+      With base sudoku filled_puzzles_per_s, of grids that are filled without training.
       Also differences, in words; other_load, the cores that other processes kept busy; window_tokens, of
       a window or cells of a puzzle; and contenders, with these figures of each.
 
@@ -121,6 +122,9 @@ def measure(
             for i, worker in enumerate(workers)
         ]
         mfu = workers[0].ask("mfu", figures[0]["tokens_per_s"])
+        if isinstance(config.model, SudokuConfig):
+            for figure, rate in zip(figures, _filled_per_s(workers, n_steps, config.batch_size), strict=True):
+                figure["filled_puzzles_per_s"] = rate
     differences = [] if peer_name != "psannlm" else peer.differences(config, on_gpu="CPU" not in figures[0]["device"])
     return {
         **{name: value for name, value in figures[0].items() if name != "name"},
@@ -133,6 +137,15 @@ def measure(
         "config": to_dict(config),
         "contenders": figures,
     }
+
+
+def _filled_per_s(workers: list[Worker], n_steps: int, batch_size: int) -> list[float]:
+    """Puzzles/s of every contender that only fills grids, with as many iterations as in training."""
+    for worker in workers:
+        worker.ask("run", _WARMUP_STEPS, False)
+    rounds, _, _ = take_turns(workers, n_steps, False)
+    steps = [[seconds for blocks in rounds for seconds in blocks[i]] for i in range(len(workers))]
+    return [batch_size / statistics.median(seconds) for seconds in steps]
 
 
 def _contenders(config: Config, against: Config | None, peer_name: str | None) -> list[tuple[Any, ...]]:
@@ -193,8 +206,14 @@ def report(result: dict[str, Any]) -> str:
             f"{compile_s:>11}{f['peak_memory_mb']:>10,.0f}{f['n_params']:>14,}"
         )
     if result["config"]["model"]["base"] == "sudoku":
-        rates = ", ".join(f"{f['tokens_per_s'] / length:,.1f}" for f in result["contenders"])
-        lines.append(f"cells count as tokens: {rates} puzzles/s")
+        trained, done = (
+            ", ".join(f"{f[name] / cells:,.1f}" for f in result["contenders"])
+            for name, cells in (("tokens_per_s", length), ("filled_puzzles_per_s", 1))
+        )
+        iterations = result["config"]["model"]["iterations"]
+        lines.append(
+            f"cells count as tokens: training {trained} puzzles/s; {iterations} iterations alone {done} puzzles/s"
+        )
     if result["mfu"] is not None:
         lines.append(f"MFU {result['mfu']:.1%} = {result['mfu_formula']}")
     if result["ratio"] is not None:
