@@ -1,8 +1,8 @@
 """Huge pages for the memory of a command.
 
-On a CPU a step's temporary arrays are new memory every time, and in pages of 4 KiB it takes the kernel a sixth to a
-third of the step to hand them out (BENCHMARKS.md). Where it gives huge pages to those who ask, as most distributions
-have it, the C library can ask; but it reads that wish only when a program starts.
+On a CPU a step's temporary arrays are new memory every time, and in pages of 4 KiB it took the kernel a tenth to a
+quarter of most steps measured to hand them out (BENCHMARKS.md). Where it gives huge pages to those who ask, as most
+distributions have it, the C library can ask; but it reads that wish only when a program starts.
 """
 
 import os

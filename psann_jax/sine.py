@@ -18,10 +18,10 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
 
     from psann_jax.pictures.sine import VALUES, draw_sine
-    from psann_jax.tasks.restore import load_any_run
+    from psann_jax.tasks.restore import load_learnt
     from psann_jax.train.workdir import storage_errors
 
-    run = load_any_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_learnt(flags.workdir, flags.checkpoint, **how_to_read(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
     with storage_errors(Path(path)):

@@ -34,9 +34,10 @@ def main(argv: Sequence[str]) -> None:
     if flags.puzzle is not None:
         puzzle = parse_grid(flags.puzzle, "--puzzle")
         solve_one(puzzle, "--puzzle")  # tells whether there is one solution, and is not looked at
-    from psann_jax.tasks.restore import load_sudoku_run
+    from psann_jax.config import PuzzlesConfig
+    from psann_jax.tasks.restore import load_learnt
 
-    run = load_sudoku_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_learnt(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **how_to_read(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     if puzzle is not None:
         _solve_one(run, puzzle, flags)

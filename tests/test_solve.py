@@ -136,7 +136,7 @@ def test_commands_for_text_refuse_the_run(run):
 
 
 def test_averaged_weights_are_others(run):
-    from psann_jax.tasks.restore import load_sudoku_run
+    from psann_jax.tasks.restore import load_learnt
 
-    live, averaged = (load_sudoku_run(run, averaged=choice).params for choice in (False, True))
+    live, averaged = (load_learnt(run, averaged=choice).params for choice in (False, True))
     assert not np.array_equal(live["head"]["kernel"], averaged["head"]["kernel"])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, PuzzlesConfig
+from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig
 from psann_jax.config_io import parse, to_dict
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.errors import UserError
@@ -94,28 +94,17 @@ def load_run(
     return _load(_text_model, DataConfig, Run, workdir, step, precision, mesh, averaged)
 
 
-def load_sudoku_run(
+def load_learnt(
     workdir: str | os.PathLike[str],
     step: int | str | None = None,
     *,
+    data_section: type = object,
     precision: str = "run",
     mesh: tuple[int, int, int] = (1, 1, 1),
     averaged: bool = False,
 ) -> Learnt:
-    """The parameters of a run on puzzles; see `load_run`."""
-    return _load(_sudoku_model, PuzzlesConfig, Learnt, workdir, step, precision, mesh, averaged)
-
-
-def load_any_run(
-    workdir: str | os.PathLike[str],
-    step: int | str | None = None,
-    *,
-    precision: str = "run",
-    mesh: tuple[int, int, int] = (1, 1, 1),
-    averaged: bool = False,
-) -> Learnt:
-    """The parameters of a run of any task; see `load_run`."""
-    return _load(_any_model, object, Learnt, workdir, step, precision, mesh, averaged)
+    """The parameters of a run of any task, or of those with a certain class of `config.data`; see `load_run`."""
+    return _load(_any_model, data_section, Learnt, workdir, step, precision, mesh, averaged)
 
 
 def _load(
@@ -157,14 +146,9 @@ def _text_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Ne
     return make_network(config, tokenizer.vocab_size), {"tokenizer": tokenizer}
 
 
-def _sudoku_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
-    del checkpoints, step
-    return sudoku_network(config), {}
-
-
 def _any_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
-    open_model = _text_model if isinstance(config.data, DataConfig) else _sudoku_model
-    return open_model(config, checkpoints, step)[0], {}
+    on_text = isinstance(config.data, DataConfig)
+    return _text_model(config, checkpoints, step)[0] if on_text else sudoku_network(config), {}
 
 
 def _checkpoint_directory(workdir: Path) -> Path:

@@ -69,7 +69,7 @@ def chosen_puzzles(run: Learnt, file: str | None, max_puzzles: int | None = None
     """Puzzles to be solved.
 
     Args:
-      run: from `load_sudoku_run`.
+      run: from `load_learnt`.
       file: a CSV with question, answer and rating; None: those that the run is validated on.
       max_puzzles: only the first so many; None: all.
       progress: whether a bar is shown, on a terminal.
@@ -91,7 +91,7 @@ def trace(run: Learnt, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iter
     """The probabilities (81, 9) and the filled grid (81,) after every iteration on one puzzle, to its first valid grid.
 
     Args:
-      run: from `load_sudoku_run`.
+      run: from `load_learnt`.
       puzzle_81: clues.
       iterations: at most.
     """
@@ -139,7 +139,7 @@ def solve(
     All places of a batch are busy until the puzzles run out: one whose puzzle is finished takes the next.
 
     Args:
-      run: from `load_sudoku_run`.
+      run: from `load_learnt`.
       puzzles_Nx81: digits, 0 for empty cells, each puzzle with one solution.
       iterations: for each puzzle, at most.
       stop_at_valid: ends a puzzle at its first valid grid; False: all iterations for all, which also shows whether a
