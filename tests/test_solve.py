@@ -6,6 +6,8 @@ from functools import partial
 import matplotlib.image
 import numpy as np
 import pytest
+from saved import save_run
+from tiny import tiny_config
 
 from psann_jax import evaluate, solve
 from psann_jax.config_io import default_config, parse
@@ -140,3 +142,9 @@ def test_averaged_weights_are_others(run):
 
     live, averaged = (load_learnt(run, averaged=choice).params for choice in (False, True))
     assert not np.array_equal(live["head"]["kernel"], averaged["head"]["kernel"])
+
+
+def test_a_run_on_text_is_refused(tmp_path):
+    save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
+    with pytest.raises(UserError, match="is a run of base waveresnet, which this command is not for"):
+        solve.main([f"--workdir={tmp_path / 'run'}"])
