@@ -9,7 +9,7 @@ byte, training loss 2.3: it sees its text several times).
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import proxy_13m
+from configs.shared import proxy_13m
 
 
 def get_config() -> config_dict.ConfigDict:

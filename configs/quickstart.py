@@ -8,7 +8,7 @@ Python 3.11; 16,800 tokens/s, 1.2 GB. Preparing the text included, a minute and 
 
 from ml_collections import config_dict
 
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
 
 
 def get_config() -> config_dict.ConfigDict:

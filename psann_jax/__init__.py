@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     # Imported when asked for, so that the commands can tell a mistake in a config before JAX has loaded.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from psann_jax import api
+    from psann_jax.api import model as api
 
     return getattr(api, name)

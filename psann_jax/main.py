@@ -6,9 +6,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from psann_jax.command_line import default_workdir, fail, parse_flags
-from psann_jax.config_io import parse
-from psann_jax.errors import UserError
+from psann_jax.cli.config_flags import default_workdir, fail, parse_flags
+from psann_jax.config.io import parse
+from psann_jax.utils.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

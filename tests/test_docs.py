@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import write_text
-from variants import VARIANTS, variant
 
-from psann_jax.models import registry
+from psann_jax.models import network as registry
 from psann_jax.nn.partition import RULES, mesh_axes
+from tests.support.tiny import write_text
+from tests.support.variants import VARIANTS, variant
 
 DOCS = Path(__file__).parent.parent / "docs"
 

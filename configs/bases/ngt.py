@@ -8,7 +8,7 @@ tokens/s, 1.1 GB. The experiment of configs/quickstart.py, beside the other base
 
 from ml_collections import config_dict
 
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -8,7 +8,7 @@ tokens/s, 1.0 GB.
 
 from ml_collections import config_dict
 
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,6 +1,6 @@
 """BMRK-01: two epochs over 60 MB of public-domain books with the small WaveResNet.
 
-  python -m psann_jax.bench sweep --config=configs/bench/bmrk01.py \
+  psann-jax sweep --config=configs/bench/bmrk01.py \
       --config.common.data.sources="('books.train.txt',)" --config.common.data.valid_sources="('books.valid.txt',)"
 
 An epoch of these 61 MB (129 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
@@ -12,8 +12,8 @@ For an accelerator: the same model has 940 tokens/s on 2 CPU cores (AMD EPYC, co
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,6 +1,6 @@
 """BMRK-04: the bases side by side on WikiText-103, by loss, accuracy, speed, memory and standard tasks: 15 runs.
 
-  python -m psann_jax.bench sweep --config=configs/bench/bmrk04.py \
+  psann-jax sweep --config=configs/bench/bmrk04.py \
       --with_lm_eval --lm_eval_tasks=lambada_openai,hellaswag --lm_eval_limit=256
 
 For an accelerator: on 2 CPU cores (AMD EPYC) one run takes 80 minutes in float32.
@@ -8,8 +8,8 @@ For an accelerator: on 2 CPU cores (AMD EPYC) one run takes 80 minutes in float3
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import proxy_sweep
+from configs.shared import proxy_sweep
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -9,7 +9,7 @@ compare with.
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku
+from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -2,14 +2,14 @@
 
   python -m psann_jax.main --config=configs/sudoku/gelu.py
 
-2 CPU cores (AMD EPYC): 16.0 puzzles/s in float32 with batches of 16 (python -m psann_jax.bench throughput); it is for
+2 CPU cores (AMD EPYC): 16.0 puzzles/s in float32 with batches of 16 (psann-jax bench throughput); it is for
 an accelerator, and the whole run has not been made here. The study reports 83.2 % of its test puzzles solved (one
 seed, sudoku-extreme, mean of five ratings).
 """
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku
+from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,7 +1,7 @@
 """A small iterative transformer learns easy Sudoku puzzles, made on the spot.
 
   python -m psann_jax.main --config=configs/sudoku/quickstart.py
-  python -m psann_jax.solve --workdir=runs/sudoku/quickstart --iterations=64
+  psann-jax solve --workdir=runs/sudoku/quickstart --iterations=64
 
 2 CPU cores (AMD EPYC): 360 to 490 puzzles/s, six minutes in all. Of 400 validation puzzles none is solved before
 training, 76.8 % after it, and 86.5 % with up to 64 iterations.
@@ -9,7 +9,7 @@ training, 76.8 % after it, and 86.5 % with up to 64 iterations.
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku_quickstart
+from configs.shared import sudoku_quickstart
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -9,7 +9,7 @@ is for an accelerator, and the whole run has not been made here. The study repor
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku
+from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:

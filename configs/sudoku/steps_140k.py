@@ -9,7 +9,7 @@ after 95,000 updates, where it was stopped (one seed, sudoku-extreme, mean of fi
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku
+from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:

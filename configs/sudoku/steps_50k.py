@@ -9,7 +9,7 @@ solved (one seed, sudoku-extreme, mean of five ratings).
 
 from ml_collections import config_dict
 
-from psann_jax.recipes import sudoku
+from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:

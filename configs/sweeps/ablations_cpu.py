@@ -1,12 +1,12 @@
 """What respsann has and the transformer has not, each alone, at a size for a CPU: 24 runs.
 
-python -m psann_jax.bench sweep --config=configs/sweeps/ablations_cpu.py
+psann-jax sweep --config=configs/sweeps/ablations_cpu.py
 """
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import ablations, small_sweep
+from configs.shared import ablations, small_sweep
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,12 +1,12 @@
 """All bases at a size for a CPU: half a million parameters without the embeddings, three seeds: 18 runs.
 
-python -m psann_jax.bench sweep --config=configs/sweeps/bases_cpu.py
+psann-jax sweep --config=configs/sweeps/bases_cpu.py
 """
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import small_contenders, small_sweep
+from configs.shared import small_contenders, small_sweep
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -1,14 +1,14 @@
 """The transformer and waveresnet with the same tuning, six learning rates each: 36 runs of the proxy.
 
-  python -m psann_jax.bench sweep --config=configs/sweeps/same_tuning.py
+  psann-jax sweep --config=configs/sweeps/same_tuning.py
 
 For an accelerator: on 2 CPU cores (AMD EPYC) one run takes 80 minutes in float32.
 """
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import proxy_sweep
+from configs.shared import proxy_sweep
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

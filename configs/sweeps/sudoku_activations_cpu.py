@@ -1,12 +1,12 @@
 """The activation of the Sudoku transformer at a size for a CPU: its quickstart, shortened: 9 runs.
 
-python -m psann_jax.bench sweep --config=configs/sweeps/sudoku_activations_cpu.py
+psann-jax sweep --config=configs/sweeps/sudoku_activations_cpu.py
 """
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import sudoku_quickstart
+from configs.shared import sudoku_quickstart
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

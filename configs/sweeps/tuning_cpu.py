@@ -1,14 +1,14 @@
 """Which learning rate is best for each base at a size for a CPU, by a part of the training text: 20 runs.
 
-python -m psann_jax.bench sweep --config=configs/sweeps/tuning_cpu.py
+psann-jax sweep --config=configs/sweeps/tuning_cpu.py
 
 No text but the training's is read, so that what is chosen may be held against the validation text (tuned_cpu.py).
 """
 
 from ml_collections import config_dict
 
-from psann_jax.bench.sweeps import sweep_config
-from psann_jax.recipes import small_contenders, small_sweep
+from configs.shared import small_contenders, small_sweep
+from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:

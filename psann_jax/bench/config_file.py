@@ -21,7 +21,7 @@ def write_config_file(settings: Mapping[str, Any], folder: Path) -> Path:
     """Writes `config.py`, for --config, and what it reads, into an existing folder.
 
     Args:
-      settings: from `psann_jax.config_io.to_dict`.
+      settings: from `psann_jax.config.io.to_dict`.
       folder: where to.
 
     Returns:

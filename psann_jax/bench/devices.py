@@ -22,7 +22,7 @@ from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, MeshConfig
-from psann_jax.config_io import parse, to_dict
+from psann_jax.config.io import parse, to_dict
 
 _COUNTS = flags.DEFINE_multi_integer("count", [1, 2, 4, 8], "Numbers of devices; can be given several times.")
 

@@ -21,7 +21,7 @@ from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, DataConfig, require
-from psann_jax.config_io import parse, to_dict
+from psann_jax.config.io import parse, to_dict
 from psann_jax.sample.next_token import Sampling
 
 # The 13 M proxy in float32, when no --config is given.

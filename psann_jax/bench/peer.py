@@ -17,7 +17,7 @@ from typing import Any
 from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DecoderConfig, SineConfig, require
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _BASES = ("transformer", "respsann", "sgrpsann", "waveresnet")
 

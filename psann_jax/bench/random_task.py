@@ -5,7 +5,7 @@ from typing import Any, cast
 from psann_jax.bench.random_puzzles import RandomPuzzles
 from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, PuzzlesConfig
-from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.tasks.sudoku import SudokuTask
 
 

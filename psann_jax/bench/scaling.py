@@ -14,8 +14,8 @@ from psann_jax.bench.arguments import CONFIG, JSON
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.config import Config, DataConfig, require
-from psann_jax.config_io import parse
-from psann_jax.tasks.language_model import make_network
+from psann_jax.config.io import parse
+from psann_jax.tasks.lm import make_network
 from psann_jax.train.hardware import training_flops_per_token
 
 _DEVICES = flags.DEFINE_multi_integer("devices", [8, 64, 512], "Numbers of accelerators; can be given several times.")

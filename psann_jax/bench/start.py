@@ -19,9 +19,9 @@ from psann_jax.bench.config_file import write_config_file
 from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say
 from psann_jax.config import Config
-from psann_jax.config_io import parse, to_dict
-from psann_jax.errors import UserError
+from psann_jax.config.io import parse, to_dict
 from psann_jax.train.metrics import METRICS, read_metrics
+from psann_jax.utils.errors import UserError
 
 _STARTS = flags.DEFINE_integer("starts", 2, "How often to start.", lower_bound=2)
 

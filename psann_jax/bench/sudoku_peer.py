@@ -15,7 +15,7 @@ from psann_jax.bench.laps import lap_times
 from psann_jax.bench.peer import end_of_work, peak_memory_mb, usable_cores
 from psann_jax.bench.random_puzzles import RandomPuzzles
 from psann_jax.config import Config, SudokuConfig, require
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 
 def check(config: Config) -> None:

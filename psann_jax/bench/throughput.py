@@ -26,8 +26,8 @@ from psann_jax.bench.results import check_writable, write_result
 from psann_jax.bench.turns import say, take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, SudokuConfig
-from psann_jax.config_io import parse, to_dict
-from psann_jax.errors import UserError
+from psann_jax.config.io import parse, to_dict
+from psann_jax.utils.errors import UserError
 
 _AGAINST = config_flags.DEFINE_config_file("against", None, "Another experiment to compare with.", lock_config=True)
 

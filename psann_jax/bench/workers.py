@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 
 class Contender(Protocol):

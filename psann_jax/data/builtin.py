@@ -7,7 +7,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 # Tables of codecs, and packages that some systems ship apart: the text is the same with and without these.
 _LEFT_OUT = frozenset(

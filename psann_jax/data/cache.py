@@ -13,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 
 def cache_root(cache_dir: str) -> Path:

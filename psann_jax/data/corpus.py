@@ -12,7 +12,7 @@ from tqdm import tqdm
 from psann_jax.config import DataConfig, require
 from psann_jax.data.cache import key_of
 from psann_jax.data.sources import Source, open_source
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 
 class Corpus:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 TEXT_FORMATS = (".txt", ".jsonl")
 _BOM = b"\xef\xbb\xbf"

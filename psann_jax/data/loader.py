@@ -18,7 +18,7 @@ from psann_jax.data.shards import Prepared, Shard, prepare
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _TOKENIZER_FILE = "tokenizer.json"
 

@@ -14,7 +14,7 @@ import numpy as np
 from psann_jax.data.cache import key_of, made_once
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _FORMAT = 1
 # What is encoded at once: the tokenizers library takes over 100 bytes of memory for each byte of it.

@@ -21,7 +21,7 @@ from typing import Any
 
 from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _DIRECTORY = ("/", ".", "~")  # how the name of a directory begins, to tell it from a data set's
 

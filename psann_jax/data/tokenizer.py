@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig, require
 from psann_jax.data.files import reading
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 # Names that widely used tokenizers give to the special tokens, looked up where the configured default is not there.
 COMMON_NAMES = {

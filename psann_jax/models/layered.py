@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config_checks import require
+from psann_jax.config.checks import require
 
 Cache = dict[str, Any]
 Carry = TypeVar("Carry")

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config_checks import require
-from psann_jax.config_sudoku import SudokuConfig
+from psann_jax.config.checks import require
+from psann_jax.config.sudoku import SudokuConfig
 from psann_jax.models.layered import Layered
 from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.linear import Linear

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from psann_jax.config_checks import ConfigError
+from psann_jax.config.checks import ConfigError
 from psann_jax.ops import tiles
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from psann_jax.config import require
-from psann_jax.errors import UserError
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import SEGMENT, Sampler, State, power_of_two
+from psann_jax.utils.errors import UserError
 
 Overflow = Literal["stop", "slide"]
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import require
-from psann_jax.models.registry import Network, Params
+from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import MESH_AXES, RULES, constrain, info_tree, param_shardings
 from psann_jax.sample.next_token import next_token
 

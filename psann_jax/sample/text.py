@@ -11,10 +11,10 @@ import numpy as np
 
 from psann_jax.config import require
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.errors import UserError
 from psann_jax.sample.generation import Generation, Overflow, Row
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import SEGMENT, Sampler
+from psann_jax.utils.errors import UserError
 
 _REPLACEMENT = "\ufffd"
 _MOST_BYTES_PENDING = 3  # of a UTF-8 character that is not complete

@@ -1,7 +1,7 @@
 """Which task an experiment is."""
 
 from psann_jax.config import DataConfig, PuzzlesConfig
-from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.tasks.sudoku import SudokuTask
 
 # The dataclass of the `data` section -> its task.

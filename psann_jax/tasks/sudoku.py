@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from psann_jax.config import Config
-from psann_jax.config_checks import refuse_inactive
-from psann_jax.config_sudoku import BUCKETS
+from psann_jax.config.checks import refuse_inactive
+from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
-from psann_jax.models.registry import Network, Params, build
+from psann_jax.models.network import Network, Params, build
 from psann_jax.models.sudoku import filled, hole_sums
-from psann_jax.tasks.language_model import DTYPES
+from psann_jax.tasks.lm import DTYPES
 from psann_jax.tasks.sudoku_scores import solved_shares
+from psann_jax.train.mesh import WHOLE, Share, check_heads
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.sharding import WHOLE, Share, check_heads
 from psann_jax.train.step import Batch, Stats
 
 

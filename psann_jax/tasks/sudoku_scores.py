@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from psann_jax.config_sudoku import BUCKETS, NATURAL_SHARES
+from psann_jax.config.sudoku import BUCKETS, NATURAL_SHARES
 
 
 def solved_shares(counts: Mapping[str, tuple[float, float]]) -> dict[str, float]:

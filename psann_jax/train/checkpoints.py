@@ -24,12 +24,12 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
-from psann_jax.errors import UserError
 from psann_jax.train.checkpoint_index import CheckpointIndex
-from psann_jax.train.checksums import find_damage, write_checksums
 from psann_jax.train.compatibility import check_compatible
 from psann_jax.train.orbax_behaviour import not_from_orbax, storage_reason, without_deadlines
 from psann_jax.train.processes import from_leader, together
+from psann_jax.utils.checksums import find_damage, write_checksums
+from psann_jax.utils.errors import UserError
 
 FORMAT_VERSION = 1
 _PREFIX = "step"

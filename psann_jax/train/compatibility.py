@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _REPORTED_DIFFERENCES = 10
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import Config, require
-from psann_jax.train.sharding import batch_sharding, batch_shards
+from psann_jax.train.mesh import batch_sharding, batch_shards
 from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, make_train_step, state_spec
 
 

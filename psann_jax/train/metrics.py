@@ -16,7 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

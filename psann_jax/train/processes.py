@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from psann_jax.config import require
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 # Three variables that launch/local.sh and launch/jobset.yaml set; JAX itself reads the first alone.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"

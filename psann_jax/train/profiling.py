@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from psann_jax.config import require
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 
 class StepTrace:

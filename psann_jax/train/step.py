@@ -9,11 +9,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import TrainConfig
-from psann_jax.models.registry import Network, Params
+from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
+from psann_jax.train.mesh import replicated
 from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer, optimizer_shardings
 from psann_jax.train.schedules import learning_rate
-from psann_jax.train.sharding import replicated
 
 ROLLING_STEPS = 25
 _INITIAL_SCALE = 2.0**15  # of fp16 losses; doubled after _GROWTH_STEPS good updates, halved after a bad one

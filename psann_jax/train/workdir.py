@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from psann_jax.config import Config
-from psann_jax.config_io import flatten, to_dict
-from psann_jax.errors import UserError
+from psann_jax.config.io import flatten, to_dict
+from psann_jax.utils.errors import UserError
 
 CONFIG, SUMMARY, _LOCK = "config.json", "summary.json", ".lock"
 

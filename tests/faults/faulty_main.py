@@ -17,8 +17,8 @@ import numpy as np
 from absl import app
 
 from psann_jax import main
-from psann_jax.command_line import parse_flags
-from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.cli.config_flags import parse_flags
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
 

@@ -8,16 +8,16 @@ import subprocess
 import time
 
 import pytest
-from experiment import Experiment, recorded_step, saved_steps, wait_for_step
-from processes import start_main
-from tiny import write_text
 
-from psann_jax.train.checksums import CHECKSUMS
 from psann_jax.train.metrics import read_metrics
+from psann_jax.utils.checksums import CHECKSUMS
+from tests.support.experiment import Experiment, recorded_step, saved_steps, wait_for_step
+from tests.support.processes import start_main
+from tests.support.tiny import write_text
 
 CONFIG = """
 from pathlib import Path
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
 
 HERE = Path(__file__).parent
 

@@ -4,7 +4,8 @@ import os
 import shutil
 
 import pytest
-from experiment import Experiment, mounted, saved_steps, unmount
+
+from tests.support.experiment import Experiment, mounted, saved_steps, unmount
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from tiny import tiny_config
 
 from psann_jax.bench.random_task import random_task
-from psann_jax.config_io import default_config, parse
+from psann_jax.config.io import default_config, parse
 from psann_jax.nn.partition import MESH_AXES
-from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
+from psann_jax.train.mesh import put_batch
 from psann_jax.train.optimizers import make_optimizer
-from psann_jax.train.sharding import put_batch
 from psann_jax.train.step import init_state
+from tests.support.tiny import tiny_config
 
 # 8 does not divide the vocabulary, 260 bytes.
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from tiny import tiny_config
-
-from psann_jax.tasks.language_model import LanguageModel
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.processes import join
+from tests.support.tiny import tiny_config
 
 
 def main(directory, workdir, stop, *mesh):

@@ -4,12 +4,12 @@ import json
 
 import jax
 import numpy as np
-from variants import SIZES, variant
 
-from psann_jax.models import registry
+from psann_jax.models import network as registry
 from psann_jax.sample.generation import generate
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler, mesh_of
+from tests.support.variants import SIZES, variant
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
 VOCABULARIES = {"waveresnet_dilated": 32, "sgrpsann": 31}  # no mesh divides 31

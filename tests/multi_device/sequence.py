@@ -10,15 +10,15 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from variants import variant
 
 from psann_jax.bench.random_text import RandomText
-from psann_jax.config_io import default_config, parse
+from psann_jax.config.io import default_config, parse
 from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import mesh_of
-from psann_jax.tasks import language_model
-from psann_jax.tasks.language_model import LanguageModel
-from psann_jax.train.sharding import batch_sharding, put_batch
+from psann_jax.tasks import lm as language_model
+from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train.mesh import batch_sharding, put_batch
+from tests.support.variants import variant
 
 LENGTH, ROWS = 256, 4
 # In double precision: gradients of gravity's random parameters are so steep that single precision's rounding shows.

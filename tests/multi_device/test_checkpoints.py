@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-from checkpointing import METADATA, abstract, assert_bit_equal, make_state, open_checkpoints, run_python
+
+from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, make_state, open_checkpoints, run_python
 
 KILLED = """
 import os, signal, sys

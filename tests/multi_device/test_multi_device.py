@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from processes import run_script
 
 from psann_jax.train.metrics import read_metrics
+from tests.support.processes import run_script
 
 
 @pytest.fixture(scope="module")

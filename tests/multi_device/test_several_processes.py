@@ -9,10 +9,10 @@ import time
 import numpy as np
 import psutil
 import pytest
-from processes import run_script, start_main
-from tiny import write_text
 
 from psann_jax.train.metrics import read_metrics
+from tests.support.processes import run_script, start_main
+from tests.support.tiny import write_text
 
 WHOLE, STOPPED_AT = -1, 3
 
@@ -64,7 +64,7 @@ def test_a_run_of_4_times_2_goes_on_elsewhere(runs, processes, devices):
 
 CONFIG = """
 from pathlib import Path
-from psann_jax.config_io import default_config
+from psann_jax.config.io import default_config
 
 HERE = Path(__file__).parent
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from psann_jax.config_sudoku import BUCKETS, PuzzlesConfig
+from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
 
 _ALL = tuple(range(len(BUCKETS)))
 # Indices into BUCKETS. The study that these come from prints other names for its reverse phases ("21+" for 51+ alone,

@@ -13,7 +13,7 @@ from psann_jax.data.files import csv_lines, reading
 from psann_jax.data.sudoku.puzzles import Puzzles, joined
 from psann_jax.data.sudoku.rules import agrees, is_solved, parse_grid, parse_grids
 from psann_jax.data.sudoku.solver import check_count, rate, solve
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _AT_ONCE = 1 << 14  # rows that are checked together
 

@@ -3,7 +3,7 @@
 import numpy as np
 from tqdm import tqdm
 
-from psann_jax.config_sudoku import BUCKETS
+from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.puzzles import Puzzles, bucket_bounds, joined
 from psann_jax.data.sudoku.solver import in_threads, rating_copies, slices
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psann_jax.config_sudoku import BUCKETS, PuzzlesConfig
+from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
 from psann_jax.data.cache import cache_root, key_of, made_once
 from psann_jax.data.files import file_fingerprint
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
@@ -19,7 +19,7 @@ from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.generator import generate, grid_keys
 from psann_jax.data.sudoku.puzzles import Puzzles, choose_validation, joined
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 _FORMAT = 1  # raise it when the generator, the rating or the file changes
 _FILE = "puzzles.npz"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psann_jax.config_sudoku import BUCKETS
+from psann_jax.config.sudoku import BUCKETS
 
 _LEAST = np.array((0, 1, 3, 11, 51))
 _MOST = np.array((0, 2, 10, 50, np.inf))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 N_CELLS = 81
 EMPTY = ".0"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from psann_jax.data.sudoku.symmetry import N_DRAWS, Symmetry, symmetry
-from psann_jax.errors import UserError
+from psann_jax.utils.errors import UserError
 
 COPIES = 8  # that a rating is averaged over
 _COPY_SEED = 20_001

@@ -1,0 +1,235 @@
+"""Text for the public API: `psannLMDataPrep`."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from psann_jax.api import keywords as settings
+from psann_jax.config import DataConfig, TokenizerConfig, require
+from psann_jax.config.io import parse
+from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.files import TEXT_FORMATS
+from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.data.windows import Element, Windows
+
+_NAMED_SOURCE = re.compile(r"(builtin|hf|tfds):\S+")
+_EXTENSIONS = tuple(f + c for f in (*TEXT_FORMATS, ".parquet") for c in ("", ".gz", ".xz", ".zst"))
+_FILE_NAME = re.compile(rf"\S+({'|'.join(map(re.escape, _EXTENSIONS))})")
+
+
+class psannLMDataPrep:
+    """Text for training, with its tokenizer; nothing is read or tokenised before it is needed."""
+
+    def __init__(
+        self,
+        texts: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+        tokenizer: str | Tokenizer = "auto",
+        tokenizer_model_path: str | os.PathLike[str] | None = None,
+        max_length: int | None = None,
+        pack_sequences: bool = True,
+        val_split: float | None = None,
+        seed: int = 1337,
+        **options: Any,
+    ):
+        """Finds the texts and checks the settings.
+
+        Args:
+          texts: a list of texts, one document each; or the path of a file, a glob or another source such as
+            "builtin:python", or a list of these.
+          tokenizer: auto, bpe, unigram, wordpiece, sentencepiece or bytes, trained on the texts; or the tokenizer of
+            another DataPrep or of a model.
+          tokenizer_model_path: a saved tokenizer, a tokenizer.json or a sentencepiece .model.
+          max_length: tokens in a window; None fits it to the text and the device. If it is more than the text has, it
+            is cut, with a note.
+          pack_sequences: False puts one document in a row, padded.
+          val_split: share of the documents that is kept for validation; None is 0.05.
+          seed: of that choice.
+          **options: any other setting of `data` and `data.tokenizer`, by its name in `psann_jax.config`.
+
+        Raises:
+          UserError: an unknown keyword, a value that cannot be used, no such file or no text.
+        """
+        root = cache_root(options.get("cache_dir") or "")
+        sources, n_bytes = _find(texts, root)
+        if isinstance(tokenizer, Tokenizer):
+            require(tokenizer_model_path is None, "tokenizer_model_path", "cannot be used together with a tokenizer")
+            tokenizer_model_path = keep_tokenizer(tokenizer, root)
+            tokenizer = "auto"
+        if val_split is None and not options.get("valid_sources"):
+            val_split = 0.05
+        given = {"seed": seed, "pack_sequences": pack_sequences, "val_split": val_split, "tokenizer": tokenizer}
+        if tokenizer_model_path is not None:
+            given["tokenizer_model_path"] = os.fspath(tokenizer_model_path)
+        elif tokenizer != "bytes" and n_bytes is not None:
+            given["vocab_size"] = settings.default_vocab_size(n_bytes)
+        given |= {name: value for name, value in options.items() if value is not None or name not in given}
+        self._max_length = max_length
+        with settings.DATA.named():
+            sections = settings.DATA.section({**given, "max_length": max_length})
+            sections["data"]["sources"] = sources
+            sections["train"] = {"batch_tokens": max_length or DataConfig.max_length}
+            self._config: DataConfig = parse(sections).data
+
+    @property
+    def text(self) -> TextData:
+        """The tokenised text.
+
+        Raises:
+          UserError: it cannot be read, or is too short to be divided.
+        """
+        return self._prepared[1]
+
+    @property
+    def config(self) -> DataConfig:
+        """The data settings."""
+        return self._prepared[0]
+
+    @functools.cached_property
+    def _prepared(self) -> tuple[DataConfig, TextData]:
+        with settings.DATA.named():
+            shortest = dataclasses.replace(self._config, max_length=2)
+            n_tokens = load_text(shortest).n_train_tokens
+            length = self._max_length or settings.default_max_length(n_tokens)
+            if self._config.pack and length > n_tokens - 1:
+                length = n_tokens - 1
+                if self._max_length:
+                    settings.note(
+                        f"max_length is {length}, not {self._max_length}: the text has {n_tokens} tokens for training"
+                    )
+            config = dataclasses.replace(self._config, max_length=length)
+            return config, load_text(config)
+
+    def validated_by(self, other: "psannLMDataPrep") -> DataConfig:
+        """The data settings of all texts of this one for training, and all of another for validation.
+
+        The other's texts are encoded by this one's tokenizer.
+        """
+        mine, theirs = self.config, other._config
+        for name in ("text_field", "document"):
+            ours, given = getattr(mine, name), getattr(theirs, name)
+            require(ours == given, f"val_data.{name}", f"is {given!r}, must be {ours!r} as in train_data")
+        return dataclasses.replace(
+            mine,
+            valid_sources=theirs.sources,
+            valid_fraction=DataConfig.valid_fraction,
+            tokenizer=TokenizerConfig(path=str(keep_tokenizer(self.tokenizer, cache_root(mine.cache_dir)))),
+        )
+
+    @property
+    def dataset(self) -> "Windowed":
+        """The windows for training, in the order of the text."""
+        return Windowed(self.text.train_windows)
+
+    @property
+    def val_dataset(self) -> "Windowed":
+        """The windows for validation."""
+        return Windowed([self.text.valid_windows])
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a window."""
+        return self.config.max_length
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.text.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary, special ones included."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        """The id of padding."""
+        return self.tokenizer.pad_id
+
+    def __len__(self) -> int:
+        """Windows for training."""
+        return len(self.dataset)
+
+
+class Windowed(Sequence[Element]):
+    """Windows as a sequence; each is a dict of int32 arrays (max_length + 1,): tokens, segments, positions."""
+
+    def __init__(self, parts: Sequence[Windows]):
+        """Args: parts, one after the other."""
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        k = i + len(self) if i < 0 else i
+        for part in self._parts:
+            if 0 <= k < len(part):
+                return part[k]
+            k -= len(part)
+        raise IndexError(f"window {i} of {len(self)}")
+
+
+def keep_tokenizer(tokenizer: Tokenizer, root: Path) -> Path:
+    """The path of a tokenizer's file in the cache."""
+    key = key_of("given", tokenizer.fingerprint)
+    name = "tokenizer.json"
+    return made_once(root, f"tokenizer-{key}", lambda empty: tokenizer.save(empty / name)) / name
+
+
+# --- texts in memory ------------------------------------------------------------------------------------
+
+
+def _find(texts: Any, root: Path) -> tuple[tuple[str, ...], int | None]:
+    """The sources of a DataPrep's texts, and their size in bytes if it is known without reading.
+
+    Texts in memory become a file in the cache whose name is a hash of them, so that a run can be resumed with them.
+    """
+    if isinstance(texts, str | os.PathLike):
+        known = _is_source(texts) or os.path.exists(texts)
+        require(known, "texts", f"there is no file {str(texts)[:80]!r}; give a list for texts in memory")
+        return _sources([texts])
+    require(isinstance(texts, Sequence), "texts", f"is {type(texts).__name__}, must be a list of texts or paths")
+    require(len(texts) > 0, "texts", "is empty, give at least two texts")
+    for i, text in enumerate(texts):
+        kind = type(text).__name__
+        require(isinstance(text, str | os.PathLike), f"texts[{i}]", f"is of type {kind}, must be a text or a path")
+    are_sources = [_is_source(text) for text in texts]
+    if all(are_sources):
+        return _sources(texts)
+    require(
+        not any(are_sources),
+        f"texts[{are_sources.index(True)}]" if any(are_sources) else "texts",
+        "is a path, but others are texts; give paths or texts, not both",
+    )
+    require(any(text.strip() for text in texts), "texts", "holds no text, only blanks")
+    return (str(_keep_texts(texts, root)),), sum(map(len, texts))
+
+
+def _sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[tuple[str, ...], int | None]:
+    sources = tuple(os.fspath(path) for path in paths)
+    known = all(os.path.isfile(source) for source in sources)
+    return sources, sum(os.path.getsize(source) for source in sources) if known else None
+
+
+def _is_source(text: str | os.PathLike[str]) -> bool:
+    """Whether a string names a source; a file name that is not there counts, so that its absence is told."""
+    if isinstance(text, os.PathLike) or _NAMED_SOURCE.fullmatch(text) or _FILE_NAME.fullmatch(text):
+        return True
+    return "\n" not in text and text.endswith(_EXTENSIONS) and os.path.exists(os.path.expanduser(text))
+
+
+def _keep_texts(texts: Sequence[str], root: Path) -> Path:
+    content, name = "".join(json.dumps({"text": text}) + "\n" for text in texts), "texts.jsonl"
+
+    def write(empty: Path) -> None:
+        (empty / name).write_text(content)
+
+    return made_once(root, f"texts-{key_of(content)}", write) / name

@@ -1,0 +1,48 @@
+"""The coordinates of a trained gravity model as a page: psann-jax coordinates --workdir=RUN [--text=TEXT].
+
+The page is one HTML file that needs no network: tokens in 3D, layer by layer, and what each attends to.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the page and prints its path."""
+    flags = _parse(argv)
+    # Imported late, so that a mistake on the command line is told at once.
+    from psann_jax.plots.coordinates import write_coordinates
+    from psann_jax.runs.restore import load_run
+
+    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
+    workdir = Path(flags.workdir)
+    path = workdir / "coordinates.html" if flags.out is None else flags.out
+    write_coordinates(path, run, flags.text, name=workdir.resolve().name, max_tokens=flags.max_tokens)
+    print(path)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = RunParser(
+        "psann_jax.cli.coordinates",
+        "A page with the tokens of a text in the coordinates of a trained run of base ngt.",
+        precision="auto",
+    )
+    add = parser.add_argument
+    add("--text", help="one document; default a fixed English one, the same for every run")
+    add(
+        "--max_tokens",
+        type=int,
+        metavar="N",
+        help="only the first N tokens; the page grows with N * N; default 256, or the run's window if that is shorter",
+    )
+    add("--out", metavar="FILE", help="the page; default coordinates.html in the workdir")
+    return parser.parse_strictly(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

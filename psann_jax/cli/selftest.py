@@ -1,0 +1,84 @@
+"""Checks the device at hand: psann-jax selftest [--only=GPU-01,GPU-05] [--out=DIR].
+
+Each of the checks GPU-01 to GPU-08 compares what it measures with a threshold; docs/validation.md tells what they
+prove. The exit code is 0 if all passed or were skipped, 1 if one failed, 2 for a mistake on the command line.
+"""
+
+import argparse
+import datetime
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from psann_jax.bench.results import check_writable
+from psann_jax.cli.run_flags import StrictParser, run_command
+from psann_jax.config.io import nearest
+from psann_jax.selftest import IDS
+from psann_jax.utils.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the checks and writes the report; ends with code 1 if one has failed."""
+    flags = _parse(argv)
+    ids = _chosen(flags.only)
+    now = datetime.datetime.now(datetime.UTC)
+    out = Path(flags.out or f"reports/validation/{now:%Y%m%d_%H%M%S}-{socket.gethostname()}")
+    # Imported late, so that a mistake on the command line is told at once.
+    from psann_jax.selftest.basics import system
+    from psann_jax.selftest.check import Machine, run_checks
+    from psann_jax.selftest.child import in_child
+    from psann_jax.selftest.report import prepare, readme, write_report, write_summary
+    from psann_jax.selftest.sizes import check_scale, sizes_for
+    from psann_jax.selftest.suite import CHECKS
+
+    if flags.scale is not None:
+        check_scale(flags.scale)
+    if flags.json:
+        check_writable(Path(flags.json))
+    prepare(out)
+    facts = in_child(system)
+    machine = Machine(facts["backend"], facts["n_devices"])
+    sizes = sizes_for(machine.platform, machine.n_devices, flags.scale)
+    summary: dict[str, Any] = {"timestamp_utc": now.isoformat(timespec="seconds"), "system": facts, "results": []}
+
+    def write(records: list[dict[str, Any]]) -> None:
+        summary["results"] = records
+        write_report(out, summary)
+        if flags.json:
+            write_summary(Path(flags.json), summary)
+
+    records = run_checks([CHECKS[i] for i in ids], sizes, machine, write)
+    print(readme(summary))
+    print(f"written to {out}")
+    if any(record["status"] == "failed" for record in records):
+        raise SystemExit(1)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = StrictParser("psann_jax.cli.selftest", "Checks the device at hand.")
+    add = parser.add_argument
+    add("--only", metavar="IDS", help=f"some of the checks, with commas between; default all, {IDS[0]} to {IDS[-1]}")
+    add("--out", metavar="DIR", help="for the report; default reports/validation/TIME-HOST")
+    add("--json", metavar="FILE", help="another file for the content of summary.json")
+    add("--scale", type=int, metavar="S", help="divides the batch_tokens of GPU-03; default 1, on a CPU 64")
+    return parser.parse_strictly(argv)
+
+
+def _chosen(only: str | None) -> list[str]:
+    """The checks to run, in their order.
+
+    Raises:
+      UserError: an unknown one.
+    """
+    if only is None:
+        return list(IDS)
+    asked = [name.strip().upper() for name in only.split(",")]
+    for name in asked:
+        if name not in IDS:
+            raise UserError(f"--only: {name!r} is no check{nearest(name, IDS)}; choose from {', '.join(IDS)}")
+    return [i for i in IDS if i in asked]
+
+
+if __name__ == "__main__":
+    run_command(main)

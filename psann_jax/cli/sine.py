@@ -1,0 +1,48 @@
+"""What training has made of a run's sine activations: psann-jax sine --workdir=RUN.
+
+Draws the distributions of amplitude, frequency and damping by layer, before and after, and prints their medians.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the picture, prints the medians and its path."""
+    flags = _parse(argv)
+    # Imported late, so that a mistake on the command line is told at once.
+    import numpy as np
+
+    from psann_jax.plots.sine import VALUES, draw_sine
+    from psann_jax.runs.restore import load_learnt
+    from psann_jax.train.workdir import storage_errors
+
+    run = load_learnt(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
+    path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
+    with storage_errors(Path(path)):
+        values = draw_sine(path, run)
+    print("medians before -> after")
+    print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
+    for place, after in values["after"].items():
+        medians = np.median(values["before"][place], axis=2), np.median(after, axis=2)
+        for layer in range(after.shape[1]):
+            cells = (f"{b:.4f} -> {a:.4f}" for b, a in zip(*(m[:, layer] for m in medians), strict=True))
+            print(f"{f'{place} {layer + 1}':<12}" + "".join(f"{cell:>24}" for cell in cells))
+    print(path)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = RunParser(
+        "psann_jax.cli.sine", "Amplitude, frequency and damping before and after training.", precision="run"
+    )
+    parser.add_argument("--out", metavar="FILE", help="the picture; default sine_parameters.png in the workdir")
+    return parser.parse_strictly(argv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,174 @@
+"""Puzzles solved by a trained network: psann-jax solve --workdir=RUN [--puzzle=TEXT | --data=FILE.csv].
+
+One puzzle is shown with its solution. Many, by default those that the run is validated on, give the shares of solved
+ones by numbers of iterations and ratings.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from psann_jax.runs.restore import Learnt
+
+_UNSOLVED = 1  # exit code
+_OF_ONE, _OF_MANY = ("watch", "pictures"), ("max_puzzles", "batch_size", "never_stop")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints a grid, or a table; a puzzle that is not solved ends with exit code 1."""
+    flags = _parse(argv)
+    # Imported late, so that a mistake on the command line is told at once.
+    from psann_jax.data.sudoku.rules import parse_grid
+    from psann_jax.data.sudoku.solver import solve_one
+
+    puzzle = None
+    if flags.puzzle is not None:
+        puzzle = parse_grid(flags.puzzle, "--puzzle")
+        solve_one(puzzle, "--puzzle")  # tells whether there is one solution, and is not looked at
+    from psann_jax.config import PuzzlesConfig
+    from psann_jax.runs.restore import load_learnt
+
+    run = load_learnt(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **how_to_read(flags))
+    print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
+    if puzzle is not None:
+        _solve_one(run, puzzle, flags)
+    else:
+        _solve_many(run, flags)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = RunParser(
+        "psann_jax.cli.solve", "Solves Sudoku puzzles with the network of a trained run.", precision="auto"
+    )
+    add = parser.add_argument
+    add("--puzzle", metavar="TEXT", help="81 characters, row by row; . or 0 for an empty cell")
+    add("--data", metavar="FILE", help="a CSV with question, answer and rating; default the run's validation puzzles")
+    add("--iterations", type=int, default=1024, metavar="N", help="at most; default 1024")
+    add("--json", action="store_true", help="one JSON object instead of grids and tables")
+    add("--watch", action="store_true", help="of one puzzle: shows the grid after every iteration")
+    add("--pictures", metavar="DIR", help="of one puzzle: confidence.png and attention.png are written there")
+    add("--max_puzzles", type=int, metavar="N", help="of many: only the first N")
+    add("--batch_size", type=int, metavar="N", help="of many: puzzles at once; default 256")
+    add("--never_stop", action="store_true", help="of many: all iterations for all, whether solved or not")
+    flags = parser.parse_strictly(argv)
+    if flags.puzzle is not None and flags.data is not None:
+        parser.error("--data: cannot be used together with --puzzle")
+    kind, others = ("with", _OF_MANY) if flags.puzzle is not None else ("without", _OF_ONE)
+    for name in others:
+        if getattr(flags, name):
+            parser.error(f"--{name}: has no effect {kind} --puzzle")
+    for name in ("iterations", "max_puzzles", "batch_size"):
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            parser.error(f"--{name}: is {getattr(flags, name)}, must be at least 1")
+    return flags
+
+
+# --- one puzzle -----------------------------------------------------------------------------------------
+
+
+def _solve_one(run: "Learnt", puzzle_81: np.ndarray, flags: argparse.Namespace) -> None:
+    from psann_jax.data.sudoku.rules import drawn, find_fault, grid_text, is_solved
+    from psann_jax.runs.sudoku_solver import trace
+
+    grids, probabilities = [], []
+    for probabilities_81x9, grid_81 in trace(run, puzzle_81, iterations=flags.iterations):
+        probabilities.append(probabilities_81x9)
+        grids.append(grid_81)
+        if flags.watch:
+            _show(drawn(grid_81, puzzle_81), f"iteration {len(grids)}", first=len(grids) == 1)
+    solved = bool(is_solved(grids[-1][None])[0])
+    if flags.pictures:
+        _draw(run, puzzle_81, np.stack(probabilities), Path(flags.pictures))
+    if flags.json:
+        answer = {"puzzle": grid_text(puzzle_81), "grid": grid_text(grids[-1]), "solved": solved}
+        print(json.dumps({"workdir": flags.workdir, **answer, "iterations": len(grids)}))
+    else:
+        if not flags.watch:
+            print(drawn(grids[-1], puzzle_81))
+        verdict = f"solved: valid after {len(grids)} iterations"
+        fault = f"not solved after {len(grids)} iterations: {find_fault(grids[-1])}"
+        print(verdict if solved else fault)
+    if not solved:
+        raise SystemExit(_UNSOLVED)
+
+
+def _show(grid: str, title: str, first: bool) -> None:
+    """Prints a grid; on a terminal in the place of the one before."""
+    if sys.stdout.isatty() and not first:
+        print(f"\x1b[{grid.count(chr(10)) + 2}A", end="")
+    print(f"{title}\n{grid}", flush=True)
+
+
+def _draw(run: "Learnt", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:
+    from psann_jax.plots.sudoku import draw_attention, draw_confidence
+    from psann_jax.runs.sudoku_solver import attention_of
+
+    cell = int(np.flatnonzero(puzzle_81 == 0)[0])
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        draw_confidence(directory / "confidence.png", puzzle_81, probabilities_Tx81x9)
+        weights = attention_of(run, puzzle_81, iteration=len(probabilities_Tx81x9))
+        draw_attention(directory / "attention.png", weights[:, :, cell], puzzle_81, cell)
+    except OSError as error:
+        raise UserError(f"--pictures: cannot write to {directory}: {error.strerror}") from error
+    print(f"pictures in {directory}", file=sys.stderr)
+
+
+# --- many puzzles ---------------------------------------------------------------------------------------
+
+
+def _solve_many(run: "Learnt", flags: argparse.Namespace) -> None:
+    from psann_jax.plots.sudoku import draw_accuracy
+    from psann_jax.runs.sudoku_solver import chosen_puzzles, solve
+    from psann_jax.tasks.sudoku_scores import shares_at
+
+    puzzles = chosen_puzzles(run, flags.data, flags.max_puzzles, progress=True)
+    found = solve(
+        run,
+        puzzles.puzzles_Nx81,
+        iterations=flags.iterations,
+        stop_at_valid=not flags.never_stop,
+        batch_size=flags.batch_size or 256,
+        progress=True,
+    )
+    print(puzzles.describe(), file=sys.stderr)
+    n_solved = int(found.valid_NxM[:, -1].sum())
+    rate = n_solved / found.seconds if found.seconds else 0.0
+    speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation left out"
+    print(f"{speed}: {rate:,.1f} solved puzzles/s", file=sys.stderr)
+    rows = {m: shares_at(found.valid_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
+    if flags.json:
+        results = [{"iterations": m, **shares} for m, shares in rows.items()]
+        facts = {"workdir": flags.workdir, "step": run.step, "puzzles": len(puzzles), "solved_per_s": rate}
+        print(json.dumps({**facts, "results": results}))
+    else:
+        print(_table(rows))
+    path = Path(flags.workdir) / "accuracy_by_iterations.png"
+    try:
+        draw_accuracy(path, rows, stopped=not flags.never_stop)
+    except OSError as error:
+        print(f"{path}: not written: {error.strerror}", file=sys.stderr)
+
+
+def _table(rows: dict[int, dict[str, float]]) -> str:
+    """Percentages with two standard errors, a line for each number of iterations."""
+    names = [name for name in next(iter(rows.values())) if not name.endswith("_2se")]
+    titles = [name.removeprefix("solved").removeprefix("_") or "all" for name in names]
+    lines = ["iterations" + "".join(f"{title:>15}" for title in titles)]
+    for iterations, shares in rows.items():
+        cells = (f"{100 * shares[name]:6.2f} +- {100 * shares[f'{name}_2se']:<4.2f}" for name in names)
+        lines.append(f"{iterations:>10}" + "".join(f"{cell:>15}" for cell in cells))
+    return "\n".join((*lines, "% of the puzzles solved, by rating, +- two standard errors"))
+
+
+if __name__ == "__main__":
+    run_command(main)

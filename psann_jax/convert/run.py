@@ -1,0 +1,54 @@
+"""Weights of a run's workdir, and a workdir from weights."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from psann_jax.config import CheckpointConfig
+from psann_jax.config.io import to_dict
+from psann_jax.convert.weights import Weights
+from psann_jax.runs.restore import load_run
+from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.workdir import claim
+from psann_jax.utils.errors import UserError
+
+
+def read_run(workdir: str | os.PathLike[str], step: int | str | None = None) -> Weights:
+    """The weights of a run.
+
+    Args:
+      workdir: of the run.
+      step: a saved step, "best" by validation loss, or "last"; None: the last.
+
+    Raises:
+      UserError: there is no run, it has no such checkpoint, or that is damaged.
+    """
+    run = load_run(workdir, step)
+    model = dataclasses.replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
+    params = jax.tree.map(np.asarray, jax.device_get(run.params))
+    return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer)
+
+
+def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) -> None:
+    """A workdir that holds the weights as its only checkpoint, of step 0: to generate with, not to train on.
+
+    Args:
+      workdir: new or empty.
+      weights: with a tokenizer.
+      origin: where they are from; kept with them.
+
+    Raises:
+      UserError: the workdir holds something, it cannot be written, or there is no tokenizer.
+    """
+    workdir = Path(workdir)
+    if weights.tokenizer is None:
+        raise UserError(f"{origin}: comes without a tokenizer, which a run needs; name one with --tokenizer")
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir}: is not an empty directory; name a new one")
+    state = {"params": weights.params, "step": np.zeros((), np.int32)}
+    metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}"}
+    with claim(workdir, weights.config), Checkpoints(workdir / "checkpoints", CheckpointConfig()) as checkpoints:
+        checkpoints.save(0, state, metadata=metadata, tokenizer=weights.tokenizer.to_bytes(), final=True)

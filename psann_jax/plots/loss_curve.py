@@ -1,0 +1,83 @@
+"""``loss_curve.png``: what a run's record looks like."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from psann_jax.plots.style import new_figure
+
+_RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#b8860b"
+
+
+def plot_loss_curve(
+    rows: Sequence[dict[str, Any]], path: str | Path, title: str = "", phases: Mapping[int, str] | None = None
+) -> None:
+    """Draws training loss, validation loss and learning rate over the steps, as a PNG.
+
+    Args:
+      rows: from `psann_jax.train.metrics.read_metrics`: "train" rows with loss and lr, "eval" rows with loss.
+        Values that are missing or not finite are left out.
+      path: the file to write.
+      title: the run's name.
+      phases: steps at which the training data change, and what follows.
+    """
+    figure = new_figure(9, 6)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+
+    steps, loss = _series(rows, "train", "loss")
+    window = steps.size // 30
+    if window > 1:
+        losses.plot(steps, loss, color=_RAW, linewidth=1, label="train")
+        losses.plot(steps, _smooth(loss, window), color=_SMOOTH, linewidth=1.8, label=f"train, mean of {window} rows")
+    elif steps.size:
+        losses.plot(steps, loss, color=_SMOOTH, marker=".", label="train")
+    eval_steps, val_loss = _series(rows, "eval", "loss")
+    if eval_steps.size:
+        losses.plot(eval_steps, val_loss, color=_VALID, marker="o", markersize=5, linewidth=1.2, label="validation")
+        losses.annotate(
+            f"{val_loss[-1]:.3f}",
+            (eval_steps[-1], val_loss[-1]),
+            textcoords="offset points",
+            xytext=(-4, 8),
+            ha="right",
+            color=_VALID,
+        )
+    rate_steps, rate = _series(rows, "train", "lr")
+    rates.plot(rate_steps, rate, color=_RATE, marker="." if rate_steps.size < 30 else "")
+
+    for step, name in (phases or {}).items():
+        losses.axvline(step, color=_PHASE, linestyle="--", linewidth=2)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
+        losses.annotate(name, (step, 0.98), **place, rotation=90, va="top", fontsize=8, color=_PHASE)
+    losses.set_ylabel("cross entropy (nats a token)")
+    losses.set_title(title)
+    losses.grid(alpha=0.3)
+    if steps.size or eval_steps.size:
+        losses.legend()
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step (updates)")
+    rates.set_ylim(bottom=0)
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rates.grid(alpha=0.3)
+    figure.savefig(path, format="png")
+
+
+def _series(rows: Sequence[dict[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of one quantity."""
+    points = [(r["step"], r[name]) for r in rows if r["kind"] == kind and math.isfinite(r.get(name, math.nan))]
+    steps_and_values = np.array(points, float).reshape(-1, 2)
+    return steps_and_values[:, 0], steps_and_values[:, 1]
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over about `window` values around each; over fewer near the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    middle = np.arange(values.size)
+    starts = np.maximum(middle - window // 2, 0)
+    ends = np.minimum(middle + window // 2 + 1, values.size)
+    return (sums[ends] - sums[starts]) / (ends - starts)

@@ -1,0 +1,107 @@
+"""Pictures of an iterative Sudoku network: what it solves, how sure it grows, what a cell looks at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from psann_jax.config.sudoku import BUCKETS
+from psann_jax.plots.style import line_style, new_figure
+
+_GIVEN, _SHOWN_ITERATIONS = "#9a9a9a", 12
+
+
+def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stopped: bool) -> None:
+    """The share of solved puzzles against the number of iterations, a line for each rating and mean, as a PNG.
+
+    Args:
+      path: the file.
+      rows: number of iterations -> `psann_jax.tasks.sudoku_scores.shares_at`.
+      stopped: whether puzzles end at their first valid grid, for the title.
+    """
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
+    marks = list(rows)
+    names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
+    one_rating = sum(name.removeprefix("solved_") in BUCKETS for name in names) == 1
+    for i, name in enumerate(names[-1:] if one_rating else names):
+        shares, errors = (np.array([rows[m][key] for m in marks]) for key in (name, f"{name}_2se"))
+        title = name.removeprefix("solved").removeprefix("_") or "all"
+        line = axes.errorbar(marks, 100 * shares, 100 * errors, label=title, markersize=5, capsize=3, **line_style(i))
+        if name in ("solved", "solved_balanced", "solved_natural"):
+            line.lines[0].set_linewidth(2.5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marks, [str(m) for m in marks])
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel("iterations")
+    axes.set_ylabel("solved puzzles (%), with two standard errors")
+    axes.set_title("found by the first valid grid" if stopped else "valid after exactly so many iterations")
+    axes.grid(alpha=0.3)
+    axes.legend(title="rating")
+    figure.savefig(path, format="png")
+
+
+def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray) -> None:
+    """The most probable digit of every cell and its probability, after up to 12 of the iterations, as a PNG.
+
+    Args:
+      path: the file.
+      puzzle_81: clues, shown in grey.
+      probabilities_Tx81x9: after every iteration.
+    """
+    count = len(probabilities_Tx81x9)
+    spread = np.geomspace(1, count, _SHOWN_ITERATIONS).round().astype(int)
+    shown = np.unique(spread) if count > _SHOWN_ITERATIONS else 1 + np.arange(count)
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = new_figure(3 * columns, 3.2 * lines)
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for panel in panels[len(shown) :]:
+        panel.set_visible(False)
+    for panel, iteration in zip(panels, shown.tolist(), strict=False):
+        sure_81 = probabilities_Tx81x9[iteration - 1].max(axis=1)
+        digits_81 = np.where(puzzle_81 > 0, puzzle_81, 1 + probabilities_Tx81x9[iteration - 1].argmax(axis=1))
+        image = panel.imshow(
+            np.where(puzzle_81 > 0, np.nan, sure_81).reshape(9, 9), vmin=0, vmax=1, cmap="YlGnBu", aspect="equal"
+        )
+        for cell, digit in enumerate(digits_81.tolist()):
+            colour = _GIVEN if puzzle_81[cell] else "white" if sure_81[cell] > 0.6 else "black"
+            panel.text(cell % 9, cell // 9, str(digit), ha="center", va="center", fontsize=8, color=colour)
+        panel.set_title(f"iteration {iteration}", fontsize=10)
+        _grid_lines(panel)
+    figure.colorbar(image, ax=panels.tolist(), shrink=0.7, label="probability of the digit shown; clues in grey")
+    figure.savefig(path, format="png")
+
+
+def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray, cell: int) -> None:
+    """What one cell attends to, a panel for each layer and head, as a PNG.
+
+    Args:
+      path: the file.
+      weights_NxHx81: its weights on all cells.
+      puzzle_81: clues.
+      cell: 0 to 80, marked.
+    """
+    n_layers, n_heads, _ = weights_NxHx81.shape
+    figure = new_figure(2.2 * n_heads, 2.4 * n_layers)
+    panels = figure.subplots(n_layers, n_heads, squeeze=False)
+    for layer in range(n_layers):
+        for head in range(n_heads):
+            panel = panels[layer, head]
+            panel.imshow(weights_NxHx81[layer, head].reshape(9, 9), cmap="viridis", vmin=0, aspect="equal")
+            for clue in np.flatnonzero(puzzle_81).tolist():
+                panel.text(clue % 9, clue // 9, str(puzzle_81[clue]), ha="center", va="center", fontsize=6, color="w")
+            panel.plot(cell % 9, cell // 9, "s", markerfacecolor="none", markeredgecolor="red", markersize=9)
+            panel.set_title(f"layer {layer}, head {head}", fontsize=8)
+            _grid_lines(panel)
+    figure.suptitle(f"attention of row {cell // 9 + 1}, column {cell % 9 + 1}, each panel to its own scale")
+    figure.savefig(path, format="png")
+
+
+def _grid_lines(panel: Axes) -> None:
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for edge in (2.5, 5.5):
+        panel.axhline(edge, color="black", linewidth=1)
+        panel.axvline(edge, color="black", linewidth=1)

@@ -1,0 +1,249 @@
+"""Solving puzzles with a trained network: as many iterations as it takes, finished puzzles making room for others.
+
+Puzzles have one solution. So a full grid that holds the clues and follows the rules is the solution, and the first such
+grid ends a search without a look at the answer.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from psann_jax.data.sudoku.files import read_puzzles
+from psann_jax.data.sudoku.loader import load_puzzles
+from psann_jax.data.sudoku.puzzles import Puzzles
+from psann_jax.data.sudoku.rules import UNITS_27x9, is_solved
+from psann_jax.utils.errors import UserError
+from psann_jax.models.network import Network, Params
+from psann_jax.models.sudoku import filled
+from psann_jax.runs.restore import Learnt
+from psann_jax.train.mesh import batch_sharding, batch_shards, replicated
+
+_CHUNK = 64  # iterations between two looks from outside, for progress and interruption
+
+
+@dataclass(frozen=True)
+class Solutions:
+    """What came of N puzzles.
+
+    Attributes:
+      grids_Nx81: the solution where one was found, else the grid of the last iteration, uint8.
+      first_N: the iteration, from 1 on, that gave the first valid grid; 0 where none did.
+      marks_M: numbers of iterations.
+      valid_NxM: whether the grid of exactly so many iterations is valid. A search that stops at the first valid grid
+        has it still.
+      seconds: that the search took, without compilation.
+    """
+
+    grids_Nx81: np.ndarray
+    first_N: np.ndarray
+    marks_M: tuple[int, ...]
+    valid_NxM: np.ndarray
+    seconds: float
+
+
+def marks_up_to(iterations: int, least: int) -> tuple[int, ...]:
+    """`least`, its double and so on, as far as they are below a number of iterations; and that number."""
+    marks = []
+    while least < iterations:
+        marks.append(least)
+        least *= 2
+    return (*marks, iterations)
+
+
+def is_valid(grids_Bx81: jax.Array) -> jax.Array:
+    """Whether each full grid has all nine digits in every row, column and box, (B,) bool."""
+    bits_Bx27x9 = 1 << grids_Bx81.astype(jnp.int32)[:, UNITS_27x9]
+    return jnp.all(jax.lax.reduce_or(bits_Bx27x9, axes=(2,)) == 0b1111111110, axis=1)
+
+
+def chosen_puzzles(run: Learnt, file: str | None, max_puzzles: int | None = None, *, progress: bool = False) -> Puzzles:
+    """Puzzles to be solved.
+
+    Args:
+      run: from `load_learnt`.
+      file: a CSV with question, answer and rating; None: those that the run is validated on.
+      max_puzzles: only the first so many; None: all.
+      progress: whether a bar is shown, on a terminal.
+
+    Raises:
+      UserError: the file cannot be read, or the run's puzzles are no longer what they were.
+    """
+    if file is not None:
+        puzzles = read_puzzles(Path(file), progress=progress)
+    else:
+        data = load_puzzles(run.config.data, progress)
+        if data.fingerprint != run.data:
+            raise UserError("data: the puzzles are not those that the run was trained on; name a file with --data")
+        puzzles = data.valid
+    return puzzles.take(np.arange(len(puzzles))[:max_puzzles])
+
+
+def trace(run: Learnt, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The probabilities (81, 9) and the filled grid (81,) after every iteration on one puzzle, to its first valid grid.
+
+    Args:
+      run: from `load_learnt`.
+      puzzle_81: clues.
+      iterations: at most.
+    """
+    puzzle = jnp.asarray(puzzle_81, jnp.uint8)[None]
+
+    @jax.jit
+    def step(params: Params, grid: Any) -> Any:
+        grid, logits = run.network.merge(params).iterate(grid)
+        return grid, filled(logits, puzzle)[0]
+
+    with jax.set_mesh(run.mesh):
+        grid = jax.jit(lambda params: run.network.merge(params).start(puzzle))(run.params)
+        for _ in range(iterations):
+            grid, digits_81 = step(run.params, grid)
+            yield np.asarray(grid[1])[0], np.asarray(digits_81)
+            if is_solved(np.asarray(digits_81)[None])[0]:
+                return
+
+
+def attention_of(run: Learnt, puzzle_81: np.ndarray, iteration: int) -> np.ndarray:
+    """The attention weights (layers, H, 81, 81), of queries on keys, in an iteration (from 1 on) on one puzzle."""
+    puzzle = jnp.asarray(puzzle_81, jnp.uint8)[None]
+
+    @jax.jit
+    def weights(params: Params) -> jax.Array:
+        model = run.network.merge(params)
+        grid = jax.lax.fori_loop(0, iteration - 1, lambda _, grid: model.iterate(grid)[0], model.start(puzzle))
+        return model.attention(grid)[:, 0]
+
+    with jax.set_mesh(run.mesh):
+        return np.asarray(weights(run.params))
+
+
+def solve(
+    run: Learnt,
+    puzzles_Nx81: np.ndarray,
+    *,
+    iterations: int = 1024,
+    stop_at_valid: bool = True,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Solutions:
+    """Runs the network on puzzles.
+
+    All places of a batch are busy until the puzzles run out: one whose puzzle is finished takes the next.
+
+    Args:
+      run: from `load_learnt`.
+      puzzles_Nx81: digits, 0 for empty cells, each puzzle with one solution.
+      iterations: for each puzzle, at most.
+      stop_at_valid: ends a puzzle at its first valid grid; False: all iterations for all, which also shows whether a
+        solution that was found is kept.
+      batch_size: puzzles at once, raised to what the devices can share.
+      progress: whether a bar is shown, on a terminal.
+
+    Returns:
+      Grids, and when they were valid.
+    """
+    n, marks = len(puzzles_Nx81), marks_up_to(iterations, run.network.config.iterations)
+    if not n:
+        empty = np.zeros(0, np.int32)
+        return Solutions(np.zeros((0, 81), np.uint8), empty, marks, np.zeros((0, len(marks)), bool), 0.0)
+    shards = batch_shards(run.mesh)
+    size = -(-min(batch_size, n) // shards) * shards
+    jitted = jax.jit(partial(_search, run.network, stop_at_valid, marks), donate_argnums=2)
+    with jax.set_mesh(run.mesh), tqdm(total=n, unit=" puzzles", disable=not (progress and sys.stderr.isatty())) as bar:
+        puzzles, state = _first_state(run, puzzles_Nx81, size, len(marks))
+        search = jitted.lower(run.params, puzzles, state).compile()
+        finished, began = 0, time.perf_counter()
+        while finished < n:
+            state = search(run.params, puzzles, state)
+            before, finished = finished, int(state["next"]) - int(jnp.sum(state["puzzle"] < n))
+            bar.update(finished - before)
+        seconds = time.perf_counter() - began
+        first_N, valid_NxM, grids_Nx81 = (np.asarray(state[name])[:-1] for name in ("first", "valid", "grids"))
+    if stop_at_valid:
+        valid_NxM = (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks))
+    return Solutions(grids_Nx81, first_N, marks, valid_NxM, seconds)
+
+
+def _first_state(run: Learnt, puzzles_Nx81: np.ndarray, size: int, n_marks: int) -> tuple[jax.Array, dict[str, Any]]:
+    """The puzzles, and places that all wait for one."""
+    n = len(puzzles_Nx81)
+    # The last row is where places without a puzzle write to.
+    puzzles = jnp.concatenate([jnp.asarray(puzzles_Nx81, jnp.uint8), jnp.ones((1, 81), jnp.uint8)])
+    start = jax.eval_shape(lambda p: run.network.merge(p).start(puzzles[:size]), run.params)
+    places = {
+        "grid": jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), start),
+        "puzzle": jnp.full(size, n, jnp.int32),
+        "age": jnp.zeros(size, jnp.int32),
+    }
+    results = {
+        "next": jnp.zeros((), jnp.int32),
+        "grids": jnp.zeros((n + 1, 81), jnp.uint8),
+        "first": jnp.zeros(n + 1, jnp.int32),
+        "valid": jnp.zeros((n + 1, n_marks), bool),
+    }
+    everywhere = replicated(run.mesh)
+    state = jax.device_put(places, batch_sharding(run.mesh)) | jax.device_put(results, everywhere)
+    return jax.device_put(puzzles, everywhere), state
+
+
+def _search(
+    network: Network, stop_at_valid: bool, marks: tuple[int, ...], params: Params, puzzles: jax.Array, state: Any
+) -> Any:
+    """Iterations until no puzzle is left, `_CHUNK` of them at most."""
+    model, n = network.merge(params), puzzles.shape[0] - 1
+
+    def busy(carry: tuple[jax.Array, Any]) -> jax.Array:
+        count, state = carry
+        return (count < _CHUNK) & (jnp.any(state["puzzle"] < n) | (state["next"] < n))
+
+    def step(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        count, state = carry
+        state = _take_puzzles(model, puzzles, state)
+        clues = puzzles[state["puzzle"]]
+        grid, logits = model.iterate(state["grid"])
+        digits = filled(logits, clues)
+        age, valid = state["age"] + 1, is_valid(digits)
+        done = age == marks[-1]
+        row, known = state["puzzle"], state["first"][state["puzzle"]]
+        found = valid & (known == 0)
+        # After the first valid grid, the answer stays.
+        kept = jnp.where((known > 0)[:, None], state["grids"][row], digits)
+        if stop_at_valid:
+            done |= valid
+        at_mark = age[:, None] == jnp.asarray(marks)
+        return count + 1, state | {
+            "grid": grid,
+            "age": age,
+            "grids": state["grids"].at[row].set(kept),
+            "first": state["first"].at[row].set(jnp.where(found, age, known)),
+            "valid": state["valid"].at[row].set(jnp.where(at_mark, valid[:, None], state["valid"][row])),
+            "puzzle": jnp.where(done, n, row),
+        }
+
+    return jax.lax.while_loop(busy, step, (jnp.zeros((), jnp.int32), state))[1]
+
+
+def _take_puzzles(model: Any, puzzles: jax.Array, state: Any) -> Any:
+    """Gives each free place the next puzzle, while there are any."""
+    n = puzzles.shape[0] - 1
+    free = state["puzzle"] == n
+    number = state["next"] + jnp.cumsum(free) - 1  # of the puzzle that each free place would get
+    taking = free & (number < n)
+    puzzle = jnp.where(taking, number, state["puzzle"]).astype(jnp.int32)
+    fresh = model.start(puzzles[puzzle])
+    grid = jax.tree.map(lambda new, old: jnp.where(taking[:, None, None], new, old), fresh, state["grid"])
+    taken = jnp.sum(taking, dtype=jnp.int32)
+    return state | {
+        "grid": grid,
+        "puzzle": puzzle,
+        "age": jnp.where(taking, 0, state["age"]),
+        "next": state["next"] + taken,
+    }

@@ -1,0 +1,1 @@
+"""Errors, files and other things that know nothing of the rest."""

@@ -1,0 +1,106 @@
+"""The text of the public API: every keyword acts or raises."""
+
+import numpy as np
+import pytest
+
+from psann_jax import psannLMDataPrep
+from psann_jax.utils.errors import UserError
+from tests.support.tiny import prepared, sentences
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_data_has_its_parts():
+    data = prepared(val_split=0.1, seed=3)
+    assert data.vocab_size == 260
+    assert data.pad_id == data.tokenizer.pad_id == 0
+    assert len(data) == len(data.dataset) == data.text.n_train_windows
+    assert data.dataset[0]["tokens"].shape == (33,)
+    np.testing.assert_array_equal(data.dataset[-1]["tokens"], data.dataset[len(data) - 1]["tokens"])
+    assert len(data.dataset[2:5]) == 3
+    with pytest.raises(IndexError):
+        data.dataset[len(data)]
+    trained = "".join(data.tokenizer.decode(w["tokens"][1:]) for w in data.dataset)
+    valid = "".join(data.tokenizer.decode(w["tokens"][1:][w["segments"][1:] > 0]) for w in data.val_dataset)
+    kept = [text for text in sentences() if text in valid and text not in trained]
+    assert 15 <= len(kept) <= 20
+
+
+def test_texts_and_paths_are_the_same_text(tmp_path):
+    path = tmp_path / "some text.txt"
+    path.write_text("\n".join(sentences(50)) + "\n")
+    options = {"tokenizer": "bytes", "max_length": 16}
+    from_texts = psannLMDataPrep(sentences(50), **options)
+    for given in (path, str(path), [str(path)], [path], tmp_path / "some*.txt"):
+        from_path = psannLMDataPrep(given, **options)
+        for a, b in zip(from_texts.dataset, from_path.dataset, strict=True):
+            np.testing.assert_array_equal(a["tokens"], b["tokens"])
+
+
+def test_the_same_texts_are_the_same_file():
+    first, second, other = (psannLMDataPrep(sentences(20, seed)) for seed in (0, 0, 1))
+    assert first._config.sources == second._config.sources != other._config.sources
+
+
+def test_unusual_texts_come_back():
+    texts = ["zwei\nZeilen\r\n", "  blanks  ", "日本語 \u2028 🙂", "null \0 byte", '{"text": 1}'] * 4
+    data = psannLMDataPrep(texts, tokenizer="bytes", max_length=8, val_split=0.1)
+    tokens = np.concatenate([data.dataset[0]["tokens"][:1], *(w["tokens"][1:] for w in data.dataset)])
+    text = bytes(i - 4 for i in tokens if i >= 4).decode(errors="replace")
+    assert all(t in text for t in texts)
+
+
+def test_every_data_option_acts():
+    data = prepared(pack_sequences=False, threads=1)
+    assert (data.config.pack, data.config.threads) == (False, 1)
+    assert len(data) > 180, "one document a row"
+    trained = psannLMDataPrep(sentences(), "wordpiece", vocab_size=100, bos_token="[START]", min_frequency=1)
+    assert trained.tokenizer.kind == "wordpiece"
+    assert trained.config.tokenizer.bos_token == "[START]"
+
+
+def test_a_given_tokenizer_is_used(tmp_path):
+    first = psannLMDataPrep(sentences(), "bpe", vocab_size=300)
+    second = psannLMDataPrep(sentences(100, seed=5), tokenizer=first.tokenizer)
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    first.tokenizer.save(tmp_path / "tokenizer.json")
+    third = psannLMDataPrep(sentences(), tokenizer_model_path=tmp_path / "tokenizer.json")
+    assert third.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_a_window_longer_than_the_text_is_cut_with_a_note(capsys):
+    data = psannLMDataPrep(["hello world", "goodnight moon"], tokenizer="bytes", max_length=1024)
+    assert data.max_length < 16
+    assert f"note: max_length is {data.max_length}, not 1024" in capsys.readouterr().err
+
+
+DATA_MISTAKES = {
+    "no text": (lambda: psannLMDataPrep([]), "texts: is empty"),
+    "blank": (lambda: psannLMDataPrep([" ", "\n"]), "texts: holds no text"),
+    "number": (lambda: psannLMDataPrep(["a", 3]), "texts[1]: is of type int"),
+    "not a list": (lambda: psannLMDataPrep(3), "texts: is int"),
+    "a text": (lambda: psannLMDataPrep("the sun sings"), "texts: there is no file 'the sun sings'"),
+    "no file": (lambda: psannLMDataPrep(["/nowhere/a.txt"]).text, "/nowhere/a.txt"),
+    "both": (lambda: psannLMDataPrep(["a text", "file.jsonl"]), "texts[1]: is a path"),
+    "one": (lambda: psannLMDataPrep(["the sun sings"]).text, "one document cannot be divided"),
+    "unknown": (lambda: prepared(max_lenght=3), "max_lenght: unknown argument, did you mean max_length?"),
+    "renamed": (lambda: prepared(valid_fraction=0.1), "valid_fraction: unknown argument, it is called val_split here"),
+    "range": (lambda: prepared(val_split=1.5), "val_split: is 1.5, must be between 0 and 1"),
+    "type": (lambda: prepared(seed="x"), "seed: is 'x', must be of type int"),
+    "tokenizer": (lambda: prepared(tokenizer="bepe"), "tokenizer: is 'bepe', did you mean bpe?"),
+    "inactive": (lambda: prepared(vocab_size=300), "vocab_size: has no effect with the bytes tokenizer"),
+    "twice": (
+        lambda: psannLMDataPrep(sentences(), tokenizer=prepared().tokenizer, tokenizer_model_path="x"),
+        "tokenizer_model_path: cannot be used together",
+    ),
+    "surrogate": (lambda: psannLMDataPrep(["a\ud800", "b"]).text, "surrogate"),
+}
+
+
+@pytest.mark.parametrize("mistake", DATA_MISTAKES)
+def test_a_mistake_in_data_is_named(mistake):
+    make, message = DATA_MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,340 @@
+"""The public API: it learns, resumes, goes on, saves and loads; every keyword acts or raises."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import psann_jax
+from psann_jax import psannLM, psannLMDataPrep
+from psann_jax.api import keywords as api_settings
+from psann_jax.config import ConfigError
+from psann_jax.convert.weights import flat_params
+from psann_jax.utils.errors import UserError
+from tests.support.processes import environment
+from tests.support.tiny import WORDS, prepared, sentences, write_text
+
+SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2}
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def quick(model, data, **options):
+    return model.fit(data, **{"max_steps": 3, "batch_tokens": 256, **options})
+
+
+def equal(a, b):
+    a, b = flat_params(a), flat_params(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# --- the three lines ------------------------------------------------------------------------------------
+
+
+def test_the_three_lines_learn():
+    texts = sentences(300)
+    model = psannLM(base="waveresnet")
+    model.fit(psannLMDataPrep(texts))
+    first, *_, last = (row["loss"] for row in model.history if row["kind"] == "eval")
+    assert last < first - 2
+    train = [row["loss"] for row in model.history if row["kind"] == "train"]
+    assert train[-1] < train[0] - 3
+    assert set(model.generate("the sun", max_new_tokens=30, seed=1).split()) & set(WORDS)
+
+
+def test_the_names_are_those_of_the_package():
+    assert psann_jax.__all__ == ["psannLM", "psannLMDataPrep"]
+    with pytest.raises(AttributeError, match="psannXX"):
+        _ = psann_jax.psannXX
+
+
+def test_a_mistake_in_a_config_does_not_wait_for_jax():
+    command = [sys.executable, "-c", "import psann_jax.main, sys; print('jax' in sys.modules)"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False"
+
+
+# --- the model ------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_the_model_has_a_keyword():
+    given = {
+        "wave_interleave": True,
+        "wave_kernel": 4,
+        "wave_dilation_growth": 2,
+        "wave_dropout": 0.1,
+        "dropout": 0.2,
+        "attention": "plain",
+        "norm": "layernorm",
+        "residual_alpha": False,
+        "rope": False,
+    }
+    model = psannLM(**SMALL, d_mlp=24, sine_params={"freq_init": 1.5, "trainable": False}, **given)._model
+    wave = model.wave
+    assert (wave.interleave, wave.kernel, wave.dilation_growth, wave.dropout) == (True, 4, 2, 0.1)
+    assert (model.dropout, model.attention, model.norm, model.residual_alpha) == (0.2, "plain", "layernorm", False)
+    assert (model.sine.freq_init, model.sine.trainable, model.d_mlp) == (1.5, False, 24)
+    assert model.positional_encoding == "sinusoidal"
+    gate = psannLM("sgrpsann", k_fft=8, gate_type="fourier_features", gate_strength=0.5)._model.spectral
+    assert (gate.k_fft, gate.gate_type, gate.gate_strength) == (8, "fourier_features", 0.5)
+    assert psannLM(d_model=64)._model.d_mlp == 256
+
+
+MODEL_MISTAKES = {
+    "base": ({"base": "wavresnet"}, "base: unknown base 'wavresnet', did you mean waveresnet?"),
+    "unknown": ({"n_layer": 3}, "n_layer: unknown argument, did you mean n_layers?"),
+    "wave": ({"wave_kernel_size": 3}, "wave_kernel_size: unknown argument, did you mean wave_kernel?"),
+    "inactive": ({"base": "respsann", "wave_interleave": True}, "with base respsann, only with waveresnet"),
+    "sine": ({"sine_params": {"frq_init": 1.0}}, "frq_init: unknown argument, did you mean freq_init?"),
+    "sizes": ({"d_model": 30, "n_heads": 4}, "d_model: is 30, must be divisible by"),
+    "type": ({"d_model": "big"}, "d_model: is 'big', must be of type int"),
+    "rope": ({"rope": False, "positional_encoding": "rope"}, "rope: is False, but positional_encoding is not"),
+    "heads": ({"d_model": 12, "n_heads": 4}, "positional_encoding: rope needs an even head size"),
+}
+
+
+@pytest.mark.parametrize("mistake", MODEL_MISTAKES)
+def test_a_mistake_in_the_model_is_named(mistake):
+    given, message = MODEL_MISTAKES[mistake]
+    with pytest.raises(ConfigError) as caught:
+        psannLM(**given)
+    assert message in str(caught.value)
+
+
+def test_a_model_without_weights_says_so(tmp_path):
+    for use in (lambda m: m.generate("a"), lambda m: m.save(tmp_path / "x"), lambda m: m.params):
+        with pytest.raises(UserError, match="has no weights yet; call fit or load first"):
+            use(psannLM(**SMALL))
+    assert not list(tmp_path.glob("x*"))
+
+
+# --- fit ------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_training_has_a_keyword(tmp_path):
+    given = {
+        "epochs": 2,
+        "steps_per_epoch": 3,
+        "lr": 0.02,
+        "amp": "bf16",
+        "grad_checkpoint": True,
+        "warmup_steps": 1,
+        "weight_decay": 0.3,
+        "grad_clip": 0.7,
+        "grad_accum_steps": 2,
+        "label_smoothing": 0.1,
+        "optimizer": "muon",
+        "schedule": "linear",
+        "seed": 5,
+        "eval_every": 2,
+        "checkpoint_every": 4,
+        "checkpoint_keep": 1,
+        "ddp": "off" if jax.device_count() == 1 else "auto",
+    }
+    model = psannLM(**SMALL).fit(prepared(), batch_tokens=256, workdir=tmp_path / "run", **given)
+    train = model.config.train
+    assert (train.steps, train.lr, train.precision, train.remat, train.warmup_steps) == (6, 0.02, "bf16", "block", 1)
+    assert (train.weight_decay, train.grad_clip, train.grad_accum, train.label_smoothing) == (0.3, 0.7, 2, 0.1)
+    assert (train.optimizer, train.schedule, model.config.seed) == ("muon", "linear", 5)
+    assert (model.config.eval.every, model.config.checkpoint.every) == (2, 4)
+    assert [row["step"] for row in model.history if row["kind"] == "eval"] == [0, 2, 4, 6]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["lr"] == 0.02
+
+
+FIT_MISTAKES = {
+    "unknown": ({"learning_rate": 1.0}, "learning_rate: unknown argument"),
+    "renamed": ({"precision": "fp32"}, "precision: unknown argument, it is called amp here"),
+    "typo": ({"warmup_step": 3}, "warmup_step: unknown argument, did you mean warmup_steps?"),
+    "range": ({"lr": -1.0}, "lr: is -1.0, must be positive"),
+    "amp": ({"amp": "int8"}, "amp: is 'int8', must be one of fp32, bf16, fp16"),
+    "epochs": ({"epochs": 0}, "epochs: is 0, must be at least 1"),
+    "steps": ({"max_steps": 2.5}, "max_steps: is 2.5, must be a whole number"),
+    "ddp": ({"ddp": "maybe"}, "ddp: is 'maybe', must be one of auto, on, off"),
+    "remat": ({"grad_checkpoint": True, "remat": "dots"}, "remat: cannot be used together with grad_checkpoint"),
+    "mesh": ({"tensor": 3}, "tensor: 3 parts do not divide 1 devices"),
+    "val": ({"val_data": ["a"]}, "val_data: must be a psannLMDataPrep"),
+}
+
+
+@pytest.mark.parametrize("mistake", FIT_MISTAKES)
+def test_a_mistake_in_fit_is_named(mistake):
+    given, message = FIT_MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        psannLM(**SMALL).fit(prepared(), **given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_model_and_the_text_must_fit():
+    with pytest.raises(UserError, match=r"^train_data: must be a psannLMDataPrep"):
+        psannLM(**SMALL).fit(sentences())
+    with pytest.raises(UserError, match=r"vocab_size: is 99, but the tokenizer has 260"):
+        quick(psannLM(**SMALL, vocab_size=99), prepared())
+    model = quick(psannLM(**SMALL), prepared())
+    with pytest.raises(UserError, match=r"^train_data: has another tokenizer"):
+        quick(model, psannLMDataPrep(sentences(), "bpe", vocab_size=300, max_length=32))
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ((7, None, None, None), 100),
+        ((700, None, None, None), 700),
+        ((7, 3, None, None), 21),
+        ((7, 3, 5, None), 15),
+        ((7, 3, 5, 4), 4),
+        ((7, None, None, 4), 4),
+        ((7, None, 5, None), 5),
+        ((7, 1, None, 400), 7),
+    ],
+)
+def test_number_of_steps(given, steps):
+    assert api_settings.number_of_steps(*given) == steps
+
+
+def test_a_batch_is_no_more_than_the_text(capsys):
+    model = psannLM(**SMALL).fit(prepared(), epochs=2, batch_tokens=131072)
+    windows = len(prepared())
+    assert model.config.train.batch_tokens == windows * 32
+    assert model.config.train.steps == 2
+    assert f"note: batch_tokens is {windows * 32}, not 131072" in capsys.readouterr().err
+
+
+def test_the_same_workdir_goes_on_exactly(tmp_path):
+    data = prepared()
+    options = {"lr": 1e-2, "schedule": "constant"}
+    whole = psannLM(**SMALL).fit(data, max_steps=6, batch_tokens=256, warmup_steps=0, workdir=tmp_path / "a", **options)
+    psannLM(**SMALL).fit(data, max_steps=4, batch_tokens=256, workdir=tmp_path / "b", **options)
+    # What the first fit chose for itself is the run's: a tenth of 4 steps of warm-up, and no other batch.
+    parts = psannLM(**SMALL).fit(data, max_steps=6, workdir=tmp_path / "b", **options)
+    assert equal(whole.params, parts.params)
+    with pytest.raises(UserError, match=r"holds another run: train.lr is 0.01 there and 0.5 here"):
+        psannLM(**SMALL).fit(data, max_steps=8, lr=0.5, schedule="constant", workdir=tmp_path / "b")
+
+
+def test_a_second_fit_begins_with_the_weights_and_takes_its_own_arguments():
+    data = prepared()
+    model = quick(psannLM(**SMALL), data, lr=1e-2, max_steps=20)
+    reached = model.summary["val_loss"]
+    quick(model, data, lr=1e-9, max_steps=2, weight_decay=0.0)
+    begins = next(row["loss"] for row in model.history if row["kind"] == "eval")
+    assert begins == pytest.approx(reached, abs=1e-6)
+    assert model.summary["val_loss"] == pytest.approx(reached, abs=1e-4)
+    assert model.config.train.lr == 1e-9
+    before = model.params
+    quick(model, data, lr=1e-2)
+    assert not equal(before, model.params)
+
+
+def test_val_data_is_encoded_by_the_training_tokenizer():
+    data = psannLMDataPrep(sentences(100), "bpe", vocab_size=300, max_length=32)
+    other = psannLMDataPrep(["the sun sings under the moon"])  # one text: enough for validation
+    model = quick(psannLM(**SMALL), data, val_data=other)
+    n_tokens = next(row["tokens"] for row in model.history if row["kind"] == "eval")
+    assert n_tokens == len(data.tokenizer.encode("the sun sings under the moon")) + 1
+    assert model.tokenizer.fingerprint == data.tokenizer.fingerprint
+
+
+def test_no_workdir_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    quick(psannLM(**SMALL), prepared())
+    assert not list((tmp_path / "tmp").iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "tmp"]
+
+
+# --- generation, saving, loading ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(directory))
+        return quick(psannLM(**SMALL), prepared(), max_steps=60, lr=1e-2)
+
+
+def test_generate_is_generate_batch(model):
+    prompts = ["the sun", "a", "bright stone falls under"]
+    options = {"max_new_tokens": 16, "temperature": 0.8, "top_k": 20, "top_p": None, "seed": 4}
+    texts = model.generate_batch(prompts, **options)
+    assert texts == [model.generate(prompt, **options) for prompt in prompts]
+    assert len(set(texts)) == 3
+    assert model.generate("the", temperature=0) == model.generate("the", top_k=1)
+
+
+def test_generation_goes_past_the_window(model):
+    done = model.complete(["the sun"], max_new_tokens=60, temperature=0)[0]
+    assert done.finish in ("length", "eos")
+    stopped = model.complete(["the " * 6], max_new_tokens=60, temperature=0, overflow="stop")[0]
+    assert stopped.finish in ("context", "eos")
+    assert len(stopped.tokens) <= 32
+    assert model.generate("the ", stop=" ", temperature=0) == model.generate("the ", stop=[" "], temperature=0)
+
+
+GENERATE_MISTAKES = {
+    "unknown": ({"max_tokens": 3}, "max_tokens: unknown argument, did you mean max_new_tokens?"),
+    "top_p": ({"top_p": 0.0}, "top_p: is 0.0, must be above 0"),
+    "temperature": ({"temperature": -1.0}, "temperature: is -1.0"),
+    "none": ({"max_new_tokens": 0}, "max_new_tokens: is 0, must be at least 1"),
+    "overflow": ({"overflow": "fly"}, "overflow: is 'fly', must be one of stop, slide"),
+}
+
+
+@pytest.mark.parametrize("mistake", GENERATE_MISTAKES)
+def test_a_mistake_in_generate_is_named(model, mistake):
+    given, message = GENERATE_MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        model.generate("the", **given)
+    assert message in str(caught.value)
+
+
+def test_a_list_is_wanted_for_a_batch(model):
+    with pytest.raises(UserError, match=r"^prompts: is one text"):
+        model.generate_batch("the")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "directory"])
+def test_what_is_saved_is_loaded(model, name, tmp_path):
+    model.save(tmp_path / name)
+    loaded = psannLM.load(tmp_path / name)
+    assert equal(model.params, loaded.params)
+    assert loaded.base == "waveresnet"
+    assert loaded.config == model.config
+    assert loaded.tokenizer.fingerprint == model.tokenizer.fingerprint
+    assert loaded.generate("the", max_new_tokens=12) == model.generate("the", max_new_tokens=12)
+
+
+def test_a_loaded_model_is_trained_on(model, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    loaded = quick(psannLM.load(tmp_path / "m.safetensors"), prepared(), lr=1e-9, weight_decay=0.0)
+    first, *_ = (row["loss"] for row in loaded.history if row["kind"] == "eval")
+    assert first == pytest.approx(model.summary["val_loss"], abs=1e-6)
+
+
+def test_a_run_is_loaded(tmp_path):
+    model = quick(psannLM(**SMALL), prepared(), workdir=tmp_path / "run")
+    assert equal(psannLM.load(tmp_path / "run").params, model.params)
+    assert equal(psannLM.load(tmp_path / "run", checkpoint=3).params, model.params)
+    with pytest.raises(UserError, match=r"^n_heads: has no effect for"):
+        psannLM.load(tmp_path / "run", n_heads=2)
+    with pytest.raises(UserError, match=r"is no \.safetensors file"):
+        psannLM.load(tmp_path)
+
+
+def test_text_files_are_data(tmp_path):
+    write_text(tmp_path / "text.txt", n_lines=100)
+    data = psannLMDataPrep(
+        tmp_path / "text.txt",
+        "bytes",
+        max_length=16,
+        document="file",
+        valid_sources=(str(write_text(tmp_path / "valid.txt", n_lines=5, seed=1)),),
+    )
+    assert data.text.describe().count("1 documents") == 2

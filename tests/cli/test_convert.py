@@ -1,0 +1,132 @@
+"""The convert command: every form to every other, and one line with code 2 for a mistake."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_weights_safetensors import TOKENIZER, weights_of
+
+from psann_jax.cli import convert
+from psann_jax.cli.config_flags import fail
+from psann_jax.convert.run import read_run, write_run
+from psann_jax.convert.safetensors_file import read_safetensors, write_safetensors
+from psann_jax.convert.weights import Weights, flat_params
+from psann_jax.models.network import build
+from psann_jax.runs.restore import load_run
+from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train.loop import train
+from psann_jax.utils.errors import UserError
+from tests.support.processes import environment
+from tests.support.tiny import tiny_config
+
+
+def run(*flags):
+    """The command in this process, with its own way to end."""
+    try:
+        convert.main(list(map(str, flags)))
+    except UserError as error:
+        fail(error)
+
+
+def same(a, b):
+    a, b = flat_params(a.params), flat_params(b.params)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, weights_of("waveresnet_interleave"))
+    return path
+
+
+def test_a_file_becomes_a_run_and_a_file_again(file, tmp_path, capsys):
+    run("--from", file, "--to", tmp_path / "run")
+    assert "run: waveresnet, " in capsys.readouterr().out
+    loaded = load_run(tmp_path / "run")
+    assert loaded.step == 0
+    assert loaded.tokenizer.to_bytes() == TOKENIZER.to_bytes()
+    run(f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'again.safetensors'}", "--checkpoint=last")
+    first, again = read_safetensors(file), read_safetensors(tmp_path / "again.safetensors")
+    assert same(first, again)
+    assert first.config == again.config
+
+
+def test_a_directory_with_a_model_is_a_source(file, tmp_path):
+    run("--from", tmp_path, "--to", tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_an_imported_run_is_not_trained_on(tmp_path):
+    """It has no text and no optimizer state; training there would begin anew from other weights."""
+    config = tiny_config(tmp_path, model__vocab_size=TOKENIZER.vocab_size)
+    weights = Weights(config, build(config.model).init(jax.random.key(0)), TOKENIZER)
+    write_run(tmp_path / "run", weights, "here")
+    with pytest.raises(UserError, match="give another text than the one the run was trained on"):
+        train(config, lambda: LanguageModel.load(config, progress=False), tmp_path / "run")
+
+
+MISTAKES = {
+    "no source": (["--to=x.safetensors"], "--from"),
+    "no such thing": (["--from=/nowhere", "--to=x.safetensors"], "/nowhere: is no .safetensors file"),
+    "unknown flag": (
+        ["--from=a", "--to=b", "--tokeniser=c"],
+        "--tokeniser: unknown argument, did you mean --tokenizer?",
+    ),
+    "bad number": (["--from=a.pt", "--to=b", "--n_heads=x"], "--n_heads: invalid int value: 'x'"),
+    "not a workdir": (["--from=FILE", "--to=y.safetensors", "--checkpoint=best"], "checkpoint: has no effect for"),
+    "not psannlm": (["--from=FILE", "--to=y.safetensors", "--n_heads=2"], "n_heads: has no effect for"),
+    "another tokenizer": (["--from=FILE", "--to=y.safetensors", "--tokenizer=T"], "comes with its own"),
+    "exists": (["--from=FILE", "--to=FILE"], "exists; name another file, or give --overwrite"),
+    "not empty": (["--from=FILE", "--to=DIR"], "is not an empty directory"),
+    "unwritable": (["--from=FILE", "--to=FILE/x/y.safetensors"], "model.safetensors/x: cannot be written"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(mistake, file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TOKENIZER.save(tmp_path / "T")
+    before = sorted(tmp_path.iterdir())
+    flags, message = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as ended:
+        run(*(flag.replace("FILE", str(file)).replace("DIR", str(tmp_path)) for flag in flags))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_command_itself(tmp_path):
+    command = [sys.executable, "-m", "psann_jax", "convert", f"--from={tmp_path}", "--to=x"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}: is no .safetensors file")
+
+
+def test_psannlm_to_a_run_with_its_warning(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("psannlm")
+    from test_weights_psannlm import their_model, version_012
+
+    torch.save(version_012(their_model({"base": "waveresnet", "wave_interleave": True})), tmp_path / "old.pt")
+    flags = ("--from", tmp_path / "old.pt", "--to", tmp_path / "run", "--n_heads=4", "--max_length=48")
+    with pytest.raises(SystemExit):
+        run(*flags)
+    assert "comes without a tokenizer, which a run needs; name one with --tokenizer" in capsys.readouterr().err
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {f"w{i}": i for i in range(35)} | {"<eos>": 35, "<unk>": 36}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    run(*flags, "--tokenizer", tmp_path / "tokenizer.json")
+    assert "warning: " in capsys.readouterr().err
+    assert read_run(tmp_path / "run").config.data.max_length == 48
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    write_run(tmp_path / "run", weights_of("respsann"), "here")
+    with pytest.raises(UserError, match="is not an empty directory"):
+        write_run(tmp_path / "run", weights_of("respsann"), "here")

@@ -1,0 +1,150 @@
+"""The command that solves puzzles with a run."""
+
+import json
+from functools import partial
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from psann_jax.cli import evaluate, solve
+from psann_jax.config.io import default_config, parse
+from psann_jax.data.sudoku.rules import grid_text, parse_grid
+from psann_jax.data.sudoku.solver import solve_one
+from psann_jax.tasks.sudoku import SudokuTask
+from psann_jax.train.loop import train
+from psann_jax.utils.errors import UserError
+from tests.support.saved import save_run
+from tests.support.tiny import tiny_config
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two updates, with averaged weights."""
+    folder = tmp_path_factory.mktemp("solve")
+    config = default_config("sudoku")
+    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
+    config.data.update(counts=(120, 40, 0, 0, 0), extra_clues=30, curriculum="mixed", valid_fraction=0.2)
+    config.data.cache_dir = str(folder / "cache")
+    config.train.update(steps=2, batch_tokens=81 * 8, warmup_steps=0, precision="fp32", ema_decay=0.5)
+    config = parse(config)
+    train(config, partial(SudokuTask.load, config, progress=False), folder / "run")
+    return folder / "run"
+
+
+def test_an_unsolved_puzzle_is_shown_with_its_fault(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--iterations=3"])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 14
+    assert out[1].startswith("| 5  3 (")
+    assert out[-1].startswith("not solved after 3 iterations: ")
+    assert " stands twice in " in out[-1]
+
+
+def test_a_solved_puzzle_is_verified_by_rules(run, capsys, tmp_path):
+    """With two holes in one row a guess of the right digits is no wonder: try each puzzle until one is solved."""
+    solution = solve_one(parse_grid(PUZZLE))
+    for cell in range(81):
+        puzzle = solution.copy()
+        puzzle[cell] = 0
+        try:
+            solve.main([f"--workdir={run}", f"--puzzle={grid_text(puzzle)}", "--iterations=1", "--json"])
+        except SystemExit:
+            capsys.readouterr()
+            continue
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["solved"]
+        assert answer["grid"] == grid_text(solution)
+        assert answer["iterations"] == 1
+        break
+    else:
+        pytest.fail("of 81 single holes not one is filled rightly by chance")
+
+
+def test_watching_and_pictures(run, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--iterations=5", "--watch", f"--pictures={tmp_path}"])
+    out = capsys.readouterr().out
+    assert [f"iteration {i}" in out for i in (1, 5, 6)] == [True, True, False]
+    for name in ("confidence", "attention"):
+        picture = matplotlib.image.imread(tmp_path / f"{name}.png")
+        assert picture.std() > 0.05
+
+
+def test_the_validation_puzzles_by_default(run, capsys):
+    solve.main([f"--workdir={run}", "--iterations=10", "--never_stop", "--averaged", "--json"])
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    n_solved = round(result["results"][-1]["solved"] * result["puzzles"])
+    assert f"{n_solved} of {result['puzzles']} solved in " in shown.err
+    assert (result["solved_per_s"] > 0) == (n_solved > 0)
+    assert [row["iterations"] for row in result["results"]] == [2, 4, 8, 10]
+    assert {"solved", "solved_2se", "solved_balanced", "solved_0", "solved_1-2"} <= set(result["results"][0])
+    assert result["puzzles"] > 20
+    assert (run / "accuracy_by_iterations.png").stat().st_size > 5000
+    solve.main([f"--workdir={run}", "--iterations=16", "--max_puzzles=5"])
+    out = capsys.readouterr()
+    assert out.out.splitlines()[0].split() == ["iterations", "all", "balanced", "0"]
+    assert "5 puzzles" in out.err
+
+
+def test_a_file_of_puzzles(run, capsys, tmp_path):
+    path = tmp_path / "some.csv"
+    answer = grid_text(solve_one(parse_grid(PUZZLE)))
+    path.write_text(f"source,question,answer,rating\nme,{PUZZLE},{answer},7\n")
+    solve.main([f"--workdir={run}", f"--data={path}", "--iterations=2", "--json"])
+    assert set(json.loads(capsys.readouterr().out)["results"][0]) >= {"solved_3-10"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--puzzle=123"], "--puzzle: has 3 characters, must have 81"),
+        ([f"--puzzle={PUZZLE[:-1]}x"], "--puzzle: 'x' at character 81 is no digit"),
+        ([f"--puzzle=55{PUZZLE[2:]}"], "--puzzle: contradictory clues: 5 stands twice in row 1"),
+        ([f"--puzzle={'.' * 81}"], "--puzzle: the puzzle has several solutions"),
+        (["--data=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_puzzles(run, arguments, message):
+    with pytest.raises(UserError) as error:
+        solve.main([f"--workdir={run}", *arguments])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([f"--puzzle={PUZZLE}", "--data=x.csv"], "--data: cannot be used together with --puzzle"),
+        ([f"--puzzle={PUZZLE}", "--never_stop"], "--never_stop: has no effect with --puzzle"),
+        (["--watch"], "--watch: has no effect without --puzzle"),
+        (["--iterations=0"], "--iterations: is 0, must be at least 1"),
+    ],
+)
+def test_bad_flags(run, arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        solve.main([f"--workdir={run}", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_commands_for_text_refuse_the_run(run):
+    with pytest.raises(UserError, match="is a run of base sudoku, which this command is not for"):
+        evaluate.main([f"--workdir={run}"])
+
+
+def test_averaged_weights_are_others(run):
+    from psann_jax.runs.restore import load_learnt
+
+    live, averaged = (load_learnt(run, averaged=choice).params for choice in (False, True))
+    assert not np.array_equal(live["head"]["kernel"], averaged["head"]["kernel"])
+
+
+def test_a_run_on_text_is_refused(tmp_path):
+    save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
+    with pytest.raises(UserError, match="is a run of base waveresnet, which this command is not for"):
+        solve.main([f"--workdir={tmp_path / 'run'}"])

@@ -1,0 +1,124 @@
+"""Every key acts or raises, and the way to ConfigDict and JSON loses nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
+
+from psann_jax.config import BASES, PRESETS, Config, ConfigError
+from psann_jax.config.io import default_config, flatten, parse, to_dict
+from psann_jax.experiments.sweeps import all_cases
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+
+
+def parse_with(name, value):
+    """Parses the defaults with one setting changed."""
+    mapping = to_dict(Config())
+    *parents, leaf = name.split(".")
+    node = mapping
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    return parse(mapping)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_defaults_survive_config_dict_and_json(base):
+    config = parse(default_config(base))
+    assert config.model.base == base
+    assert parse(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_defaults_equal_the_dataclasses():
+    assert parse(default_config()) == Config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_file_parses_and_tells_command_hardware_and_results(path):
+    namespace = {}
+    source = path.read_text()
+    exec(compile(source, str(path), "exec"), namespace)
+    config = namespace["get_config"]()
+    if path.parent.name in ("sweeps", "bench"):
+        assert all_cases(config, speed=lambda _: 1000.0)
+    else:
+        parse(config)
+    doc = namespace["__doc__"]
+    assert f"--config={path.relative_to(ROOT)}" in doc
+    special = {"sudoku": ("puzzles/s", "solved"), "sweeps": ("runs",), "bench": ("runs",)}
+    wanted = special.get(path.parent.name, ("tokens/s", "loss"))
+    assert all(word in doc for word in wanted)
+
+
+REFUSED = {
+    "seed": (-1, "seed: is -1"),
+    "train.lrr": (1, "train.lrr: unknown key, did you mean lr?"),
+    "optim": ({}, "optim: unknown key"),
+    "model.base": ("respsan", "did you mean respsann?; choose from ngt, respsann, sgrpsann, sudoku, transformer, "),
+    "model.mlp_activation": ("silu", "must be one of sine, gelu, relu"),
+    "model.d_model": (100, "model.d_model: is 100, must be divisible by model.n_heads=8"),
+    "model.n_heads": (0, "model.n_heads: is 0, must be at least 1"),
+    "model.dropout": (1.0, "model.dropout: is 1.0, must be at least 0 and below 1"),
+    "model.wave.kernel": (5, "has no effect without model.wave.interleave or model.wave.replace"),
+    "model.spectral.k_fft": (8, "has no effect with base waveresnet, only with sgrpsann"),
+    "model.sine.amp_init": (0.0, "model.sine.amp_init: is 0.0, must be positive"),
+    "model.sine.freq_range": ((1.0, 2.0), "cannot be used together with freq_init_std"),
+    "model.sine.freq_bounds": ((2.0, 1.0), "needs 0 <= low <= high"),
+    "model.sine.learnable": (("phase",), "unknown parameter 'phase', choose from amplitude, frequency, decay"),
+    "data.sources": ((), "data.sources: is empty"),
+    "data.weights": ((1.0, 2.0), "has 2 values for 1 sources"),
+    "data.valid_fraction": (1.5, "must be between 0 and 1"),
+    "data.max_length": (1000, "train.batch_tokens: is 32768, must be a multiple of"),
+    "data.pack": (1, "data.pack: is 1, must be of type bool"),
+    "data.tokenizer.kind": ("bpee", "did you mean bpe?"),
+    "train.lr": (-1e-3, "train.lr: is -0.001, must be positive"),
+    "train.lr ": (1e-3, "unknown key"),
+    "train.steps": (1.5, "train.steps: is 1.5, must be of type int"),
+    "train.betas": ((0.9,), "needs 2 values"),
+    "train.decay_fraction": (0.5, "has no effect with schedule cosine"),
+    "train.grad_accum": (3, "must be a multiple of data.max_length * train.grad_accum = 3072"),
+    "checkpoint.keep_every": (750, "must be a multiple of checkpoint.every=500"),
+    "mesh.data": (0, "mesh.data: is 0, must be positive, or -1 for the rest"),
+    "mesh.fsdp": (-1, "only one axis can be -1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_cannot_be_used_is_named(name):
+    value, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=r"^[a-z_. ]+: ") as raised:
+        parse_with(name, value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_options_of_another_activation_are_refused():
+    mapping = to_dict(Config())
+    mapping["model"].update(base="transformer")
+    parse(mapping)
+    mapping["model"]["sine"]["amp_init"] = 2.0
+    with pytest.raises(ConfigError, match=r"model\.sine\.amp_init: has no effect without the sine activation"):
+        parse(mapping)
+    mapping["model"]["mlp_activation"] = "sine"
+    assert parse(mapping).model.sine.amp_init == 2.0
+
+
+def test_every_base_resolves_what_its_config_leaves_open():
+    for base in PRESETS:
+        resolved = parse(default_config(base)).model.resolve()
+        assert None not in dataclasses.astuple(resolved)
+    gelu = dataclasses.replace(Config().model, mlp_activation="gelu")
+    assert gelu.resolve().mlp_activation == "gelu"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(dict(flatten(to_dict(Config()))))), st.text("abcdefghij_", min_size=1, max_size=3))
+def test_any_misspelt_key_is_refused(name, suffix):
+    with pytest.raises(ConfigError, match="unknown key"):
+        parse_with(name + suffix, 1)

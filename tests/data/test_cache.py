@@ -1,0 +1,169 @@
+"""Cache entries: complete or not there."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.utils.errors import UserError
+
+
+def write(text: str):
+    return lambda path: (path / "content").write_text(text)
+
+
+def test_made_once(tmp_path):
+    root = tmp_path / "new" / "cache"
+    assert made_once(root, "entry", write("first")) == root / "entry"
+    assert (made_once(root, "entry", write("second")) / "content").read_text() == "first"
+    assert (made_once(root, "other", write("third")) / "content").read_text() == "third"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("failed"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing(tmp_path, error):
+    def fail(path):
+        write("half")(path)
+        raise error
+
+    with pytest.raises(type(error)):
+        made_once(tmp_path, "entry", fail)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert (made_once(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from psann_jax.data.cache import made_once
+def make(path):
+    (path / "content").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+made_once(Path(sys.argv[1]), "entry", make)
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
+    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    assert (made_once(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
+
+
+def test_one_works_and_the_others_wait(tmp_path, capsys):
+    made, results = [], []
+    started = threading.Event()
+
+    def make(path):
+        made.append(path)
+        write("content")(path)
+        started.set()
+        time.sleep(0.2)
+
+    def want():
+        results.append((made_once(tmp_path, "entry", make) / "content").read_text())
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    threads[0].start()
+    started.wait()
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == ["content"] * 4
+    assert len(made) == 1
+    assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_a_complete_entry_needs_no_writing(tmp_path, monkeypatch):
+    made_once(tmp_path, "entry", write("content"))
+    monkeypatch.setattr(os, "open", lambda *args: pytest.fail("opened a file"))
+    assert made_once(tmp_path, "entry", write("other")) == tmp_path / "entry"
+
+
+def damaged_unless(text: str):
+    """A check that asks for that content."""
+    return lambda path: None if (path / "content").read_text() == text else "another text"
+
+
+def test_a_damaged_entry_is_made_again(tmp_path, capsys):
+    made_once(tmp_path, "entry", write("old"))
+    made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("old"))
+    assert (tmp_path / "entry" / "content").read_text() == "old"
+    assert capsys.readouterr().err == ""
+    with open(tmp_path / "entry" / "content") as reader:
+        made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("new"))
+        assert reader.read() == "old"  # a process that reads the old one is not disturbed
+    assert (tmp_path / "entry" / "content").read_text() == "new"
+    assert capsys.readouterr().err == f"{tmp_path / 'entry'}: damaged (another text); making it again\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
+
+
+def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
+    made_once(tmp_path, "entry", write("old"))
+    made = []
+
+    def make(path):
+        made.append(path)
+        time.sleep(0.2)
+        write("new")(path)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = [pool.submit(made_once, tmp_path, "entry", make, False, damaged_unless("new")) for _ in range(3)]
+    assert [result.result() for result in results] == [tmp_path / "entry"] * 3
+    assert len(made) == 1
+    assert capsys.readouterr().err.count("making it again") == 1
+
+
+def test_an_entry_that_is_put_aside_during_its_check_is_made_again(tmp_path):
+    made_once(tmp_path, "entry", write("old"))
+
+    def find_damage(path):
+        if path.is_dir():
+            path.rename(tmp_path / "aside")  # as another process does that makes it again
+        return damaged_unless("new")(path)
+
+    assert made_once(tmp_path, "entry", write("new"), find_damage=find_damage) == tmp_path / "entry"
+    assert (tmp_path / "entry" / "content").read_text() == "new"
+    assert (tmp_path / "entry" / "content").read_text() == "new"
+
+
+def test_a_damaged_entry_that_cannot_be_made_again_is_gone(tmp_path):
+    """So that no later process takes it for good."""
+    made_once(tmp_path, "entry", write("old"))
+
+    def fail(path):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        made_once(tmp_path, "entry", fail, find_damage=damaged_unless("new"))
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_unwritable(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*/file/cache: Not a directory; ") as e:
+        made_once(tmp_path / "file" / "cache", "entry", write("content"))
+    assert "\n" not in str(e.value)
+
+
+def test_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert str(cache_root("")) == "/home/someone/.cache/psann_jax"
+    assert str(cache_root("~/texts")) == "/home/someone/texts"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root("") == tmp_path / "psann_jax"
+    monkeypatch.chdir(tmp_path)
+    assert cache_root("here") == tmp_path / "here"
+
+
+def test_keys():
+    assert key_of("a", [1, 2.5], {"x": 1}) == key_of("a", [1, 2.5], {"x": 1})
+    assert len({key_of("a", "b"), key_of("ab"), key_of("a", ["b"]), key_of("b", "a")}) == 4

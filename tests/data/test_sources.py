@@ -1,0 +1,263 @@
+"""Sources by their names: files and globs, tfds and Hugging Face data sets."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from psann_jax.config import DataConfig
+from psann_jax.data.sources import open_source
+from psann_jax.utils.errors import UserError
+
+CONFIG = DataConfig()
+
+
+def read(spec: str, config: DataConfig = CONFIG) -> list[str]:
+    return list(open_source(str(spec), config).documents())
+
+
+def message(spec: str, config: DataConfig = CONFIG) -> str:
+    with pytest.raises(UserError) as e:
+        read(spec, config)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_glob_reads_files_in_order_of_name(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.jsonl", "d.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": f"in {name}"}) if "json" in name else f"in {name}\n")
+    assert read(tmp_path / "*.txt") == ["in a.txt", "in b.txt"]
+    assert read(tmp_path / "**" / "*.[tj]*") == ["in a.txt", "in b.txt", "in sub/c.jsonl"]
+    assert "unknown kind of file" in message(tmp_path / "*.md")
+
+
+def test_a_file_whose_name_looks_like_a_glob(tmp_path):
+    (tmp_path / "a[1].txt").write_text("text")
+    assert read(tmp_path / "a[1].txt") == ["text"]
+
+
+def test_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("text")
+    assert read("~/a.txt") == ["text"]
+
+
+def test_documents_can_be_read_again(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    source = open_source(str(tmp_path / "a.txt"), CONFIG)
+    assert list(source.documents()) == list(source.documents()) == ["one", "two"]
+
+
+def test_fingerprint_follows_content_and_reading(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo")
+    first = open_source(str(path), CONFIG).fingerprint
+    assert open_source(str(path), DataConfig(document="file")).fingerprint != first
+    assert open_source(str(path), DataConfig(text_field="body")).fingerprint == first
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "body": "b"}')
+    records = [open_source(str(tmp_path / "a.jsonl"), DataConfig(text_field=name)) for name in ("text", "body")]
+    assert records[0].fingerprint != records[1].fingerprint
+    (tmp_path / "b.txt").write_text("one\ntwo")
+    assert open_source(str(tmp_path / "b.txt"), CONFIG).fingerprint == first
+    assert open_source(str(tmp_path / "*.txt"), CONFIG).fingerprint != first
+    path.write_text("one\ntwp")
+    assert open_source(str(path), CONFIG).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{}/none.txt", "data.sources: there is no file '{}/none.txt'; other forms are builtin:python"),
+        ("{}/none*.txt", "data.sources: no file matches '{}/none*.txt'"),
+        ("{}", "data.sources: {} is a directory; name its files by a glob such as {}/*.txt"),
+        ("{}/empty.txt", "{}/empty.txt: is empty"),
+        ("builtin:ruby", "data.sources: unknown builtin text 'ruby', there is only builtin:python"),
+        ("wikitext", "data.sources: there is no file 'wikitext'"),
+    ],
+)
+def test_bad_names(tmp_path, spec, expected):
+    (tmp_path / "empty.txt").touch()
+    assert expected.replace("{}", str(tmp_path)) in message(spec.replace("{}", str(tmp_path)))
+
+
+def test_the_setting_at_fault_is_named():
+    with pytest.raises(UserError, match=r"^data.valid_sources: "):
+        open_source("none.txt", CONFIG, "data.valid_sources")
+
+
+@pytest.mark.parametrize(("spec", "module"), [("hf:a/b", "datasets"), ("tfds:a", "tensorflow_datasets")])
+def test_missing_library(monkeypatch, spec, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert "pip install" in message(spec)
+
+
+# --- tfds -----------------------------------------------------------------------------------------------
+
+BUILD = """
+import json, sys
+import tensorflow_datasets as tfds
+from psann_jax.config import DataConfig
+from psann_jax.data.sources import open_source
+from psann_jax.utils.errors import UserError
+
+class TinyTexts(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="one"), tfds.core.BuilderConfig(name="two")]
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "raw": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+        return {name: self._examples(name, n) for name, n in (("train", 40), ("validation", 5))}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+    def _examples(self, split, n):
+        for i in range(n):
+            yield i, {"text": f"{self.builder_config.name} {split} {i} é", "raw": b"\\xff"}
+
+def read(spec, **kwargs):
+    try:
+        return list(open_source(spec, DataConfig(**kwargs)).documents())
+    except UserError as e:
+        return str(e)
+
+out = {spec: read(spec) for spec in sys.argv[1:]}
+out["fingerprint"] = [open_source(spec, DataConfig()).fingerprint for spec in sys.argv[1:3]]
+out["raw"] = read("tfds:tiny_texts/one", text_field="raw")
+out["absent"] = read("tfds:tiny_texts/one", text_field="body")
+out["tensorflow"] = "tensorflow" in sys.modules
+print(json.dumps(out))
+"""
+TFDS_SPECS = [
+    "tfds:tiny_texts/one",
+    "tfds:tiny_texts/two:1.0.0@train",
+    "tfds:tiny_texts/two@validation",
+    "tfds:tiny_texts/one@train[:10]",
+    "tfds:tiny_texts/three",
+    "tfds:tiny_texts/one@nosplit",
+    "tfds:no_such_texts",
+]
+
+
+@pytest.fixture(scope="module")
+def tfds_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="module")
+def tfds_report(tfds_home):
+    env = os.environ | {"TFDS_DATA_DIR": str(tfds_home)}
+    command = [sys.executable, "-c", BUILD, *TFDS_SPECS]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_tfds_splits_configs_and_versions(tfds_report):
+    train = {f"one train {i} é" for i in range(40)}
+    assert set(tfds_report["tfds:tiny_texts/one"]) == train
+    assert len(tfds_report["tfds:tiny_texts/one"]) == 40
+    assert set(tfds_report["tfds:tiny_texts/two:1.0.0@train"]) == {f"two train {i} é" for i in range(40)}
+    assert set(tfds_report["tfds:tiny_texts/two@validation"]) == {f"two validation {i} é" for i in range(5)}
+    assert tfds_report["tfds:tiny_texts/one@train[:10]"] == tfds_report["tfds:tiny_texts/one"][:10]
+    assert tfds_report["fingerprint"][0] != tfds_report["fingerprint"][1]
+
+
+def test_tfds_needs_no_tensorflow(tfds_report):
+    assert tfds_report["tensorflow"] is False
+
+
+def test_tfds_errors(tfds_report):
+    for spec in TFDS_SPECS[4:]:
+        assert tfds_report[spec].startswith(f"data.sources: cannot load {spec} (the form is tfds:NAME")
+        assert "\n" not in tfds_report[spec]
+    assert "Unknown split 'nosplit'" in tfds_report["tfds:tiny_texts/one@nosplit"]
+    assert "'raw' is not UTF-8" in tfds_report["raw"]
+    assert "has no field 'body'" in tfds_report["absent"]
+
+
+def test_tfds_directory(tfds_home, tfds_report):
+    folder = tfds_home / "tiny_texts" / "one" / "1.0.0"
+    assert read(f"tfds:{folder}") == tfds_report["tfds:tiny_texts/one"]
+    assert open_source(f"tfds:{folder}", CONFIG).fingerprint == tfds_report["fingerprint"][0]
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hf_folder(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    records = [{"text": f"text {i}", "label": i} for i in range(2500)] + [{"text": None, "label": 0}]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "validation.jsonl").write_text(json.dumps({"text": "held out", "label": 0}))
+    return folder
+
+
+def test_hf_splits(hf_folder):
+    assert read(f"hf:{hf_folder}") == [f"text {i}" for i in range(2500)]
+    assert read(f"hf:{hf_folder}@validation") == ["held out"]
+    assert read(f"hf:{hf_folder}/default@validation") == ["held out"]
+
+
+def test_hf_fingerprint(hf_folder):
+    first = open_source(f"hf:{hf_folder}", CONFIG).fingerprint
+    assert open_source(f"hf:{hf_folder}", CONFIG).fingerprint == first
+    assert open_source(f"hf:{hf_folder}@validation", CONFIG).fingerprint != first
+
+
+def test_hf_errors(hf_folder):
+    assert "BuilderConfig 'three' not found" in message(f"hf:{hf_folder}/three")
+    assert 'Unknown split "test"' in message(f"hf:{hf_folder}@test")
+    assert "has no field 'body', only 'text', 'label'" in message(f"hf:{hf_folder}", DataConfig(text_field="body"))
+    assert "'label' holds int" in message(f"hf:{hf_folder}", DataConfig(text_field="label"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "dataset", "config", "split"),
+    [
+        ("hf:Salesforce/wikitext/wikitext-103-raw-v1", "Salesforce/wikitext", "wikitext-103-raw-v1", "train"),
+        ("hf:org/name@validation", "org/name", None, "validation"),
+        ("hf:name", "name", None, "train"),
+    ],
+)
+def test_hf_names(monkeypatch, tmp_path, spec, dataset, config, split):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_dict({"text": ["a", "b"]})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read(spec) == ["a", "b"]
+    assert asked == [((dataset, config), {"split": split})]
+
+
+def test_hf_folder_with_an_at_sign(hf_folder):
+    folder = hf_folder.rename(hf_folder.parent / "texts@home")
+    assert read(f"hf:{folder}@validation") == ["held out"]
+    assert len(read(f"hf:{folder}/default")) == 2500
+
+
+def test_hf_offline(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'org/name' on the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert message("hf:org/name") == (
+        "data.sources: cannot load hf:org/name (the form is hf:ORG/NAME[/CONFIG][@SPLIT]): "
+        "Couldn't reach 'org/name' on the Hub"
+    )

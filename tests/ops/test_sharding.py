@@ -1,0 +1,102 @@
+"""The fast paths on 8 devices: the values of one device, and no device asks for another's activations."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.processes import environment
+
+SCRIPT = r"""
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from psann_jax.ops import tiles
+from psann_jax.ops.attention import alibi_slopes, causal_attention
+from psann_jax.ops.causal_filter import causal_filter
+from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.ops.sine import damped_sine
+
+tiles._CPU_TILE = 16
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+BATCH = ("data", "fsdp")
+B, L, H, K, F, D, V = 8, 48, 4, 8, 32, 16, 96
+
+
+def draw(*shape, seed):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def check(name, fn, args, specs, allowed):
+    "`allowed`: the collectives of the compiled program, as pairs of operation and result shape."
+    want = jax.jit(fn)(*args)
+    sharded = [jax.device_put(a, NamedSharding(mesh, P(*spec))) for a, spec in zip(args, specs, strict=True)]
+    compiled = jax.jit(fn).lower(*sharded).compile()
+    got = compiled(*sharded)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()), err_msg=name)
+    pattern = r"= (.*) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
+    shapes = re.findall(pattern, compiled.as_text())
+    largest = max((int(np.prod([int(n) for n in dims.split(",") if n]))
+                   for result, _ in shapes for dims in re.findall(r"\[([\d,]*)\]", result)), default=0)
+    kinds = {kind for _, kind in shapes}
+    assert kinds <= set(allowed), (name, shapes)
+    assert largest <= max(allowed.values(), default=0), (name, shapes)
+    return got
+
+
+def value_and_gradients(fn):
+    def run(dy, *args):
+        y, vjp = jax.vjp(fn, *args)
+        return y, vjp(dy)
+    return run
+
+
+params = [jnp.abs(draw(F, seed=i)) for i in range(3)]
+check("sine", value_and_gradients(damped_sine), [draw(B, L, F, seed=3), draw(B, L, F, seed=4), *params],
+      [(BATCH, None, "tensor")] * 2 + [("tensor",)] * 3, {"all-reduce": F})
+
+qkv = [draw(B, L, H, K, seed=i) for i in range(4)]
+options = {
+    "segments": {"segments_BxL": jnp.arange(B * L).reshape(B, L) // 7},
+    "alibi": {"alibi_slopes_H": alibi_slopes(H)},
+    "dropout": {"dropout_rate": 0.2, "dropout_key": jax.random.key(0)},
+}
+for name, kwargs in options.items():
+    attend = partial(causal_attention, implementation="xla", **kwargs)
+    check(name, value_and_gradients(attend), qkv, [(BATCH, None, "tensor")] * 4, {})
+
+n_taps = 9
+reach = jnp.broadcast_to(jnp.arange(L) % 20, (B, L))
+check("causal filter", lambda dy, *args: (lambda y, vjp: (y, vjp(dy)[:2]))(*jax.vjp(causal_filter, *args)),
+      [draw(B, L, D, seed=3), draw(B, L + n_taps - 1, D, seed=4), draw(n_taps, D, seed=5), reach],
+      [(BATCH, None, "tensor"), (BATCH, None, "tensor"), (None, "tensor"), (BATCH,)], {"all-reduce": n_taps * D})
+
+def loss(x, kernel, bias, targets, weights):
+    def fn(x, kernel, bias):
+        return cross_entropy(x, kernel, targets, weights, bias_V=bias, label_smoothing=0.1, chunk_tokens=128)
+    return jax.value_and_grad(fn, (0, 1, 2), has_aux=True)(x, kernel, bias)
+
+args = [draw(B, L, D, seed=0), draw(D, V, seed=1), draw(V, seed=2),
+        jax.random.randint(jax.random.key(3), (B, L), 0, V), jnp.ones((B, L))]
+for kernel in ((None, None), (None, "tensor"), ("fsdp", None), ("fsdp", "tensor")):
+    (_, grads) = check(f"cross entropy {kernel}", loss, args, [(BATCH,), kernel, (kernel[1],), (BATCH,), (BATCH,)],
+                       {"all-reduce": D * V, "all-gather": D * V, "collective-permute": D * V})
+    assert grads[0].sharding.spec[0] == BATCH
+print("passed")
+"""
+
+
+@pytest.fixture(scope="module")
+def result():
+    command, env = [sys.executable, "-c", SCRIPT], environment(devices=8)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_on_eight_devices(result):
+    assert result.stdout.endswith("passed\n"), result.stderr[-3000:]

@@ -1,0 +1,56 @@
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from psann_jax.plots.loss_curve import _smooth, plot_loss_curve
+
+
+def train_rows(n, loss=lambda i: 3 + 5 / (i + 1)):
+    return [{"step": i + 1, "kind": "train", "loss": loss(i), "lr": 1e-3 * (i + 1)} for i in range(n)]
+
+
+def colours(path):
+    """The set of (red, green, blue) in a picture."""
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    assert pixels.shape[0] > 500
+    assert pixels.shape[1] > 800
+    return set(map(tuple, pixels.reshape(-1, 3)))
+
+
+RAW, SMOOTH, VALID, RATE = (158, 202, 225), (8, 81, 156), (217, 72, 1), (106, 81, 163)
+EVALS = [{"step": s, "kind": "eval", "loss": 4.0} for s in (0, 50, 100)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (train_rows(100) + EVALS, {RAW, SMOOTH, VALID, RATE}),
+        (train_rows(100), {RAW, SMOOTH, RATE}),
+        (train_rows(1), {SMOOTH, RATE}),
+        (EVALS[:1], {VALID}),
+        ([], set()),
+        (train_rows(5, lambda i: math.nan if i != 2 else 1.0), {SMOOTH, RATE}),
+        (train_rows(5, lambda i: math.inf), {RATE}),
+        ([{"step": 1, "kind": "train", "grad_norm": 1.0}], set()),
+    ],
+)
+def test_draws_what_there_is(tmp_path, rows, shown):
+    path = tmp_path / "loss_curve.png"
+    plot_loss_curve(rows, path, "run")
+    assert colours(path) & {RAW, SMOOTH, VALID, RATE} == shown
+
+
+def test_smoothing_is_a_centred_mean():
+    values = np.arange(10.0) ** 2
+    expected = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(10)]
+    np.testing.assert_allclose(_smooth(values, 4), expected)
+    np.testing.assert_allclose(_smooth(values, 1), values)
+
+
+def test_phases_are_marked(tmp_path):
+    colour = (184, 134, 11)
+    for name, phases in {"without": None, "with": {0: "51+", 40: "all"}}.items():
+        plot_loss_curve(train_rows(100), tmp_path / f"{name}.png", phases=phases)
+    assert (colour in colours(tmp_path / "with.png"), colour in colours(tmp_path / "without.png")) == (True, False)

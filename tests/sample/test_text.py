@@ -1,0 +1,204 @@
+"""Text around the loop: prompts, stop strings, characters that come in parts, streams of samples, speed."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psann_jax.config import DecoderConfig, TokenizerConfig
+from psann_jax.data.tokenizer import byte_tokenizer
+from psann_jax.data.tokenizer_training import train_tokenizer
+from psann_jax.models import network as registry
+from psann_jax.sample import text as text_module
+from psann_jax.sample.generation import Row
+from psann_jax.sample.next_token import Sampling
+from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.text import TextSampler
+from psann_jax.utils.errors import UserError
+
+BYTES = byte_tokenizer()
+
+
+@functools.cache
+def made():
+    """A randomised network over bytes."""
+    config = DecoderConfig(base="respsann", vocab_size=BYTES.vocab_size, d_model=16, n_layers=1, n_heads=2, d_mlp=16)
+    network, rng = registry.build(config), np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), network.abstract)
+    return TextSampler(Sampler(network, params, eos_id=BYTES.eos_id, max_length=64), BYTES)
+
+
+class Scripted:
+    """A Generation whose tokens are known beforehand: for every row, script(prompt ids)."""
+
+    def __init__(self, script, prompts):
+        self.rows = [Row(list(prompt)) for prompt in prompts]
+        self._scripts = [script(row.prompt) for row in self.rows]
+
+    @property
+    def finished(self):
+        return all(row.finish for row in self.rows)
+
+    def advance(self, steps):
+        for row, script in zip(self.rows, self._scripts, strict=True):
+            if not row.finish:
+                row.tokens += script[len(row.tokens) : len(row.tokens) + steps]
+                row.logprobs = [-float(i) for i in range(len(row.tokens))]
+                row.finish = "length" if len(row.tokens) == len(script) else None
+
+    def stop(self, row, n_tokens):
+        self.rows[row].finish = "stop"
+        del self.rows[row].tokens[n_tokens:], self.rows[row].logprobs[n_tokens:]
+
+
+def scripted(script, prompts=("",), tokenizer=BYTES, **options):
+    """Completions of scripted tokens, and the pieces of text that came for each."""
+    pieces = {}
+    sampler = TextSampler(None, tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "Generation", lambda _, prompts, *args, **kwargs: Scripted(script, prompts))
+        done = sampler.complete(prompts, on_text=lambda i, piece: pieces.setdefault(i, []).append(piece), **options)
+        done = list(done)
+    return done, [pieces.get(i, []) for i in range(len(done))]
+
+
+def says(text):
+    return lambda prompt: BYTES.encode(text)
+
+
+# --- stop strings ---------------------------------------------------------------------------------------
+
+
+def test_a_text_is_cut_at_a_stop_string_that_spans_tokens():
+    (done,), pieces = scripted(says("one. two.\n\nthree"), stop=["\n\n"])
+    assert (done.text, done.finish) == ("one. two.", "stop")
+    assert BYTES.decode(done.tokens) == "one. two.\n\n"
+    assert len(done.logprobs) == len(done.tokens)
+    assert "".join(pieces[0]) == "one. two."
+
+
+def test_the_stop_string_that_is_complete_first_counts():
+    (done,), _ = scripted(says("xxabcd"), stop=["abcd", "c"])
+    assert (done.text, len(done.tokens)) == ("xxab", 5)
+    (done,), _ = scripted(says("xxabcd"), stop=["bc", "abc"])
+    assert (done.text, len(done.tokens)) == ("xx", 5)
+
+
+def test_what_might_begin_a_stop_string_is_held_back_until_it_does_not():
+    (done,), pieces = scripted(says("a <st <sto"), stop=["<stop>"])
+    assert (done.text, done.finish) == ("a <st <sto", "length")
+    assert "".join(pieces[0]) == done.text
+    assert not any("".join(pieces[0][:n]).endswith(("<", "<s", "<st")) for n in range(1, len(pieces[0])))
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing():
+    (done,), _ = scripted(says("more"), prompts=["say stop"], stop=["stop", "pm"])
+    assert (done.text, done.finish) == ("more", "length")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text("ab\n é😀", max_size=40),
+    stop=st.lists(st.text("ab\n é", min_size=1, max_size=3), max_size=3),
+    prompt=st.text("ab", max_size=3),
+)
+def test_pieces_stops_and_tokens_agree_for_any_text(text, stop, prompt):
+    ids = [*BYTES.encode(text), BYTES.eos_id]
+    (done,), pieces = scripted(lambda _: ids, prompts=[prompt], stop=stop)
+    ends = [n for n in range(len(ids) + 1) if any(s in BYTES.decode(ids[:n]) for s in stop)]
+    expected, kept = text, ids
+    if ends:
+        kept = ids[: ends[0]]
+        until = BYTES.decode(kept)
+        expected = until[: min(until.find(s) for s in stop if s in until)]
+    assert (done.text, done.tokens) == (expected, kept)
+    assert "".join(pieces[0]) == expected
+    assert done.finish == ("stop" if ends else "length")
+
+
+# --- characters -----------------------------------------------------------------------------------------
+
+
+def test_half_a_character_is_held_back():
+    (done,), pieces = scripted(says("héllo 😀 wörld"))
+    assert done.text == "héllo 😀 wörld"
+    assert "".join(pieces[0]) == done.text
+    assert not any("\ufffd" in piece for piece in pieces[0])
+    assert len(pieces[0]) > 2
+
+
+def test_a_text_that_ends_in_half_a_character_shows_it_at_the_end():
+    (done,), pieces = scripted(lambda _: BYTES.encode("ab😀")[:-1])
+    assert done.text == "ab\ufffd"
+    assert "".join(pieces[0]) == done.text
+
+
+def test_a_space_before_the_first_word_is_kept():
+    tokenizer = train_tokenizer(
+        ["the cat sat on the mat"] * 50, TokenizerConfig(kind="wordpiece", vocab_size=60), False
+    )
+    whole = tokenizer.encode("the cat sat")
+    n = len(tokenizer.encode("the cat"))
+    (done,), _ = scripted(lambda prompt: whole[n:], prompts=["the cat"], tokenizer=tokenizer)
+    assert done.prompt + done.text == "the cat sat"
+
+
+# --- prompts and samples --------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_read_after_bos_and_without_eos():
+    read = []
+    list(scripted(lambda prompt: read.append(prompt) or BYTES.encode("x"), prompts=["hi", ""])[0])
+    assert read == [[BYTES.bos_id, *BYTES.encode("hi")], [BYTES.bos_id]]
+
+
+def complete(prompts, **options):
+    defaults = {"sampling": Sampling(temperature=1.5), "max_new_tokens": 12}
+    return [done.tokens for done in made().complete(prompts, **{**defaults, **options})]
+
+
+def test_samples_do_not_depend_on_the_other_prompts_or_the_batches():
+    # Four rows or one at a time: few shapes, few compilations.
+    both = complete(["sun", "moon"], num_samples=2)
+    assert complete(["moon"], num_samples=3)[:2] == both[2:]
+    mixed = complete(["moon", "star", "sun", "moon", "sun"], batch_size=4)
+    assert [mixed[2], mixed[4], mixed[0], mixed[3]] == both
+    assert len({tuple(tokens) for tokens in mixed}) == 5
+    assert complete(["sun"], batch_size=1) == both[:1]
+    assert complete(["sun"], batch_size=1, seed=1) != both[:1]
+
+
+def test_completions_come_batch_by_batch_and_in_order():
+    done = made().complete(list("abcde"), Sampling(temperature=0), max_new_tokens=3, batch_size=4)
+    before = made().speed.tokens
+    first = next(done)
+    assert (first.prompt, made().speed.tokens) == ("a", before + 12)
+    assert [d.prompt for d in done] == list("bcde")
+
+
+def test_speed_counts_tokens_and_time():
+    sampler = TextSampler(made().sampler, BYTES)
+    done = list(sampler.complete(list("abc"), Sampling(temperature=0), max_new_tokens=30))
+    n = sum(len(d.tokens) for d in done)
+    assert (sampler.speed.tokens, sampler.speed.later_tokens) == (n, n - 3)
+    assert sampler.speed.first_s > 0
+    assert sampler.speed.later_s > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("a", {"stop": ["x", ""]}, "stop: has an empty string"),
+        ("a", {"num_samples": 0}, "num_samples: is 0"),
+        ("a", {"batch_size": 0}, "batch_size: is 0"),
+        ("a\udc80", {}, "prompt: is not a text"),
+        ("a" * 70, {}, "prompt: has 71 tokens, more than the model's context of 64"),
+        ("a", {"sampling": Sampling(top_p=2)}, "top_p: is 2"),
+    ],
+)
+def test_a_mistake_is_named(prompt, options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        complete([prompt], **options)

@@ -1,0 +1,372 @@
+"""The validation suite: sound code passes its checks, and code that is broken in some way fails the one for it."""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psann_jax.cli import selftest as validate
+from psann_jax.cli.run_flags import run_command
+from psann_jax.sample import next_token
+from psann_jax.selftest import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
+from psann_jax.selftest.check import Check, Findings, Machine, SkipError, run_check, run_checks
+from psann_jax.selftest.sizes import Shape, Sizes
+from psann_jax.selftest.suite import CHECKS
+from psann_jax.selftest.text import MarkovText
+from psann_jax.tasks import lm as language_model
+from psann_jax.train import loop
+from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.mesh import put_batch
+from psann_jax.utils.errors import UserError
+from tests.support.processes import run_script
+
+TINY = Sizes(
+    small=Shape(64, 1, 4, 128, 64, 64),
+    small_tokens=1024,
+    speed=Shape(16, 1, 2, 32, 50, 16),
+    speed_tokens=(64, 128),
+    speed_steps=2,
+    memory=Shape(32, 4, 2, 64, 16, 64),
+    memory_tokens=1024,
+    precision="fp32",
+    bases=("respsann",),
+    parallel_bases=("respsann",),
+)
+CPU = Machine("cpu", 1)
+
+
+def direct(function, *args, **kwargs):
+    """In the place of a process of its own."""
+    return function(*args, **kwargs)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(child, "in_child", direct)
+
+
+def failures(check, tiny=TINY, machine=CPU):
+    record = run_check(check, tiny, machine)
+    assert record["status"] == ("failed" if "reason" in record else "passed")
+    return record.get("reason", "")
+
+
+# --- the text, the sizes, the runner ------------------------------------------------------------------
+
+
+def test_the_chain_is_a_function_of_seed_and_step_and_can_be_learnt():
+    text = MarkovText(16, 40)
+    options = {"batch_size": 64, "process_index": 0, "process_count": 1}
+    batches = text.train_batches(seed=1, start_step=0, **options)
+    later = [next(batches) for _ in range(3)][2]
+    np.testing.assert_equal(next(text.train_batches(seed=1, start_step=2, **options)), later)
+    half = next(text.train_batches(seed=1, start_step=2, **{**options, "process_index": 1, "process_count": 2}))
+    np.testing.assert_equal(half["tokens"], later["tokens"][32:])
+    inside = later["segments"][:, 1:] == later["segments"][:, :-1]
+    pairs = set(zip(later["tokens"][:, :-1][inside], later["tokens"][:, 1:][inside], strict=True))
+    assert 16 * 3 < len(pairs) <= 16 * 4  # four successors each
+    starts = later["positions"] == 0
+    assert (starts.sum(axis=1) == 2).all()
+    assert (np.diff(later["segments"], axis=1) == starts[:, 1:]).all()
+    assert later["tokens"].max() == 15
+    assert later["tokens"].dtype == np.int32
+
+
+def test_batch_sizes_are_divided_by_the_scale():
+    assert sizes.sizes_for("gpu", 1).speed_tokens == (65_536, 131_072, 262_144)
+    on_cpu = sizes.sizes_for("cpu", 1)
+    assert on_cpu.speed_tokens == (1024, 2048, 4096)
+    assert on_cpu.speed.d_model < Sizes().speed.d_model
+    small = sizes.sizes_for("cpu", 8, 4096)
+    assert small.speed_tokens[0] // small.speed.max_length == 8
+    for base in Sizes().bases:
+        sizes.experiment(small.speed, base, small.speed_tokens[0])
+
+
+def test_what_crashes_fails_and_the_others_still_run(capsys):
+    def crash(*_):
+        raise ZeroDivisionError("no")
+
+    def skip(*_):
+        raise SkipError("too few")
+
+    def fail(*_):
+        return Findings({"x": 1}, ["bad", "worse"])
+
+    checks = [Check(f.__name__, "t", {"least": 1}, f) for f in (crash, skip, fail)]
+    checks.append(Check("good", "t", {}, lambda *_: Findings({"x": 2})))
+    written = []
+    records = run_checks(checks, TINY, CPU, lambda r: written.append(len(r)))
+    assert [r["status"] for r in records] == ["failed", "skipped", "failed", "passed"]
+    assert [r.get("reason") for r in records] == ["ZeroDivisionError: no", "too few", "bad; worse", None]
+    assert records[2]["measured"] == {"x": 1}
+    assert records[0]["threshold"] == {"least": 1}
+    assert written == [1, 2, 3, 4]
+    assert "skip skipped" in capsys.readouterr().err
+
+
+def test_a_child_gives_results_and_tells_of_crashes_and_deaths():
+    assert child.in_child(math.hypot, 3, 4) == 5
+    with pytest.raises(child.ChildError, match="JSONDecodeError: Expecting value"):
+        child.in_child(json.loads, "x")
+    with pytest.raises(UserError, match="its process ended with code 3"):
+        child.in_child(os._exit, 3)
+
+
+# --- each check on sound and on broken code -----------------------------------------------------------
+
+
+def test_the_first_update(here, monkeypatch):
+    record = run_check(CHECKS["GPU-01"], TINY, CPU)
+    assert record["status"] == "passed", record
+    bad = {**record["measured"]["bases"]["respsann"], "loss": math.nan, "wrong_arrays": ["head"], "grad_norm": math.inf}
+    monkeypatch.setattr(child, "in_child", lambda *_: {"respsann": bad})
+    reason = failures(CHECKS["GPU-01"])
+    assert "from uniform" in reason
+    assert "moved frozen ones: head" in reason
+    assert "the gradient norm is inf" in reason
+
+
+def test_frozen_arrays_stay_as_they_are():
+    found = basics.measure_step(sizes.small_experiment(TINY, "ngt", warmup_steps=0))
+    assert found["wrong_arrays"] == []
+    assert found["n_arrays"] > 20
+
+
+@pytest.mark.slow
+def test_precision(here, monkeypatch):
+    record = run_check(CHECKS["GPU-02"], TINY, CPU)
+    assert record["status"] == "passed", record
+    sound = record["measured"]["respsann"]
+
+    def reason(change):
+        runs = copy.deepcopy(sound)
+        change(runs)
+        monkeypatch.setattr(child, "in_child", lambda *_: runs)
+        return failures(CHECKS["GPU-02"])
+
+    assert not reason(lambda runs: None)
+    losses = sound["fp32"]["losses"]
+    assert "bf16 losses differ" in reason(lambda runs: runs["bf16"]["losses"].__setitem__(7, losses[7] * 1.05))
+    assert "fp16 losses differ" in reason(lambda runs: runs["fp16"]["losses"].__setitem__(-1, math.nan))
+    assert "fp32 loss went" in reason(lambda runs: [run.update(losses=[2.7] * 20) for run in runs.values()])
+    assert "skipped 3 updates" in reason(lambda runs: runs["fp16"].update(skipped_steps=3))
+
+
+def test_a_precision_that_is_not_used_fails(here, monkeypatch):
+    monkeypatch.setitem(language_model.DTYPES, "bf16", jnp.float32)
+    monkeypatch.setattr(basics, "MOST_DIFFERENCE", {"bf16": 0.03})
+    assert "bf16 losses equal those of fp32" in failures(CHECKS["GPU-02"])
+
+
+@pytest.mark.slow
+def test_throughput(here, monkeypatch):
+    record = run_check(CHECKS["GPU-03"], TINY, CPU)
+    entries = record["measured"]["entries"]
+    assert [(e["base"], e["batch_tokens"]) for e in entries] == [("respsann", 64), ("respsann", 128)]
+    cases = (
+        ({"mfu": 1.5}, "1.5 of the peak FLOP/s"),
+        ({"tokens_per_s": 0.0}, "0.0 tokens/s"),
+        ({"fastest_tokens_per_s": entries[0]["fastest_tokens_per_s"] / 3}, "the largest batch has"),
+        ({"error": "XlaRuntimeError: out of memory"}, "128 tokens: XlaRuntimeError: out of memory"),
+    )
+    for change, expected in cases:
+        monkeypatch.setattr(child, "in_child", lambda *_, change=change: [entries[0], {**entries[0], **change}])
+        assert expected in failures(CHECKS["GPU-03"])
+
+    def dies(*_):
+        raise UserError("its process ended with code -9")
+
+    monkeypatch.setattr(child, "in_child", dies)
+    assert failures(CHECKS["GPU-03"]) == "respsann: its process ended with code -9"
+
+
+@pytest.mark.slow
+def test_memory(here, monkeypatch):
+    record = run_check(CHECKS["GPU-04"], TINY, CPU)
+    assert record["status"] == "passed", record
+    entries = record["measured"]["entries"]
+    assert [e["grad_checkpoint"] for e in entries] == [False, True]
+    for change, expected in (({"compiler_memory_mb": 1e6}, "compiler's account"), ({"losses": [1.0] * 7}, "changes")):
+        answers = iter((entries[0], {**entries[1], **change}))
+        monkeypatch.setattr(child, "in_child", lambda *_, answers=answers: next(answers))
+        assert expected in failures(CHECKS["GPU-04"])
+
+
+def test_several_devices_are_forced_on_a_cpu_and_skipped_on_one_accelerator():
+    assert parallel.devices_to_use(CPU) == (8, 8)
+    assert parallel.devices_to_use(Machine("cpu", 6)) == (4, 0)
+    assert parallel.devices_to_use(Machine("tpu", 2)) == (2, 0)
+    for name in ("GPU-05", "GPU-06"):
+        record = run_check(CHECKS[name], TINY, Machine("gpu", 1))
+        assert record["status"] == "skipped"
+        assert "needs 2 devices" in record["reason"]
+
+
+def parity_results():
+    """In a process with four devices: GPU-05 on sound code, then with the same rows on all devices."""
+    child.in_child = direct
+    machine = Machine("cpu", jax.device_count())
+    sound = failures(CHECKS["GPU-05"], machine=machine)
+
+    def same_rows(batch, sharding):
+        if sharding.mesh.size > 1:
+            n = sharding.mesh.size
+            batch = {name: np.concatenate([x[: len(x) // n]] * n) for name, x in batch.items()}
+        return put_batch(batch, sharding)
+
+    training.put_batch = same_rows
+    return {"sound": sound, "same_rows": failures(CHECKS["GPU-05"], machine=machine)}
+
+
+@pytest.mark.slow
+def test_parity_over_devices():
+    results = json.loads(run_script("test_validate.py", devices=4).splitlines()[-1])
+    assert results["sound"] == ""
+    assert "loss differs" in results["same_rows"]
+    assert "params differs" in results["same_rows"]
+
+
+def test_an_undivided_model_and_an_untrained_one_fail(monkeypatch):
+    mesh = {"axes": [1, 8, 1], "loss_difference": 0.0, "params_difference": 0.0, "share_held": 1.0}
+    result = {"losses": [2.0, 1.99], "meshes": {"fsdp": mesh, "tensor": mesh, "mixed": mesh}}
+    monkeypatch.setattr(child, "in_child", lambda *_, **__: result)
+    reason = failures(CHECKS["GPU-06"])
+    assert "a device holds 1.00 of the parameters" in reason
+    assert "the loss on one device went from" in reason
+
+
+@pytest.mark.slow
+def test_generation(here, monkeypatch):
+    record = run_check(CHECKS["GPU-07"], TINY, CPU)
+    assert record["status"] == "passed", record
+    monkeypatch.setattr(next_token, "filtered_weights", lambda s, sampling: jax.nn.softmax(s / sampling.temperature))
+    reason = failures(CHECKS["GPU-07"])
+    assert "top_k tokens are outside_top_k" in reason
+    assert "top_p tokens are outside_top_p" in reason
+    sound = record["measured"]["respsann"]
+    unlike = {"invalid": 1, "not_finite": 2, "logprob_error": math.nan}
+    altered = {**sound, "unfiltered": sound["greedy"], "greedy": {**sound["greedy"], **unlike}}
+    monkeypatch.setattr(child, "in_child", lambda *_: {"respsann": altered})
+    reason = failures(CHECKS["GPU-07"])
+    assert "0.00 of the unfiltered tokens are outside_top_k" in reason
+    assert "greedy: 1 ids outside" in reason
+    assert "greedy: 2 numbers that are not finite" in reason
+    assert "greedy: log-probabilities are off by nan" in reason
+
+
+def test_a_network_that_gives_no_numbers_fails(here, monkeypatch):
+    init = decoding.Sampler.update
+    bad = lambda self, params: init(self, jax.tree.map(lambda p: p * jnp.nan, params))  # noqa: E731
+    monkeypatch.setattr(decoding.Sampler, "update", bad)
+    assert "not finite" in failures(CHECKS["GPU-07"])
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The steps of the resume check, so that its six trainings compile once."""
+    config = resuming.experiment_of(TINY)
+    return loop.compile_steps(training.make_task(config), config, loop.make_mesh(config.mesh))
+
+
+def test_resume(here, monkeypatch, compiled):
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
+    record = run_check(CHECKS["GPU-08"], TINY, CPU)
+    assert record["status"] == "passed", record
+    assert record["measured"]["stopped_at"] == 11
+    assert len(record["measured"]["losses"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [("data", "the losses of updates [12"), ("params", "arrays of the final state differ"), ("lost", "goes on from 0")],
+)
+def test_a_broken_resume_fails(here, monkeypatch, compiled, broken, expected):
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
+    if broken == "data":
+        batches = MarkovText.train_batches
+        monkeypatch.setattr(
+            MarkovText, "train_batches", lambda self, **options: batches(self, **{**options, "start_step": 0})
+        )
+    elif broken == "params":
+        restore = Checkpoints.restore
+        monkeypatch.setattr(Checkpoints, "restore", lambda self, *a: _nudged(restore(self, *a)))
+    else:
+        train = resuming._train
+
+        def forgetful(config, workdir, **options):
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+            return train(config, workdir, **options)
+
+        monkeypatch.setattr(resuming, "_train", forgetful)
+    assert expected in failures(CHECKS["GPU-08"])
+
+
+def _nudged(state):
+    """One weight a little greater."""
+    head = state["params"]["head"]
+    return {**state, "params": {**state["params"], "head": head.at[0, 0].add(1e-3)}}
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def test_the_command_runs_a_check_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sizes, "sizes_for", lambda *_: TINY)
+    out, result = tmp_path / "a" / "out", tmp_path / "result.json"
+    validate.main(["--only=gpu-01", f"--out={out}", f"--json={result}"])
+    assert {p.name for p in out.iterdir()} == {"summary.json", "README.md"}
+    saved = json.loads(result.read_text())
+    assert saved == json.loads((out / "summary.json").read_text())
+    assert set(saved) == {"timestamp_utc", "system", "results"}
+    (only,) = saved["results"]
+    assert set(only) == {"id", "title", "status", "threshold", "measured", "seconds"}
+    assert saved["system"]["backend"] == "cpu"
+    assert "GPU-01 passed in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds another validation"):
+        validate.main(["--only=GPU-01", f"--out={out}"])
+    failing = dataclasses.replace(CHECKS["GPU-01"], run=lambda *_: Findings({}, ["bad"]))
+    monkeypatch.setitem(CHECKS, "GPU-01", failing)
+    with pytest.raises(SystemExit) as ended:
+        validate.main(["--only=GPU-01", f"--out={tmp_path / 'b'}"])
+    assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=GPU-11"], "--only: 'GPU-11' is no check, did you mean GPU-01?; choose from GPU-01"),
+        (["--onyl=GPU-01"], "--onyl: unknown argument, did you mean --only?"),
+        (["--only="], "--only: '' is no check"),
+        (["--out=/dev/null/x"], "--out: /dev/null"),
+        (["--json=/nowhere/x.json"], "--json: /nowhere/x.json: there is no directory"),
+        (["--scale=3"], "--scale: is 3, must be a power of two from 1 to 4096"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["validate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_command(validate.main)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_names_are_those_of_the_checks():
+    assert tuple(CHECKS) == IDS
+    assert speed.THROUGHPUT is CHECKS["GPU-03"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(parity_results()))

@@ -1,0 +1,139 @@
+"""Runs of the real command that something happens to, and the undisturbed one that they must equal."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from psann_jax.train.metrics import read_metrics
+from psann_jax.utils.checksums import find_damage
+from tests.support.processes import TESTS, environment
+from tests.support.tiny import write_text
+
+# Saves are so frequent that one is nearly always under way.
+CONFIG = """
+from pathlib import Path
+from psann_jax.config.io import default_config
+
+HERE = Path(__file__).parent
+
+def get_config():
+    config = default_config("transformer")
+    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=32)
+    config.data.update(sources=(str(HERE / "text.txt"),), valid_fraction=0.1, max_length=32)
+    config.data.cache_dir = str(HERE / "cache")
+    config.data.tokenizer.kind = "bytes"
+    config.train.update(steps=60, batch_tokens=256, lr=1e-2, warmup_steps=5, precision="fp32", log_every=1)
+    config.checkpoint.every = 5
+    config.eval.every = 20
+    return config
+"""
+
+
+class Experiment:
+    """A config with its text in a folder, and one run of it that nothing happened to, in ``whole``."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder, self.whole = folder, folder / "whole"
+        self._flags = flags
+        write_text(folder / "text.txt", n_lines=1000)
+        with (folder / "text.txt").open("a", encoding="utf-8") as text:
+            text.write("größere Wörter, où ça, 波と石\n" * 20)
+        (folder / "config.py").write_text(CONFIG)
+        self.finish(self.whole)
+        self.expected = losses(self.whole)
+
+    def start(self, workdir, *flags, fault=None, **variables):
+        """Starts the command; `fault` names one of faulty_main.py."""
+        program = ["-m", "psann_jax.main"] if fault is None else [str(TESTS / "faults" / "faulty_main.py"), fault]
+        compiled = {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        config = f"--config={self.folder / 'config.py'}"
+        return subprocess.Popen(
+            [sys.executable, "-u", *program, config, f"--workdir={workdir}", *self._flags, *flags],
+            env={**environment(), "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **compiled, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            cwd=TESTS.parent,
+        )
+
+    def run(self, workdir, *flags, code=0, fault=None, **variables):
+        """Runs the command to its end and returns what it wrote, first on stdout and then on stderr."""
+        process = self.start(workdir, *flags, fault=fault, **variables)
+        shown = "".join(process.communicate(timeout=300))
+        assert process.returncode == code, shown
+        return shown
+
+    def finish(self, workdir, *flags, **variables):
+        """Runs the command, which must finish the run, and returns what it wrote."""
+        shown = self.run(workdir, *flags, **variables)
+        assert (workdir / "summary.json").exists()
+        return shown
+
+    def fails(self, workdir, *flags, **how):
+        """Runs the command, which must end with code 2, and returns the one line that says why."""
+        shown = self.run(workdir, *flags, code=2, **how)
+        assert "Traceback" not in shown
+        assert shown.count("error:") == 1, shown
+        last = shown.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        return last.removeprefix("error: ")
+
+    def copy(self, workdir):
+        """A copy of the undisturbed run that does not count as finished."""
+        shutil.copytree(self.whole, workdir)
+        (workdir / "summary.json").unlink()
+        return workdir
+
+    def assert_undisturbed(self, workdir):
+        """All losses of a run are, bit for bit, those of the undisturbed one."""
+        assert losses(workdir) == self.expected
+
+
+def losses(workdir):
+    """What a run has computed: the loss of every step and every evaluation, and the norm of every gradient."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [(row["kind"], row["step"], row["loss"], row.get("grad_norm")) for row in rows]
+
+
+def recorded_step(workdir):
+    """The last step in a run's record."""
+    return max((row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"), default=0)
+
+
+def saved_steps(workdir):
+    """The steps of all checkpoints under their final names, which must be sound."""
+    found = sorted(int(path.name.removeprefix("step_")) for path in (workdir / "checkpoints").glob("step_*[0-9]"))
+    for step in found:
+        assert find_damage(workdir / "checkpoints" / f"step_{step}") is None
+    return found
+
+
+def wait_for_step(workdir, step, process):
+    """Returns when the run has recorded a step."""
+    deadline = time.monotonic() + 120
+    while recorded_step(workdir) < step:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.01)
+
+
+def mounted(*arguments):
+    """Calls mount; skips the test where this user may not."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+
+
+def unmount(path):
+    """Undoes a mount."""
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

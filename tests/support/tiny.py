@@ -1,0 +1,63 @@
+"""A language model small enough to train in a second, on text that the test writes."""
+
+import random
+
+from psann_jax.config.io import default_config, parse
+
+WORDS = (
+    "the",
+    "a",
+    "sun",
+    "moon",
+    "sea",
+    "wave",
+    "river",
+    "stone",
+    "runs",
+    "falls",
+    "sings",
+    "under",
+    "over",
+    "bright",
+)
+
+
+def sentences(n=200, seed=0):
+    """Texts of a few words."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(n)]
+
+
+def write_text(path, *, n_lines=400, seed=0):
+    """Sentences, one a line."""
+    path.write_text("\n".join(sentences(n_lines, seed)) + "\n")
+    return path
+
+
+def prepared(n=200, **options):
+    """Sentences as data of the public API."""
+    from psann_jax import psannLMDataPrep  # imports what children of tests do without
+
+    return psannLMDataPrep(sentences(n), **{"tokenizer": "bytes", "max_length": 32, **options})
+
+
+def tiny_config(tmp_path, **overrides):
+    """A waveresnet with every moving part switched on; `overrides` are dotted names with __ for dots."""
+    config = default_config("waveresnet")
+    config.model.update(d_model=16, n_layers=2, n_heads=2, d_mlp=32, dropout=0.1)
+    config.model.wave.interleave = True
+    source = tmp_path / "text.txt"
+    if not source.exists():
+        write_text(source)
+    config.data.update(sources=(str(source),), valid_fraction=0.1, max_length=32, cache_dir=str(tmp_path / "cache"))
+    config.data.tokenizer.kind = "bytes"
+    config.train.update(steps=8, batch_tokens=256, lr=1e-2, warmup_steps=2, precision="fp32", log_every=1)
+    config.checkpoint.every = 3
+    with config.unlocked():
+        for name, value in overrides.items():
+            *parents, leaf = name.split("__")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            node[leaf] = value
+    return parse(config)

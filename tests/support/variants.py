@@ -1,0 +1,61 @@
+"""The bases with every option that changes the network, at a small size, for tests that must hold for all."""
+
+import jax
+import jax.numpy as jnp
+
+from psann_jax.config import SineConfig, SpectralConfig, WaveConfig
+from psann_jax.config.io import model_section
+
+SIZES = {"vocab_size": 31, "d_model": 16, "n_layers": 2, "n_heads": 4, "d_mlp": 24}
+
+GRAVITY = {"n_positions": 48, "d_coord": 12, "d_head_coord": 16, "init": "reference"}
+
+VARIANTS = {
+    "transformer": {"base": "transformer"},
+    "transformer_relu_alibi": {"base": "transformer", "mlp_activation": "relu", "positional_encoding": "alibi"},
+    "transformer_sine_rmsnorm_alpha": {
+        "base": "transformer",
+        "mlp_activation": "sine",
+        "norm": "rmsnorm",
+        "residual_alpha": True,
+    },
+    "respsann": {"base": "respsann"},
+    "respsann_alibi": {"base": "respsann", "positional_encoding": "alibi"},
+    "respsann_sinusoidal": {"base": "respsann", "positional_encoding": "sinusoidal"},
+    "respsann_gelu_layernorm": {"base": "respsann", "mlp_activation": "gelu", "norm": "layernorm"},
+    "respsann_bounds_relu_decay": {
+        "base": "respsann",
+        "sine": SineConfig(decay_mode="relu", freq_bounds=(0.5, 2.0), learnable=("amplitude",)),
+    },
+    "respsann_no_decay": {"base": "respsann", "sine": SineConfig(decay_mode="none")},
+    "waveresnet": {"base": "waveresnet"},
+    "waveresnet_interleave": {"base": "waveresnet", "wave": WaveConfig(interleave=True)},
+    "waveresnet_dilated": {"base": "waveresnet", "wave": WaveConfig(interleave=True, kernel=4, dilation_growth=2)},
+    "waveresnet_replace": {"base": "waveresnet", "wave": WaveConfig(replace=True, kernel=2, dilation_growth=3)},
+    "sgrpsann": {"base": "sgrpsann", "spectral": SpectralConfig(k_fft=6)},
+    "sgrpsann_fourier_full": {
+        "base": "sgrpsann",
+        "spectral": SpectralConfig(k_fft=5, gate_type="fourier_features", gate_groups="full", gate_strength=0.7),
+    },
+    "vanilla": {"base": "vanilla", "n_positions": 48},
+    "ngt": {"base": "ngt", **GRAVITY},
+    "ngt_value_soft": {"base": "ngt", **GRAVITY, "mass": "value", "cutoff": "soft", "rsqrt": True},
+    "ngt_attractive_decay": {"base": "ngt", **GRAVITY, "variant": "attractive", "cutoff": "decay"},
+    "ngt_fixed_coordinates": {"base": "ngt", **GRAVITY, "cutoff": "none", "coordinate_evolution": False},
+}
+
+
+def variant(name, **changes):
+    """The `model` section of a variant."""
+    options = {**SIZES, **VARIANTS[name], **changes}
+    config = model_section(options["base"])(**options)
+    config.check("model")
+    return config
+
+
+def randomised(network, seed=0):
+    """Parameters with every one moved far from its initial value, so that no term hides behind a 0 or a 1."""
+    leaves, tree = jax.tree.flatten(network.init(jax.random.key(seed)))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [p + 0.2 * jax.random.normal(k, p.shape, jnp.float32) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)

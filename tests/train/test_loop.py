@@ -1,0 +1,245 @@
+"""A run may be stopped anywhere and goes on as if it had not been."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train import loop
+from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.metrics import read_metrics
+from psann_jax.utils.errors import UserError
+from tests.support.processes import run_script
+from tests.support.tiny import tiny_config
+
+TIMINGS = {"tokens_per_s", "data_wait"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A directory with the text, a config, its task, and the compiled steps shared by all runs of the module."""
+    tmp_path = tmp_path_factory.mktemp("loop")
+    config = tiny_config(tmp_path, eval__every=4)
+    task = LanguageModel.load(config, progress=False)
+    compiled = loop.compile_steps(task, config, loop.make_mesh(config.mesh))
+    return tmp_path, config, task, compiled
+
+
+@pytest.fixture
+def run(base, monkeypatch):
+    """Trains in a workdir with the module's compiled steps."""
+    _tmp_path, config, task, compiled = base
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
+    return lambda workdir, config=config, task=task: loop.train(config, lambda: task, workdir)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base, tmp_path_factory):
+    """Rows and final state of a run that nothing disturbed."""
+    _, config, task, _ = base
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    summary = loop.train(config, lambda: task, workdir)
+    return summary, rows_of(workdir), state_of(workdir, base)
+
+
+def rows_of(workdir):
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(workdir / "metrics.jsonl")]
+
+
+def state_of(workdir, base):
+    _, config, _, compiled = base
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        return checkpoints.restore(checkpoints.latest(), compiled.spec.with_shardings())
+
+
+def assert_same_end(workdir, base, uninterrupted):
+    _, rows, state = uninterrupted
+    np.testing.assert_equal(sorted(rows_of(workdir), key=str), sorted(rows, key=str))
+    jax.tree.map(np.testing.assert_array_equal, state_of(workdir, base), state)
+
+
+def stop_at(monkeypatch, *, step, call=0):
+    """Makes the signal handler report a signal at a step, from the call-th time it is asked there."""
+    asked = {"n": 0}
+
+    def should_stop(self, now):
+        asked["n"] += now == step
+        return now == step and asked["n"] > call
+
+    monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
+
+
+def test_a_whole_run_learns_and_writes_its_files(run, tmp_path, uninterrupted):
+    summary, rows, _ = uninterrupted
+    assert {"steps", "tokens", "train_loss", "val_loss", "val_ppl", "tokens_per_s", "compile_s"} <= summary.keys()
+    assert {"peak_memory_mb", "n_params"} <= summary.keys()
+    assert summary["steps"] == 8
+    assert summary["tokens"] == 8 * 256
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    assert [row["step"] for row in evaluations] == [0, 4, 8]
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"] - 0.5
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
+    run(tmp_path / "run")
+    written = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"checkpoints", "config.json", "loss_curve.png", "metrics.jsonl", "summary.json", "tensorboard"} <= written
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
+    stop_at(monkeypatch, step=step)
+    assert run(tmp_path / "run")["stopped"]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: base[3])
+    run(tmp_path / "run")
+    assert_same_end(tmp_path / "run", base, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_stopped_during_evaluation_and_resumed_equals_uninterrupted(
+    run, base, tmp_path, monkeypatch, uninterrupted, step
+):
+    stop_at(monkeypatch, step=step, call=1)
+    assert run(tmp_path / "run")["stopped"]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: base[3])
+    run(tmp_path / "run")
+    assert_same_end(tmp_path / "run", base, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_killed_without_warning_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
+    def should_stop(self, now):
+        if now == step:
+            raise KeyboardInterrupt  # leaves the loop as a kill would, without its saving
+        return False
+
+    monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: base[3])
+    run(tmp_path / "run")
+    assert_same_end(tmp_path / "run", base, uninterrupted)
+
+
+def test_a_complete_run_says_so_and_goes_on_with_more_steps(base, tmp_path, capsys):
+    _, _, task, _ = base
+    short = tiny_config(base[0], train__steps=3, train__schedule="constant")
+    long = tiny_config(base[0], train__steps=5, train__schedule="constant")
+    workdir = tmp_path / "run"
+    assert loop.train(short, lambda: task, workdir)["steps"] == 3
+    assert loop.train(short, lambda: task, workdir)["steps"] == 3
+    assert "complete at step 3" in capsys.readouterr().out
+    assert loop.train(long, lambda: task, workdir)["steps"] == 5
+    whole = tmp_path / "whole"
+    loop.train(long, lambda: task, whole)
+    train_rows = [[r for r in rows_of(w) if r["kind"] == "train"] for w in (workdir, whole)]
+    assert train_rows[0] == train_rows[1]
+    with pytest.raises(UserError, match=r"train\.steps: is 3, but the run in .* has done 5"):
+        loop.train(short, lambda: task, workdir)
+
+
+def test_a_workdir_of_another_run_is_refused_and_left_alone(base, run, tmp_path):
+    workdir = tmp_path / "run"
+    run(workdir)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+    with pytest.raises(UserError, match=r"holds another run: train\.lr is 0\.01 there and 0\.5 here"):
+        loop.train(tiny_config(base[0], eval__every=4, train__lr=0.5), lambda: base[2], workdir)
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_non_finite_updates_are_skipped_counted_and_end_the_run_with_the_state_saved(base, tmp_path, monkeypatch):
+    config = tiny_config(base[0], train__max_bad_steps=3)
+    task = LanguageModel(config, base[2].data)
+    loss = task.loss
+
+    def poisoned(params, batch, key, step):
+        value, stats = loss(params, batch, key, step)
+        # Rows of the batch are poisoned, not steps: the compiled step knows no Python counter.
+        return value + jax.numpy.where(batch["tokens"].sum() % 2 == 0, jax.numpy.nan, 0.0), stats
+
+    monkeypatch.setattr(task, "loss", poisoned)
+    batches = list(
+        zip(range(60), task.data.train_batches(seed=config.seed, batch_size=config.batch_size), strict=False)
+    )
+    bad = [b["tokens"].sum() % 2 == 0 for _, b in batches]
+    config = tiny_config(base[0], train__max_bad_steps=3, train__steps=60)
+    task.config = config
+    end = next(i for i in range(2, 60) if all(bad[i - 2 : i + 1])) + 1
+    with pytest.raises(UserError, match=rf"3 updates in a row were not finite, the last at step {end};"):
+        loop.train(config, lambda: task, tmp_path / "run")
+    rows = [r for r in rows_of(tmp_path / "run") if r["kind"] == "train"]
+    assert [r["skipped_steps"] for r in rows] == list(np.cumsum(bad)[:end])
+    with Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint) as checkpoints:
+        spec = loop.compile_steps(task, config, loop.make_mesh(config.mesh)).spec
+        state = checkpoints.restore(checkpoints.latest(), spec.with_shardings())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+
+
+def test_one_compilation_serves_all_steps(base, tmp_path, monkeypatch):
+    _, config, task, _ = base
+    compilations = []
+    listener = functools.partial(_count, compilations)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    loop.train(config, lambda: task, tmp_path / "run")
+    jax.monitoring.unregister_event_duration_listener(listener)
+    names = [name for name in compilations if name in ("train_step", "eval_step")]
+    assert sorted(names) == ["eval_step", "train_step"]
+
+
+def _count(compilations, event, duration, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+        compilations.append(kwargs.get("fun_name", "").removeprefix("jit_").removeprefix("jit(").removesuffix(")"))
+
+
+def test_config_json_holds_the_config(run, base, tmp_path):
+    from psann_jax.config.io import parse
+
+    run(tmp_path / "run")
+    assert parse(json.loads((tmp_path / "run" / "config.json").read_text())) == base[1]
+
+
+def test_the_step_loop_moves_nothing_between_host_and_device_unasked(base, run, tmp_path, monkeypatch):
+    """Batches and metrics are moved explicitly; anything else would make the device wait in every step."""
+    _, config, _, _ = base
+    steps = loop._Run._steps
+
+    def guarded(self):
+        with jax.transfer_guard("disallow"):
+            with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+                jax.numpy.add(np.ones(2), self.state["step"])  # the guard is in force
+            return steps(self)
+
+    monkeypatch.setattr(loop._Run, "_steps", guarded)
+    quiet = dataclasses.replace(config, eval=dataclasses.replace(config.eval, every=0))
+    assert run(tmp_path / "run", config=quiet)["steps"] == 8
+
+
+def test_a_second_start_finds_the_programs_of_the_first(tmp_path):
+    """In processes of their own, and in the order of a user: the same command again."""
+    script = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_compilation_cache_dir", None)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from tests.support.tiny import tiny_config
+from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train.compilation import compile_steps, keep_programs
+from psann_jax.train.mesh import make_mesh
+directory = Path(sys.argv[1])
+keep_programs(directory / "programs")
+config = tiny_config(directory)
+compiled = compile_steps(LanguageModel.load(config, progress=False), config, make_mesh(config.mesh))
+print(compiled.saved_seconds)
+"""
+    (tmp_path / "start.py").write_text(script)
+    first, second = (float(run_script(tmp_path / "start.py", tmp_path)) for _ in range(2))
+    assert first == 0
+    assert second > 0
+    assert any((tmp_path / "programs").iterdir())

@@ -1,0 +1,137 @@
+"""How processes find one another; `tests/multi_device` trains with several."""
+
+import socket
+import threading
+
+import pytest
+
+from psann_jax.config import ConfigError
+from psann_jax.train import processes
+from psann_jax.train.processes import _call_the_roll, _from_environment, from_leader, join, together
+from psann_jax.utils.errors import UserError
+
+LOCAL = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
+SLURM = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_NODELIST": "node[001-002]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
+
+
+# --- the environment ----------------------------------------------------------------------------------
+
+
+def test_the_variables_of_the_launch_scripts():
+    expected = {"coordinator_address": "127.0.0.1:1234", "num_processes": 4, "process_id": 2}
+    assert _from_environment(LOCAL) == expected
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {**LOCAL, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+        {**SLURM, "SLURM_NTASKS": "1"},
+        {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},  # in the script, not a step
+    ],
+)
+def test_one_process_joins_nobody(environment):
+    assert _from_environment(environment) is None
+
+
+def test_slurm_is_left_to_jax(monkeypatch):
+    """What JAX makes of SLURM's variables, and that it is asked."""
+    asked = {}
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **kwargs: asked.update(kwargs))
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    join(timeout_s=7)
+    assert asked["initialization_timeout"] == 7
+    assert "coordinator_address" not in asked, "for JAX to find"
+    from jax._src.clusters import SlurmCluster
+
+    assert SlurmCluster.is_env_present()
+    assert SlurmCluster.get_coordinator_address(None, None) == f"node001:{77 % 4096 + 61440}"
+    assert (SlurmCluster.get_process_id(), SlurmCluster.get_process_count()) == (3, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID: is not set, but JAX_NUM_PROCESSES is"),
+        ({"JAX_COORDINATOR_ADDRESS": None}, "JAX_COORDINATOR_ADDRESS: is not set"),
+        ({"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES: is 'four', must be a whole number"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES: is 0"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID: is 4, must be below JAX_NUM_PROCESSES=4"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS: is 'host', must be HOST:PORT"),
+    ],
+)
+def test_contradictions_name_the_variable(changes, message):
+    environment = {name: value for name, value in {**LOCAL, **changes}.items() if value is not None}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        _from_environment(environment)
+
+
+# --- the roll -----------------------------------------------------------------------------------------
+
+
+def call(*callers, timeout_s=5):
+    """Has (number of processes, process) callers call the roll at once; the mistake of each, or None."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    outcomes = [None] * len(callers)
+
+    def run(i):
+        try:
+            _call_the_roll(f"127.0.0.1:{port}", *callers[i], timeout_s)
+        except UserError as error:
+            outcomes[i] = str(error)
+
+    threads = [threading.Thread(target=run, args=[i]) for i in range(len(callers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_processes_that_agree_find_one_another():
+    assert call((3, 2), (3, 0), (3, 1)) == [None, None, None]
+
+
+def test_counts_that_disagree_are_told_to_all():
+    message = "JAX_NUM_PROCESSES: is 2 in process 0, but 3 in process 1"
+    assert call((2, 0), (3, 1)) == [message, message]
+
+
+def test_a_number_given_twice():
+    outcomes = call((3, 0), (3, 1), (3, 1))
+    assert set(outcomes) == {"JAX_PROCESS_ID: is 1 in two processes"}
+
+
+def test_a_process_that_does_not_come_is_named():
+    message = "JAX_NUM_PROCESSES: is 3, but process 2 did not come in 1 s"
+    assert call((3, 0), (3, 1), timeout_s=1) == [message, message]
+
+
+def test_a_coordinator_that_does_not_answer():
+    (outcome,) = call((2, 1), timeout_s=1)
+    assert outcome.startswith("JAX_COORDINATOR_ADDRESS: 127.0.0.1:")
+    assert "did not answer in 1 s (Connection refused)" in outcome
+
+
+def test_a_port_in_use():
+    with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="cannot be opened: Address already"):
+        _call_the_roll(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, 1)
+
+
+# --- one process --------------------------------------------------------------------------------------
+
+
+def test_alone_nothing_is_exchanged():
+    content = {"a": [1, None]}
+    assert from_leader(content) is content
+    with pytest.raises(UserError, match="mine"), together():
+        raise UserError("mine")
