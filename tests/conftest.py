@@ -21,7 +21,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # for the children, which need not start twice for it
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 # Made by the first process; its workers and the children of tests inherit it.
-_MADE_HERE = "TESTS_PROGRAMS" not in os.environ
 os.environ["TESTS_PROGRAMS"] = os.environ.get("TESTS_PROGRAMS") or tempfile.mkdtemp(prefix="psann_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_PROGRAMS"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -49,5 +48,6 @@ def own_cache(tmp_path, monkeypatch):
 
 def pytest_unconfigure(config):
     """Removes the compiled programs, in the process that has made their directory."""
-    if _MADE_HERE and not hasattr(config, "workerinput"):
+    made_here = os.path.basename(os.environ["TESTS_PROGRAMS"]).startswith("psann_jax_tests_")
+    if made_here and not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["TESTS_PROGRAMS"], ignore_errors=True)

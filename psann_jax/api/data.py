@@ -12,7 +12,7 @@ from typing import Any
 from psann_jax.api import keywords as settings
 from psann_jax.config import DataConfig, TokenizerConfig, require
 from psann_jax.config.io import parse
-from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.files import TEXT_FORMATS
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.tokenizer import Tokenizer
@@ -181,7 +181,7 @@ def keep_tokenizer(tokenizer: Tokenizer, root: Path) -> Path:
     """The path of a tokenizer's file in the cache."""
     key = key_of("given", tokenizer.fingerprint)
     name = "tokenizer.json"
-    return made_once(root, f"tokenizer-{key}", lambda empty: tokenizer.save(empty / name)) / name
+    return get_or_make(root, f"tokenizer-{key}", lambda empty: tokenizer.save(empty / name)) / name
 
 
 # --- texts in memory ------------------------------------------------------------------------------------
@@ -232,4 +232,4 @@ def _keep_texts(texts: Sequence[str], root: Path) -> Path:
     def write(empty: Path) -> None:
         (empty / name).write_text(content)
 
-    return made_once(root, f"texts-{key_of(content)}", write) / name
+    return get_or_make(root, f"texts-{key_of(content)}", write) / name

@@ -56,13 +56,13 @@ class RandomText:
         index = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
         if not data.pack:
             inside = index < rng.geometric(1 / _MEAN_DOCUMENT, (batch_size, 1)) + 1
-            return {"tokens": tokens * inside, "segments": inside.astype(np.int32), "positions": index * inside}
+            return {"tokens": tokens * inside, "segment_ids": inside.astype(np.int32), "positions": index * inside}
         starts = index == 0
         if data.document_mask:
             starts |= rng.random(shape) < 1 / _MEAN_DOCUMENT
-        segments = np.cumsum(starts, axis=1, dtype=np.int32)
+        segment_ids = np.cumsum(starts, axis=1, dtype=np.int32)
         positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-        return {"tokens": tokens, "segments": segments, "positions": positions}
+        return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
 
 
 def random_prompts(config: Config, seed: int, batch_size: int, length: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,9 +16,9 @@ def main(argv: Sequence[str]) -> None:
     flags = _parse(argv)
     # Imported late, so that a mistake on the command line is told at once.
     from psann_jax.plots.coordinates import write_coordinates
-    from psann_jax.runs.restore import load_run
+    from psann_jax.runs.restore import load_text_run
 
-    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     workdir = Path(flags.workdir)
     path = workdir / "coordinates.html" if flags.out is None else flags.out

@@ -8,17 +8,17 @@ import json
 import sys
 from collections.abc import Sequence
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints loss, ppl, top1, bits per byte and the number of predicted tokens."""
+    """Prints loss, ppl, accuracy, bits per byte and the number of predicted tokens."""
     flags = _parse(argv)
     # Imported late, so that a mistake on the command line is told at once.
     from psann_jax.runs.evaluate import evaluate, text_of, validation_text
-    from psann_jax.runs.restore import load_run
+    from psann_jax.runs.restore import load_text_run
 
-    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     if flags.data is None:
         text = validation_text(run, progress=True)

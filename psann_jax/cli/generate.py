@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 from psann_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def main(argv: Sequence[str]) -> None:
     flags = _parse(argv)
     prompts = _prompts(flags)
     # Imported late, so that a mistake on the command line is told at once.
-    from psann_jax.runs.restore import load_run
+    from psann_jax.runs.restore import load_text_run
     from psann_jax.sample.next_token import Sampling
     from psann_jax.sample.text import TextSampler
 
     sampling = Sampling(**{name: getattr(flags, name) for name in _SAMPLING})
     sampling.check()
     options = {"sampling": sampling, **{name: getattr(flags, name) for name in _OPTIONS}}
-    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     sampler = TextSampler(run.sampler(), run.tokenizer)
     if prompts is None:

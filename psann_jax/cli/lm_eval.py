@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 from psann_jax.utils.errors import UserError
 
 
@@ -29,10 +29,10 @@ def main(argv: Sequence[str]) -> None:
     from lm_eval.utils import make_table
 
     from psann_jax.runs.lm_eval_model import LmEvalModel
-    from psann_jax.runs.restore import load_run
+    from psann_jax.runs.restore import load_text_run
     from psann_jax.train.workdir import write_json
 
-    run = load_run(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     manager = TaskManager(include_path=None if flags.include_path is None else str(flags.include_path))
     missing = [name for name in flags.tasks if not manager.match_tasks([name])]
     if missing:

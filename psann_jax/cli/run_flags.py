@@ -48,7 +48,7 @@ class RunParser(StrictParser):
         add = self.add_argument
         add("--workdir", required=True, metavar="DIR", help="the run: what was given to training as --workdir")
         add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
-        add("--averaged", action="store_true", help="the averaged weights (train.ema_decay), not the live ones")
+        add("--ema", action="store_true", help="use the EMA of the weights (train.ema_decay)")
         add(
             "--precision",
             default=precision,
@@ -65,9 +65,9 @@ class RunParser(StrictParser):
         )
 
 
-def how_to_read(flags: argparse.Namespace) -> dict[str, Any]:
-    """The options of `psann_jax.runs.restore.load_run` in the flags of a `RunParser`."""
-    return {name: getattr(flags, name) for name in ("precision", "mesh", "averaged")}
+def load_options(flags: argparse.Namespace) -> dict[str, Any]:
+    """The options of `psann_jax.runs.restore.load_text_run` in the flags of a `RunParser`."""
+    return {name: getattr(flags, name) for name in ("precision", "mesh", "ema_params")}
 
 
 def _mesh_sizes(text: str) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,10 +18,10 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
 
     from psann_jax.plots.sine import VALUES, draw_sine
-    from psann_jax.runs.restore import load_learnt
+    from psann_jax.runs.restore import load_run
     from psann_jax.train.workdir import storage_errors
 
-    run = load_learnt(flags.workdir, flags.checkpoint, **how_to_read(flags))
+    run = load_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
     with storage_errors(Path(path)):

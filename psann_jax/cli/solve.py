@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from psann_jax.cli.run_flags import RunParser, how_to_read, run_command
+from psann_jax.cli.run_flags import RunParser, load_options, run_command
 from psann_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from psann_jax.runs.restore import Learnt
+    from psann_jax.runs.restore import LoadedRun
 
 _UNSOLVED = 1  # exit code
 _OF_ONE, _OF_MANY = ("watch", "pictures"), ("max_puzzles", "batch_size", "never_stop")
@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
         puzzle = parse_grid(flags.puzzle, "--puzzle")
         solve_one(puzzle, "--puzzle")  # tells whether there is one solution, and is not looked at
     from psann_jax.config import PuzzlesConfig
-    from psann_jax.runs.restore import load_learnt
+    from psann_jax.runs.restore import load_run
 
-    run = load_learnt(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **how_to_read(flags))
+    run = load_run(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     if puzzle is not None:
         _solve_one(run, puzzle, flags)
@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 # --- one puzzle -----------------------------------------------------------------------------------------
 
 
-def _solve_one(run: "Learnt", puzzle_81: np.ndarray, flags: argparse.Namespace) -> None:
+def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespace) -> None:
     from psann_jax.data.sudoku.rules import drawn, find_fault, grid_text, is_solved
     from psann_jax.runs.sudoku_solver import trace
 
@@ -108,7 +108,7 @@ def _show(grid: str, title: str, first: bool) -> None:
     print(f"{title}\n{grid}", flush=True)
 
 
-def _draw(run: "Learnt", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:
+def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:
     from psann_jax.plots.sudoku import draw_attention, draw_confidence
     from psann_jax.runs.sudoku_solver import attention_of
 
@@ -126,7 +126,7 @@ def _draw(run: "Learnt", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray
 # --- many puzzles ---------------------------------------------------------------------------------------
 
 
-def _solve_many(run: "Learnt", flags: argparse.Namespace) -> None:
+def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     from psann_jax.plots.sudoku import draw_accuracy
     from psann_jax.runs.sudoku_solver import chosen_puzzles, solve
     from psann_jax.tasks.sudoku_scores import shares_at

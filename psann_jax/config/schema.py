@@ -76,7 +76,7 @@ class DataConfig:
     pack: bool = True  # False: one document a row, padded
     document_mask: bool = True  # False: a token sees the earlier documents of its window
     cache_dir: str = ""  # token shards; "": the user's cache directory
-    threads: int = 2  # that read windows ahead of training
+    num_workers: int = 2  # that read windows ahead of training
 
     def check(self, prefix: str) -> None:
         require(bool(self.sources), f"{prefix}.sources", "is empty, name at least one source")
@@ -92,7 +92,7 @@ class DataConfig:
             f"is {self.valid_fraction}, must be between 0 and 1",
         )
         at_least(2, self, prefix, "max_length")
-        at_least(1, self, prefix, "threads")
+        at_least(1, self, prefix, "num_workers")
         require(
             self.pack or self.document_mask,
             f"{prefix}.document_mask",

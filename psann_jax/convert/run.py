@@ -10,7 +10,7 @@ import numpy as np
 from psann_jax.config import CheckpointConfig
 from psann_jax.config.io import to_dict
 from psann_jax.convert.weights import Weights
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.workdir import claim
 from psann_jax.utils.errors import UserError
@@ -26,7 +26,7 @@ def read_run(workdir: str | os.PathLike[str], step: int | str | None = None) -> 
     Raises:
       UserError: there is no run, it has no such checkpoint, or that is damaged.
     """
-    run = load_run(workdir, step)
+    run = load_text_run(workdir, step)
     model = dataclasses.replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
     params = jax.tree.map(np.asarray, jax.device_get(run.params))
     return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer)

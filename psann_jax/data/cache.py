@@ -28,7 +28,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def made_once(
+def get_or_make(
     root: Path,
     name: str,
     make: Callable[[Path], None],

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from psann_jax.config import DataConfig
-from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.shards import Prepared, Shard, prepare
 from psann_jax.data.tokenizer import Tokenizer, check_settings
@@ -52,7 +52,7 @@ def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -
         sample = corpus.training_sample(settings.sample_bytes)
         train_tokenizer(sample, settings, progress).save(directory / _TOKENIZER_FILE)
 
-    return Tokenizer.load(made_once(root, f"tokenizer-{key}", make, progress) / _TOKENIZER_FILE)
+    return Tokenizer.load(get_or_make(root, f"tokenizer-{key}", make, progress) / _TOKENIZER_FILE)
 
 
 class TextData:
@@ -196,8 +196,10 @@ class TextData:
         return _Batches(rows, batch_size, process_index, process_count)
 
     def _read_ahead(self, batches: "grain.MapDataset[Element]") -> "grain.DatasetIterator[Element]":
-        threads = self._config.threads
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+        num_workers = self._config.num_workers
+        return iter(
+            batches.to_iter_dataset(grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=2 * num_workers))
+        )
 
 
 class _Padded:

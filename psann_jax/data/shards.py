@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from psann_jax.data.cache import key_of, made_once
+from psann_jax.data.cache import get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.utils.errors import UserError
@@ -87,7 +87,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = T
       UserError: the text cannot be read or the cache not written, or its files change meanwhile.
     """
     key = key_of(_FORMAT, corpus.fingerprint, tokenizer.fingerprint)
-    path = made_once(root, f"shards-{key}", lambda empty: _write(empty, corpus, tokenizer), progress, _find_damage)
+    path = get_or_make(root, f"shards-{key}", lambda empty: _write(empty, corpus, tokenizer), progress, _find_damage)
     try:
         return _open(path, key)
     except _DAMAGE as e:

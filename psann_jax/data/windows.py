@@ -83,9 +83,9 @@ def padding(length: int, pad_id: int) -> Element:
 def _element(ids: np.ndarray, begins: np.ndarray, length: int, pad_id: int) -> Element:
     """Pads `ids` and numbers its segments, which begin at `begins`."""
     n = len(ids)
-    tokens, segments, positions = np.full(length + 1, pad_id, np.int32), *np.zeros((2, length + 1), np.int32)
+    tokens, segment_ids, positions = np.full(length + 1, pad_id, np.int32), *np.zeros((2, length + 1), np.int32)
     sizes = np.diff(begins, append=n)
     tokens[:n] = ids
-    segments[:n] = np.repeat(np.arange(1, len(begins) + 1), sizes)
+    segment_ids[:n] = np.repeat(np.arange(1, len(begins) + 1), sizes)
     positions[:n] = np.arange(n) - np.repeat(begins, sizes)
-    return {"tokens": tokens, "segments": segments, "positions": positions}
+    return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}

@@ -23,7 +23,7 @@ from psann_jax.train.workdir import write_json
 
 _COLUMNS: tuple[str, ...] = ("base", "contender", "seed", "budget", "settings", "status", "param_count", "train_steps")
 _COLUMNS += ("train_tokens", "train_tokens_per_s", "train_elapsed_s", "train_flops", "peak_memory_mb")
-_COLUMNS += ("val_loss", "val_ppl", "val_top1_acc", "val_solved", "code")
+_COLUMNS += ("val_loss", "val_ppl", "val_accuracy", "val_solved", "code")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Outcome:
             "train_loss": self.summary["train_loss"],
             "val_loss": self.summary["val_loss"],
             "val_ppl": self.summary["val_ppl"],
-            "val_top1_acc": self.summary["val_top1"],
+            "val_accuracy": self.summary["val_accuracy"],
             "val_solved": self.summary.get("val_solved"),
             "corpus_path": list(sources),
             "valid_sha256": _hashes(valid_sources),
@@ -250,14 +250,14 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> _Section:
     for group in _groups(outcomes).values():
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
         metrics = [o.metrics() for o in group]
-        averaged = ("train_tokens_per_s", "peak_memory_mb", "val_top1_acc")
-        rate, memory, top1 = (statistics.fmean(m[key] for m in metrics) for key in averaged)
+        ema_params = ("train_tokens_per_s", "peak_memory_mb", "val_accuracy")
+        rate, memory, accuracy = (statistics.fmean(m[key] for m in metrics) for key in ema_params)
         row = [_label(group[0].case), str(len(group)), f"{mean:.4f}", _or_dash(deviation), f"{math.exp(mean):.2f}"]
         if solves:
             row.append(f"{statistics.fmean(m['val_solved'] for m in metrics):.4f}")
-        row += [f"{top1:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
+        row += [f"{accuracy:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
         rows.append((mean, [*row, f"{metrics[0]['param_count']:,}", f"{rate:,.0f}", f"{memory:,.0f}"]))
-    head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "top1", "M tokens", "FLOPs"]
+    head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "accuracy", "M tokens", "FLOPs"]
     table = [[*head, "parameters", "tokens/s", "peak MB"], *(row for _, row in sorted(rows, key=lambda pair: pair[0]))]
     return _Section(f"At {_EQUAL[budget]}", "Means over the seeds, and their sample standard deviation.", table)
 

@@ -24,7 +24,7 @@ from psann_jax.train.workdir import SUMMARY, read_json, write_json
 from psann_jax.utils.errors import UserError
 
 # Settings that change nothing of what a run comes to.
-_FREE = ("cache_dir", "threads")
+_FREE = ("cache_dir", "num_workers")
 CODE, LM_EVAL, SINE_PICTURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
 

@@ -15,7 +15,7 @@ from psann_jax.config import NGTConfig, require
 from psann_jax.experiments.screening_report import Run, read_run, write_report
 from psann_jax.experiments.workdir import WORKDIR
 from psann_jax.plots.coordinates import write_coordinates
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.train.workdir import SUMMARY
 from psann_jax.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def main() -> None:
         if subprocess.run([*command, *overrides], check=False).returncode:
             failed.append(path.stem)
             continue
-        trained = load_run(workdir / path.stem)
+        trained = load_text_run(workdir / path.stem)
         if isinstance(trained.config.model, NGTConfig):
             write_coordinates(workdir / f"coords_{path.stem}.html", trained, name=path.stem)
         runs = [run for path in paths if (run := _finished(path, workdir)) is not None]

@@ -37,14 +37,14 @@ class Decoder(Layered):
         self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
 
     @staticmethod
-    def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:
+    def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
         """The attention implementation that runs; see `choose_attention`."""
         return choose_attention(
             config.attention,
             platform=platform,
             dtype=dtype,
             head_dim=config.d_model // config.n_heads,
-            has_segments=has_segments,
+            has_segment_ids=has_segment_ids,
             has_alibi=config.positional_encoding == "alibi",
             dropout=config.dropout,
         )
@@ -52,7 +52,7 @@ class Decoder(Layered):
     def hidden(
         self,
         tokens_BxL: jax.Array,
-        segments_BxL: jax.Array | None = None,
+        segment_ids_BxL: jax.Array | None = None,
         positions_BxL: jax.Array | None = None,
         cache: Cache | None = None,
         *,
@@ -62,7 +62,7 @@ class Decoder(Layered):
 
         Args:
           tokens_BxL: token ids.
-          segments_BxL: document of each token in the window, 0 for padding; None: one document a row. With
+          segment_ids_BxL: document of each token in the window, 0 for padding; None: one document a row. With
             a cache only padding matters, and it must be at the end of a row.
           positions_BxL: of each token in its document; None: counted from the start of the document.
           cache: from `init_cache` or an earlier call; the tokens are appended to it.
@@ -72,7 +72,7 @@ class Decoder(Layered):
           (B, L, D) in the compute dtype; the new cache or None; extra losses and statistics (none here).
         """
         c = self.config
-        context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         if c.positional_encoding == "rope":

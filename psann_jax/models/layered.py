@@ -95,7 +95,7 @@ class Layered(nnx.Module):
     def extra_loss(
         self,
         aux: dict[str, jax.Array],
-        segments_BxL: jax.Array | None,
+        segment_ids_BxL: jax.Array | None,
         weight_B: jax.Array,
         key: jax.Array,
         step: jax.Array,
@@ -104,7 +104,7 @@ class Layered(nnx.Module):
 
         Args:
           aux: from `hidden`.
-          segments_BxL: as `hidden` had them.
+          segment_ids_BxL: as `hidden` had them.
           weight_B: targets of each row; what is a mean over tokens is to be multiplied by it.
           key: of all randomness.
           step: updates done so far.
@@ -112,7 +112,7 @@ class Layered(nnx.Module):
         return jnp.zeros(())
 
     def statistics(
-        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+        self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Scalars that tell what the layers do with a window, for the record of a run."""
         return {}

@@ -82,14 +82,14 @@ class NGT(TiedHead):
         super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:
+    def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
         """The implementation of gravity attention that runs."""
         return "plain" if config.attention == "plain" else "tiled"
 
     def hidden(
         self,
         tokens_BxL: jax.Array,
-        segments_BxL: jax.Array | None = None,
+        segment_ids_BxL: jax.Array | None = None,
         positions_BxL: jax.Array | None = None,
         cache: Cache | None = None,
         *,
@@ -101,7 +101,7 @@ class NGT(TiedHead):
           Hidden states; the cache; and, without a cache, "coordinates" (B, L, C) after the last block and "mass"
           (B, L).
         """
-        stream, masses, context = self._begin(tokens_BxL, segments_BxL, positions_BxL, cache)
+        stream, masses, context = self._begin(tokens_BxL, segment_ids_BxL, positions_BxL, cache)
         if cache is not None:
             updated: Cache = {"length": cache["length"] + context.valid_B, "layers": []}
             if "mass" in cache:
@@ -122,7 +122,7 @@ class NGT(TiedHead):
     def extra_loss(
         self,
         aux: dict[str, jax.Array],
-        segments_BxL: jax.Array | None,
+        segment_ids_BxL: jax.Array | None,
         weight_B: jax.Array,
         key: jax.Array,
         step: jax.Array,
@@ -131,7 +131,7 @@ class NGT(TiedHead):
         config = self.config.repulsion
         if not config.weight:
             return jnp.zeros(())
-        rows_B = repulsion(aux["coordinates"], aux["mass"], segments_BxL, config, key)
+        rows_B = repulsion(aux["coordinates"], aux["mass"], segment_ids_BxL, config, key)
         return jnp.where(step % config.interval == 0, config.weight * jnp.sum(rows_B * weight_B), 0.0)
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -151,7 +151,7 @@ class NGT(TiedHead):
         return axes | ({"mass": ("batch", None)} if self.config.mass == "score" else {})
 
     def inspect(
-        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None, positions_BxL: jax.Array | None = None
+        self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None = None, positions_BxL: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         """What the layers do with a window.
 
@@ -159,7 +159,7 @@ class NGT(TiedHead):
           mass (B, L); for N layers coordinates (N + 1, B, L, C), before the first and after each layer, weights and
           squared distances d2, each (N, B, H, L, L), gamma (N, H) and radius (N,).
         """
-        stream, masses, context = self._begin(tokens_BxL, segments_BxL, positions_BxL, None)
+        stream, masses, context = self._begin(tokens_BxL, segment_ids_BxL, positions_BxL, None)
         coordinates, layers = [stream[1]], []
         for block in self.block_list():
             weights, d2 = block.attn.weights(block.norm1(stream[0]), stream[1], masses, context)
@@ -171,7 +171,7 @@ class NGT(TiedHead):
         return stacked | {"coordinates": jnp.stack(coordinates), "mass": masses.tokens_BxL}
 
     def statistics(
-        self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None, positions_BxL: jax.Array | None
+        self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array | None
     ) -> dict[str, jax.Array]:
         """Of every layer, means over heads and visible pairs or tokens.
 
@@ -180,10 +180,10 @@ class NGT(TiedHead):
           attention; entropy of the weights of a token, in nats; sparsity, the share of the visible tokens with less
           than a hundredth of the weight that all would have if they had the same.
         """
-        seen = self.inspect(tokens_BxL, segments_BxL, positions_BxL)
-        _, visible = visible_whole(tokens_BxL.shape[1], segments_BxL)
-        if segments_BxL is not None:
-            visible &= (segments_BxL > 0)[:, None, :, None]
+        seen = self.inspect(tokens_BxL, segment_ids_BxL, positions_BxL)
+        _, visible = visible_whole(tokens_BxL.shape[1], segment_ids_BxL)
+        if segment_ids_BxL is not None:
+            visible &= (segment_ids_BxL > 0)[:, None, :, None]
         weights, distance = seen["weights"], jnp.sqrt(seen["d2"])
         visible = jnp.broadcast_to(visible, weights.shape[1:])
         n_seen, n_pairs = jnp.sum(visible, axis=-1), jnp.sum(visible)
@@ -203,12 +203,12 @@ class NGT(TiedHead):
     def _begin(
         self,
         tokens_BxL: jax.Array,
-        segments_BxL: jax.Array | None,
+        segment_ids_BxL: jax.Array | None,
         positions_BxL: jax.Array | None,
         cache: Cache | None,
     ) -> tuple[Stream, Masses, Context]:
         """What enters the first block, and what all blocks share."""
-        context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         wide = jnp.promote_types(self.dtype, jnp.float32)

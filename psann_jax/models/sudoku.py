@@ -223,7 +223,9 @@ class Sudoku(Layered):
         return sum((table[...].astype(dtype)[index] for table, index in parts), jnp.zeros((), dtype))
 
 
-def hole_sums(logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81: jax.Array) -> dict[str, jax.Array]:
+def empty_cell_sums(
+    logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81: jax.Array
+) -> dict[str, jax.Array]:
     """Sums over the empty cells of a batch: nll (cross entropy, nats) and correct."""
     holes = puzzles_Bx81 == 0
     target_Bx81 = solutions_Bx81.astype(jnp.int32) - 1

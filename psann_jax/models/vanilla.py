@@ -71,14 +71,14 @@ class Vanilla(TiedHead):
         super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: VanillaConfig, *, platform: str, dtype: Any, has_segments: bool) -> str:
+    def live_attention(config: VanillaConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
         """The attention implementation that runs; see `choose_attention`."""
         return choose_attention(
             config.attention,
             platform=platform,
             dtype=dtype,
             head_dim=config.d_model // config.n_heads,
-            has_segments=has_segments,
+            has_segment_ids=has_segment_ids,
             has_alibi=False,
             dropout=config.dropout,
         )
@@ -86,14 +86,14 @@ class Vanilla(TiedHead):
     def hidden(
         self,
         tokens_BxL: jax.Array,
-        segments_BxL: jax.Array | None = None,
+        segment_ids_BxL: jax.Array | None = None,
         positions_BxL: jax.Array | None = None,
         cache: Cache | None = None,
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Runs the network up to the final norm; see `Decoder.hidden`."""
-        context = make_context(tokens_BxL, segments_BxL, None if cache is None else cache["length"])
+        context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
         x = self.embedded(tokens_BxL) + constrain(self.positions[...].astype(self.dtype), None, None)[positions]

@@ -59,7 +59,7 @@ class Attention(nnx.Module):
                 q,
                 k,
                 v,
-                segments_BxL=context.segments_BxL,
+                segment_ids_BxL=context.segment_ids_BxL,
                 alibi_slopes_H=context.alibi_H,
                 dropout_rate=c.dropout if key is not None else 0.0,
                 dropout_key=weights_key,

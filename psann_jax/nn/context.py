@@ -16,7 +16,7 @@ class Context:
     """What is the same in all layers of a forward pass.
 
     Attributes:
-      segments_BxL: document of each token, None where every token may see all earlier ones.
+      segment_ids_BxL: document of each token, None where every token may see all earlier ones.
       reach_BxL: earlier tokens of its document that each token has.
       rope: tables of `positions.rope_tables`, None without rotary positions.
       alibi_H: slopes, None without ALiBi.
@@ -25,7 +25,7 @@ class Context:
       sequence: whether the residual stream is split along the window, too.
     """
 
-    segments_BxL: jax.Array | None
+    segment_ids_BxL: jax.Array | None
     reach_BxL: jax.Array
     rope: tuple[jax.Array, jax.Array] | None = None
     alibi_H: jax.Array | None = None
@@ -50,20 +50,22 @@ class Context:
         return constrain(x_BxLxD, "batch", None, "channels") if self.sequence else x_BxLxD
 
 
-def make_context(tokens_BxL: jax.Array, segments_BxL: jax.Array | None, cached_B: jax.Array | None = None) -> Context:
+def make_context(
+    tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, cached_B: jax.Array | None = None
+) -> Context:
     """The context of tokens in a window or, with a cache, after what is in it.
 
     Args:
       tokens_BxL: token ids.
-      segments_BxL: document of each token in the window, 0 for padding; None: one document a row. With a cache only
+      segment_ids_BxL: document of each token in the window, 0 for padding; None: one document a row. With a cache only
         padding matters, and it must be at the end of a row.
       cached_B: tokens of each row in the cache; None without a cache.
     """
     index = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32), tokens_BxL.shape)
     if cached_B is None:
-        reach = index if segments_BxL is None else document_reach(segments_BxL)
-        return Context(segments_BxL, reach)
-    valid = jnp.ones_like(tokens_BxL) if segments_BxL is None else (segments_BxL > 0).astype(jnp.int32)
+        reach = index if segment_ids_BxL is None else document_reach(segment_ids_BxL)
+        return Context(segment_ids_BxL, reach)
+    valid = jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else (segment_ids_BxL > 0).astype(jnp.int32)
     reach = index + cached_B[:, None]
     slots = jnp.where(valid > 0, reach, jnp.iinfo(jnp.int32).max)  # padding is dropped
     return Context(None, reach, slots_BxL=slots, valid_B=jnp.sum(valid, axis=1))

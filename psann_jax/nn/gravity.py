@@ -92,7 +92,7 @@ class GravityAttention(nnx.Module):
                 v,
                 *self.strengths(),
                 mass_BxL=masses.tokens_BxL if in_score else None,
-                segments_BxL=context.segments_BxL,
+                segment_ids_BxL=context.segment_ids_BxL,
                 dropout_key=key,
                 implementation=c.attention,
             )
@@ -125,7 +125,7 @@ class GravityAttention(nnx.Module):
         a, _ = self._coordinates_and_values(x_BxLxD, z_BxLxC, masses)
         d2 = squared_distances(a)
         mass = masses.tokens_BxL if self.config.mass == "score" else None
-        return gravity_weights(self.form, d2, *self.strengths(), mass, context.segments_BxL), d2
+        return gravity_weights(self.form, d2, *self.strengths(), mass, context.segment_ids_BxL), d2
 
     def _coordinates_and_values(
         self, x_BxLxD: jax.Array, z_BxLxC: jax.Array, masses: Masses
@@ -142,7 +142,7 @@ class GravityAttention(nnx.Module):
 def repulsion(
     z_BxLxC: jax.Array,
     mass_BxL: jax.Array,
-    segments_BxL: jax.Array | None,
+    segment_ids_BxL: jax.Array | None,
     config: RepulsionConfig,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -151,7 +151,7 @@ def repulsion(
     Args:
       z_BxLxC: coordinates.
       mass_BxL: masses.
-      segments_BxL: document numbers, 0 for padding; None: one document a row.
+      segment_ids_BxL: document numbers, 0 for padding; None: one document a row.
       config: alpha, and how many tokens are drawn, the same places for all rows.
       key: of the draw; None: all tokens.
 
@@ -166,12 +166,12 @@ def repulsion(
     if key is not None and config.tokens < L:
         places = jax.random.permutation(key, L)[: config.tokens]
         z_BxLxC, mass_BxL = z_BxLxC[:, places], mass_BxL[:, places]
-        segments_BxL = None if segments_BxL is None else segments_BxL[:, places]
+        segment_ids_BxL = None if segment_ids_BxL is None else segment_ids_BxL[:, places]
     n = z_BxLxC.shape[1]
     pair_1xTxT = jnp.triu(jnp.ones((n, n), bool), 1)[None]
-    if segments_BxL is not None:
-        own = segments_BxL[:, :, None]
-        pair_1xTxT = pair_1xTxT & (own == segments_BxL[:, None]) & (own > 0)
+    if segment_ids_BxL is not None:
+        own = segment_ids_BxL[:, :, None]
+        pair_1xTxT = pair_1xTxT & (own == segment_ids_BxL[:, None]) & (own > 0)
     d2 = jnp.sum(jnp.square(z_BxLxC[:, :, None] - z_BxLxC[:, None]), axis=-1)
     d2 = jnp.maximum(d2, _CLOSEST**2)
     each = mass_BxL[:, :, None] * mass_BxL[:, None] / (d2 if config.alpha == 2 else d2 ** (config.alpha / 2))

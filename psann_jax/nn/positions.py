@@ -6,10 +6,10 @@ import jax.numpy as jnp
 ROPE_BASE = 10000.0
 
 
-def document_reach(segments_BxL: jax.Array) -> jax.Array:
+def document_reach(segment_ids_BxL: jax.Array) -> jax.Array:
     """How many earlier tokens of its own document each token has in the window, (B, L) int32."""
-    index = jnp.arange(segments_BxL.shape[1], dtype=jnp.int32)
-    starts = segments_BxL != jnp.roll(segments_BxL, 1, axis=1)
+    index = jnp.arange(segment_ids_BxL.shape[1], dtype=jnp.int32)
+    starts = segment_ids_BxL != jnp.roll(segment_ids_BxL, 1, axis=1)
     starts = starts.at[:, 0].set(True)
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 

@@ -33,7 +33,7 @@ def choose_attention(
     platform: str,
     dtype: Any,
     head_dim: int,
-    has_segments: bool,
+    has_segment_ids: bool,
     has_alibi: bool,
     dropout: float,
 ) -> str:
@@ -63,7 +63,7 @@ def choose_attention(
         f"runs on NVIDIA GPUs, not on {platform}": platform not in ("gpu", "cuda"),
         f"computes in bf16 or fp16, not in {dtype}": dtype not in (jnp.bfloat16, jnp.float16),
         f"needs a head size that is a multiple of 8 up to 128, not {head_dim}": head_dim % 8 != 0 or head_dim > 128,
-        "cannot keep packed documents apart": has_segments,
+        "cannot keep packed documents apart": has_segment_ids,
         "cannot add ALiBi": has_alibi,
         "cannot drop attention weights": dropout > 0,
     }
@@ -78,7 +78,7 @@ def causal_attention(
     k_BxLxHxK: Array,
     v_BxLxHxK: Array,
     *,
-    segments_BxL: Array | None = None,
+    segment_ids_BxL: Array | None = None,
     alibi_slopes_H: Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -92,7 +92,7 @@ def causal_attention(
         q_BxLxHxK: queries.
         k_BxLxHxK: keys.
         v_BxLxHxK: values.
-        segments_BxL: document numbers; None: one document a row. Padding is a document like any other.
+        segment_ids_BxL: document numbers; None: one document a row. Padding is a document like any other.
         alibi_slopes_H: adds -slope * (query index - key index); a constant, it gets no gradient.
         dropout_rate: share of the attention weights that is dropped, in [0, 1).
         dropout_key: decides which; needed if `dropout_rate` > 0. The same key drops the same weights in "xla"
@@ -112,7 +112,7 @@ def causal_attention(
         platform=jax.default_backend(),
         dtype=q_BxLxHxK.dtype,
         head_dim=q_BxLxHxK.shape[-1],
-        has_segments=segments_BxL is not None,
+        has_segment_ids=segment_ids_BxL is not None,
         has_alibi=alibi_slopes_H is not None,
         dropout=dropout_rate,
     )
@@ -123,7 +123,7 @@ def causal_attention(
     elif dropout_key is None:
         raise ValueError("dropout_rate > 0 needs a dropout_key")
     attend = _plain_attention if live == "plain" else _tiled_attention
-    return attend(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, alibi_slopes_H, dropout_key)
+    return attend(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, alibi_slopes_H, dropout_key)
 
 
 def cached_attention(
@@ -173,12 +173,12 @@ def _plain_attention(
     q_BxLxHxK: Array,
     k_BxLxHxK: Array,
     v_BxLxHxK: Array,
-    segments_BxL: Array | None,
+    segment_ids_BxL: Array | None,
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> Array:
     B, L, H, _ = q_BxLxHxK.shape
-    back_LxL, visible_BxHxLxL = tiles.visible_whole(L, segments_BxL)
+    back_LxL, visible_BxHxLxL = tiles.visible_whole(L, segment_ids_BxL)
     scores_BxHxLxL = _scores(q_BxLxHxK, k_BxLxHxK)
     if slopes_H is not None:
         scores_BxHxLxL -= slopes_H[None, :, None, None] * back_LxL[None, None]
@@ -211,11 +211,11 @@ def _tiled_attention(
     q_BxLxHxK: Array,
     k_BxLxHxK: Array,
     v_BxLxHxK: Array,
-    segments_BxL: Array | None,
+    segment_ids_BxL: Array | None,
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> Array:
-    return _tiled_forward(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, slopes_H, dropout_key)[0]
+    return _tiled_forward(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key)[0]
 
 
 def _tiled_forward(
@@ -223,13 +223,13 @@ def _tiled_forward(
     q_BxLxHxK: Array,
     k_BxLxHxK: Array,
     v_BxLxHxK: Array,
-    segments_BxL: Array | None,
+    segment_ids_BxL: Array | None,
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
     L = q_BxLxHxK.shape[1]
     q, k, v = tiles.split(q_BxLxHxK), tiles.split(k_BxLxHxK), tiles.split(v_BxLxHxK)
-    segments_nxBxT = tiles.split_rows(segments_BxL)
+    segments_nxBxT = tiles.split_rows(segment_ids_BxL)
     n, B, H, T, K = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
@@ -256,16 +256,16 @@ def _tiled_forward(
     init = (row, row, jnp.zeros((B, H, T, K), wide), jnp.zeros_like(q), jnp.zeros((n, B, H, T), wide))
     (*_, out, lse), _ = lax.scan(step, init, tiles.pairs(n))
     out_BxLxHxK = tiles.join(out, L)
-    return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
+    return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
 
 
 def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
-    *inputs, segments_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
+    *inputs, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
     q, k, v, dout = (tiles.split(x) for x in (*inputs, dout_BxLxHxK))
     # Transposed once, so that every matmul below contracts the last axis of its left side: XLA's CPU matmul
     # is three times as fast then. Therefore dk and dv are summed as (n, B, H, K, T).
     qT, doutT = q.swapaxes(3, 4), dout.swapaxes(3, 4)
-    segments_nxBxT = tiles.split_rows(segments_BxL)
+    segments_nxBxT = tiles.split_rows(segment_ids_BxL)
     wide = lse.dtype
     delta = (dout.astype(wide) * tiles.split(out_BxLxHxK)).sum(-1)
     dot = partial(jnp.einsum, preferred_element_type=wide)

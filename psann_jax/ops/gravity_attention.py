@@ -31,7 +31,7 @@ class _Inputs(NamedTuple):
     bias_H: Array
     radius: Array
     mass_BxL: Array | None
-    segments_BxL: Array | None
+    segment_ids_BxL: Array | None
     key: Array | None  # of dropout
 
 
@@ -44,7 +44,7 @@ def gravity_attention(
     radius: Array,
     *,
     mass_BxL: Array | None = None,
-    segments_BxL: Array | None = None,
+    segment_ids_BxL: Array | None = None,
     dropout_key: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
@@ -60,7 +60,7 @@ def gravity_attention(
       bias_H: added to scores.
       radius: scalar; without effect if form.cutoff is none.
       mass_BxL: if given, scores are multiplied by the product of both masses, the bias included.
-      segments_BxL: document numbers; None: one document a row.
+      segment_ids_BxL: document numbers; None: one document a row.
       dropout_key: decides which weights are dropped; None: none.
       implementation: "plain" keeps arrays (B, H, L, L); "tiled" and "auto" do not.
 
@@ -75,7 +75,7 @@ def gravity_attention(
         bias_H.astype(wide),
         radius.astype(wide),
         None if mass_BxL is None else mass_BxL.astype(wide),
-        segments_BxL,
+        segment_ids_BxL,
         dropout_key if form.dropout_rate else None,
     )
     return _plain(form, x) if implementation == "plain" else _tiled(form, x)
@@ -130,7 +130,7 @@ def _plain(form: GravityForm, x: _Inputs) -> Array:
     B, L, H, _ = x.v_BxLxHxK.shape
     a = x.a_BxLxHxC.swapaxes(1, 2)
     d2 = jnp.sum(jnp.square(a[:, :, :, None] - a[:, :, None]), axis=-1)
-    p = gravity_weights(form, d2, x.gamma_H, x.bias_H, x.radius, x.mass_BxL, x.segments_BxL)
+    p = gravity_weights(form, d2, x.gamma_H, x.bias_H, x.radius, x.mass_BxL, x.segment_ids_BxL)
     if x.key is not None:
         p *= tiles.keep_whole(x.key, form.dropout_rate, B, H, L)
     return jnp.einsum("bhls,bshk->blhk", p.astype(x.v_BxLxHxK.dtype), x.v_BxLxHxK)
@@ -157,7 +157,7 @@ class _Tile:
 
 def _tile(form: GravityForm, x: _Inputs, split: dict[str, Any], i: Array, j: Array) -> _Tile:
     a, norm, mass, radius2 = split["a"], split["norm"], split["mass"], jnp.square(x.radius)
-    back_TxT, seen = tiles.visible(i, j, a.shape[3], split["segments"])
+    back_TxT, seen = tiles.visible(i, j, a.shape[3], split["segment_ids"])
     same = back_TxT == 0
     d2 = expanded_distances(a[i], a[j], norm[i], norm[j], same)
     u = inverse(form, d2)
@@ -189,7 +189,7 @@ def _split(form: GravityForm, x: _Inputs) -> dict[str, Any]:
         "a": split_a,
         "norm": jnp.sum(jnp.square(split_a), axis=-1),
         "mass": tiles.split_rows(x.mass_BxL),
-        "segments": tiles.split_rows(x.segments_BxL),
+        "segment_ids": tiles.split_rows(x.segment_ids_BxL),
         "self": tiles.split(own[..., None])[..., 0],
     }
 

@@ -62,10 +62,10 @@ def gravity_weights(
     bias_H: Array,
     radius: Array,
     mass_BxL: Array | None,
-    segments_BxL: Array | None,
+    segment_ids_BxL: Array | None,
 ) -> Array:
     """The weights (B, H, L, L) that `gravity_attention` gives, for squared distances."""
-    back_LxL, visible = tiles.visible_whole(d2_BxHxLxL.shape[-1], segments_BxL)
+    back_LxL, visible = tiles.visible_whole(d2_BxHxLxL.shape[-1], segment_ids_BxL)
     product = None if mass_BxL is None else mass_BxL[:, :, None] * mass_BxL[:, None]
     s = scores(form, d2_BxHxLxL, gamma_H, bias_H, jnp.square(radius), product)
     if form.attractive:

@@ -81,8 +81,8 @@ def visible(i: Array, j: Array, T: int, segments_nxBxT: Array | None) -> tuple[A
     return back_TxT, visible_BxHxTxT
 
 
-def visible_whole(L: int, segments_BxL: Array | None) -> tuple[Array, Array]:
+def visible_whole(L: int, segment_ids_BxL: Array | None) -> tuple[Array, Array]:
     """`visible` of a whole window, (L, L) and (B or 1, 1, L, L)."""
-    segments = None if segments_BxL is None else jnp.asarray(segments_BxL)[None]
+    segment_ids = None if segment_ids_BxL is None else jnp.asarray(segment_ids_BxL)[None]
     zero = jnp.zeros((), jnp.int32)
-    return visible(zero, zero, L, segments)
+    return visible(zero, zero, L, segment_ids)

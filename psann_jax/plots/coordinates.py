@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from psann_jax.config import NGTConfig, require
 from psann_jax.plots.evolution import Evolution, evolve, project
-from psann_jax.runs.restore import Run
+from psann_jax.runs.restore import TextRun
 from psann_jax.utils.errors import UserError
 
 # The same for every run, so that pictures can be compared; words come again, so that one sees how they differ.
@@ -34,13 +34,18 @@ _SIGNS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
 
 
 def write_coordinates(
-    path: str | os.PathLike[str], run: Run, text: str | None = None, *, name: str = "run", max_tokens: int | None = None
+    path: str | os.PathLike[str],
+    run: TextRun,
+    text: str | None = None,
+    *,
+    name: str = "run",
+    max_tokens: int | None = None,
 ) -> None:
     """Writes the page of a trained gravity model.
 
     Args:
       path: the HTML file, about 5 MB, nearly all of it plotly.js.
-      run: from `load_run`; its base is ngt.
+      run: from `load_text_run`; its base is ngt.
       text: one document, read after bos; None: `DEFAULT_TEXT`.
       name: of the run, for the subtitle.
       max_tokens: the first so many tokens, bos among them; None: `DEFAULT_TOKENS`, or the run's window if that is
@@ -64,7 +69,7 @@ def write_coordinates(
         raise UserError(f"{os.fspath(path)}: {error.strerror}") from error
 
 
-def _encode(run: Run, text: str) -> list[int]:
+def _encode(run: TextRun, text: str) -> list[int]:
     """bos and the tokens of a text."""
     try:
         text.encode()
@@ -75,7 +80,7 @@ def _encode(run: Run, text: str) -> list[int]:
     return [run.tokenizer.bos_id, *ids]
 
 
-def _subtitle(run: Run, name: str) -> str:
+def _subtitle(run: TextRun, name: str) -> str:
     model = run.config.model
     return f"{name}, step {run.step:,}: {model.n_layers} layers, {model.n_heads} heads, {model.variant}"
 

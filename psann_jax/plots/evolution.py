@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psann_jax.models.network import Params
-from psann_jax.runs.restore import Run
+from psann_jax.runs.restore import TextRun
 from psann_jax.train.mesh import batch_shards
 
 
@@ -31,7 +31,7 @@ class Evolution:
         return all(np.isfinite(a).all() for a in (self.mass_L, self.coordinates_KxLxC, self.weights_NxLxL))
 
 
-def evolve(run: Run, ids: Sequence[int]) -> Evolution:
+def evolve(run: TextRun, ids: Sequence[int]) -> Evolution:
     """Runs a gravity model on the tokens of one text."""
 
     def inspect(params: Params, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

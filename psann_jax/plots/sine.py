@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.sine import Sine
 from psann_jax.plots.style import COLOURS, new_figure
-from psann_jax.runs.restore import Learnt
+from psann_jax.runs.restore import LoadedRun
 from psann_jax.utils.errors import UserError
 
 VALUES = ("amplitude", "frequency", "damping")
@@ -44,7 +44,7 @@ def sine_values(network: Network, params: Params) -> dict[str, np.ndarray]:
     return {place: np.concatenate(layers, axis=1).astype(np.float64) for place, layers in places.items()}
 
 
-def draw_sine(path: str | os.PathLike[str], run: Learnt) -> dict[str, dict[str, np.ndarray]]:
+def draw_sine(path: str | os.PathLike[str], run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
     """Draws a run's distributions as a PNG: boxes of the middle half, with lines for the middle nine tenths.
 
     Returns:

@@ -17,7 +17,7 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.utils.errors import UserError
 from psann_jax.nn.partition import param_shardings
 from psann_jax.tasks.lm import LanguageModel
-from psann_jax.runs.restore import Run
+from psann_jax.runs.restore import TextRun
 from psann_jax.train.mesh import batch_sharding, batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 
@@ -25,19 +25,19 @@ _DOCUMENTS_AT_ONCE = 256  # that are encoded together
 
 
 def evaluate(
-    run: Run, text: TextData, *, max_tokens: int = 0, batch_size: int | None = None, progress: bool = False
+    run: TextRun, text: TextData, *, max_tokens: int = 0, batch_size: int | None = None, progress: bool = False
 ) -> dict[str, float]:
     """Evaluates a run on the validation part of a text.
 
     Args:
-      run: from `load_run`.
+      run: from `load_text_run`.
       text: `validation_text` or `text_of`.
       max_tokens: only the first so many tokens, in whole windows; 0: all.
       batch_size: windows at once, over all devices; None: as in training.
       progress: whether a bar is shown, on a terminal.
 
     Returns:
-      loss (mean cross entropy in nats), ppl, top1, bits_per_byte, tokens (the predicted ones).
+      loss (mean cross entropy in nats), ppl, accuracy, bits_per_byte, tokens (the predicted ones).
 
     Raises:
       UserError: a setting cannot be used.
@@ -60,7 +60,7 @@ def evaluate(
     return task.summarise(totals)
 
 
-def validation_text(run: Run, progress: bool = False) -> TextData:
+def validation_text(run: TextRun, progress: bool = False) -> TextData:
     """The text that a run was trained and validated on.
 
     Raises:
@@ -72,7 +72,7 @@ def validation_text(run: Run, progress: bool = False) -> TextData:
     return text
 
 
-def text_of(run: Run, source: str, *, document: str | None = None, text_field: str | None = None) -> TextData:
+def text_of(run: TextRun, source: str, *, document: str | None = None, text_field: str | None = None) -> TextData:
     """A text in the windows of a run, all of it for validation; it is held in memory.
 
     Args:

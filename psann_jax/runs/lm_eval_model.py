@@ -12,7 +12,7 @@ from tqdm import tqdm
 from psann_jax.config import require
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.text import TextSampler
-from psann_jax.runs.restore import Run
+from psann_jax.runs.restore import TextRun
 from psann_jax.runs.score import Scorer
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
@@ -23,9 +23,9 @@ _MOST_NEW_TOKENS = 256  # of a text, where a task does not say
 class LmEvalModel(TemplateLM):
     """Every text begins with bos, as in training; what is too long loses its beginning."""
 
-    def __init__(self, run: Run, *, batch_size: int = 16, progress: bool = False):
+    def __init__(self, run: TextRun, *, batch_size: int = 16, progress: bool = False):
         """Args:
-        run: from `load_run`.
+        run: from `load_text_run`.
         batch_size: sequences at once, over all devices.
         progress: whether bars are shown.
         """

@@ -23,7 +23,7 @@ from psann_jax.train.mesh import check_heads
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LoadedRun:
     """What a run of any task has learnt.
 
     Attributes:
@@ -44,7 +44,7 @@ class Learnt:
 
 
 @dataclass(frozen=True)
-class Run(Learnt):
+class TextRun(LoadedRun):
     """What a run on text has learnt.
 
     Attributes:
@@ -64,17 +64,17 @@ class Run(Learnt):
         )
 
 
-_Result = TypeVar("_Result", bound=Learnt)
+_Result = TypeVar("_Result", bound=LoadedRun)
 
 
-def load_run(
+def load_text_run(
     workdir: str | os.PathLike[str],
     step: int | str | None = None,
     *,
     precision: str = "run",
     mesh: tuple[int, int, int] = (1, 1, 1),
-    averaged: bool = False,
-) -> Run:
+    ema_params: bool = False,
+) -> TextRun:
     """Reads the parameters and the tokenizer of a run on text; of its training state nothing else is read.
 
     The config is the one that the checkpoint was saved with.
@@ -85,26 +85,26 @@ def load_run(
       precision: of the computation: fp32, bf16 or fp16; "run": that of training; "auto": fp32 on CPU, where it is
         faster, else that of training.
       mesh: devices along data, fsdp and tensor.
-      averaged: takes the averaged weights (train.ema_decay) in the place of the live ones.
+      ema_params: return the exponential moving average of the weights (train.ema_decay).
 
     Raises:
-      UserError: no such run there, no such checkpoint, a damaged one, one without averaged weights, or the model
+      UserError: no such run there, no such checkpoint, a damaged one, one without EMA weights, or the model
         cannot be divided over the mesh.
     """
-    return _load(_text_model, DataConfig, Run, workdir, step, precision, mesh, averaged)
+    return _load(_text_model, DataConfig, TextRun, workdir, step, precision, mesh, ema_params)
 
 
-def load_learnt(
+def load_run(
     workdir: str | os.PathLike[str],
     step: int | str | None = None,
     *,
     data_section: type = object,
     precision: str = "run",
     mesh: tuple[int, int, int] = (1, 1, 1),
-    averaged: bool = False,
-) -> Learnt:
-    """The parameters of a run of any task, or of those with a certain class of `config.data`; see `load_run`."""
-    return _load(_any_model, data_section, Learnt, workdir, step, precision, mesh, averaged)
+    ema_params: bool = False,
+) -> LoadedRun:
+    """The parameters of a run of any task, or of those with a certain class of `config.data`; see `load_text_run`."""
+    return _load(_any_model, data_section, LoadedRun, workdir, step, precision, mesh, ema_params)
 
 
 def _load(
@@ -115,7 +115,7 @@ def _load(
     step: int | str | None,
     precision: str,
     mesh: tuple[int, int, int],
-    averaged: bool,
+    ema_params: bool,
 ) -> _Result:
     devices = mesh_of(mesh)
     checkpoints = Checkpoints(_checkpoint_directory(Path(workdir)), CheckpointConfig())
@@ -128,15 +128,15 @@ def _load(
         network, more = open_model(config, checkpoints, found)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    if averaged and not config.train.ema_decay:
-        raise UserError(f"{checkpoints.path(found)}: has no averaged weights, as train.ema_decay was 0")
+    if ema_params and not config.train.ema_decay:
+        raise UserError(f"{checkpoints.path(found)}: has no EMA weights, because train.ema_decay was 0")
     check_heads(devices, config.model.n_heads)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,
         param_shardings(devices, network.abstract, network.infos),
     )
-    weights = "averaged" if averaged else "params"
+    weights = "ema_params" if ema_params else "params"
     params = checkpoints.restore(found, {weights: abstract})[weights]
     return result(config, network, params, found, metadata["data"], devices, **more)
 

@@ -13,7 +13,7 @@ from psann_jax.config import require
 from psann_jax.utils.errors import UserError
 from psann_jax.models.network import Network, Params
 from psann_jax.sample.sampler import power_of_two
-from psann_jax.runs.restore import Run
+from psann_jax.runs.restore import TextRun
 from psann_jax.train.mesh import batch_sharding, batch_shards, put_batch
 
 _POSITIONS_AT_ONCE = 64  # whose logits exist at a time, for all rows of a batch
@@ -35,9 +35,9 @@ class Score(NamedTuple):
 class Scorer:
     """Scores continuations with a run's network, many at once."""
 
-    def __init__(self, run: Run, *, batch_size: int = 16):
+    def __init__(self, run: TextRun, *, batch_size: int = 16):
         """Args:
-        run: from `load_run`.
+        run: from `load_text_run`.
         batch_size: sequences at once, over all devices.
 
         Raises:

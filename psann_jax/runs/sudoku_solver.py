@@ -24,7 +24,7 @@ from psann_jax.data.sudoku.rules import UNITS_27x9, is_solved
 from psann_jax.utils.errors import UserError
 from psann_jax.models.network import Network, Params
 from psann_jax.models.sudoku import filled
-from psann_jax.runs.restore import Learnt
+from psann_jax.runs.restore import LoadedRun
 from psann_jax.train.mesh import batch_sharding, batch_shards, replicated
 
 _CHUNK = 64  # iterations between two looks from outside, for progress and interruption
@@ -65,11 +65,11 @@ def is_valid(grids_Bx81: jax.Array) -> jax.Array:
     return jnp.all(jax.lax.reduce_or(bits_Bx27x9, axes=(2,)) == 0b1111111110, axis=1)
 
 
-def chosen_puzzles(run: Learnt, file: str | None, max_puzzles: int | None = None, *, progress: bool = False) -> Puzzles:
+def chosen_puzzles(run: LoadedRun, file: str | None, max_puzzles: int | None = None, *, progress: bool = False) -> Puzzles:
     """Puzzles to be solved.
 
     Args:
-      run: from `load_learnt`.
+      run: from `load_run`.
       file: a CSV with question, answer and rating; None: those that the run is validated on.
       max_puzzles: only the first so many; None: all.
       progress: whether a bar is shown, on a terminal.
@@ -87,11 +87,11 @@ def chosen_puzzles(run: Learnt, file: str | None, max_puzzles: int | None = None
     return puzzles.take(np.arange(len(puzzles))[:max_puzzles])
 
 
-def trace(run: Learnt, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def trace(run: LoadedRun, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The probabilities (81, 9) and the filled grid (81,) after every iteration on one puzzle, to its first valid grid.
 
     Args:
-      run: from `load_learnt`.
+      run: from `load_run`.
       puzzle_81: clues.
       iterations: at most.
     """
@@ -111,7 +111,7 @@ def trace(run: Learnt, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iter
                 return
 
 
-def attention_of(run: Learnt, puzzle_81: np.ndarray, iteration: int) -> np.ndarray:
+def attention_of(run: LoadedRun, puzzle_81: np.ndarray, iteration: int) -> np.ndarray:
     """The attention weights (layers, H, 81, 81), of queries on keys, in an iteration (from 1 on) on one puzzle."""
     puzzle = jnp.asarray(puzzle_81, jnp.uint8)[None]
 
@@ -126,7 +126,7 @@ def attention_of(run: Learnt, puzzle_81: np.ndarray, iteration: int) -> np.ndarr
 
 
 def solve(
-    run: Learnt,
+    run: LoadedRun,
     puzzles_Nx81: np.ndarray,
     *,
     iterations: int = 1024,
@@ -139,7 +139,7 @@ def solve(
     All places of a batch are busy until the puzzles run out: one whose puzzle is finished takes the next.
 
     Args:
-      run: from `load_learnt`.
+      run: from `load_run`.
       puzzles_Nx81: digits, 0 for empty cells, each puzzle with one solution.
       iterations: for each puzzle, at most.
       stop_at_valid: ends a puzzle at its first valid grid; False: all iterations for all, which also shows whether a
@@ -172,7 +172,7 @@ def solve(
     return Solutions(grids_Nx81, first_N, marks, valid_NxM, seconds)
 
 
-def _first_state(run: Learnt, puzzles_Nx81: np.ndarray, size: int, n_marks: int) -> tuple[jax.Array, dict[str, Any]]:
+def _first_state(run: LoadedRun, puzzles_Nx81: np.ndarray, size: int, n_marks: int) -> tuple[jax.Array, dict[str, Any]]:
     """The puzzles, and places that all wait for one."""
     n = len(puzzles_Nx81)
     # The last row is where places without a puzzle write to.

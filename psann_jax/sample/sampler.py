@@ -164,8 +164,8 @@ class Sampler:
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             index, live_B, state, out = carry
             runs_B = running(state, live_B)
-            segments_Bx1 = runs_B[:, None].astype(jnp.int32)
-            x_Bx1xD, cache, _ = model.hidden(state["tokens"][:, None], segments_Bx1, cache=state["cache"])
+            segment_ids_Bx1 = runs_B[:, None].astype(jnp.int32)
+            x_Bx1xD, cache, _ = model.hidden(state["tokens"][:, None], segment_ids_Bx1, cache=state["cache"])
             logits_BxV = constrain(model.logits(x_Bx1xD[:, 0]), "batch", None)
             step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state["counts"])
             chosen_B, logprobs_B = next_token(logits_BxV, state["seen"], step_keys_B, control["sampling"])

@@ -86,7 +86,7 @@ class MarkovText:
         second_BxL = index_BxL >= cut_Bx1
         batch = {
             "tokens": tokens_BxL,
-            "segments": 1 + second_BxL,
+            "segment_ids": 1 + second_BxL,
             "positions": index_BxL - second_BxL * cut_Bx1,
         }
         return {name: x.astype(np.int32) for name, x in batch.items()}

@@ -60,7 +60,7 @@ class LanguageModel:
             self.config.model,
             platform=jax.default_backend(),
             dtype=DTYPES[self.config.train.precision],
-            has_segments=self.config.data.document_mask,
+            has_segment_ids=self.config.data.document_mask,
         )
         return name
 
@@ -86,8 +86,8 @@ class LanguageModel:
         """
         model, train = self.network.merge(params), self.config.train
         # Without a mask, one segment reaches through the window and attention may take its fastest form.
-        segments = batch["segments"][:, :-1] if self.config.data.document_mask else None
-        x, _, aux = model.hidden(batch["tokens"][:, :-1], segments, batch["positions"][:, :-1], dropout_key=key)
+        segment_ids = batch["segment_ids"][:, :-1] if self.config.data.document_mask else None
+        x, _, aux = model.hidden(batch["tokens"][:, :-1], segment_ids, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
         kernel = constrain(kernel, "embed", "vocab")  # also where it is not stored so, see `ShardingRules.stored`
         training, weights = key is not None, _target_weights(batch)
@@ -101,14 +101,14 @@ class LanguageModel:
             z_loss=train.z_loss if training else 0.0,
         )
         if key is not None:
-            loss += model.extra_loss(aux, segments, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
+            loss += model.extra_loss(aux, segment_ids, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 
     def statistics(self, params: Params, batch: Batch) -> Stats:
         """What the network tells of its layers, on the first windows of a batch; {} if nothing."""
-        names = ("tokens", "segments", "positions")
-        tokens, segments, positions = (batch[name][:_INSPECTED_ROWS, :-1] for name in names)
-        masked = segments if self.config.data.document_mask else None
+        names = ("tokens", "segment_ids", "positions")
+        tokens, segment_ids, positions = (batch[name][:_INSPECTED_ROWS, :-1] for name in names)
+        masked = segment_ids if self.config.data.document_mask else None
         return self.network.merge(params).statistics(tokens, masked, positions)
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
@@ -122,7 +122,7 @@ class LanguageModel:
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch of that many windows."""
         shape = (batch_size, self.config.data.max_length + 1)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segments", "positions")}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segment_ids", "positions")}
 
     def train_batches(self, start_step: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
         """A process's rows of the batches from a step on, without end."""
@@ -156,12 +156,12 @@ class LanguageModel:
         return {}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        """Evaluation results from the sums over all batches: loss, ppl, top1, bits_per_byte, tokens."""
+        """Evaluation results from the sums over all batches: loss, ppl, accuracy, bits_per_byte, tokens."""
         loss = sums["nll"] / sums["weight"]
         return {
             "loss": loss,
             "ppl": perplexity(loss),
-            "top1": sums["correct"] / sums["weight"],
+            "accuracy": sums["correct"] / sums["weight"],
             "bits_per_byte": loss / math.log(2) / self.data.bytes_per_token,
             "tokens": sums["weight"],
         }
@@ -183,5 +183,5 @@ def make_network(config: Config, vocab_size: int) -> Network:
 
 def _target_weights(batch: Batch) -> jax.Array:
     """1 where a token is predicted by the one before it, 0 at padding and at the start of a document."""
-    segments = batch["segments"]
-    return ((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).astype(jnp.float32)
+    segment_ids = batch["segment_ids"]
+    return ((segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)).astype(jnp.float32)

@@ -11,7 +11,7 @@ from psann_jax.config.checks import refuse_inactive
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.models.network import Network, Params, build
-from psann_jax.models.sudoku import filled, hole_sums
+from psann_jax.models.sudoku import empty_cell_sums, filled
 from psann_jax.tasks.lm import DTYPES
 from psann_jax.tasks.sudoku_scores import solved_shares
 from psann_jax.train.mesh import WHOLE, Share, check_heads
@@ -77,7 +77,7 @@ class SudokuTask:
 
         def read(logits: jax.Array) -> tuple[Stats, jax.Array]:
             solved = jnp.all(filled(logits, puzzles) == solutions, axis=-1)
-            return hole_sums(logits, puzzles, solutions), solved
+            return empty_cell_sums(logits, puzzles, solutions), solved
 
         sums, solved_TxB = self.network.merge(params).run(puzzles, read, dropout_key=key)
         loss = jnp.mean(sums["nll"])
@@ -139,7 +139,7 @@ class SudokuTask:
         """Evaluation results from the sums over all batches.
 
         Returns:
-          loss (of all iterations) and ppl, top1 (share of the empty cells, last iteration), tokens (empty cells), and
+          loss (of all iterations) and ppl, accuracy (over the empty cells, last iteration), tokens (empty cells), and
           the shares of solved puzzles, see `solved_shares`.
         """
         loss = sums["nll"] / sums["weight"]
@@ -147,7 +147,7 @@ class SudokuTask:
         return {
             "loss": loss,
             "ppl": perplexity(loss),
-            "top1": sums["correct"] / sums["weight"],
+            "accuracy": sums["correct"] / sums["weight"],
             "tokens": sums["weight"],
             **solved_shares(counts),
         }

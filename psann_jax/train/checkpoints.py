@@ -1,6 +1,6 @@
 """Saving and restoring the whole training state, with Orbax.
 
-A checkpoint is the directory ``step_<n>`` with the items ``params``, ``averaged`` (parameters, optional), ``training``
+A checkpoint is the directory ``step_<n>`` with the items ``params``, ``ema_params`` (optional), ``training``
 (all other state), ``tokenizer`` (optional) and the metadata: config, format version, library versions. It is written
 under a temporary name and renamed when complete, so that a kill at any moment leaves whole checkpoints only. Then its
 ``checksums.json`` is added, by which later damage is noticed. ``index.json`` beside the checkpoints names the last and
@@ -34,10 +34,10 @@ from psann_jax.utils.errors import UserError
 FORMAT_VERSION = 1
 _PREFIX = "step"
 _STEP_NAME = re.compile(rf"{_PREFIX}_(\d+)")
-_WEIGHTS = ("params", "averaged")  # parts of the state that are read without the others
+_WEIGHTS = ("params", "ema_params")  # parts of the state that are read without the others
 _ITEM_NAMES = {
     "params": "parameters",
-    "averaged": "averaged parameters",
+    "ema_params": "EMA parameters",
     "training": "optimizer or other training state",
 }
 _DAMAGED = "the checkpoint is damaged; remove it to go on from the one before"
@@ -329,7 +329,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Args:
           step: a step in `steps()`.
           abstract_state: dict of pytrees of `jax.ShapeDtypeStruct` with shardings, of any mesh. Either the whole
-            state or only "params" or "averaged", then nothing else is read.
+            state or only "params" or "ema_params", then nothing else is read.
 
         Raises:
           UserError: no such checkpoint, a damaged one, or one that does not fit `abstract_state`.

@@ -287,7 +287,7 @@ class _Run:
 
     def _evaluate(self) -> dict[str, float] | None:
         """Results over the validation set, of averaged weights too; None if a signal ended it."""
-        weights = {name: self.state[name] for name in ("params", "averaged") if name in self.state}
+        weights = {name: self.state[name] for name in ("params", "ema_params") if name in self.state}
         totals: dict[str, dict[str, float]] = {name: {} for name in weights}
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
             if self.signals.should_stop(self.step):
@@ -299,8 +299,8 @@ class _Run:
                 for name, value in jax.device_get(self.compiled.eval_step(params, arrays)).items():
                     totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
         results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
-        averaged = results.get("averaged", {})
-        return results["params"] | {f"averaged_{name}": value for name, value in averaged.items() if name != "tokens"}
+        ema_params = results.get("ema_params", {})
+        return results["params"] | {f"ema_{name}": value for name, value in ema_params.items() if name != "tokens"}
 
     def _save(self, *, final: bool = False) -> None:
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
@@ -327,9 +327,9 @@ class _Run:
             "train_loss": float(np.nanmean(recent)) if np.isfinite(recent).any() else None,
             "val_loss": last.get("loss"),
             "val_ppl": last.get("ppl"),
-            "val_top1": last.get("top1"),
+            "val_accuracy": last.get("accuracy"),
             "val_bits_per_byte": last.get("bits_per_byte"),
-            **{f"val_{name}": value for name, value in last.items() if name.startswith(("averaged_", "solved"))},
+            **{f"val_{name}": value for name, value in last.items() if name.startswith(("ema_", "solved"))},
             "tokens_per_s": rate,
             "data_wait": self.clock.waiting / self.clock.seconds if self.clock.steps else 0.0,
             "compile_s": self.compiled.seconds,

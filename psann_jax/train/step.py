@@ -44,7 +44,7 @@ class Objective(Protocol):
 class StateSpec:
     """The training state without its arrays.
 
-    The state is one nested dict: params, opt_state, averaged (parameters, with train.ema_decay), step (updates asked
+    The state is one nested dict: params, opt_state, ema_params (with train.ema_decay), step (updates asked
     for so far), bad_steps (non-finite updates in a row), skipped_steps (in all), loss_scale and good_steps (of fp16),
     recent_loss (the last losses). Everything random follows from the seed and the step, the data too, so nothing else
     is needed to resume. Tokens seen are step * batch_tokens.
@@ -62,8 +62,8 @@ class StateSpec:
 
 def _initial_state(network: Network, config: TrainConfig, key: jax.Array) -> State:
     params = network.init(key)
-    averaged = {"averaged": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
-    return averaged | {
+    ema_params = {"ema_params": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
+    return ema_params | {
         "params": params,
         "opt_state": make_optimizer(config, network.infos, 0.0).init(params),
         "step": jnp.zeros((), jnp.int32),
@@ -81,7 +81,7 @@ def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
     shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
     shardings["params"] = param_shardings(mesh, abstract["params"], network.infos)
     if config.ema_decay:
-        shardings["averaged"] = shardings["params"]
+        shardings["ema_params"] = shardings["params"]
     # Left to jit, the moments would be replicated and the step compiled twice.
     shardings["opt_state"] = optimizer_shardings(
         make_optimizer(config, network.infos, 0.0), abstract["params"], shardings["params"], replicated(mesh)
@@ -106,9 +106,9 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
     """The jitted function (state, batch) -> (state, metrics); the state is donated.
 
     An update whose loss or gradients are not finite changes nothing but the counters. Metrics are scalars of this
-    update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), top1, all three at the
-    parameters before the update; grad_norm (of what the optimizer gets, before clipping), lr, ppl_avg25, bad_steps,
-    skipped_steps and, in fp16, loss_scale.
+    update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), accuracy, all three
+    at the parameters before the update; grad_norm (of what the optimizer gets, before clipping), lr, ppl_avg25,
+    bad_steps, skipped_steps and, in fp16, loss_scale.
     """
     infos = objective.network.infos
 
@@ -133,7 +133,9 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
         good = jnp.isfinite(objective_sum) & jnp.isfinite(norm)
         changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         if config.ema_decay:
-            changed["averaged"] = optax.incremental_update(changed["params"], state["averaged"], 1 - config.ema_decay)
+            changed["ema_params"] = optax.incremental_update(
+                changed["params"], state["ema_params"], 1 - config.ema_decay
+            )
         kept = {name: state[name] for name in changed}
         new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
         new_state |= _counters(state, good, loss, config)
@@ -141,7 +143,7 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
         metrics = {
             "loss": loss,
             "objective": objective_sum / total,
-            "top1": stats["correct"] / total,
+            "accuracy": stats["correct"] / total,
             "grad_norm": norm,
             "lr": lr,
             "ppl_avg25": jnp.nanmean(ppl),

@@ -25,7 +25,7 @@ FREE = (
     "train.max_bad_steps",
     "model.attention",
     "data.cache_dir",
-    "data.threads",
+    "data.num_workers",
     "eval.",
     "checkpoint.",
     "mesh.",

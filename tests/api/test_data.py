@@ -21,7 +21,7 @@ def test_data_has_its_parts():
     with pytest.raises(IndexError):
         data.dataset[len(data)]
     trained = "".join(data.tokenizer.decode(w["tokens"][1:]) for w in data.dataset)
-    valid = "".join(data.tokenizer.decode(w["tokens"][1:][w["segments"][1:] > 0]) for w in data.val_dataset)
+    valid = "".join(data.tokenizer.decode(w["tokens"][1:][w["segment_ids"][1:] > 0]) for w in data.val_dataset)
     kept = [text for text in sentences() if text in valid and text not in trained]
     assert 15 <= len(kept) <= 20
 
@@ -51,8 +51,8 @@ def test_unusual_texts_come_back():
 
 
 def test_every_data_option_acts():
-    data = prepared(pack_sequences=False, threads=1)
-    assert (data.config.pack, data.config.threads) == (False, 1)
+    data = prepared(pack_sequences=False, num_workers=1)
+    assert (data.config.pack, data.config.num_workers) == (False, 1)
     assert len(data) > 180, "one document a row"
     trained = psannLMDataPrep(sentences(), "wordpiece", vocab_size=100, bos_token="[START]", min_frequency=1)
     assert trained.tokenizer.kind == "wordpiece"

@@ -85,7 +85,7 @@ def our_losses(config, params, batches):
         state["params"] = jax.device_put(params, compiled.spec.shardings["params"])
         for tokens in batches:
             positions = np.broadcast_to(np.arange(LENGTH + 1, dtype=np.int32), tokens.shape)
-            batch = {"tokens": tokens, "segments": np.ones_like(tokens), "positions": positions}
+            batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions}
             state, metrics = compiled.train_step(state, put_batch(batch, compiled.batch))
             losses.append(float(metrics["loss"]))
     return losses

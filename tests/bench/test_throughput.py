@@ -75,25 +75,25 @@ def test_random_text_has_the_form_of_real_text(length, rows, vocab_size, mask, p
     data = DataConfig(max_length=length, document_mask=mask or not pack, pack=pack)
     config = dataclasses.replace(TINY, model=model, data=data)
     batch = next(RandomText(config).train_batches(seed=0, batch_size=rows))
-    tokens, segments, positions = (batch[name] for name in ("tokens", "segments", "positions"))
+    tokens, segment_ids, positions = (batch[name] for name in ("tokens", "segment_ids", "positions"))
     for array in batch.values():
         assert array.shape == (rows, length + 1)
         assert array.dtype == np.int32
     assert tokens.min() >= 0
     assert tokens.max() < vocab_size
-    assert (segments[:, 0] == 1).all()
+    assert (segment_ids[:, 0] == 1).all()
     if not pack:
-        assert set(np.unique(segments)) <= {0, 1}
-        assert (np.diff(segments) <= 0).all(), "padding comes last"
-        assert (segments[:, 1] == 1).all(), "a document has two tokens at least"
-        assert not tokens[segments == 0].any()
+        assert set(np.unique(segment_ids)) <= {0, 1}
+        assert (np.diff(segment_ids) <= 0).all(), "padding comes last"
+        assert (segment_ids[:, 1] == 1).all(), "a document has two tokens at least"
+        assert not tokens[segment_ids == 0].any()
         return
-    assert np.isin(np.diff(segments), (0, 1)).all()
-    same = np.diff(segments) == 0
+    assert np.isin(np.diff(segment_ids), (0, 1)).all()
+    same = np.diff(segment_ids) == 0
     assert (positions[:, 1:][same] == positions[:, :-1][same] + 1).all()
     assert (positions[:, 1:][~same] == 0).all()
     if not mask:
-        assert (segments == 1).all()
+        assert (segment_ids == 1).all()
 
 
 def test_random_text_is_seeded_and_has_the_stated_statistics():
@@ -106,7 +106,7 @@ def test_random_text_is_seeded_and_has_the_stated_statistics():
     # Zipf: an id below k has the probability log(k + 1) / log(V).
     for k in (1, 10, 100):
         assert (first["tokens"] < k).mean() == pytest.approx(math.log(k + 1) / math.log(1000), abs=0.01)
-    assert first["segments"].max(axis=1).mean() == pytest.approx(1025 / 256, rel=0.25)
+    assert first["segment_ids"].max(axis=1).mean() == pytest.approx(1025 / 256, rel=0.25)
 
 
 # --- measuring ----------------------------------------------------------------------------------------

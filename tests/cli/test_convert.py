@@ -14,7 +14,7 @@ from psann_jax.convert.run import read_run, write_run
 from psann_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from psann_jax.convert.weights import Weights, flat_params
 from psann_jax.models.network import build
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import train
 from psann_jax.utils.errors import UserError
@@ -45,7 +45,7 @@ def file(tmp_path):
 def test_a_file_becomes_a_run_and_a_file_again(file, tmp_path, capsys):
     run("--from", file, "--to", tmp_path / "run")
     assert "run: waveresnet, " in capsys.readouterr().out
-    loaded = load_run(tmp_path / "run")
+    loaded = load_text_run(tmp_path / "run")
     assert loaded.step == 0
     assert loaded.tokenizer.to_bytes() == TOKENIZER.to_bytes()
     run(f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'again.safetensors'}", "--checkpoint=last")

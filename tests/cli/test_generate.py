@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import generate
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
@@ -31,10 +31,10 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled(run):
     """Makes every command of this module use one sampler, so that little is compiled."""
-    loaded = load_run(run, precision="auto")
+    loaded = load_text_run(run, precision="auto")
     sampler = loaded.sampler()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("psann_jax.runs.restore.load_run", lambda *args, **kwargs: loaded)
+        patch.setattr("psann_jax.runs.restore.load_text_run", lambda *args, **kwargs: loaded)
         patch.setattr("psann_jax.runs.restore.Run.sampler", lambda self: sampler)
         yield TextSampler(sampler, loaded.tokenizer)
 
@@ -138,7 +138,7 @@ def test_the_last_the_best_or_a_certain_checkpoint_is_read(tmp_path):
     config = tiny_config(tmp_path, train__precision="bf16")
     saved = save_run(tmp_path / "run", config, {3: 1.0, 6: 2.0})
     for which, step in ((None, 6), ("last", 6), ("best", 3), ("3", 3), (6, 6)):
-        found = load_run(tmp_path / "run", which)
+        found = load_text_run(tmp_path / "run", which)
         assert found.step == step
         jax.tree.map(np.testing.assert_array_equal, found.params, saved[step])
     assert found.config == config
@@ -150,37 +150,37 @@ def test_the_last_the_best_or_a_certain_checkpoint_is_read(tmp_path):
     ("precision", "dtype"), [("run", jnp.bfloat16), ("auto", jnp.float32), ("fp16", jnp.float16), ("fp32", jnp.float32)]
 )
 def test_the_precision_is_the_runs_or_another(run, precision, dtype):
-    found = load_run(run, precision=precision)
+    found = load_text_run(run, precision=precision)
     assert found.network.merge(found.network.abstract).dtype == dtype
     assert {p.dtype for p in jax.tree.leaves(found.params)} == {jnp.dtype(jnp.float32)}
 
 
 def test_a_workdir_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: there is no such directory"):
-        load_run(tmp_path / "nowhere")
+        load_text_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no checkpoints"):
-        load_run(tmp_path)
+        load_text_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="checkpoints: holds no complete checkpoint"):
-        load_run(tmp_path)
+        load_text_run(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves a loop of its own open
 def test_a_checkpoint_that_is_not_there_or_damaged_is_named(tmp_path):
     save_run(tmp_path, tiny_config(tmp_path), {3: float("nan")})
     with pytest.raises(UserError, match=r"step_5: no such checkpoint; there are \[3\]"):
-        load_run(tmp_path, 5)
+        load_text_run(tmp_path, 5)
     with pytest.raises(UserError, match=r"^checkpoint: is 'lst', must be last, best or one of the steps \[3\]"):
-        load_run(tmp_path, "lst")
+        load_text_run(tmp_path, "lst")
     with pytest.raises(UserError, match="no checkpoint has a validation loss"):
-        load_run(tmp_path, "best")
+        load_text_run(tmp_path, "best")
     with pytest.raises(UserError, match=r"^mesh: is \(99, 1, 1\), but there are \d+ devices"):
-        load_run(tmp_path, mesh=(99, 1, 1))
+        load_text_run(tmp_path, mesh=(99, 1, 1))
     for part in (tmp_path / "checkpoints" / "step_3" / "params").rglob("*"):
         if part.is_file() and part.parent.name == "d":
             part.write_bytes(part.read_bytes()[:10])
     with pytest.raises(UserError, match=r"step_3: .*damaged"):
-        load_run(tmp_path)
+        load_text_run(tmp_path)
 
 
 # --- mistakes -------------------------------------------------------------------------------------------

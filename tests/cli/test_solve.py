@@ -76,7 +76,7 @@ def test_watching_and_pictures(run, capsys, tmp_path):
 
 
 def test_the_validation_puzzles_by_default(run, capsys):
-    solve.main([f"--workdir={run}", "--iterations=10", "--never_stop", "--averaged", "--json"])
+    solve.main([f"--workdir={run}", "--iterations=10", "--never_stop", "--ema", "--json"])
     shown = capsys.readouterr()
     result = json.loads(shown.out)
     n_solved = round(result["results"][-1]["solved"] * result["puzzles"])
@@ -138,10 +138,10 @@ def test_commands_for_text_refuse_the_run(run):
 
 
 def test_averaged_weights_are_others(run):
-    from psann_jax.runs.restore import load_learnt
+    from psann_jax.runs.restore import load_run
 
-    live, averaged = (load_learnt(run, averaged=choice).params for choice in (False, True))
-    assert not np.array_equal(live["head"]["kernel"], averaged["head"]["kernel"])
+    live, ema_params = (load_run(run, ema_params=choice).params for choice in (False, True))
+    assert not np.array_equal(live["head"]["kernel"], ema_params["head"]["kernel"])
 
 
 def test_a_run_on_text_is_refused(tmp_path):

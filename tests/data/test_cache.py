@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.utils.errors import UserError
 
 
@@ -20,9 +20,9 @@ def write(text: str):
 
 def test_made_once(tmp_path):
     root = tmp_path / "new" / "cache"
-    assert made_once(root, "entry", write("first")) == root / "entry"
-    assert (made_once(root, "entry", write("second")) / "content").read_text() == "first"
-    assert (made_once(root, "other", write("third")) / "content").read_text() == "third"
+    assert get_or_make(root, "entry", write("first")) == root / "entry"
+    assert (get_or_make(root, "entry", write("second")) / "content").read_text() == "first"
+    assert (get_or_make(root, "other", write("third")) / "content").read_text() == "third"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("failed"), KeyboardInterrupt()])
@@ -32,9 +32,9 @@ def test_a_failure_leaves_nothing(tmp_path, error):
         raise error
 
     with pytest.raises(type(error)):
-        made_once(tmp_path, "entry", fail)
+        get_or_make(tmp_path, "entry", fail)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert (made_once(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
+    assert (get_or_make(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
 
 
 KILLED = """
@@ -52,7 +52,7 @@ def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
     result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert result.returncode == -signal.SIGKILL
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
-    assert (made_once(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
+    assert (get_or_make(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
 
 
@@ -67,14 +67,14 @@ def test_one_works_and_the_others_wait(tmp_path, capsys):
         time.sleep(0.2)
 
     def want():
-        results.append((made_once(tmp_path, "entry", make) / "content").read_text())
+        results.append((get_or_make(tmp_path, "entry", make) / "content").read_text())
 
-    threads = [threading.Thread(target=want) for _ in range(4)]
-    threads[0].start()
+    num_workers = [threading.Thread(target=want) for _ in range(4)]
+    num_workers[0].start()
     started.wait()
-    for thread in threads[1:]:
+    for thread in num_workers[1:]:
         thread.start()
-    for thread in threads:
+    for thread in num_workers:
         thread.join()
     assert results == ["content"] * 4
     assert len(made) == 1
@@ -82,9 +82,9 @@ def test_one_works_and_the_others_wait(tmp_path, capsys):
 
 
 def test_a_complete_entry_needs_no_writing(tmp_path, monkeypatch):
-    made_once(tmp_path, "entry", write("content"))
+    get_or_make(tmp_path, "entry", write("content"))
     monkeypatch.setattr(os, "open", lambda *args: pytest.fail("opened a file"))
-    assert made_once(tmp_path, "entry", write("other")) == tmp_path / "entry"
+    assert get_or_make(tmp_path, "entry", write("other")) == tmp_path / "entry"
 
 
 def damaged_unless(text: str):
@@ -93,12 +93,12 @@ def damaged_unless(text: str):
 
 
 def test_a_damaged_entry_is_made_again(tmp_path, capsys):
-    made_once(tmp_path, "entry", write("old"))
-    made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("old"))
+    get_or_make(tmp_path, "entry", write("old"))
+    get_or_make(tmp_path, "entry", write("new"), find_damage=damaged_unless("old"))
     assert (tmp_path / "entry" / "content").read_text() == "old"
     assert capsys.readouterr().err == ""
     with open(tmp_path / "entry" / "content") as reader:
-        made_once(tmp_path, "entry", write("new"), find_damage=damaged_unless("new"))
+        get_or_make(tmp_path, "entry", write("new"), find_damage=damaged_unless("new"))
         assert reader.read() == "old"  # a process that reads the old one is not disturbed
     assert (tmp_path / "entry" / "content").read_text() == "new"
     assert capsys.readouterr().err == f"{tmp_path / 'entry'}: damaged (another text); making it again\n"
@@ -106,7 +106,7 @@ def test_a_damaged_entry_is_made_again(tmp_path, capsys):
 
 
 def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
-    made_once(tmp_path, "entry", write("old"))
+    get_or_make(tmp_path, "entry", write("old"))
     made = []
 
     def make(path):
@@ -115,41 +115,41 @@ def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
         write("new")(path)
 
     with ThreadPoolExecutor(3) as pool:
-        results = [pool.submit(made_once, tmp_path, "entry", make, False, damaged_unless("new")) for _ in range(3)]
+        results = [pool.submit(get_or_make, tmp_path, "entry", make, False, damaged_unless("new")) for _ in range(3)]
     assert [result.result() for result in results] == [tmp_path / "entry"] * 3
     assert len(made) == 1
     assert capsys.readouterr().err.count("making it again") == 1
 
 
 def test_an_entry_that_is_put_aside_during_its_check_is_made_again(tmp_path):
-    made_once(tmp_path, "entry", write("old"))
+    get_or_make(tmp_path, "entry", write("old"))
 
     def find_damage(path):
         if path.is_dir():
             path.rename(tmp_path / "aside")  # as another process does that makes it again
         return damaged_unless("new")(path)
 
-    assert made_once(tmp_path, "entry", write("new"), find_damage=find_damage) == tmp_path / "entry"
+    assert get_or_make(tmp_path, "entry", write("new"), find_damage=find_damage) == tmp_path / "entry"
     assert (tmp_path / "entry" / "content").read_text() == "new"
     assert (tmp_path / "entry" / "content").read_text() == "new"
 
 
 def test_a_damaged_entry_that_cannot_be_made_again_is_gone(tmp_path):
     """So that no later process takes it for good."""
-    made_once(tmp_path, "entry", write("old"))
+    get_or_make(tmp_path, "entry", write("old"))
 
     def fail(path):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        made_once(tmp_path, "entry", fail, find_damage=damaged_unless("new"))
+        get_or_make(tmp_path, "entry", fail, find_damage=damaged_unless("new"))
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_unwritable(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*/file/cache: Not a directory; ") as e:
-        made_once(tmp_path / "file" / "cache", "entry", write("content"))
+        get_or_make(tmp_path / "file" / "cache", "entry", write("content"))
     assert "\n" not in str(e.value)
 
 

@@ -34,7 +34,7 @@ def make(tmp_path, *files: list[str], **changes):
         "tokenizer": BYTES,
         "max_length": LENGTH,
         "cache_dir": str(tmp_path / "cache"),
-        "threads": 2,
+        "num_workers": 2,
     }
     return load_text(DataConfig(**config | changes), progress=False)
 
@@ -53,7 +53,7 @@ def take(iterator, n: int) -> list[dict[str, np.ndarray]]:
 def assert_equal(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
-        assert list(x) == list(y) == ["tokens", "segments", "positions"]
+        assert list(x) == list(y) == ["tokens", "segment_ids", "positions"]
         for name in x:
             np.testing.assert_array_equal(x[name], y[name])
 
@@ -90,7 +90,9 @@ def test_same_global_batches_on_any_number_of_processes(tmp_path, n, weights):
         take(data.train_batches(seed=7, batch_size=8, start_step=3, process_index=p, process_count=n), 12)
         for p in range(n)
     ]
-    joined = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts)]  # noqa: B905
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+    ]
     assert_equal(joined, whole)
     assert parts[0][0]["tokens"].shape == (8 // n, LENGTH + 1)
 
@@ -156,15 +158,15 @@ def test_one_document_a_row(tmp_path):
     texts = ["a" * n for n in range(1, 50)]
     data = make(tmp_path, texts, pack=False)
     rows = take(data.train_batches(seed=0, batch_size=1), data.n_train_windows)
-    labels = sum(int((b["segments"][:, 1:] > 0).sum()) for b in rows)
+    labels = sum(int((b["segment_ids"][:, 1:] > 0).sum()) for b in rows)
     assert data.n_train_tokens - labels == 39  # bos of the 39 training documents
-    assert all(set(np.unique(b["segments"])) <= {0, 1} for b in rows)
+    assert all(set(np.unique(b["segment_ids"])) <= {0, 1} for b in rows)
 
 
 def test_document_mask_off(tmp_path):
     data = make(tmp_path, document_mask=False)
     batch = data.train_batch(seed=0, batch_size=4, step=0)
-    assert (batch["segments"] == 1).all()
+    assert (batch["segment_ids"] == 1).all()
     assert (batch["positions"] == np.arange(LENGTH + 1)).all()
 
 
@@ -177,9 +179,11 @@ def test_validation_covers_the_text_in_order(tmp_path, n, pack):
     data = make(tmp_path, pack=pack)
     parts = [list(data.valid_batches(batch_size=4, process_index=p, process_count=n)) for p in range(n)]
     assert len({len(part) for part in parts}) == 1
-    tokens, segments = ([np.concatenate([b[k] for b in step]) for step in zip(*parts)] for k in ("tokens", "segments"))  # noqa: B905
+    tokens, segment_ids = (
+        [np.concatenate([b[k] for b in step]) for step in zip(*parts, strict=True)] for k in ("tokens", "segment_ids")
+    )
     assert all(t.shape == (4, LENGTH + 1) for t in tokens)
-    real = np.concatenate(segments) > 0
+    real = np.concatenate(segment_ids) > 0
     rows = real.any(axis=1)
     assert rows.sum() == data.n_valid_windows
     assert rows[: data.n_valid_windows].all()
@@ -194,7 +198,7 @@ def test_validation_covers_the_text_in_order(tmp_path, n, pack):
 )
 def test_a_prefix_of_the_validation_text(data, max_tokens, windows):
     batches = list(data.valid_batches(batch_size=2, max_tokens=max_tokens))
-    rows = sum(int((b["segments"] > 0).any(axis=1).sum()) for b in batches)
+    rows = sum(int((b["segment_ids"] > 0).any(axis=1).sum()) for b in batches)
     assert rows == (windows or data.n_valid_windows)
     assert_equal(batches[:1], list(data.valid_batches(batch_size=2))[:1] if rows > 1 else batches[:1])
 

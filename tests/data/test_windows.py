@@ -21,17 +21,17 @@ def expected(lengths: list[int], start: int, stop: int, size: int, mask: bool = 
     """The tokens [start, stop) of the stream, one at a time."""
     document_of = [d for d, length in enumerate(lengths) for _ in range(length)]
     begin_of = [sum(lengths[:d]) for d in range(len(lengths))]
-    out = {"tokens": [], "segments": [], "positions": []}
+    out = {"tokens": [], "segment_ids": [], "positions": []}
     for t in range(start, start + size):
         real = t < stop
         out["tokens"].append(1000 + t if real else PAD)
-        out["segments"].append((document_of[t] - document_of[start] + 1 if mask else 1) if real else 0)
+        out["segment_ids"].append((document_of[t] - document_of[start] + 1 if mask else 1) if real else 0)
         out["positions"].append((t - max(start, begin_of[document_of[t]]) if mask else t - start) if real else 0)
     return out
 
 
 def check(element, wanted):
-    assert list(element) == ["tokens", "segments", "positions"]
+    assert list(element) == ["tokens", "segment_ids", "positions"]
     for name, values in wanted.items():
         assert element[name].dtype == np.int32
         assert element[name].tolist() == values
@@ -89,4 +89,4 @@ def test_no_documents(kind):
 
 
 def test_padding():
-    check(padding(3, PAD), {"tokens": [PAD] * 4, "segments": [0] * 4, "positions": [0] * 4})
+    check(padding(3, PAD), {"tokens": [PAD] * 4, "segment_ids": [0] * 4, "positions": [0] * 4})

@@ -128,7 +128,7 @@ def test_an_unknown_contender_is_refused():
 def outcome(case, loss):
     codes = [{"psann_jax": "0.1.0", "code": "aaaa", "jax": "1", "flax": "2", "optax": "3"}]
     rows = [{"kind": "eval", "step": step, "loss": loss + 10 / (step + 1)} for step in (0, 20, 40)]
-    summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_top1": 0.25, "tokens_per_s": 1000.0}
+    summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
     summary |= {"n_params": 12345, "peak_memory_mb": 300.0, "train_loss": loss - 0.1}
     return Outcome(case, summary, rows, None, codes)
 
@@ -180,7 +180,7 @@ def test_puzzles_are_swept_like_texts(tmp_path):
     write_report("puzzles", outcomes, 12, "relu", tmp_path)
     text = (tmp_path / "leaderboard.md").read_text()
     assert "Puzzles: generated puzzles; seeds 1, 2. Losses are mean cross entropies in nats an empty cell" in text
-    assert "| contender | seeds | val loss | deviation | ppl | solved | top1 |" in text
+    assert "| contender | seeds | val loss | deviation | ppl | solved | accuracy |" in text
     assert "| wide | 2 | 2.5000 | 0.7071 | 12.18 | 0.5000 | 0.2500 |" in text
     assert [row["val_solved"] for row in csv.DictReader((tmp_path / "summary.csv").open())][:2] == ["0.25", "0.5"]
 

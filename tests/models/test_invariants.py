@@ -25,14 +25,14 @@ def made(name):
     params = randomised(network)
 
     @jax.jit
-    def logits(tokens, segments=None):
+    def logits(tokens, segment_ids=None):
         model = network.merge(params)
-        return model.logits(model.hidden(tokens, segments)[0])
+        return model.logits(model.hidden(tokens, segment_ids)[0])
 
     @jax.jit
-    def cached(tokens, segments, cache):
+    def cached(tokens, segment_ids, cache):
         model = network.merge(params)
-        x, cache, _ = model.hidden(tokens, segments, cache=cache)
+        x, cache, _ = model.hidden(tokens, segment_ids, cache=cache)
         return model.logits(x), cache
 
     return network.merge(params), logits, cached
@@ -73,9 +73,9 @@ def test_logits_of_a_packed_document_equal_its_logits_alone(name, data):
     _, logits, _ = made(name)
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
     lengths.append(LONG[1] - sum(lengths))
-    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].repeat(2, axis=0)
+    segment_ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].repeat(2, axis=0)
     tokens = tokens_of(lengths[0], *LONG)
-    packed = logits(tokens, segments)
+    packed = logits(tokens, segment_ids)
     ends = np.cumsum(lengths)
     for start, end in zip(ends - lengths, ends, strict=True):
         alone = np.zeros_like(tokens)

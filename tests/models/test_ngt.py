@@ -105,12 +105,12 @@ def test_reference_initial_weights_have_the_originals_loss():
 def test_repulsion_counts_pairs_of_one_document_only(x64):
     rng = np.random.default_rng(0)
     z, m = jnp.asarray(rng.standard_normal((1, 6, 3))), jnp.asarray(rng.uniform(0.5, 1, (1, 6)))
-    segments = jnp.asarray([[1, 1, 1, 2, 2, 0]])
+    segment_ids = jnp.asarray([[1, 1, 1, 2, 2, 0]])
     pairs = [(0, 1), (0, 2), (1, 2), (3, 4)]
     want = np.mean([m[0, i] * m[0, j] / np.square(z[0, i] - z[0, j]).sum() for i, j in pairs])
-    close(repulsion(z, m, segments, RepulsionConfig(), None), [want])
+    close(repulsion(z, m, segment_ids, RepulsionConfig(), None), [want])
     cubed = np.mean([m[0, i] * m[0, j] / np.linalg.norm(z[0, i] - z[0, j]) ** 3 for i, j in pairs])
-    close(repulsion(z, m, segments, RepulsionConfig(alpha=3.0), None), [cubed])
+    close(repulsion(z, m, segment_ids, RepulsionConfig(alpha=3.0), None), [cubed])
 
 
 def test_repulsion_draws_the_same_places_in_every_row():
@@ -148,9 +148,9 @@ def test_inspection_gives_what_the_layers_use():
     network = registry.build(config)
     model = network.merge(network.init(jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(0, 53, (2, 20))
-    segments = np.repeat([[1, 2]], 10, axis=1) * np.ones((2, 1), int)
-    seen = model.inspect(tokens, segments)
-    _, _, aux = model.hidden(tokens, segments)
+    segment_ids = np.repeat([[1, 2]], 10, axis=1) * np.ones((2, 1), int)
+    seen = model.inspect(tokens, segment_ids)
+    _, _, aux = model.hidden(tokens, segment_ids)
     np.testing.assert_allclose(seen["coordinates"][-1], aux["coordinates"], rtol=1e-5, atol=1e-6)
     assert seen["coordinates"].shape == (3, 2, 20, 64)
     np.testing.assert_allclose(seen["weights"].sum(-1), 1, rtol=1e-5)
@@ -163,11 +163,13 @@ def test_statistics_are_means_over_what_is_visible():
     network = registry.build(config)
     model = network.merge(network.init(jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(0, 53, (2, 7))
-    segments = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 0, 0]])
-    found = model.statistics(tokens, segments, None)
-    seen = jax.device_get(model.inspect(tokens, segments))
-    rows = [(b, i, [j for j in range(i + 1) if segments[b, j] == segments[b, i]]) for b in range(2) for i in range(7)]
-    rows = [row for row in rows if segments[row[0], row[1]] > 0]
+    segment_ids = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 2, 2, 0, 0]])
+    found = model.statistics(tokens, segment_ids, None)
+    seen = jax.device_get(model.inspect(tokens, segment_ids))
+    rows = [
+        (b, i, [j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i]]) for b in range(2) for i in range(7)
+    ]
+    rows = [row for row in rows if segment_ids[row[0], row[1]] > 0]
     for layer in range(2):
         p = [seen["weights"][layer, b, h, i, js] for b, i, js in rows for h in range(4)]
         d = [np.sqrt(seen["d2"][layer, b, h, i, js]) for b, i, js in rows for h in range(4)]

@@ -11,7 +11,7 @@ import pytest
 
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SineConfig, SudokuConfig, TrainConfig
 from psann_jax.models import network as registry
-from psann_jax.models.sudoku import REMAT, filled, hole_sums
+from psann_jax.models.sudoku import REMAT, empty_cell_sums, filled
 from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.sudoku import SudokuTask
 from psann_jax.train.mesh import batch_sharding, make_mesh
@@ -36,7 +36,7 @@ def load(variant):
 def mean_loss(network, params, puzzles, solutions, key=None):
     """The loss of training: mean cross entropy over the empty cells and the iterations; and all logits."""
     out = network.merge(params).run(
-        puzzles, lambda logits: (hole_sums(logits, puzzles, solutions)["nll"], logits), dropout_key=key
+        puzzles, lambda logits: (empty_cell_sums(logits, puzzles, solutions)["nll"], logits), dropout_key=key
     )
     return out[0].mean() / (puzzles == 0).sum(), out[1]
 
@@ -206,7 +206,7 @@ def test_sums_count_the_holes_alone():
     puzzles, solutions = puzzle_batch(5)
     logits = jax.random.normal(jax.random.key(0), (5, 81, 9))
     logits = logits.at[1].set(100.0 * jax.nn.one_hot(solutions[1].astype(int) - 1, 9))
-    sums = hole_sums(logits, puzzles, solutions)
+    sums = empty_cell_sums(logits, puzzles, solutions)
     p = np.asarray(jax.nn.softmax(logits))
     nll, correct = 0.0, 0
     for b, cell in np.argwhere(puzzles == 0):

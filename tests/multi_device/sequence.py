@@ -41,11 +41,11 @@ def config_of(name, sequence):
 def batch_of():
     """Windows of several documents, and padding."""
     rng = np.random.default_rng(0)
-    segments = np.sort(rng.integers(1, 6, (ROWS, LENGTH + 1)), axis=1)
-    segments[0, -20:] = 0
-    tokens = rng.integers(0, 32, segments.shape)
-    positions = np.arange(LENGTH + 1) - np.array([np.searchsorted(row, row) for row in segments])
-    batch = {"tokens": tokens, "segments": segments, "positions": positions}
+    segment_ids = np.sort(rng.integers(1, 6, (ROWS, LENGTH + 1)), axis=1)
+    segment_ids[0, -20:] = 0
+    tokens = rng.integers(0, 32, segment_ids.shape)
+    positions = np.arange(LENGTH + 1) - np.array([np.searchsorted(row, row) for row in segment_ids])
+    batch = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
     return {name: rows.astype(np.int32) for name, rows in batch.items()}
 
 

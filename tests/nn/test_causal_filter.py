@@ -9,12 +9,12 @@ from psann_jax.nn.causal_filter import causal_filter, next_history
 from psann_jax.nn.positions import document_reach
 
 
-def brute_force(x, taps, segments, dilation):
+def brute_force(x, taps, segment_ids, dilation):
     y = np.zeros_like(x)
     for b, t in np.ndindex(x.shape[:2]):
         for k in range(len(taps)):
             source = t - k * dilation
-            if source >= 0 and (segments[b, source : t + 1] == segments[b, t]).all():
+            if source >= 0 and (segment_ids[b, source : t + 1] == segment_ids[b, t]).all():
                 y[b, t] += taps[k] * x[b, source]
     return y
 
@@ -31,12 +31,12 @@ def test_equals_a_loop_over_tokens_and_taps(length, n_taps, dilation, traced, se
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(2, length, 3)).astype(np.float32)
     taps = rng.normal(size=(n_taps, 3)).astype(np.float32)
-    segments = 1 + np.cumsum(rng.random((2, length)) < 0.3, axis=1)
-    reach = document_reach(jnp.asarray(segments))
+    segment_ids = 1 + np.cumsum(rng.random((2, length)) < 0.3, axis=1)
+    reach = document_reach(jnp.asarray(segment_ids))
     shift = (n_taps - 1) * dilation
     step = jnp.asarray(dilation) if traced else dilation
     y = causal_filter(jnp.asarray(x), jnp.asarray(taps), reach, dilation=step, max_shift=shift)
-    np.testing.assert_allclose(y, brute_force(x, taps, segments, dilation), atol=1e-5)
+    np.testing.assert_allclose(y, brute_force(x, taps, segment_ids, dilation), atol=1e-5)
 
 
 @settings(max_examples=15, deadline=None)

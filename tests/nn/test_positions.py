@@ -12,9 +12,9 @@ from psann_jax.nn.positions import document_reach, rope_tables, rotate, sinusoid
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6))
 def test_reach_counts_from_the_start_of_each_document(lengths):
-    segments = np.repeat(np.arange(len(lengths)) % 3, lengths)[None]  # ids may come again, not side by side
+    segment_ids = np.repeat(np.arange(len(lengths)) % 3, lengths)[None]  # ids may come again, not side by side
     expected = np.concatenate([np.arange(n) for n in lengths])
-    np.testing.assert_array_equal(document_reach(jnp.asarray(segments))[0], expected)
+    np.testing.assert_array_equal(document_reach(jnp.asarray(segment_ids))[0], expected)
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():

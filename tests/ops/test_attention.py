@@ -25,10 +25,10 @@ def draw(B, L, H, K, seed=0, n=4):
 def documents(B, L, seed):
     """Segment numbers of random documents, with padding (0) at the end of some rows."""
     rng = np.random.default_rng(seed)
-    segments = 1 + np.cumsum(rng.random((B, L)) < rng.choice([0, 0.05, 0.5]), axis=1)
+    segment_ids = 1 + np.cumsum(rng.random((B, L)) < rng.choice([0, 0.05, 0.5]), axis=1)
     padding = rng.integers(0, L, B) * rng.integers(0, 2, B)
-    segments[np.arange(L)[None] >= L - padding[:, None]] = 0
-    return segments.astype("int32")
+    segment_ids[np.arange(L)[None] >= L - padding[:, None]] = 0
+    return segment_ids.astype("int32")
 
 
 def value_and_gradients(q, k, v, dout, **kwargs):
@@ -40,11 +40,11 @@ def value_and_gradients(q, k, v, dout, **kwargs):
     return run(q, k, v, dout)
 
 
-def by_hand(q, k, v, segments, slopes):
+def by_hand(q, k, v, segment_ids, slopes):
     """One query at a time."""
     out = np.zeros_like(q)
     for b, i, h in np.ndindex(q.shape[:3]):
-        seen = [j for j in range(i + 1) if segments[b, j] == segments[b, i]]
+        seen = [j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i]]
         s = np.array([q[b, i, h] @ k[b, j, h] / q.shape[3] ** 0.5 - slopes[h] * (i - j) for j in seen])
         p = np.exp(s - s.max())
         out[b, i, h] = (p / p.sum()) @ v[b, seen, h]
@@ -55,9 +55,9 @@ def by_hand(q, k, v, segments, slopes):
 def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 5)
     q, k, v = draw(2, 13, 3, 4, n=3)
-    segments, slopes = documents(2, 13, 3), np.array(alibi_slopes(3), "float64")
-    got = causal_attention(q, k, v, segments_BxL=segments, alibi_slopes_H=slopes, implementation=implementation)
-    close(got, by_hand(q, k, v, segments, slopes))
+    segment_ids, slopes = documents(2, 13, 3), np.array(alibi_slopes(3), "float64")
+    got = causal_attention(q, k, v, segment_ids_BxL=segment_ids, alibi_slopes_H=slopes, implementation=implementation)
+    close(got, by_hand(q, k, v, segment_ids, slopes))
     got = causal_attention(q, k, v, implementation=implementation)
     close(got, by_hand(q, k, v, np.ones((2, 13)), np.zeros(3)))
 
@@ -75,7 +75,7 @@ def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
 )
 def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
     options = {
-        "segments_BxL": documents(B, L, L) if packed else None,
+        "segment_ids_BxL": documents(B, L, L) if packed else None,
         "alibi_slopes_H": alibi_slopes(H) if alibi else None,
         "dropout_rate": dropout,
         "dropout_key": jax.random.key(L) if dropout else None,
@@ -91,12 +91,12 @@ def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.05), ("float16", 0.005)])
 def test_lower_precision(dtype, tolerance):
     inputs = [jnp.asarray(a, dtype) for a in draw(2, 300, 2, 16)]
-    segments = documents(2, 300, 1)
+    segment_ids = documents(2, 300, 1)
     with jax.enable_x64(True):
         wide = [np.asarray(a, "float64") for a in inputs]
-        want = value_and_gradients(*wide, segments_BxL=segments, implementation="plain")
+        want = value_and_gradients(*wide, segment_ids_BxL=segment_ids, implementation="plain")
     for implementation in ("plain", "xla"):
-        got = value_and_gradients(*inputs, segments_BxL=segments, implementation=implementation)
+        got = value_and_gradients(*inputs, segment_ids_BxL=segment_ids, implementation=implementation)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(np.asarray(a, "float64"), b, atol=tolerance * np.abs(b).max())
@@ -117,8 +117,8 @@ def test_the_future_changes_nothing(implementation):
 def test_a_document_in_a_window_equals_it_alone(implementation, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 16)
     inputs = draw(1, 60, 2, 8)
-    segments = np.repeat([[1, 2, 0]], [23, 30, 7], axis=1)
-    got = value_and_gradients(*inputs, segments_BxL=segments, implementation=implementation)
+    segment_ids = np.repeat([[1, 2, 0]], [23, 30, 7], axis=1)
+    got = value_and_gradients(*inputs, segment_ids_BxL=segment_ids, implementation=implementation)
     alone = value_and_gradients(*(a[:, 23:53] for a in inputs), implementation=implementation)
     jax.tree.map(lambda a, b: close(a[:, 23:53], b), got, alone)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
@@ -181,22 +181,22 @@ def test_the_backward_pass_keeps_nothing_of_size_length_squared():
 
 def test_under_checkpoint_scan_and_vmap():
     q, k, v, dout = (jnp.asarray(a, "float32") for a in draw(4, 40, 2, 8))
-    segments = jnp.asarray(documents(4, 40, 2))
+    segment_ids = jnp.asarray(documents(4, 40, 2))
     options = {"implementation": "xla", "dropout_rate": 0.2}
     keys = jax.random.split(jax.random.key(0), 4)
 
-    def attend(q, k, v, segments, key):
-        out = causal_attention(q[None], k[None], v[None], segments_BxL=segments[None], dropout_key=key, **options)
+    def attend(q, k, v, segment_ids, key):
+        out = causal_attention(q[None], k[None], v[None], segment_ids_BxL=segment_ids[None], dropout_key=key, **options)
         return out[0]
 
     def vmapped(q, k, v):
-        return jax.vmap(attend)(q, k, v, segments, keys)
+        return jax.vmap(attend)(q, k, v, segment_ids, keys)
 
     def scanned(q, k, v):
-        return jax.lax.scan(lambda _, row: (None, jax.checkpoint(attend)(*row)), None, (q, k, v, segments, keys))[1]
+        return jax.lax.scan(lambda _, row: (None, jax.checkpoint(attend)(*row)), None, (q, k, v, segment_ids, keys))[1]
 
     def one_by_one(q, k, v):
-        return jnp.stack([attend(q[i], k[i], v[i], segments[i], keys[i]) for i in range(4)])
+        return jnp.stack([attend(q[i], k[i], v[i], segment_ids[i], keys[i]) for i in range(4)])
 
     want = jax.jit(lambda: (lambda o, g: (o, g(dout)))(*jax.vjp(one_by_one, q, k, v)))()
     for fn in (vmapped, scanned):
@@ -231,7 +231,7 @@ CUDNN = {
     "platform": "gpu",
     "dtype": jnp.bfloat16,
     "head_dim": 64,
-    "has_segments": False,
+    "has_segment_ids": False,
     "has_alibi": False,
     "dropout": 0.0,
 }
@@ -252,7 +252,7 @@ def test_choose_attention():
         ({"dtype": jnp.float32}, "not in float32"),
         ({"head_dim": 60}, "multiple of 8 up to 128, not 60"),
         ({"head_dim": 136}, "multiple of 8 up to 128, not 136"),
-        ({"has_segments": True}, "packed documents"),
+        ({"has_segment_ids": True}, "packed documents"),
         ({"has_alibi": True}, "ALiBi"),
         ({"dropout": 0.1}, "drop"),
     ],

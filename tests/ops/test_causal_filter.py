@@ -16,9 +16,9 @@ def draw(length, n_taps, more=0, dtype="float64", seed=0):
     rng = np.random.default_rng(seed)
     padded = rng.normal(size=(2, history + length, 3)).astype(dtype)
     taps = rng.normal(size=(n_taps, 3)).astype(dtype)
-    segments = 1 + np.cumsum(rng.random((2, length)) < 0.2, axis=1)
+    segment_ids = 1 + np.cumsum(rng.random((2, length)) < 0.2, axis=1)
     # Of the first document, the positions before the window may be a part.
-    reach = np.asarray(document_reach(jnp.asarray(segments))) + history * (segments == segments[:, :1])
+    reach = np.asarray(document_reach(jnp.asarray(segment_ids))) + history * (segment_ids == segment_ids[:, :1])
     return (padded, taps), reach, rng.normal(size=(2, length, 3)).astype(dtype)
 
 

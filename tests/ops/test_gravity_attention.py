@@ -45,13 +45,13 @@ def packed(L, seed=0):
     return jnp.asarray(rows)
 
 
-def by_numpy(form, arrays, segments=None):
+def by_numpy(form, arrays, segment_ids=None):
     """One loop a query, as the formulas read."""
     a, v, gamma, bias, radius, mass = (None if x is None else np.asarray(x) for x in arrays.values())
     B, L, H, _ = a.shape
     out = np.zeros(v.shape)
     for b, h, i in itertools.product(range(B), range(H), range(L)):
-        seen = [j for j in range(i + 1) if segments is None or segments[b, i] == segments[b, j]]
+        seen = [j for j in range(i + 1) if segment_ids is None or segment_ids[b, i] == segment_ids[b, j]]
         d2 = np.array([np.square(a[b, i, h] - a[b, j, h]).sum() for j in seen])
         s = form.sign * gamma[h] / (d2 + form.eps) + bias[h]
         if mass is not None:
@@ -73,11 +73,11 @@ def by_numpy(form, arrays, segments=None):
     return out
 
 
-def gradients(form, arrays, segments=None, key=None, implementation="tiled"):
+def gradients(form, arrays, segment_ids=None, key=None, implementation="tiled"):
     """Output and all gradients for a fixed cotangent."""
     fixed = {name: x for name, x in arrays.items() if x is None}
     attend = partial(
-        gravity_attention, form, segments_BxL=segments, dropout_key=key, implementation=implementation, **fixed
+        gravity_attention, form, segment_ids_BxL=segment_ids, dropout_key=key, implementation=implementation, **fixed
     )
 
     @jax.jit
@@ -100,9 +100,9 @@ def close(got, want, tolerance):
 @pytest.mark.parametrize("mass", [True, False])
 def test_plain_form_equals_numpy(form, mass, x64):
     arrays = draw(L=11, mass=mass)
-    segments = packed(11)
-    for seg in (None, segments):
-        got = gravity_attention(form, **arrays, segments_BxL=seg, implementation="plain")
+    segment_ids = packed(11)
+    for seg in (None, segment_ids):
+        got = gravity_attention(form, **arrays, segment_ids_BxL=seg, implementation="plain")
         np.testing.assert_allclose(got, by_numpy(form, arrays, seg), rtol=1e-10, atol=1e-10)
 
 
@@ -111,9 +111,9 @@ def test_plain_form_equals_numpy(form, mass, x64):
 def test_tiled_form_equals_the_plain_one_in_float64(form, mass, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(mass=mass)
-    for segments in (None, packed(29)):
-        got = gradients(form, arrays, segments)
-        want = gradients(form, arrays, segments, implementation="plain")
+    for segment_ids in (None, packed(29)):
+        got = gradients(form, arrays, segment_ids)
+        want = gradients(form, arrays, segment_ids, implementation="plain")
         close(got, want, 1e-10)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
         assert (np.abs(want[1]["radius"]) > 1e-3) == (form.cutoff in ("soft", "decay"))
@@ -142,8 +142,8 @@ def test_a_token_that_sees_only_itself_gives_gamma_and_mass_no_gradient(monkeypa
 def test_any_length_and_tile(length, tile, form, seed):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr(tiles, "_CPU_TILE", tile)
-        arrays, segments = draw(L=length, seed=seed), packed(length, seed)
-        close(gradients(form, arrays, segments), gradients(form, arrays, segments, implementation="plain"), 1e-9)
+        arrays, segment_ids = draw(L=length, seed=seed), packed(length, seed)
+        close(gradients(form, arrays, segment_ids), gradients(form, arrays, segment_ids, implementation="plain"), 1e-9)
 
 
 @every_form

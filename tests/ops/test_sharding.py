@@ -63,7 +63,7 @@ check("sine", value_and_gradients(damped_sine), [draw(B, L, F, seed=3), draw(B, 
 
 qkv = [draw(B, L, H, K, seed=i) for i in range(4)]
 options = {
-    "segments": {"segments_BxL": jnp.arange(B * L).reshape(B, L) // 7},
+    "segments": {"segment_ids_BxL": jnp.arange(B * L).reshape(B, L) // 7},
     "alibi": {"alibi_slopes_H": alibi_slopes(H)},
     "dropout": {"dropout_rate": 0.2, "dropout_key": jax.random.key(0)},
 }

@@ -18,7 +18,7 @@ from psann_jax.cli import coordinates as command
 from psann_jax.config.io import default_config, parse
 from psann_jax.plots.coordinates import DEFAULT_TEXT, page, page_content, visible, write_coordinates
 from psann_jax.plots.evolution import Evolution, evolve, project
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.utils.errors import UserError
 from tests.support.saved import TOKENIZER, save_run
 from tests.support.tiny import tiny_config
@@ -44,7 +44,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(workdir):
     """The run, read once."""
-    return load_run(workdir)
+    return load_text_run(workdir)
 
 
 def embedded(path_or_text):
@@ -186,7 +186,7 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(workdir, tmp_path
 )
 def test_a_mistake_is_one_line_and_code_2(workdir, run, capsys, monkeypatch, flags, message):
     if not any(flag.startswith(("--checkpoint", "--workdir")) for flag in flags):
-        monkeypatch.setattr("psann_jax.runs.restore.load_run", lambda *args, **kwargs: run)
+        monkeypatch.setattr("psann_jax.runs.restore.load_text_run", lambda *args, **kwargs: run)
     monkeypatch.setattr(sys, "argv", ["coordinates", f"--workdir={workdir}", *flags])
     with pytest.raises(SystemExit) as ended:
         command.run_command(command.main)
@@ -198,7 +198,7 @@ def test_another_base_and_a_diverged_run_are_refused(run, tmp_path):
     config = tiny_config(tmp_path, model__n_layers=1)
     save_run(tmp_path / "other", config, {1: 1.0})
     with pytest.raises(UserError, match=r"^workdir: holds a run of base waveresnet; only ngt has coordinates$"):
-        write_coordinates(tmp_path / "page.html", load_run(tmp_path / "other"))
+        write_coordinates(tmp_path / "page.html", load_text_run(tmp_path / "other"))
     diverged = replace(run, params=jax.tree.map(lambda p: p * jnp.nan, run.params))
     with pytest.raises(UserError, match=r"^workdir: holds a run that has diverged: at step 5"):
         write_coordinates(tmp_path / "page.html", diverged)

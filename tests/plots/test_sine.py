@@ -8,7 +8,7 @@ from psann_jax.cli import sine as command
 from psann_jax.config import SineConfig, SudokuConfig
 from psann_jax.models.network import build
 from psann_jax.plots.sine import draw_sine, sine_values
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
@@ -40,7 +40,7 @@ def test_a_sudoku_transformer_has_them_too():
 def test_before_is_what_the_seed_gives_and_after_is_the_run(tmp_path, capsys):
     config = tiny_config(tmp_path, model__sine__freq_init_std=0.5)
     saved = save_run(tmp_path / "run", config, {4: 1.0})[4]
-    run = load_run(tmp_path / "run")
+    run = load_text_run(tmp_path / "run")
     values = draw_sine(tmp_path / "sine.png", run)
     raw = np.asarray(saved["blocks"]["mlp"]["act"]["amplitude"])
     np.testing.assert_allclose(values["after"]["mlp"][0], np.log1p(np.exp(raw)), rtol=1e-5)

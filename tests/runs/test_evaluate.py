@@ -13,7 +13,7 @@ from psann_jax.data.loader import load_text
 from psann_jax.utils.errors import UserError
 from psann_jax.runs.evaluate import evaluate, text_of, validation_text
 from psann_jax.tasks.lm import LanguageModel
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.train import loop
 
 
@@ -32,11 +32,11 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(trained):
     """The run, read once."""
-    return load_run(trained[0] / "run")
+    return load_text_run(trained[0] / "run")
 
 
 def assert_is_the_runs_own(result, summary):
-    for name in ("loss", "ppl", "top1", "bits_per_byte"):
+    for name in ("loss", "ppl", "accuracy", "bits_per_byte"):
         assert result[name] == pytest.approx(summary[f"val_{name}"], rel=1e-6), name
 
 
@@ -93,7 +93,7 @@ def test_the_command_prints_lines_or_json(trained, capsys):
     tmp_path, summary = trained
     command.main([f"--workdir={tmp_path / 'run'}"])
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["loss", "ppl", "top1", "bits_per_byte", "tokens"]
+    assert [line.split()[0] for line in out.splitlines()] == ["loss", "ppl", "accuracy", "bits_per_byte", "tokens"]
     assert "step 3" in err
     source = str(tmp_path / "valid.txt")
     command.main([f"--workdir={tmp_path / 'run'}", f"--data={source}", "--json"])

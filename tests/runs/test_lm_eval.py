@@ -10,7 +10,7 @@ from tests.support.tiny import WORDS, tiny_config
 from psann_jax.cli import lm_eval as command
 from psann_jax.utils.errors import UserError
 from psann_jax.sample.next_token import Sampling
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.score import Scorer
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0)
@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(workdir):
     """It, read."""
-    return load_run(workdir)
+    return load_text_run(workdir)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
 
 from psann_jax.utils.errors import UserError
-from psann_jax.runs.restore import load_run
+from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.score import Scorer
 
 WINDOW = 32
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     """A run with parameters at random."""
     tmp_path = tmp_path_factory.mktemp("scored")
     save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
-    return load_run(tmp_path / "run")
+    return load_text_run(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -70,12 +70,12 @@ def test_the_chain_is_a_function_of_seed_and_step_and_can_be_learnt():
     np.testing.assert_equal(next(text.train_batches(seed=1, start_step=2, **options)), later)
     half = next(text.train_batches(seed=1, start_step=2, **{**options, "process_index": 1, "process_count": 2}))
     np.testing.assert_equal(half["tokens"], later["tokens"][32:])
-    inside = later["segments"][:, 1:] == later["segments"][:, :-1]
+    inside = later["segment_ids"][:, 1:] == later["segment_ids"][:, :-1]
     pairs = set(zip(later["tokens"][:, :-1][inside], later["tokens"][:, 1:][inside], strict=True))
     assert 16 * 3 < len(pairs) <= 16 * 4  # four successors each
     starts = later["positions"] == 0
     assert (starts.sum(axis=1) == 2).all()
-    assert (np.diff(later["segments"], axis=1) == starts[:, 1:]).all()
+    assert (np.diff(later["segment_ids"], axis=1) == starts[:, 1:]).all()
     assert later["tokens"].max() == 15
     assert later["tokens"].dtype == np.int32
 

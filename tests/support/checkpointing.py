@@ -24,7 +24,7 @@ def make_state(seed: int = 0):
     optimizer = optax.partition({"adamw": optax.adamw(1.0), "frozen": optax.set_to_zero()}, mask)
     return {
         "params": params,
-        "averaged": jax.tree.map(lambda p: p / 2, params),
+        "ema_params": jax.tree.map(lambda p: p / 2, params),
         "opt_state": optimizer.init(params),
         "step": jnp.int32(seed),
         "tokens": jnp.uint32(4_000_000_000),

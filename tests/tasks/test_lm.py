@@ -59,14 +59,14 @@ def plain(home):
 
 def test_targets_are_the_tokens_whose_predecessor_is_of_the_same_document(home):
     task, params, _ = make(home)
-    segments = jnp.array([[1, 1, 2, 2, 2, 0, 0] + [0] * 26])
+    segment_ids = jnp.array([[1, 1, 2, 2, 2, 0, 0] + [0] * 26])
     tokens = np.arange(33)[None] % 7
-    batch = {"tokens": tokens, "segments": segments, "positions": np.array(document_reach(segments))}
+    batch = {"tokens": tokens, "segment_ids": segment_ids, "positions": np.array(document_reach(segment_ids))}
     assert task.weight(batch) == 3
     loss, stats = task.loss(params, batch, None, STEP)
     assert stats["weight"] == 3
     model = task.network.merge(params)
-    logits = model.logits(model.hidden(tokens[:, :-1], segments[:, :-1])[0])
+    logits = model.logits(model.hidden(tokens[:, :-1], segment_ids[:, :-1])[0])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[0, [0, 2, 3]], tokens[0, [1, 3, 4]]).sum()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(stats["nll"], expected, rtol=1e-5)
@@ -96,7 +96,7 @@ def test_evaluation_reports_means_and_bits_per_byte_of_the_bytes_tokenizer(home)
     result = task.summarise({"nll": 200.0 * math.log(2), "correct": 25.0, "weight": 100.0})
     np.testing.assert_allclose(result["loss"], 2 * math.log(2))
     np.testing.assert_allclose(result["ppl"], 4.0)
-    assert result["top1"] == 0.25
+    assert result["accuracy"] == 0.25
     # A byte is a token; only the end of a document is a token without a byte.
     assert 2.0 < result["bits_per_byte"] < 2.1
 

@@ -80,7 +80,7 @@ def test_results():
     sums |= {f"puzzles_{n}": p for n, p in zip(("0", "1-2", "3-10", "11-50", "51+"), (8, 2, 0, 0, 0), strict=True)}
     sums |= {f"solved_{n}": p for n, p in zip(("0", "1-2", "3-10", "11-50", "51+"), (6, 0, 0, 0, 0), strict=True)}
     results = SudokuTask.summarise(None, sums)
-    wanted = {"loss": 1.5, "top1": 0.75, "tokens": 20, "solved": 0.6, "solved_balanced": 0.375, "solved_0": 0.75}
+    wanted = {"loss": 1.5, "accuracy": 0.75, "tokens": 20, "solved": 0.6, "solved_balanced": 0.375, "solved_0": 0.75}
     assert {name: results[name] for name in wanted} == wanted
     assert results["solved_1-2"] == results["solved_1-2_2se"] == 0
     assert "solved_51+" not in results
@@ -97,7 +97,7 @@ def test_training_lowers_the_loss_and_resumes_exactly(cache, tmp_path):
             options = {"remat": "nested", "sam_rho": 0.05, "ema_decay": 0.9, "schedule": "constant"}
             config = tiny(cache, steps=steps, **options)
             summaries[name] = train(config, partial(SudokuTask.load, config, progress=False), tmp_path / name)
-    for loss in ("train_loss", "val_loss", "val_averaged_loss"):
+    for loss in ("train_loss", "val_loss", "val_ema_loss"):
         assert summaries["resumed"][loss] == summaries["straight"][loss]
     rows = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [row for row in rows if row["kind"] == "eval"]

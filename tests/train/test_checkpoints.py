@@ -43,7 +43,7 @@ def test_round_trip(saved):
 def test_parameters_alone(saved):
     state = make_state(7)
     shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data: what is not asked for is not read
-    for weights in ("params", "averaged"):
+    for weights in ("params", "ema_params"):
         restored = open_checkpoints(saved).restore(7, {weights: abstract(state[weights])})
         assert_bit_equal(restored, {weights: state[weights]})
 

@@ -157,7 +157,7 @@ def show(stream, **kwargs):
         for step in range(kwargs.get("start", 0) + 1, 21):
             progress.update(step, {"loss": 2.5, "ppl": 12.18249, "tokens_per_s": 1234567.0, "lr": 2e-4})
             if step == 10:
-                progress.evaluation(step, {"loss": 2.75, "ppl": 15.64263, "top1": 0.4257})
+                progress.evaluation(step, {"loss": 2.75, "ppl": 15.64263, "accuracy": 0.4257})
 
 
 def test_plain_lines_where_there_is_no_terminal():
@@ -169,7 +169,7 @@ def test_plain_lines_where_there_is_no_terminal():
     assert lines[:2] == ["parameters  1,234", "device      1 x CPU"]
     values = "loss 2.5  ppl 12.2  1,234,567 tokens/s  lr 2.00e-04  ETA 00:"
     expected = [f"step {s}/20  {values}" for s in (5, 10, 15, 20)]
-    expected.insert(2, "eval at step 10  loss 2.75  ppl 15.6  top1 0.4257")
+    expected.insert(2, "eval at step 10  loss 2.75  ppl 15.6  accuracy 0.4257")
     assert [line[: len(e)] for line, e in zip(lines[2:], expected, strict=True)] == expected
 
 
@@ -187,7 +187,7 @@ def test_bar_on_a_terminal_counts_from_the_resumed_step():
 def test_evaluation_stands_on_a_line_of_its_own_above_the_bar():
     stream = Terminal()
     show(stream)
-    assert "\reval at step 10  loss 2.75  ppl 15.6  top1 0.4257\n" in stream.getvalue()
+    assert "\reval at step 10  loss 2.75  ppl 15.6  accuracy 0.4257\n" in stream.getvalue()
 
 
 def test_last_step_is_shown_even_between_log_steps():

@@ -89,10 +89,10 @@ def call(*callers, timeout_s=5):
         except UserError as error:
             outcomes[i] = str(error)
 
-    threads = [threading.Thread(target=run, args=[i]) for i in range(len(callers))]
-    for thread in threads:
+    num_workers = [threading.Thread(target=run, args=[i]) for i in range(len(callers))]
+    for thread in num_workers:
         thread.start()
-    for thread in threads:
+    for thread in num_workers:
         thread.join()
     return outcomes
 

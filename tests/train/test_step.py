@@ -34,7 +34,7 @@ def batch_of(tokens):
     """Rows that are one document each."""
     tokens = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    return {"tokens": tokens, "segments": jnp.ones_like(tokens), "positions": positions}
+    return {"tokens": tokens, "segment_ids": jnp.ones_like(tokens), "positions": positions}
 
 
 def random_batch(seed, rows=4, length=9):
@@ -107,7 +107,7 @@ def test_accumulated_gradients_equal_the_big_batch():
     """Also where micro-batches have different numbers of targets."""
     train = TrainConfig(precision="fp32", warmup_steps=0, batch_tokens=4096)
     batch = random_batch(3, rows=8)
-    batch["segments"] = batch["segments"].at[2:5, 4:].set(0)
+    batch["segment_ids"] = batch["segment_ids"].at[2:5, 4:].set(0)
     results = []
     for accum in (1, 4):
         step, state = make(dataclasses.replace(train, grad_accum=accum), document_mask=True)
@@ -115,7 +115,7 @@ def test_accumulated_gradients_equal_the_big_batch():
         # The first moment after one update is the clipped gradient times 1 - b1.
         results.append((copied(metrics), copied(state["opt_state"])))
     (whole, moments), (parts, moments_of_parts) = results
-    for name in ("loss", "grad_norm", "top1"):
+    for name in ("loss", "grad_norm", "accuracy"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5)
     jax.tree.map(lambda a, b: close(a, b, 2e-4), moments_of_parts, moments)
 
@@ -146,15 +146,15 @@ def test_the_gradient_of_sam_is_taken_uphill_at_the_distance_rho():
 def test_averaged_weights_follow_the_live_ones():
     step, state = make(TrainConfig(precision="fp32", warmup_steps=0, ema_decay=0.75))
     expected = copied(state["params"])
-    jax.tree.map(np.testing.assert_array_equal, copied(state["averaged"]), expected)
+    jax.tree.map(np.testing.assert_array_equal, copied(state["ema_params"]), expected)
     for i in range(3):
         state, _ = step(state, random_batch(i))
         expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * np.array(p), expected, state["params"])
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), state["averaged"], expected)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), state["ema_params"], expected)
     before = copied(state)
     poisoned = before | {"params": before["params"] | {"head": before["params"]["head"] * np.inf}}
     after, _ = step(poisoned, random_batch(9))
-    jax.tree.map(np.testing.assert_array_equal, copied(after["averaged"]), before["averaged"])
+    jax.tree.map(np.testing.assert_array_equal, copied(after["ema_params"]), before["ema_params"])
 
 
 def test_fp16_lowers_its_loss_scale_until_gradients_are_finite():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
-from psann_jax.data.cache import cache_root, key_of, made_once
+from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.files import file_fingerprint
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
 from psann_jax.data.sudoku.files import read_puzzles
@@ -87,7 +87,7 @@ def _prepared(root: Path, key: str, progress: bool, make: Callable[[], tuple[Puz
         groups_N = keys_N if groups_N is None else groups_N
         np.savez(directory / _FILE, **vars(puzzles), groups_N=groups_N, keys_N=keys_N)
 
-    path = made_once(root, f"sudoku-{key_of(_FORMAT, key)}", write, progress, _find_damage)
+    path = get_or_make(root, f"sudoku-{key_of(_FORMAT, key)}", write, progress, _find_damage)
     return _load(path)
 
 
