@@ -24,8 +24,8 @@ from psann_jax.config import (
 )
 from psann_jax.config.io import model_section, nearest, parse, to_dict
 from psann_jax.sample.next_token import Sampling
-from psann_jax.train.workdir import read_json
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json
 
 _LEAST_STEPS = 100  # of a fit that names no number of epochs or steps
 _LEAST_WINDOWS = 64  # that the default window length leaves in the text

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
     from psann_jax.runs.lm_eval_model import LmEvalModel
     from psann_jax.runs.restore import load_text_run
-    from psann_jax.train.workdir import write_json
+    from psann_jax.utils.files import write_json
 
     run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     manager = TaskManager(include_path=None if flags.include_path is None else str(flags.include_path))

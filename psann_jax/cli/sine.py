@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
 
     from psann_jax.plots.sine import VALUES, draw_sine
     from psann_jax.runs.restore import load_run
-    from psann_jax.train.workdir import storage_errors
+    from psann_jax.utils.files import storage_errors
 
     run = load_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)

@@ -14,8 +14,8 @@ from psann_jax.config import ConfigError
 from psann_jax.config.io import parse, to_dict
 from psann_jax.convert.weights import Weights, check_weights, flat_params, nested_params
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.train.workdir import storage_errors
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import storage_errors
 
 VERSION = 1
 _KEY = "psann_jax"  # the only one: with several, the library would write them in any order

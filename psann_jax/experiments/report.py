@@ -19,7 +19,7 @@ from psann_jax.experiments.plots import draw_final, draw_losses
 from psann_jax.experiments.statistics import mean_and_deviation, paired_difference
 from psann_jax.experiments.sweeps import Case, flops_per_token, pairs
 from psann_jax.train.hardware import device_description
-from psann_jax.train.workdir import write_json
+from psann_jax.utils.files import write_json
 
 _COLUMNS: tuple[str, ...] = ("base", "contender", "seed", "budget", "settings", "status", "param_count", "train_steps")
 _COLUMNS += ("train_tokens", "train_tokens_per_s", "train_elapsed_s", "train_flops", "peak_memory_mb")

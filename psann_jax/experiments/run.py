@@ -20,8 +20,9 @@ from psann_jax.experiments.report import Outcome
 from psann_jax.experiments.sweeps import Case
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
-from psann_jax.train.workdir import SUMMARY, read_json, write_json
+from psann_jax.train.workdir import SUMMARY
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json, write_json
 
 # Settings that change nothing of what a run comes to.
 _FREE = ("cache_dir", "num_workers")

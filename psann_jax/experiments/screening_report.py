@@ -10,7 +10,8 @@ from typing import Any
 from psann_jax.config.io import flatten
 from psann_jax.plots.style import line_style, new_figure
 from psann_jax.train.metrics import METRICS, read_metrics
-from psann_jax.train.workdir import CONFIG, SUMMARY, read_json, storage_errors
+from psann_jax.train.workdir import CONFIG, SUMMARY
+from psann_jax.utils.files import read_json, storage_errors
 
 _COLUMNS: tuple[str, ...] = ("model_type", "dataset", "hidden_dim", "num_layers", "num_heads", "ablation_flags", "seed")
 _COLUMNS += ("best_val_loss", "total_steps", "path")

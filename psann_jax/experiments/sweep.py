@@ -26,8 +26,8 @@ from psann_jax.experiments.report import Outcome, write_report
 from psann_jax.experiments.run import LmEval, finished, outcome, run_case, trained
 from psann_jax.experiments.sweeps import Case, all_cases, folders
 from psann_jax.experiments.workdir import WORKDIR
-from psann_jax.train.workdir import read_json, storage_errors, write_json
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json, storage_errors, write_json
 
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only list what would be run; for a budget of seconds, speeds are measured all the same."

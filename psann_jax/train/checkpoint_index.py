@@ -5,6 +5,8 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from psann_jax.utils.files import atomic_write
+
 INDEX = "index.json"
 
 
@@ -33,9 +35,7 @@ class CheckpointIndex:
             "best": self.best(steps),
             "metrics": {str(s): self._metrics[s] for s in steps if s in self._metrics},
         }
-        temporary = self._directory / f"{INDEX}.tmp"
-        temporary.write_text(json.dumps(index, indent=2) + "\n")
-        temporary.replace(self._directory / INDEX)
+        atomic_write(self._directory / INDEX, json.dumps(index, indent=2) + "\n")
 
     def _read(self) -> dict[int, dict[str, float]]:
         try:

@@ -13,19 +13,21 @@ from jax.sharding import Mesh
 
 from psann_jax.config import Config, require
 from psann_jax.config.io import to_dict
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.plots.loss_curve import plot_loss_curve
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.hardware import device_description, peak_memory_mb
-from psann_jax.train.mesh import Share, batch_share, make_mesh, put_batch
+from psann_jax.train.mesh import Share, batch_share, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.preemption import StopSignals
 from psann_jax.train.processes import from_leader, together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.step import Objective, State, init_state
-from psann_jax.train.workdir import SUMMARY, claim, read_json, storage_errors, write_json
+from psann_jax.train.workdir import SUMMARY, claim
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json, storage_errors, write_json
 
 
 class Task(Objective, Protocol):

@@ -3,9 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import atomic_write, storage_errors
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -48,7 +48,7 @@ class MetricsWriter:
         self._flushed = time.monotonic()
         if not enabled:
             return
-        with self._storage_errors():
+        with storage_errors(self._path):
             _drop_after(self._path, resume_step)
             self._rows = self._path.open("a", encoding="utf-8")
             events = Path(workdir) / TENSORBOARD
@@ -73,10 +73,10 @@ class MetricsWriter:
         if self._rows is None or self._events is None:
             return
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
-        row = {"step": int(step), "kind": kind, **{name: _to_json(value) for name, value in numbers.items()}}
+        line = _line({"step": int(step), "kind": kind, **numbers})
         scalars = [Summary.Value(tag=f"{kind}/{n}", simple_value=v) for n, v in numbers.items() if math.isfinite(v)]
-        with self._storage_errors():
-            self._rows.write(json.dumps(row, allow_nan=False) + "\n")
+        with storage_errors(self._path):
+            self._rows.write(line)
             self._rows.flush()
             self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=Summary(value=scalars)))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
@@ -97,13 +97,6 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{error.filename or self._path}: cannot be written: {error.strerror}") from error
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -133,13 +126,11 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({name: _to_json(value) for name, value in row.items()}, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic_write(path, "".join(_line(row) for row in rows), fsync=True)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: _to_json(value) for name, value in row.items()}, allow_nan=False) + "\n"
 
 
 def _to_json(value: Any) -> Any:

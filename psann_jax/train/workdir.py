@@ -2,16 +2,15 @@
 
 import contextlib
 import fcntl
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from psann_jax.config import Config
 from psann_jax.config.io import flatten, to_dict
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json, storage_errors, write_json
 
 CONFIG, SUMMARY, _LOCK = "config.json", "summary.json", ".lock"
 
@@ -30,36 +29,6 @@ FREE = (
     "checkpoint.",
     "mesh.",
 )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_suffix(".tmp")
-    with storage_errors(path):
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; raises UserError if it is damaged."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON: {error}") from error
-    return content
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a failure to write into a UserError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

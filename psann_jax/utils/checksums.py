@@ -5,10 +5,11 @@ by chance; they are no protection against anyone who means to change them.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from psann_jax.utils.files import atomic_write
 
 CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 20
@@ -21,16 +22,8 @@ def write_checksums(directory: Path) -> None:
       OSError: a file cannot be read, or the new one not written.
     """
     content = {name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for name, path in _files(directory)}
-    temporary = directory / f"{CHECKSUMS}.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave an empty file, and a sound checkpoint look damaged
-        temporary.replace(directory / CHECKSUMS)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    # Without fsync, a power failure could leave an empty file, and an intact checkpoint would look damaged.
+    atomic_write(directory / CHECKSUMS, json.dumps(content, indent=2), fsync=True)
 
 
 def find_damage(directory: Path, parts: Collection[str] | None = None) -> str | None:

@@ -1,0 +1,94 @@
+"""Atomic writes, JSON files, and storage errors that name the path."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from psann_jax.utils.errors import UserError
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str], action: Literal["written", "read"] = "written") -> Iterator[None]:
+    """Converts an OSError raised in the block to a UserError that names the path.
+
+    Args:
+      path: named in the message if the error itself names no file.
+      action: what failed: "PATH: cannot be written: No space left on device".
+
+    Raises:
+      UserError: instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = os.fsdecode(error.filename or path)
+        raise UserError(f"{name}: cannot be {action}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterator[Path]:
+    """Yields a temporary path in the same directory that replaces `path` when the block ends.
+
+    If the block raises, the temporary file is deleted and `path` is unchanged. Use it for writers that take a file
+    name; `atomic_write` is for content that is in memory.
+
+    Args:
+      path: the file to create or replace.
+      fsync: flush the content to the device first, so that a power failure cannot leave an empty file.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if fsync:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(path: str | os.PathLike[str], content: str | bytes, *, fsync: bool = False) -> None:
+    """Writes a whole file, text as UTF-8, or leaves the old one unchanged; see `atomic_path`.
+
+    Raises:
+      OSError: the file cannot be written; wrap the call in `storage_errors` to report that to the user.
+    """
+    with atomic_path(path, fsync=fsync) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file atomically.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    with storage_errors(path):
+        atomic_write(path, text)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: the file cannot be read or is not valid JSON.
+    """
+    with storage_errors(path, "read"):
+        content = Path(path).read_bytes()
+    try:
+        parsed: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{os.fspath(path)}: is not valid JSON: {error}") from error
+    return parsed
