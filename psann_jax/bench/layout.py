@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 from psann_jax.bench.random_task import random_task
 from psann_jax.bench.random_text import with_vocabulary
 from psann_jax.config import Config
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES, mesh_axes
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description
-from psann_jax.train.mesh import make_mesh
 
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")

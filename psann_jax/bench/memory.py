@@ -18,8 +18,9 @@ from psann_jax.bench.turns import say
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, ConfigError
 from psann_jax.config.io import parse, to_dict
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.hardware import device_description
-from psann_jax.train.mesh import batch_sharding, make_mesh
+from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import make_train_step, state_spec
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Windows or puzzles in a step; left out: as configured.")

@@ -9,12 +9,12 @@ import numpy as np
 
 from psann_jax.bench.random_text import random_prompts
 from psann_jax.config import Config
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.sample.generation import Generation
 from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import SEGMENT, Sampler
 from psann_jax.tasks.lm import make_network
 from psann_jax.train.hardware import device_description, peak_memory_mb
-from psann_jax.train.mesh import make_mesh
 
 
 class OurSampler:

@@ -12,9 +12,10 @@ from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, NGTConfig, SudokuConfig
 from psann_jax.models.network import Network, Params
 from psann_jax.models.sudoku import filled
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description, mfu, peak_memory_mb, training_flops_per_token
-from psann_jax.train.mesh import make_mesh, put_batch
+from psann_jax.train.mesh import put_batch
 from psann_jax.train.step import init_state
 
 MFU_FORMULA = (

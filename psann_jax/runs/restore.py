@@ -9,17 +9,18 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig
+from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, MeshConfig
 from psann_jax.config.io import parse, to_dict
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.utils.errors import UserError
 from psann_jax.models.network import Network, Params
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
-from psann_jax.sample.sampler import Sampler, mesh_of
+from psann_jax.sample.sampler import Sampler
 from psann_jax.tasks.lm import make_network
 from psann_jax.tasks.sudoku import sudoku_network
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.mesh import check_heads
+from psann_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _load(
     mesh: tuple[int, int, int],
     ema_params: bool,
 ) -> _Result:
-    devices = mesh_of(mesh)
+    devices = make_mesh(MeshConfig(*mesh), all_devices=False)
     checkpoints = Checkpoints(_checkpoint_directory(Path(workdir)), CheckpointConfig())
     found = _choose(checkpoints, step)
     metadata = checkpoints.metadata(found)

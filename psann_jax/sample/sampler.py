@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import require
 from psann_jax.models.network import Network, Params
-from psann_jax.nn.partition import MESH_AXES, RULES, constrain, info_tree, param_shardings
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
+from psann_jax.nn.partition import RULES, constrain, info_tree, param_shardings
 from psann_jax.sample.next_token import next_token
 
 SEGMENT = 32  # tokens a row that the compiled loop produces before the host looks at them
@@ -47,7 +48,7 @@ class Sampler:
         self.vocab_size: int = network.config.vocab_size
         require(max_length >= 2, "max_length", f"is {max_length}, must be at least 2")
         require(0 <= eos_id < self.vocab_size, "eos_id", f"is {eos_id}, outside the {self.vocab_size} ids")
-        self.eos_id, self.max_length, self.mesh = eos_id, max_length, mesh or mesh_of((1, 1, 1))
+        self.eos_id, self.max_length, self.mesh = eos_id, max_length, mesh or make_mesh(ONE_DEVICE, all_devices=False)
         self._network = network
         module = nnx.eval_shape(self._unstacked, network.abstract)
         self._graphdef, abstract = nnx.split(module)
@@ -183,19 +184,6 @@ class Sampler:
         carry = (jnp.zeros((), jnp.int32), control["live"], state, out)
         *_, state, out = lax.while_loop(lambda c: (c[0] < steps) & jnp.any(running(c[2], c[1])), step, carry)
         return state, out
-
-
-def mesh_of(sizes: tuple[int, int, int]) -> Mesh:
-    """A mesh (data, fsdp, tensor) over the first devices.
-
-    Raises:
-      ConfigError: there are not so many.
-    """
-    n = int(np.prod(sizes))
-    require(min(sizes) >= 1, "mesh", f"is {sizes}, every size must be at least 1")
-    require(n <= jax.device_count(), "mesh", f"is {sizes}, but there are {jax.device_count()} devices")
-    devices = np.array(jax.devices()[:n]).reshape(sizes)
-    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def power_of_two(n: int) -> int:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from psann_jax.config import Config
-from psann_jax.sample.sampler import mesh_of
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.selftest import child
 from psann_jax.selftest.check import Check, Findings, Machine
 from psann_jax.selftest.sizes import Sizes, small_experiment
@@ -41,7 +41,7 @@ def system() -> dict[str, Any]:
 
 def measure_step(config: Config) -> dict[str, Any]:
     """One update: loss, gradient norm, and whether it has changed the arrays that are trained and no others."""
-    training = Training(config, mesh_of((1, 1, 1)))
+    training = Training(config, make_mesh(ONE_DEVICE, all_devices=False))
     before = training.params()
     training.take(1)
     after, infos = training.params(), training.task.network.infos
@@ -74,7 +74,7 @@ def check_environment(sizes: Sizes, machine: Machine) -> Findings:
 
 def measure_losses(config: Config) -> dict[str, Any]:
     """Losses of a training on one device, and how many of its updates were skipped."""
-    training = Training(config, mesh_of((1, 1, 1))).take(config.train.steps)
+    training = Training(config, make_mesh(ONE_DEVICE, all_devices=False)).take(config.train.steps)
     return {"losses": training.losses, "skipped_steps": training.metrics["skipped_steps"]}
 
 

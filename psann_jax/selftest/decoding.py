@@ -8,9 +8,10 @@ import numpy as np
 
 from psann_jax.config import Config
 from psann_jax.models.network import Network
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.sample.generation import Row, generate
 from psann_jax.sample.next_token import Sampling
-from psann_jax.sample.sampler import Sampler, mesh_of
+from psann_jax.sample.sampler import Sampler
 from psann_jax.selftest import child
 from psann_jax.selftest.basics import LEAST_FALL
 from psann_jax.selftest.check import Check, Findings, Machine
@@ -35,7 +36,7 @@ _N_ROWS, _PROMPT = 8, 8
 def measure_generation(config: Config) -> dict[str, Any]:
     """Trains a little, generates with every setting, and looks at each token with the full forward pass."""
     with jax.default_matmul_precision("highest"):
-        training = Training(config, mesh_of((1, 1, 1))).take(config.train.steps)
+        training = Training(config, make_mesh(ONE_DEVICE, all_devices=False)).take(config.train.steps)
         network, params = training.task.network, training.state["params"]
         length, vocab_size = config.data.max_length, network.config.vocab_size
         sampler = Sampler(network, params, eos_id=vocab_size - 1, max_length=length)

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from psann_jax.config import Config
-from psann_jax.sample.sampler import mesh_of
+from psann_jax.config import Config, MeshConfig
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.selftest import child
 from psann_jax.selftest.basics import LEAST_FALL
 from psann_jax.selftest.check import Check, Findings, Machine, SkipError
@@ -63,7 +63,7 @@ def measure_parity(config: Config, meshes: dict[str, Axes], cpu_devices: int = 0
         child.force_cpu_devices(cpu_devices)
     # Products of TF32, a GPU's default, are rounded to 11 bits: a difference of order would not be seen from an error.
     with jax.default_matmul_precision("highest"):
-        one = Training(config, mesh_of((1, 1, 1)))
+        one = Training(config, make_mesh(ONE_DEVICE, all_devices=False))
         start = one.params()
         one.take(config.train.steps)
         reference = one.params()
@@ -72,7 +72,7 @@ def measure_parity(config: Config, meshes: dict[str, Axes], cpu_devices: int = 0
 
 
 def _on_mesh(config: Config, axes: Axes, losses: list[float], reference: Any, start: Any) -> dict[str, Any]:
-    training = Training(config, mesh_of(axes)).take(config.train.steps)
+    training = Training(config, make_mesh(MeshConfig(*axes), all_devices=False)).take(config.train.steps)
     return {
         "axes": list(axes),
         "loss_difference": loss_difference(training.losses, losses),

@@ -8,7 +8,7 @@ from typing import Any
 from psann_jax.bench.laps import lap_times
 from psann_jax.bench.ours import Ours
 from psann_jax.config import Config
-from psann_jax.sample.sampler import mesh_of
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.selftest import child
 from psann_jax.selftest.check import Check, Findings, Machine
 from psann_jax.selftest.sizes import Sizes, experiment
@@ -94,7 +94,7 @@ def _judge_rates(found: Findings, entries: list[dict[str, Any]]) -> None:
 
 def measure_memory(config: Config) -> dict[str, Any]:
     """Memory and time of training steps on one device."""
-    training = Training(config, mesh_of((1, 1, 1))).take(_WARMUP_STEPS)
+    training = Training(config, make_mesh(ONE_DEVICE, all_devices=False)).take(_WARMUP_STEPS)
     laps = lap_times(training.start_step, _MEMORY_STEPS, ahead=False)
     return {
         "base": config.model.base,

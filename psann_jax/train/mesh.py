@@ -1,37 +1,14 @@
-"""The device mesh, and where batches live on it."""
+"""Shardings of batches on the device mesh, and the rows that each process holds."""
 
 from dataclasses import dataclass
 from typing import cast
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from psann_jax.config import MeshConfig, require
-from psann_jax.nn.partition import MESH_AXES, RULES
-
-
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices of all processes.
-
-    Raises:
-      ConfigError: the axis sizes do not multiply to the number of devices.
-    """
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    n_devices = jax.device_count()
-    left = n_devices
-    for axis, size in zip(MESH_AXES, sizes, strict=True):
-        if size != -1:
-            require(
-                left % size == 0, f"mesh.{axis}", f"is {size}, which does not divide the {left} devices left for it"
-            )
-            left //= size
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = left
-    named = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-    require(int(np.prod(sizes)) == n_devices, "mesh", f"is {named}, but there are {n_devices} devices")
-    # Auto: the compiler places activations; with JAX's default, Explicit, embedding look-ups are type errors.
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+from psann_jax.config import require
+from psann_jax.nn.partition import RULES
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -18,10 +18,11 @@ from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DataConfig, DecoderConfig, SineConfig, SpectralConfig, TrainConfig, WaveConfig
 from psann_jax.convert.psannlm_names import from_psannlm
 from psann_jax.models.network import build
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.sample.next_token import Sampling
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
-from psann_jax.train.mesh import make_mesh, put_batch
+from psann_jax.train.mesh import put_batch
 from psann_jax.train.step import init_state
 
 STEPS, ROWS, LENGTH, VOCAB = 100, 8, 32, 64

@@ -12,9 +12,10 @@ import pytest
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SineConfig, SudokuConfig, TrainConfig
 from psann_jax.models import network as registry
 from psann_jax.models.sudoku import REMAT, empty_cell_sums, filled
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.sudoku import SudokuTask
-from psann_jax.train.mesh import batch_sharding, make_mesh
+from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.optimizers import ascend
 from psann_jax.train.schedules import learning_rate
 from psann_jax.train.step import init_state, make_train_step, state_spec

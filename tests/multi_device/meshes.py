@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from psann_jax.bench.random_task import random_task
+from psann_jax.config import MeshConfig
 from psann_jax.config.io import default_config, parse
-from psann_jax.nn.partition import MESH_AXES
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.mesh import put_batch
@@ -24,12 +25,6 @@ from tests.support.tiny import tiny_config
 # 8 does not divide the vocabulary, 260 bytes.
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
 STEPS = 3
-
-
-def mesh_of(sizes):
-    """A mesh over the first devices only, which training itself refuses."""
-    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return jax.sharding.Mesh(devices, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 def results_on(mesh, task, config):
@@ -101,7 +96,10 @@ def sudoku(workdir):
 def main(kind, workdir):
     """Prints a JSON object, mesh name -> result."""
     task, config = {"text": text, "sudoku": sudoku}[kind](workdir)
-    found = {name: results_on(mesh_of(sizes), task, config) for name, sizes in MESHES.items()}
+    found = {
+        name: results_on(make_mesh(MeshConfig(*sizes), all_devices=False), task, config)
+        for name, sizes in MESHES.items()
+    }
     _, one = found["one"]
     print(json.dumps({name: {**shown, "difference": difference(m, one)} for name, (shown, m) in found.items()}))
 

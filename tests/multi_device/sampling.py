@@ -5,10 +5,12 @@ import json
 import jax
 import numpy as np
 
+from psann_jax.config import MeshConfig
 from psann_jax.models import network as registry
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.sample.generation import generate
 from psann_jax.sample.next_token import Sampling
-from psann_jax.sample.sampler import Sampler, mesh_of
+from psann_jax.sample.sampler import Sampler
 from tests.support.variants import SIZES, variant
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
@@ -26,7 +28,7 @@ def model_of(name):
 def texts_on(sizes, name):
     """Produced tokens, and the share of parameters and cache that one device holds."""
     network, params = model_of(name)
-    sampler = Sampler(network, params, eos_id=2, max_length=24, mesh=mesh_of(sizes))
+    sampler = Sampler(network, params, eos_id=2, max_length=24, mesh=make_mesh(MeshConfig(*sizes), all_devices=False))
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, SIZES["vocab_size"], n).tolist() for n in (1, 9, 4)]
     options = {"max_new_tokens": 30, "overflow": "slide"}

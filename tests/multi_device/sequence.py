@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from psann_jax.bench.random_text import RandomText
+from psann_jax.config import MeshConfig
 from psann_jax.config.io import default_config, parse
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
-from psann_jax.sample.sampler import mesh_of
 from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.mesh import batch_sharding, put_batch
@@ -51,7 +52,7 @@ def batch_of():
 
 def measured(name, sequence):
     """Loss and gradients, and the bytes of all that is neither parameter nor gradient on a device."""
-    config, mesh = config_of(name, sequence), mesh_of((2, 1, 4))
+    config, mesh = config_of(name, sequence), make_mesh(MeshConfig(2, 1, 4), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)
     params = param_shardings(mesh, task.network.abstract, task.network.infos)

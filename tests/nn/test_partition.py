@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from psann_jax.config import ConfigError, MeshConfig
+from psann_jax.config import ConfigError
 from psann_jax.models import network as registry
 from psann_jax.nn.partition import MESH_AXES, RULES, ShardingRules, param_shardings
-from psann_jax.train.mesh import check_heads, check_window, make_mesh
+from psann_jax.train.mesh import check_heads, check_window
 from tests.support.variants import VARIANTS, variant
 
 
@@ -69,14 +69,6 @@ def test_windows_that_cannot_be_split_are_refused():
         check_window(abstract_mesh(1, 1, 4), 30)
     with pytest.raises(ConfigError, match=r"^mesh\.sequence: has no effect where mesh\.tensor is 1"):
         check_window(abstract_mesh(4, 2, 1), 32)
-
-
-def test_mesh_takes_all_devices_or_says_why_not():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    with pytest.raises(ConfigError, match=r"^mesh\.data: is 2, which does not divide the 1 devices left for it$"):
-        make_mesh(MeshConfig(data=2))
-    with pytest.raises(ConfigError, match=r"^mesh\.fsdp: is 3, which does not divide"):
-        make_mesh(MeshConfig(fsdp=3))
 
 
 def test_initial_weights_follow_the_table():

@@ -13,11 +13,11 @@ from psann_jax.config import SudokuConfig
 from psann_jax.data.sudoku.rules import is_solved
 from psann_jax.models.network import build
 from psann_jax.models.sudoku import Sudoku
-from psann_jax.sample.sampler import mesh_of
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.runs.sudoku_solver import attention_of, is_valid, marks_up_to, solve, trace
 
 SOLUTION = np.array([(3 * (row % 3) + row // 3 + column) % 9 + 1 for row in range(9) for column in range(9)], np.uint8)
-MESH = mesh_of((1, 1, 1))
+MESH = make_mesh(ONE_DEVICE, all_devices=False)
 REMEMBERED = 5  # iterations that the network below keeps a solution for
 
 

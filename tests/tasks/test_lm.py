@@ -11,12 +11,13 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from psann_jax.models import network as registry
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES
 from psann_jax.nn.positions import document_reach
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
-from psann_jax.train.mesh import make_mesh, put_batch
+from psann_jax.train.mesh import put_batch
 from psann_jax.train.step import init_state
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config

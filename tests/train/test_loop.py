@@ -231,7 +231,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from tests.support.tiny import tiny_config
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps, keep_programs
-from psann_jax.train.mesh import make_mesh
+from psann_jax.nn.mesh import make_mesh
 directory = Path(sys.argv[1])
 keep_programs(directory / "programs")
 config = tiny_config(directory)

@@ -11,9 +11,10 @@ import optax
 
 from psann_jax.config import Config, DataConfig, DecoderConfig, TrainConfig
 from psann_jax.convert.psannlm_names import from_psannlm
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.lm import LanguageModel
-from psann_jax.train.mesh import batch_sharding, make_mesh
+from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import init_state, make_train_step, state_spec
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "train_5_steps.npz"
