@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from psann_jax.ops.cross_entropy import cross_entropy, cross_entropy_reference
 
@@ -140,7 +141,7 @@ def primitives(jaxpr):
     """All equations, inner ones too."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in jaxprs_in_params(eqn.params):
             yield from primitives(sub)
 
 

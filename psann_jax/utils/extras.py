@@ -1,0 +1,36 @@
+"""Optional dependencies: which extra installs a module, and the error when it is missing."""
+
+from importlib.util import find_spec
+
+from psann_jax.utils.errors import UserError
+
+# Importable module -> the extra in pyproject.toml that installs it.
+EXTRA_OF = {
+    "datasets": "hf",
+    "lm_eval": "lm_eval",
+    "numba": "sudoku",
+    "plotly": "coordinates",
+    "psann": "parity",
+    "psannlm": "parity",
+    "sentencepiece": "sentencepiece",
+    "torch": "torch",
+}
+
+
+def require_extra(what: str, *modules: str, extra: str | None = None) -> None:
+    """Checks that optional modules are installed, without importing them.
+
+    Call it where a feature starts, so that a missing package ends a command before any work is done.
+
+    Args:
+      what: the setting, flag or file that needs the modules; the error message starts with it.
+      modules: names as imported.
+      extra: the extra to recommend; by default the one that installs the first missing module.
+
+    Raises:
+      UserError: a module is missing; the message names the modules and the pip command.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        extra = extra or EXTRA_OF[missing[0]]
+        raise UserError(f"{what}: needs {', '.join(missing)}; pip install 'psann_jax[{extra}]'")
