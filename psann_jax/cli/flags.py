@@ -1,0 +1,245 @@
+"""Command lines: parsers with one-line errors, config files with overrides, and how a command ends.
+
+Nothing here imports JAX, so an error in a command line or a config file shows at once.
+"""
+
+import argparse
+import faulthandler
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import config_dict
+
+from psann_jax.config import Config
+from psann_jax.config.files import apply_overrides, load_config_file
+from psann_jax.config.io import nearest, parse
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.huge_pages import restart_with_huge_pages
+
+PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
+
+# Flags of earlier versions and what does their work now.
+_MOVED = {"--print_sharding": "psann-jax bench layout --config=FILE", "--averaged": "--ema"}
+
+
+class StrictParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line with exit code 2; an unknown flag gets the nearest valid one."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"psann-jax {command}", description=description, allow_abbrev=False)
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses the arguments of a command; exits with code 2 on any error in them."""
+        flags, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            name = unknown[0].split("=")[0]
+            if name in _MOVED:
+                fail(f"{name}: is now {_MOVED[name]}")
+            known = [option for action in self._actions for option in action.option_strings]
+            fail(f"{name}: unknown argument{nearest(name, known) if name.startswith('-') else '; flags begin with --'}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2 and the message."""
+        fail(message.removeprefix("argument "))
+
+
+class RunParser(StrictParser):
+    """The flags of all commands that use a trained run."""
+
+    def __init__(self, command: str, description: str, *, precision: str) -> None:
+        """Adds the flags.
+
+        Args:
+          command: its name.
+          description: for --help.
+          precision: default of --precision.
+        """
+        super().__init__(command, description)
+        add = self.add_argument
+        add("--workdir", required=True, metavar="DIR", help="the trained run: the --workdir of its training")
+        add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
+        add("--ema", action="store_true", dest="ema_params", help="use the EMA of the weights (train.ema_decay)")
+        add(
+            "--precision",
+            default=precision,
+            choices=PRECISIONS,
+            help="precision of the computation; run: as in training, auto: fp32 on a CPU, elsewhere as in training; "
+            f"default {precision}",
+        )
+        add(
+            "--mesh",
+            default=(1, 1, 1),
+            type=_mesh_sizes,
+            metavar="D,F,T",
+            help="devices along the axes data, fsdp and tensor; default 1,1,1",
+        )
+
+
+def load_options(flags: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `psann_jax.runs.restore.load_run` that the flags of a `RunParser` give."""
+    return {name: getattr(flags, name) for name in ("precision", "mesh", "ema_params")}
+
+
+class ConfigParser(StrictParser):
+    """Adds --config=FILE and its overrides, --config.KEY=VALUE.
+
+    The parsed flags have `config_file`, a path, and `overrides`, a list as `psann_jax.config.files.apply_overrides`
+    takes it; `read_config` turns both into a `Config`.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        *,
+        default_file: str | None = None,
+        default_overrides: Sequence[str] = (),
+    ) -> None:
+        """Adds the flags.
+
+        Args:
+          command: its name.
+          description: for --help.
+          default_file: the config file if there is no --config; None: --config is required.
+          default_overrides: applied to default_file only, before those of the command line.
+        """
+        super().__init__(command, description)
+        self._default_file, self._default_overrides = default_file, default_overrides
+        default = "" if default_file is None else "; default " + " ".join((default_file, *default_overrides))
+        add = self.add_argument
+        add("--config", dest="config_file", metavar="FILE", help=f"a config file, as in configs/{default}")
+        add_override_help(self, "config")
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses the arguments of a command; exits with code 2 on any error in them."""
+        rest, overrides = split_overrides(argv, "config")
+        flags = super().parse_strictly(rest)
+        if not flags.config_file:
+            if self._default_file is None:
+                fail("--config: name a config file, for example --config=configs/quickstart.py")
+            flags.config_file = self._default_file
+            overrides = [*self._default_overrides, *overrides]
+        flags.overrides = overrides
+        return flags
+
+
+def add_override_help(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Lists --FLAG.KEY in a parser's --help; `split_overrides` takes these arguments away before it parses."""
+    parser.add_argument(
+        f"--{flag}.KEY",
+        dest=argparse.SUPPRESS,
+        metavar="VALUE",
+        help=f"changes a setting of the file, for example --{flag}.train.lr=1e-3; --no{flag}.KEY turns one off",
+    )
+
+
+def split_overrides(argv: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """Separates the overrides of a config flag from the other arguments.
+
+    Returns:
+      The other arguments; and the overrides, --FLAG.KEY=VALUE or --FLAG.KEY VALUE as "KEY=VALUE", --FLAG.KEY as
+      "KEY" and --noFLAG.KEY as "noKEY".
+    """
+    rest, overrides = [], []
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if argument.startswith(f"--{flag}."):
+            override = argument.removeprefix(f"--{flag}.")
+            has_value = "=" not in override and arguments and arguments[0] != "-h" and arguments[0][:2] != "--"
+            overrides.append(f"{override}={arguments.pop(0)}" if has_value else override)
+        elif argument.startswith(f"--no{flag}."):
+            overrides.append("no" + argument.removeprefix(f"--no{flag}."))
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def read_settings(flags: argparse.Namespace) -> config_dict.ConfigDict:
+    """The settings of --config with the overrides of the command line, not checked yet.
+
+    Raises:
+      UserError: the file cannot be read, or an override names no setting or has a value of another type.
+    """
+    settings = load_config_file(flags.config_file)
+    apply_overrides(settings, flags.overrides)
+    return settings
+
+
+def read_config(flags: argparse.Namespace) -> Config:
+    """The checked experiment of --config with the overrides of the command line.
+
+    Raises:
+      UserError: as `read_settings`, or a setting is wrong.
+    """
+    return parse(read_settings(flags))
+
+
+def default_workdir(config_file: str) -> Path:
+    """runs/ and the path of a config file below configs/, or only its name if it is elsewhere."""
+    parts = Path(config_file).absolute().with_suffix("").parts
+    folders = parts[:-1]
+    return Path("runs", *parts[len(folders) - folders[::-1].index("configs") :] if "configs" in folders else parts[-1:])
+
+
+def positive_int(text: str) -> int:
+    """A flag's value as a whole number of at least 1, for `type=` of a parser's argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be a whole number of at least 1")
+    return int(text)
+
+
+def names(text: str) -> list[str]:
+    """A flag's value as a list of names with commas between them, for `type=` of a parser's argument."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("is empty, must be one name or several with commas between them")
+    return found
+
+
+def writable_file(text: str) -> Path:
+    """A flag's value as the path of a file that can be written, for `type=` of a parser's argument."""
+    path = Path(text).expanduser()
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: there is no directory {parent}")
+    if path.is_dir() or not os.access(parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path}: cannot be written")
+    return path
+
+
+def _mesh_sizes(text: str) -> tuple[int, int, int]:
+    try:
+        data, fsdp, tensor = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be three sizes such as 1,1,1") from error
+    return data, fsdp, tensor
+
+
+def fail(error: BaseException | str) -> NoReturn:
+    """Prints an error in one line and exits with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run_command(command: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command with the arguments of this program, and with huge pages (`psann_jax.utils.huge_pages`).
+
+    A UserError ends it with one line and code 2, Ctrl-C with code 130.
+    """
+    restart_with_huge_pages()
+    faulthandler.enable()
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
