@@ -8,33 +8,14 @@ the code that users run.
 
 import gc
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 
-
-def _xla_accepts(flags: str) -> bool:
-    # XLA ends a process that has an unknown flag in XLA_FLAGS, so ask another one. It takes 0.2 seconds.
-    code = "from jaxlib import xla_client; xla_client.CompileOptions()"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False).returncode == 0
-
-
-def _xla_flags() -> str:
-    if os.environ.get("TESTS_OPTIMIZATION") == "3":
-        return "--xla_backend_optimization_level=3"
-    flags = "--xla_backend_optimization_level=0"
-    older_emitters = "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"  # jaxlib 0.11 has them no more
-    if platform.machine() == "x86_64" and _xla_accepts(older_emitters):
-        flags += f" {older_emitters}"
-    return flags
-
+from tests.support.xla_flags import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The first process asks XLA once; its workers, and the processes that tests start, inherit the answer.
-os.environ["XLA_FLAGS"] = os.environ["TESTS_XLA_FLAGS"] = os.environ.get("TESTS_XLA_FLAGS") or _xla_flags()
+os.environ["XLA_FLAGS"] = os.environ["TESTS_XLA_FLAGS"] = os.environ.get("TESTS_XLA_FLAGS") or xla_flags()
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # for the children, which need not start twice for it
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 # Made by the first process; its workers and the children of tests inherit it.
