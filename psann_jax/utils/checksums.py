@@ -21,7 +21,7 @@ def write_checksums(directory: Path) -> None:
     Raises:
       OSError: a file cannot be read, or the new one not written.
     """
-    content = {name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for name, path in _files(directory)}
+    content = {name: {"bytes": path.stat().st_size, "crc32": _hex(path)} for name, path in _files(directory)}
     # Without fsync, a power failure could leave an empty file, and an intact checkpoint would look damaged.
     atomic_write(directory / CHECKSUMS, json.dumps(content, indent=2), fsync=True)
 
@@ -62,7 +62,7 @@ def _compare(path: Path, size: int, crc32: str) -> str | None:
         found = path.stat().st_size
         if found != size:
             return f"has {found} bytes instead of {size}"
-        if _crc32(path) != crc32:
+        if _hex(path) != crc32:
             return "its checksum differs"
     except OSError as error:
         return _reason(error)
@@ -80,9 +80,18 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-def _crc32(path: Path) -> str:
+def file_crc32(path: Path) -> int:
+    """Returns the CRC-32 of a file's content.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
     value = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
-    return f"{value:08x}"
+    return value
+
+
+def _hex(path: Path) -> str:
+    return f"{file_crc32(path):08x}"

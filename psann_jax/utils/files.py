@@ -11,12 +11,15 @@ from psann_jax.utils.errors import UserError
 
 
 @contextlib.contextmanager
-def storage_errors(path: str | os.PathLike[str], action: Literal["written", "read"] = "written") -> Iterator[None]:
+def storage_errors(
+    path: str | os.PathLike[str], action: Literal["written", "read"] = "written", hint: str = ""
+) -> Iterator[None]:
     """Converts an OSError raised in the block to a UserError that names the path.
 
     Args:
       path: named in the message if the error itself names no file.
       action: what failed: "PATH: cannot be written: No space left on device".
+      hint: what to do about it, added to the message.
 
     Raises:
       UserError: instead of the OSError.
@@ -25,7 +28,21 @@ def storage_errors(path: str | os.PathLike[str], action: Literal["written", "rea
         yield
     except OSError as error:
         name = os.fsdecode(error.filename or path)
-        raise UserError(f"{name}: cannot be {action}: {error.strerror or error}") from error
+        reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+        raise UserError("; ".join(filter(None, (f"{name}: cannot be {action}: {reason}", hint)))) from error
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Flushes the content of a file, or the entries of a directory, to the device.
+
+    Raises:
+      OSError: the path cannot be opened or flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -47,8 +64,7 @@ def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterato
     try:
         yield temporary
         if fsync:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            fsync_path(temporary)
         temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == os.fspath(temporary):

@@ -53,3 +53,9 @@ def test_errors_name_the_path(tmp_path: Path) -> None:
         read_json(damaged)
     with pytest.raises(UserError, match=r"^out/c\.csv: cannot be written: disk full"), storage_errors("out/c.csv"):
         raise OSError("disk full")
+
+
+def test_an_error_with_a_hint_is_one_line(tmp_path: Path) -> None:
+    message = rf"^{tmp_path}: cannot be read: bad block; try again$"
+    with pytest.raises(UserError, match=message), storage_errors(tmp_path, "read", hint="try again"):
+        raise OSError("bad block\nDetail: more")
