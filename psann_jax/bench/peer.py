@@ -10,23 +10,20 @@ import re
 import resource
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from psann_jax.bench.laps import lap_times
 from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DecoderConfig, SineConfig, require
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 _BASES = ("transformer", "respsann", "sgrpsann", "waveresnet")
 
 
 def check_installed() -> None:
     """Raises UserError if psannlm or torch are missing."""
-    missing = [name for name in ("torch", "psann", "psannlm") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"--peer=psannlm: {', '.join(missing)} not installed; pip install 'psann_jax[parity]'")
+    require_extra("--peer=psannlm", "torch", "psann", "psannlm", extra="parity")
 
 
 def build_model(config: DecoderConfig, attention: str = "math") -> Any:

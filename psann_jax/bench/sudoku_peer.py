@@ -6,7 +6,6 @@ study describes it; AdamW on the mean cross entropy of all iterations over the e
 
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,12 @@ from psann_jax.bench.laps import lap_times
 from psann_jax.bench.peer import end_of_work, peak_memory_mb, usable_cores
 from psann_jax.bench.random_puzzles import RandomPuzzles
 from psann_jax.config import Config, SudokuConfig, require
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 
 def check(config: Config) -> None:
     """Raises UserError where there is nothing to measure against."""
-    if find_spec("torch") is None:
-        raise UserError("--peer=torch: torch is not installed; pip install 'psann_jax[parity]'")
+    require_extra("--peer=torch", "torch")
     model, train = config.model, config.train
     require(isinstance(model, SudokuConfig), "model.base", f"is {model.base}; --peer=torch is for base sudoku")
     require(model.positional_encoding == "additive", "model.positional_encoding", "must be additive with --peer=torch")

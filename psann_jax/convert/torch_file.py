@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 
 def load_torch(path: Path) -> dict[str, Any]:
@@ -13,10 +14,9 @@ def load_torch(path: Path) -> dict[str, Any]:
     Raises:
       UserError: no torch, no such file, or a file of something else or with other code in it.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs torch: pip install 'psann_jax[parity]'") from error
+    require_extra(str(path), "torch")
+    import torch
+
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:

@@ -22,6 +22,7 @@ from typing import Any
 from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 _DIRECTORY = ("/", ".", "~")  # how the name of a directory begins, to tell it from a data set's
 
@@ -101,10 +102,9 @@ def _files(spec: str, config: DataConfig, field: str) -> Source:
 
 
 def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as e:
-        raise UserError(f"{field}: {spec} needs tensorflow-datasets: pip install tensorflow-datasets ({e})") from e
+    require_extra(f"{field}: {spec}", "tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     name, split = _cut_split(name)
     try:
         if name.startswith(_DIRECTORY):
@@ -127,10 +127,9 @@ def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
 
 
 def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
-    try:
-        import datasets
-    except ImportError as e:
-        raise UserError(f"{field}: {spec} needs the datasets library: pip install 'psann_jax[hf]'") from e
+    require_extra(f"{field}: {spec}", "datasets")
+    import datasets
+
     name, split = _cut_split(name)
     dataset, config = _cut_config(name)
     try:

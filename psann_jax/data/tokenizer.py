@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig, require
 from psann_jax.data.files import reading
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 # Names that widely used tokenizers give to the special tokens, looked up where the configured default is not there.
 COMMON_NAMES = {
@@ -313,13 +314,14 @@ def _from_base64(payload: str) -> Model:
 
 
 def sentencepiece_library() -> Any:
-    """The optional `sentencepiece` module, or a UserError."""
-    try:
-        import sentencepiece
-    except ImportError as e:
-        raise UserError(
-            "data.tokenizer.kind: sentencepiece needs its library: pip install 'psann_jax[sentencepiece]'"
-        ) from e
+    """Imports the optional `sentencepiece` module.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    require_extra("data.tokenizer.kind: sentencepiece", "sentencepiece")
+    import sentencepiece
+
     return sentencepiece
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plotly.offline import get_plotlyjs
 
 from psann_jax.config import NGTConfig, require
 from psann_jax.plots.evolution import Evolution, evolve, project
 from psann_jax.runs.restore import TextRun
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 # The same for every run, so that pictures can be compared; words come again, so that one sees how they differ.
 DEFAULT_TEXT = """\
@@ -53,8 +53,9 @@ def write_coordinates(
 
     Raises:
       UserError: the run is of another base or has diverged, the text has no tokens, max_tokens is below 2 or above
-        the run's window, or the file cannot be written.
+        the run's window, the file cannot be written, or plotly is not installed.
     """
+    require_extra("coordinates page", "plotly")
     base, longest = run.config.model.base, run.config.data.max_length
     require(isinstance(run.config.model, NGTConfig), "workdir", f"holds a run of base {base}; only ngt has coordinates")
     n = min(DEFAULT_TOKENS, longest) if max_tokens is None else max_tokens
@@ -127,6 +128,8 @@ def _rounded(values: np.ndarray) -> Any:
 
 def page(content: dict[str, Any]) -> str:
     """The HTML page of `page_content`."""
+    from plotly.offline import get_plotlyjs
+
     files = resources.files("psann_jax.plots")
     parts = {
         "plotly": get_plotlyjs(),

@@ -13,6 +13,7 @@ EXTRA_OF = {
     "psann": "parity",
     "psannlm": "parity",
     "sentencepiece": "sentencepiece",
+    "tensorflow_datasets": "tfds",
     "torch": "torch",
 }
 

@@ -118,6 +118,6 @@ def test_without_a_config_the_proxy_is_measured(tmp_path):
 
 
 def test_models_that_psannlm_does_not_have_are_refused(monkeypatch):
-    monkeypatch.setattr(generate.peer, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="not installed"):
+    monkeypatch.setitem(sys.modules, "psannlm", None)
+    with pytest.raises(UserError, match=r"needs .*psannlm; pip install"):
         generate.measure(TINY, Sampling(), peer_name="psannlm", prompt_tokens=4)

@@ -1,6 +1,7 @@
 """The Sudoku model from PyTorch's own layers, and random puzzles."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -85,18 +86,19 @@ def test_both_speeds_are_reported():
     ],
 )
 def test_what_it_does_not_do_is_refused(section, options, message, monkeypatch):
-    monkeypatch.setattr(sudoku_peer, "find_spec", lambda name: True)
+    monkeypatch.setattr("psann_jax.utils.extras.find_spec", lambda name: True)
     changed = dataclasses.replace(getattr(TINY, section), **options)
     with pytest.raises(UserError, match=message):
         sudoku_peer.check(dataclasses.replace(TINY, **{section: changed}))
 
 
 def test_it_is_for_sudoku_and_needs_torch(monkeypatch):
-    monkeypatch.setattr(sudoku_peer, "find_spec", lambda name: True)
+    monkeypatch.setattr("psann_jax.utils.extras.find_spec", lambda name: True)
     with pytest.raises(UserError, match=r"model\.base: is waveresnet; --peer=torch is for base sudoku"):
         sudoku_peer.check(Config())
-    monkeypatch.setattr(sudoku_peer, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="torch is not installed"):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"--peer=torch: needs torch; pip install 'psann_jax\[torch\]'"):
         sudoku_peer.check(TINY)
 
 

@@ -365,8 +365,9 @@ def test_the_peers_process_does_not_load_jax():
 
 
 def test_a_missing_psannlm_is_a_mistake_that_names_the_extra(monkeypatch):
-    monkeypatch.setattr(peer, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"torch, psann, psannlm not installed; pip install 'psann_jax\[parity\]'"):
+    for name in ("torch", "psann", "psannlm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"needs torch, psann, psannlm; pip install 'psann_jax\[parity\]'"):
         throughput.measure(TINY, peer_name="psannlm")
 
 

@@ -91,7 +91,8 @@ def test_the_setting_at_fault_is_named():
 @pytest.mark.parametrize(("spec", "module"), [("hf:a/b", "datasets"), ("tfds:a", "tensorflow_datasets")])
 def test_missing_library(monkeypatch, spec, module):
     monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install" in message(spec)
+    extra = spec.partition(":")[0]
+    assert message(spec).endswith(f"{spec}: needs {module}; pip install 'psann_jax[{extra}]'")
 
 
 # --- tfds -----------------------------------------------------------------------------------------------

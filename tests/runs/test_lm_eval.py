@@ -2,16 +2,17 @@
 
 import json
 import math
+import sys
 
 import pytest
-from tests.support.saved import save_run
-from tests.support.tiny import WORDS, tiny_config
 
 from psann_jax.cli import lm_eval as command
-from psann_jax.utils.errors import UserError
-from psann_jax.sample.next_token import Sampling
 from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.score import Scorer
+from psann_jax.sample.next_token import Sampling
+from psann_jax.utils.errors import UserError
+from tests.support.saved import save_run
+from tests.support.tiny import WORDS, tiny_config
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0)
 TASK = """
@@ -182,6 +183,6 @@ def test_data_that_cannot_be_had_is_named(workdir, tasks, tmp_path):
 
 
 def test_without_the_library_it_says_so(workdir, monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"lm_eval: is not installed; pip install 'psann_jax\[lm_eval\]'"):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match=r"lm_eval: needs lm_eval; pip install 'psann_jax\[lm_eval\]'"):
         command.main([f"--workdir={workdir}", "--tasks=x"])

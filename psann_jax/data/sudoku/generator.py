@@ -1,11 +1,14 @@
 """Puzzles made to measure: any number of each bucket of ratings, each with one solution."""
 
+from typing import Any
+
 import numpy as np
 from tqdm import tqdm
 
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.puzzles import Puzzles, bucket_bounds, joined
 from psann_jax.data.sudoku.solver import in_threads, rating_copies, slices
+from psann_jax.utils.extras import require_extra
 
 # Puzzles that are walked to from one another: looking for hard ones is slow, and one is near the next.
 _PER_LINEAGE = (1, 1, 1, 8, 8)
@@ -42,8 +45,7 @@ def generate(
 
 def _bucket(bucket: int, n: int, seed: int, extra_clues: int, bar: "tqdm[None]") -> Puzzles:
     """The puzzles of n lineages of a bucket."""
-    from psann_jax.data.sudoku import generator_kernels  # imports numba
-
+    kernels = _kernels()
     size = _PER_LINEAGE[bucket]
     # Seeds by position, so that more puzzles of a bucket begin with the fewer.
     seeds_N = np.random.SeedSequence([seed, bucket]).generate_state(n, np.uint64)
@@ -53,7 +55,7 @@ def _bucket(bucket: int, n: int, seed: int, extra_clues: int, bar: "tqdm[None]")
     bounds = (*bucket_bounds(bucket), extra_clues)
 
     def part(rows: slice) -> None:
-        generator_kernels.make_puzzles(
+        kernels.make_puzzles(
             seeds_N[rows],
             bounds,
             (copies.cells_x81, copies.digits_x10),
@@ -73,8 +75,13 @@ def grid_keys(solutions_Nx81: np.ndarray) -> np.ndarray:
 
     Grids that are not symmetric to each other have different ones, but for rare coincidences.
     """
+    keys_N = np.zeros(len(solutions_Nx81), np.uint64)
+    _kernels().grid_keys(solutions_Nx81, keys_N)
+    return keys_N
+
+
+def _kernels() -> Any:
+    require_extra("Sudoku puzzles", "numba")
     from psann_jax.data.sudoku import generator_kernels
 
-    keys_N = np.zeros(len(solutions_Nx81), np.uint64)
-    generator_kernels.grid_keys(solutions_Nx81, keys_N)
-    return keys_N
+    return generator_kernels

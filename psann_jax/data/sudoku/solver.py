@@ -13,6 +13,7 @@ import numpy as np
 
 from psann_jax.data.sudoku.symmetry import N_DRAWS, Symmetry, symmetry
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 
 COPIES = 8  # that a rating is averaged over
 _COPY_SEED = 20_001
@@ -88,6 +89,7 @@ def in_threads(part: Callable[[slice], T], parts: list[slice]) -> Iterator[T]:
 
 
 def _kernels() -> Any:
-    from psann_jax.data.sudoku import kernels  # imports numba, which not every run needs
+    require_extra("Sudoku puzzles", "numba")
+    from psann_jax.data.sudoku import kernels
 
     return kernels
