@@ -1,1 +1,1 @@
-"""Comparisons: sweeps, their statistics and reports."""
+"""Sweeps: definitions, runs, statistics and reports."""

@@ -1,4 +1,4 @@
-"""What several seeds say: means, differences of pairs, and whether a difference is shown."""
+"""Statistics over seeds: means, paired differences, and whether a difference is significant."""
 
 import math
 import statistics
@@ -16,11 +16,12 @@ class Difference:
     """The mean of paired differences over seeds.
 
     Attributes:
-      mean: of them.
-      low, high: the bootstrap's 95 % interval of the mean; NaN for a single seed.
+      mean: mean of the differences.
+      low: lower end of the bootstrap's 95 % interval of the mean; NaN for a single seed.
+      high: upper end of that interval; NaN for a single seed.
       seeds: number of pairs.
-      seeds_needed: with which a true difference of this size would be found in four of five experiments; None where
-        that cannot be told.
+      seeds_needed: number of seeds with which four of five experiments would find a true difference of this size; None
+        if it cannot be estimated.
     """
 
     mean: float
@@ -31,15 +32,15 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Compares values with those of the same seeds of a reference.
+    """Compares values with a reference's values of the same seeds.
 
-    The interval is the percentile bootstrap (Efron, 1979) over the pairs. Of three seeds it is too narrow, as every
-    bootstrap of so few is; a line that says "no difference shown" is the safer half of what it tells.
+    The interval is the percentile bootstrap over the pairs (Efron, 1979). With only a few seeds it is too narrow, so
+    "better" and "worse" are less reliable than "no difference shown".
     """
     deltas = np.asarray(values, float) - np.asarray(reference, float)
     n, mean = len(deltas), float(deltas.mean())
@@ -47,10 +48,11 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
         return Difference(mean, math.nan, math.nan, 1, None)
     draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
     low, high = np.percentile(deltas[draws].mean(axis=1), (2.5, 97.5))
-    needed = None if mean == 0 else max(math.ceil((_POWER * float(deltas.std(ddof=1)) / mean) ** 2), 2)
+    known = mean != 0 and math.isfinite(mean)
+    needed = max(math.ceil((_POWER * float(deltas.std(ddof=1)) / mean) ** 2), 2) if known else None
     return Difference(mean, float(low), float(high), n, needed)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, the latter NaN for a single value."""
+    """Returns the mean and the sample standard deviation, which is NaN for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan

@@ -1,0 +1,70 @@
+"""Trains the contenders of a sweep and compares them: psann-jax sweep --config=configs/sweeps/NAME.py.
+
+Finished runs are not repeated, so the same command resumes an interrupted sweep and retries failed runs.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int, run_command
+from psann_jax.config.files import load_config_file
+from psann_jax.utils.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs what is missing of a sweep and writes its report."""
+    flags = _parse(argv)
+    sweep = load_config_file(flags.config_file)
+    # Imported late, so that an error in the command line shows at once.
+    from psann_jax.experiments.run import LmEval
+    from psann_jax.experiments.runner import SweepOptions, run_sweep
+
+    default = default_workdir(flags.config_file)
+    lm_eval = LmEval(tuple(flags.lm_eval_tasks), flags.lm_eval_limit, flags.lm_eval_include_path)
+    options = SweepOptions(
+        only=tuple(flags.bases),
+        seeds=tuple(flags.seeds),
+        overrides=tuple(flags.overrides),
+        lm_eval=lm_eval if flags.with_lm_eval else None,
+        resume=not flags.noresume,
+        dry_run=flags.dry_run,
+    )
+    run_sweep(sweep, default.name, flags.workdir or default, options)
+
+
+_LM_EVAL_DEFAULTS = {"lm_eval_tasks": ["lambada_openai", "hellaswag"], "lm_eval_limit": 256}
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ConfigParser("sweep", "Trains the contenders of a sweep with every seed and compares them.")
+    add = parser.add_argument
+    add("--workdir", type=Path, metavar="DIR", help="where runs and reports go; default a folder in runs/")
+    add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
+    add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
+    add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
+    add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
+    add("--with_lm_eval", action="store_true", help="evaluate every run on tasks of lm_eval, too")
+    tasks, limit = _LM_EVAL_DEFAULTS.values()
+    add("--lm_eval_tasks", type=names, metavar="NAMES", help=f"their names; default {','.join(tasks)}")
+    add("--lm_eval_limit", type=positive_int, metavar="N", help=f"examples per task; default {limit}")
+    add("--lm_eval_include_path", metavar="DIR", help="a folder with tasks of your own")
+    flags = parser.parse_strictly(argv)
+    for name in (*_LM_EVAL_DEFAULTS, "lm_eval_include_path"):
+        if getattr(flags, name) is None:
+            setattr(flags, name, _LM_EVAL_DEFAULTS.get(name))
+        elif not flags.with_lm_eval:
+            raise UserError(f"--{name}: has no effect without --with_lm_eval")
+    return flags
+
+
+def _seeds(text: str) -> list[int]:
+    found = names(text)
+    for seed in found:
+        if not seed.isdecimal():
+            raise argparse.ArgumentTypeError(f"{seed!r} is not a seed; give whole numbers, as in 1,2,3")
+    return list(map(int, found))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""The runs of a sweep, one `Case` per run."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import config_dict
+
+from psann_jax.config import Config, require
+from psann_jax.config.files import apply_overrides
+from psann_jax.config.io import flatten, parse, to_dict
+from psann_jax.config.names import nearest
+from psann_jax.experiments.budgets import match_budget, with_settings
+from psann_jax.experiments.sweeps import BUDGETS, check_overrides, contender_config, override_key
+from psann_jax.utils.errors import UserError
+
+Settings = tuple[tuple[str, Any], ...]  # dotted names and values
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a sweep.
+
+    Attributes:
+      contender: its name in the sweep.
+      settings: the combination of the grid.
+      seed: the run's seed.
+      budget: what all contenders have in equal amount, a name in `BUDGETS`.
+      config: the experiment.
+      differences: settings, by dotted name, in which `config` differs from the reference's.
+    """
+
+    contender: str
+    settings: Settings
+    seed: int
+    budget: str
+    config: Config
+    differences: Settings = ()
+
+    @property
+    def group(self) -> tuple[str, Settings, str]:
+        """What the runs that differ only in their seed have in common."""
+        return self.contender, self.settings, self.budget
+
+    @property
+    def label(self) -> str:
+        """Contender and grid settings, for tables."""
+        return " ".join([self.contender, *(f"{name}={value}" for name, value in self.settings)])
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        values = [f"{name.split('.')[-1]}{value}" for name, value in self.settings]
+        budget = [] if self.budget == "tokens" else [self.budget]
+        return "_".join([self.contender, *values, *budget, f"seed{self.seed}"])
+
+
+def all_cases(
+    sweep: config_dict.ConfigDict,
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    speed: Callable[[Config], float] | None = None,
+) -> list[Case]:
+    """Returns the runs of a sweep, all contenders of one seed before the next seed.
+
+    In this order an interrupted sweep still compares the contenders.
+
+    Args:
+      sweep: from `psann_jax.experiments.sweeps.sweep_config`.
+      only: names of contenders; (): all.
+      seeds: seeds to use instead of the sweep's; (): the sweep's.
+      overrides: "KEY=VALUE", applied to every contender whose base has the setting, over all its other settings.
+      speed: measures a config's tokens/s on this device, for the budget "seconds".
+
+    Raises:
+      UserError: `sweep` is not a sweep.
+      ConfigError: an unknown contender, setting or budget, an empty sweep, an override that changes what the sweep
+        compares, or an invalid value.
+    """
+    if "contenders" not in sweep:
+        raise UserError("--config: is a single experiment, not a sweep; see configs/sweeps/")
+    contenders, grid = dict(sweep.contenders), dict(sweep.grid)
+    chosen_seeds = tuple(seeds) or tuple(sweep.seeds)
+    require(bool(contenders) and bool(chosen_seeds), "contenders", "and seeds must not be empty")
+    for name in only:
+        require(name in contenders, "--bases", f"{name!r} is no contender{nearest(name, contenders)}")
+    for name, values in grid.items():
+        require(bool(values), f"grid.{name}", "is empty")
+    for budget in sweep.budgets:
+        require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
+    check_overrides(sweep, overrides)
+    combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    cases = []
+    for budget, settings in itertools.product(sweep.budgets, combinations):
+        reference = None
+        for name, own in contenders.items():
+            config = _experiment(sweep.common, name, (*own, *settings), overrides)
+            reference = reference or config
+            same_task = type(config.data) is type(reference.data)
+            require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")
+            if not only or name in only:
+                matched = match_budget(config, reference, budget, speed)
+                differences = _differences(matched, reference)
+                cases += [
+                    Case(name, settings, seed, budget, with_settings(matched, {"seed": seed}), differences)
+                    for seed in chosen_seeds
+                ]
+    return sorted(cases, key=lambda case: chosen_seeds.index(case.seed))
+
+
+def _experiment(common: config_dict.ConfigDict, contender: str, settings: Settings, overrides: Sequence[str]) -> Config:
+    """Returns the checked experiment of a contender, with the overrides of settings that its base has."""
+    config = contender_config(common, dict(settings), contender)
+    names = dict(flatten(config.to_dict()))
+    apply_overrides(config, [override for override in overrides if override_key(override, names) in names])
+    return parse(config)
+
+
+def _differences(config: Config, reference: Config) -> Settings:
+    own, others = dict(flatten(to_dict(config))), dict(flatten(to_dict(reference)))
+    return tuple((name, value) for name, value in own.items() if name in others and others[name] != value)
+
+
+def folders(cases: Sequence[Case]) -> dict[Case, str]:
+    """Maps each case to its folder's name; cases with equal configs, such as the reference's, share one run."""
+    first: dict[Config, str] = {}
+    return {case: first.setdefault(case.config, case.name) for case in cases}
+
+
+def pairs(cases: Sequence[Case], reference: str) -> Iterator[tuple[Case, Case]]:
+    """Yields every other contender's case with the reference's case of the same settings, seed and budget."""
+    by_settings = {(c.settings, c.seed, c.budget): c for c in cases if c.contender == reference}
+    for case in cases:
+        other = by_settings.get((case.settings, case.seed, case.budget))
+        if case.contender != reference and other is not None:
+            yield case, other

@@ -1,0 +1,237 @@
+"""The sections of a sweep's report, as texts and tables."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from psann_jax.config.io import flatten, to_dict
+from psann_jax.experiments.by_family import on_puzzles, train_sources
+from psann_jax.experiments.cases import Case, pairs
+from psann_jax.experiments.outcome import Outcome, settings_text
+from psann_jax.experiments.statistics import mean_and_deviation, paired_difference
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+      title: its heading.
+      text: a paragraph, possibly empty.
+      table: rows of cells, the first one the head; empty if there is no table.
+    """
+
+    title: str
+    text: str
+    table: list[list[str]]
+
+
+_EQUAL = {
+    "tokens": "equal training tokens",
+    "flops": "equal training FLOPs",
+    "parameters": "equal parameters and training tokens",
+    "seconds": "equal training time on this device",
+}
+_MAIN_SETTINGS = ("data.max_length", "data.tokenizer.vocab_size", "train.batch_tokens", "train.grad_accum",
+                  "train.optimizer", "train.lr", "train.schedule", "train.warmup_steps", "train.weight_decay",
+                  "train.grad_clip", "train.precision", "model.init")  # fmt: skip
+
+
+def sections(outcomes: Sequence[Outcome], n_cases: int, reference: str) -> list[Section]:
+    """Returns the sections of the report.
+
+    Args:
+      outcomes: the cases that are trained or have failed.
+      n_cases: the number of all cases.
+      reference: the contender that the others are compared with.
+    """
+    finished = [outcome for outcome in outcomes if outcome.summary is not None]
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    parts = [_runs(finished, len(failed), n_cases)]
+    for budget in dict.fromkeys(o.case.budget for o in finished):
+        group = [o for o in finished if o.case.budget == budget]
+        parts += [_leaderboard(budget, group), _differences(budget, group, reference)]
+    if finished:
+        runs = list({o.folder: o for o in reversed(finished)}.values())[::-1]  # cases may share a run
+        parts += [_common_step(finished), _best_and_last(runs), _throughput(runs)]
+        parts += [_lm_eval_scores(finished)] if any(o.lm_eval for o in finished) else []
+        parts += [_contenders(finished), _settings(finished, reference)]
+        parts += [_different_code(runs)] if len({_code(o) for o in finished}) > 1 else []
+    if failed:
+        rows = [[o.case.name, str(o.error)] for o in failed]
+        text = "What these runs lack is missing from the tables above."
+        parts.append(Section("Failed", text, [["run", "error"], *rows]))
+    return parts
+
+
+# --- comparisons ----------------------------------------------------------------------------------------
+
+
+def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
+    text = f"{len(finished)} of {n_cases} finished, {n_failed} failed."
+    if not finished:
+        return Section("Runs", text, [])
+    config, seeds = finished[0].case.config, sorted({o.case.seed for o in finished})
+    sources = ", ".join(train_sources(config))
+    if on_puzzles(config):
+        data, unit, where = f"Puzzles: {sources}", "empty cell", "puzzles"
+    else:
+        data, unit, where = f"Text: {sources}; windows of {config.data.max_length} tokens", "token", "windows"
+    text += (
+        f" {data}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. Losses are mean cross "
+        f"entropies in nats per {unit} over the same validation {where}."
+    )
+    if len(seeds) == 1:
+        text += " One seed cannot show which contender is better: another seed could reverse small differences."
+    return Section("Runs", text, [])
+
+
+def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
+    rows = []
+    solves = on_puzzles(outcomes[0].case.config)
+    for group in _groups(outcomes, lambda case: case.group):
+        mean, deviation = mean_and_deviation([o.val_loss for o in group])
+        metrics = [o.metrics() for o in group]
+        names = ("train_tokens_per_s", "peak_memory_mb", "val_accuracy")
+        rate, memory, accuracy = (statistics.fmean(m[name] for m in metrics) for name in names)
+        row = [group[0].case.label, str(len(group)), f"{mean:.4f}", _or_dash(deviation), _perplexity(mean)]
+        if solves:
+            row.append(f"{statistics.fmean(m['val_solved'] for m in metrics):.4f}")
+        row += [f"{accuracy:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
+        rows.append((mean, [*row, f"{metrics[0]['param_count']:,}", f"{rate:,.0f}", f"{memory:,.0f}"]))
+    head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "accuracy", "M tokens", "FLOPs"]
+    text = "After the last update: means over the seeds, and the sample standard deviation of the loss."
+    table = [[*head, "parameters", "tokens/s", "peak MB"], *_sorted(rows)]
+    return Section(f"Leaderboard at {_EQUAL[budget]}", text, table)
+
+
+def _differences(budget: str, outcomes: Sequence[Outcome], reference: str) -> Section:
+    """Compares each contender with the reference, seed by seed."""
+    by_name = {o.case.name: o for o in outcomes}
+    groups: dict[object, list[tuple[Outcome, Outcome]]] = {}
+    for case, other in pairs([o.case for o in outcomes], reference):
+        groups.setdefault(case.group, []).append((by_name[case.name], by_name[other.name]))
+    rows = [["contender", "reference", "seeds", "difference", "95 % interval", "verdict", "seeds needed"]]
+    for group in groups.values():
+        d = paired_difference([o.val_loss for o, _ in group], [r.val_loss for _, r in group])
+        better = "better" if d.mean < 0 else "worse"
+        verdict = better if d.shown else "no difference shown" if d.seeds > 1 else "no verdict from one seed"
+        interval = f"{d.low:+.4f} to {d.high:+.4f}" if d.seeds > 1 else "-"
+        needed = "-" if d.seeds_needed is None else str(d.seeds_needed)
+        names = [outcome.case.label for outcome in group[0]]
+        rows.append([*names, str(d.seeds), f"{d.mean:+.4f}", interval, verdict, needed])
+    title = f"Differences to the reference at {_EQUAL[budget]}"
+    if len(rows) == 1:
+        return Section(title, f"There is no finished pair of {reference} and another contender.", [])
+    text = (
+        "The last validation loss minus the reference's of the same seed; the interval is the bootstrap over these "
+        "pairs. The last column estimates with how many seeds four of five experiments would find a true difference "
+        "of this size."
+    )
+    return Section(title, text, rows)
+
+
+def _common_step(finished: Sequence[Outcome]) -> Section:
+    step = max(set.intersection(*(set(o.losses) for o in finished)), default=0)
+    title = "Loss at the last common step"
+    if step == 0:
+        return Section(title, "The runs have evaluated no step in common after the first update.", [])
+    rows = []
+    for group in _groups(finished, _long_label):
+        mean, deviation = mean_and_deviation([o.losses[step] for o in group])
+        rows.append((mean, [_long_label(group[0].case), str(len(group)), f"{mean:.4f}", _or_dash(deviation)]))
+    text = f"Step {step:,} is the last one that all runs have evaluated: means over the seeds."
+    return Section(title, text, [["contender", "seeds", f"val loss at {step:,}", "deviation"], *_sorted(rows)])
+
+
+def _best_and_last(runs: Sequence[Outcome]) -> Section:
+    rows = []
+    for run in runs:
+        (best_step, best), (last_step, last) = run.best, list(run.losses.items())[-1]
+        numbers = [f"{best:.4f}", _perplexity(best), f"{best_step:,}", f"{last:.4f}", f"{last_step:,}"]
+        rows.append((best, [run.case.name, *numbers]))
+    head = ["run", "best val loss", "best ppl", "best step", "last val loss", "last step"]
+    return Section("Best and last losses", "Sorted by the best loss after the first update.", [head, *_sorted(rows)])
+
+
+def _lm_eval_scores(finished: Sequence[Outcome]) -> Section:
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for outcome in finished:
+        for task, found in (outcome.lm_eval or {"results": {}})["results"].items():
+            for key, value in found.items():
+                name = key.split(",")[0]
+                if isinstance(value, float | int) and not name.endswith(("_stderr", "sample_len")):
+                    scores.setdefault((task, name, _long_label(outcome.case)), []).append(float(value))
+    rows = [["task", "score", "contender", "seeds", "mean", "deviation"]]
+    for names, values in sorted(scores.items()):
+        mean, deviation = mean_and_deviation(values)
+        rows.append([*names, str(len(values)), f"{mean:.4f}", _or_dash(deviation)])
+    limits = sorted({o.lm_eval["limit"] for o in finished if o.lm_eval})
+    text = f"Scores of lm_eval on the first {' or '.join(map(str, limits))} examples of each task, over the seeds."
+    return Section("Standard tasks", text, rows)
+
+
+# --- the runs themselves --------------------------------------------------------------------------------
+
+
+def _throughput(runs: Sequence[Outcome]) -> Section:
+    rows = [["run", "steps/s", "s/step", "tokens/s", "peak MB", "parameters"]]
+    for run in runs:
+        summary, tokens = run.summary or {}, run.case.config.train.batch_tokens
+        rate = summary["tokens_per_s"]
+        times = [f"{rate / tokens:.3f}", f"{tokens / rate:.2f}" if rate else "-", f"{rate:,.0f}"]
+        rows.append([run.case.name, *times, f"{summary['peak_memory_mb']:,.0f}", f"{summary['n_params']:,}"])
+    return Section("Throughput and memory", "Without compilation, evaluation and checkpoints.", rows)
+
+
+def _contenders(finished: Sequence[Outcome]) -> Section:
+    differences = {_long_label(o.case): settings_text(o.case.differences) or "none" for o in finished}
+    text = "Settings in which a contender differs from the reference, of those that both have."
+    return Section("Contenders", text, [["contender", "differences"], *map(list, differences.items())])
+
+
+def _settings(finished: Sequence[Outcome], reference: str) -> Section:
+    run = next((o for o in finished if o.case.contender == reference), finished[0])
+    flat = dict(flatten(to_dict(run.case.config)))
+    rows = [[key, str(flat[key])] for key in _MAIN_SETTINGS if key in flat]
+    text = "The main ones; config_used.json has all settings of all runs."
+    return Section(f"Settings of {run.case.name}", text, [["setting", "value"], *rows])
+
+
+def _different_code(runs: Sequence[Outcome]) -> Section:
+    text = "These runs were not all trained by the same code, which may be the cause of differences."
+    return Section("Different code", text, [["run", "trained by"], *([o.case.name, _code(o)] for o in runs)])
+
+
+def _code(outcome: Outcome) -> str:
+    names = ("psann_jax", "code", "jax", "flax", "optax")
+    return ", then ".join(" ".join(f"{n} {code[n]}" for n in names) for code in outcome.codes) or "not recorded"
+
+
+# --- cells ----------------------------------------------------------------------------------------------
+
+
+def _groups(outcomes: Iterable[Outcome], key: Callable[[Case], object]) -> list[list[Outcome]]:
+    groups: dict[object, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(key(outcome.case), []).append(outcome)
+    return list(groups.values())
+
+
+def _long_label(case: Case) -> str:
+    return case.label if case.budget == "tokens" else f"{case.label} ({case.budget})"
+
+
+def _sorted(rows: list[tuple[float, list[str]]]) -> list[list[str]]:
+    """Sorts rows by a loss; those without a finite one come last."""
+    return [row for _, row in sorted(rows, key=lambda pair: (math.isnan(pair[0]), pair[0]))]
+
+
+def _or_dash(deviation: float) -> str:
+    return "-" if math.isnan(deviation) else f"{deviation:.4f}"
+
+
+def _perplexity(loss: float) -> str:
+    perplexity = math.exp(min(loss, 700))
+    return f"{perplexity:.2f}" if perplexity < 1e5 else f"{perplexity:.3g}"
