@@ -1,14 +1,21 @@
-"""Settings that the config files of one experiment share."""
+"""Settings that several config files share."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
 from psann_jax.config.io import default_config
+from psann_jax.experiments.sweeps import contender_config
 
 _WIKITEXT_103 = "hf:Salesforce/wikitext/wikitext-103-raw-v1"
 
 
+# --- the 13 M proxy -------------------------------------------------------------------------------------
+
+
 def proxy_13m(base: str) -> config_dict.ConfigDict:
-    """The proxy of the base sweeps of 2025-12: 13 M parameters, 16.4 M tokens.
+    """Returns the proxy of the base sweeps of December 2025: 13 M parameters, 16.4 M tokens.
 
     Args:
       base: transformer, respsann, sgrpsann or waveresnet.
@@ -24,7 +31,7 @@ def proxy_13m(base: str) -> config_dict.ConfigDict:
 
 
 def proxy_sweep(base: str) -> config_dict.ConfigDict:
-    """What the runs of the base sweeps have in common: the proxy on WikiText-103, evaluated every 100 updates."""
+    """Returns what the runs of the base sweeps share: the proxy on WikiText-103, evaluated every 100 updates."""
     config = proxy_13m(base)
     config.data.update(sources=(_WIKITEXT_103,), valid_sources=(f"{_WIKITEXT_103}@validation",))
     config.train.lr = 2.2e-3
@@ -32,29 +39,55 @@ def proxy_sweep(base: str) -> config_dict.ConfigDict:
     return config
 
 
-def small_sweep() -> config_dict.ConfigDict:
-    """What the sweeps for 2 CPU cores share: half a million parameters without the embeddings, 1.64 M tokens."""
-    config = default_config("transformer")
+def proxy_contenders() -> dict[str, dict[str, Any]]:
+    """Returns the decoder bases; waveresnet both as it is by default and with interleaved wave blocks."""
+    return _by_base("transformer", "respsann", "sgrpsann", "waveresnet") | _INTERLEAVED
+
+
+# --- sizes for a CPU ------------------------------------------------------------------------------------
+
+
+def small(base: str) -> config_dict.ConfigDict:
+    """Returns an experiment that a CPU trains in minutes: half a million parameters without the embeddings.
+
+    Args:
+      base: any base that trains on text.
+    """
+    config = default_config(base)
     config.model.update(d_model=128, n_layers=3, n_heads=4, d_mlp=512)
     config.data.max_length = 256
     config.data.tokenizer.vocab_size = 4096
-    config.train.update(steps=400, batch_tokens=4096, lr=3e-3, warmup_steps=40, precision="fp32")
-    config.eval.update(every=100, max_tokens=131_072)
+    config.train.update(steps=300, batch_tokens=4096, lr=3e-3, warmup_steps=30, precision="fp32")
+    config.eval.every = 100
     return config
 
 
-def small_contenders() -> dict[str, dict[str, object]]:
-    """The bases of the sweeps for 2 CPU cores; waveresnet without its wave would be respsann."""
-    contenders: dict[str, dict[str, object]] = {
-        base: {"model.base": base} for base in ("transformer", "respsann", "sgrpsann", "ngt")
-    }
-    contenders["waveresnet_interleave"] = {"model.base": "waveresnet", "model.wave.interleave": True}
-    return contenders
+def small_sweep() -> config_dict.ConfigDict:
+    """Returns what the sweeps for a CPU share: `small` with 1.64 M training tokens."""
+    config = small("transformer")
+    config.train.update(steps=400, warmup_steps=40)
+    config.eval.max_tokens = 131_072
+    return config
 
 
-def ablations() -> dict[str, dict[str, object]]:
-    """respsann, which is waveresnet without its wave; it with one thing less each, or one more; and the transformer."""
-    base: dict[str, object] = {"model.base": "respsann"}
+def small_contenders() -> dict[str, dict[str, Any]]:
+    """Returns the bases of the sweeps for a CPU; waveresnet without a wave block would equal respsann."""
+    return _by_base("transformer", "respsann", "sgrpsann", "ngt") | _INTERLEAVED
+
+
+_INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
+
+
+def _by_base(*bases: str) -> dict[str, dict[str, Any]]:
+    return {base: {"model.base": base} for base in bases}
+
+
+def ablations() -> dict[str, dict[str, Any]]:
+    """Returns respsann, variants of it with one feature removed or added, and the transformer.
+
+    respsann is waveresnet without a wave block.
+    """
+    base: dict[str, Any] = {"model.base": "respsann"}
     return {
         "respsann": base,
         "gelu": base | {"model.mlp_activation": "gelu"},
@@ -67,13 +100,21 @@ def ablations() -> dict[str, dict[str, object]]:
     }
 
 
-def w3_25m(base: str) -> config_dict.ConfigDict:
-    """The screening of the Newton Gravity Transformer on WikiText-103: 25 M parameters, 15,000 updates.
+# --- the gravity screening ------------------------------------------------------------------------------
+
+
+def w3_25m(contender: str) -> config_dict.ConfigDict:
+    """Returns one run of the Newton Gravity Transformer's screening as an experiment.
 
     Args:
-      base: ngt or vanilla.
+      contender: a name in `w3_25m_contenders`.
     """
-    config = default_config(base)
+    return contender_config(w3_25m_sweep(), w3_25m_contenders()[contender])
+
+
+def w3_25m_sweep() -> config_dict.ConfigDict:
+    """Returns what the runs of the screening share: 25 M parameters, 15,000 updates on WikiText-103."""
+    config = default_config("ngt")
     config.seed = 42
     config.model.update(d_model=512, n_layers=8, n_heads=8, n_positions=512, dropout=0.1, init="reference")
     config.data.update(sources=(_WIKITEXT_103,), valid_sources=(f"{_WIKITEXT_103}@validation",))
@@ -82,11 +123,30 @@ def w3_25m(base: str) -> config_dict.ConfigDict:
     config.train.update(steps=15_000, batch_tokens=16 * 512 * 2, grad_accum=2, lr=3e-4, warmup_steps=2000)
     config.train.update(betas=(0.9, 0.999), weight_decay_on="all", end_lr_ratio=0.0)
     config.eval.every = 500
-    if base == "ngt":
-        config.model.rsqrt = True
-        # The original's 0.05, of which one of its two micro-batches has half.
-        config.model.repulsion.update(weight=0.025, interval=4)
     return config
+
+
+def w3_25m_contenders() -> dict[str, dict[str, Any]]:
+    """Returns the Newton Gravity Transformer as the original trains it, its ablations, and its baseline."""
+    ngt: dict[str, Any] = {
+        "model.base": "ngt",
+        "model.rsqrt": True,
+        # The original adds 0.05 to the loss of one of its two micro-batches, which is half of it per update.
+        "model.repulsion.weight": 0.025,
+        "model.repulsion.interval": 4,
+    }
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "no_radius": {"model.cutoff": "none"},
+        "soft_cutoff": {"model.cutoff": "soft"},
+        "mass_in_value": {"model.mass": "value"},
+        "no_repulsion": {"model.repulsion.weight": 0.0, "model.repulsion.interval": 1},
+        "repulsion_interval_8": {"model.repulsion.interval": 8},
+    }
+    ablated = {name: {**ngt, **change} for name, change in changes.items()}
+    return {"ngt": ngt, **ablated, "vanilla": {"model.base": "vanilla"}}
+
+
+# --- Sudoku ---------------------------------------------------------------------------------------------
 
 
 def sudoku(
@@ -98,19 +158,19 @@ def sudoku(
     sam_rho: float = 0.0,
     activation: str = "relu",
 ) -> config_dict.ConfigDict:
-    """The iterative Sudoku transformer as the study trained it: 800,393 parameters, hardest puzzles first.
+    """Returns the iterative Sudoku transformer as the study trained it: 800,393 parameters, hardest puzzles first.
 
-    Its 2.7 million puzzles of sudoku-extreme are replaced by generated ones under random symmetries; with the files at
-    hand, set data.files, data.valid_files and data.augment. Iterations are computed twice, to save memory: a step with
-    4,096 puzzles in bf16 needs 22.4 GiB of temporary memory, by XLA's account on its CPU backend.
+    Generated puzzles under random symmetries replace the study's 2.7 million puzzles of sudoku-extreme; to use its
+    files, set data.files, data.valid_files and data.augment. The backward pass recomputes each iteration to save
+    memory: a step with 4,096 puzzles in bf16 needs 22.4 GiB of temporary memory, as counted by XLA's CPU backend.
 
     Args:
-      steps: updates.
-      warmup_steps: of them.
-      lr: its peak; it ends at 1 % of that.
-      puzzles: in a batch.
-      sam_rho: 0.05 in the study's runs with sharpness-aware minimisation.
-      activation: of the MLPs.
+      steps: number of updates.
+      warmup_steps: updates of the warm-up, included in `steps`.
+      lr: the peak learning rate; it ends at 1 % of that.
+      puzzles: puzzles per batch.
+      sam_rho: radius of sharpness-aware minimisation; 0.05 in those runs of the study that use it.
+      activation: activation of the MLPs.
     """
     config = default_config("sudoku")
     config.seed = 42
@@ -123,10 +183,10 @@ def sudoku(
 
 
 def sudoku_quickstart() -> config_dict.ConfigDict:
-    """A small iterative transformer that learns easy puzzles in minutes on a CPU."""
+    """Returns a small iterative transformer that learns easy puzzles in minutes on a CPU."""
     config = default_config("sudoku")
     config.model.update(d_model=64, n_layers=2, n_heads=4, d_mlp=128, iterations=4, dropout=0.0)
-    # Up to 45 of the empty cells filled in: from such puzzles the rules are learnt soonest.
+    # With up to 45 of the empty cells filled in, puzzles are easy enough to learn the rules quickly.
     config.data.update(counts=(10_000, 0, 0, 0, 0), extra_clues=45, curriculum="mixed", valid_fraction=0.04)
     config.train.update(steps=4000, batch_tokens=81 * 32, lr=3e-3, warmup_steps=50, end_lr_ratio=0.01)
     config.train.update(precision="fp32", scan_layers=False, log_every=100)

@@ -1,11 +1,11 @@
-"""The small WaveResNet: 58 M parameters, 131,072 tokens an update, in micro-batches that fit a laptop's memory.
+"""The small WaveResNet: 58 M parameters, 131,072 tokens per update, in micro-batches that fit a laptop's memory.
 
   python -m psann_jax.main --config=configs/waveresnet_small.py
-  python -m psann_jax.main --config=configs/waveresnet_small.py --config.train.steps=2    (a look, on a CPU)
+  python -m psann_jax.main --config=configs/waveresnet_small.py --config.train.steps=2    # a short test on a CPU
 
-2 CPU cores (AMD EPYC): 940 tokens/s and 5.6 GB, so that the look of two updates takes five minutes; validation loss
-10.3811 before and 10.3806 after them (the warm-up has only begun). The whole run is for an accelerator, with
---config.train.grad_accum=1; its loss and speed there have not been measured.
+2 CPU cores (AMD EPYC): 940 tokens/s and 5.6 GB, so the test of two updates takes five minutes; validation loss 10.3811
+before and 10.3806 after them, in the warm-up. The whole run needs an accelerator, with --config.train.grad_accum=1; its
+loss and speed there have not been measured.
 """
 
 from ml_collections import config_dict
@@ -14,7 +14,7 @@ from psann_jax.config.io import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment."""
+    """Returns the experiment."""
     config = default_config("waveresnet")
     config.model.update(d_model=512, n_layers=8, n_heads=8, d_mlp=2048)
     config.data.max_length = 1024

@@ -1,13 +1,13 @@
-"""BMRK-01: two epochs over 60 MB of public-domain books with the small WaveResNet.
+"""BMRK-01: two epochs of 60 MB of public-domain books with the small WaveResNet: 1 run.
 
   psann-jax sweep --config=configs/bench/bmrk01.py \
-      --config.common.data.sources="('books.train.txt',)" --config.common.data.valid_sources="('books.valid.txt',)"
+      --config.data.sources="('books.train.txt',)" --config.data.valid_sources="('books.valid.txt',)"
 
-An epoch of these 61 MB (129 books, a paragraph a line) is 13,573 windows, or 106 updates; with another text, training
-names its windows, of which an update takes 128. The run's folder in `runs` holds metrics.json and loss_curve.png.
+These 61 MB (129 books, one paragraph per line) are 13,573 windows; an update takes 128 of them, so an epoch has 106
+updates. Training prints the number of windows of another text. The run's folder holds metrics.json and loss_curve.png.
 
-For an accelerator: the same model has 940 tokens/s on 2 CPU cores (AMD EPYC, configs/waveresnet_small.py), with which
-212 updates would take eight hours.
+It needs an accelerator: 2 CPU cores (AMD EPYC) train this model with 940 tokens/s (configs/waveresnet_small.py), so 212
+updates would take eight hours.
 """
 
 from ml_collections import config_dict
@@ -17,7 +17,7 @@ from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The sweep."""
+    """Returns the sweep."""
     common = default_config("waveresnet")
     common.model.update(d_model=512, n_layers=8, n_heads=8, d_mlp=2048)
     common.data.update(sources=("books.train.txt",), valid_sources=("books.valid.txt",), max_length=1024)

@@ -1,10 +1,10 @@
-"""The study's reference: sharpness-aware minimisation, cosine to 1 %, hardest puzzles first.
+"""The study's reference: sharpness-aware minimisation, cosine schedule to 1 %, hardest puzzles first.
 
   python -m psann_jax.main --config=configs/sudoku/cosine.py
 
-2 CPU cores (AMD EPYC): 10.2 puzzles/s in float32 with batches of 16 (psann-jax bench throughput); it is for
-an accelerator, and the whole run has not been made here. The study reports 84.0 % of its test puzzles solved (one
-seed, sudoku-extreme, mean of five ratings).
+2 CPU cores (AMD EPYC): 10.2 puzzles/s in float32 with batches of 16 (psann-jax bench throughput). It needs an
+accelerator, and the whole run has not been done here. The study reports 84.0 % of its test puzzles solved (one seed,
+sudoku-extreme, mean over five ratings).
 """
 
 from ml_collections import config_dict
@@ -13,5 +13,5 @@ from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment."""
+    """Returns the experiment."""
     return sudoku(sam_rho=0.05)

@@ -2,9 +2,9 @@
 
   python -m psann_jax.main --config=configs/sudoku/cosine_no_sam.py
 
-2 CPU cores (AMD EPYC): 19.3 puzzles/s in float32 with batches of 16 (psann-jax bench throughput); it is for
-an accelerator, and the whole run has not been made here. The study reports 83.6 % of its test puzzles solved (one
-seed, sudoku-extreme, mean of five ratings).
+2 CPU cores (AMD EPYC): 19.3 puzzles/s in float32 with batches of 16 (psann-jax bench throughput). It needs an
+accelerator, and the whole run has not been done here. The study reports 83.6 % of its test puzzles solved (one seed,
+sudoku-extreme, mean over five ratings).
 """
 
 from ml_collections import config_dict
@@ -13,5 +13,5 @@ from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment."""
+    """Returns the experiment."""
     return sudoku()

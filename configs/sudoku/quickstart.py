@@ -1,4 +1,4 @@
-"""A small iterative transformer learns easy Sudoku puzzles, made on the spot.
+"""A small iterative transformer that learns easy Sudoku puzzles, which it generates first.
 
   python -m psann_jax.main --config=configs/sudoku/quickstart.py
   psann-jax solve --workdir=runs/sudoku/quickstart --iterations=64
@@ -13,5 +13,5 @@ from configs.shared import sudoku_quickstart
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment."""
+    """Returns the experiment."""
     return sudoku_quickstart()

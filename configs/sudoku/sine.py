@@ -1,9 +1,9 @@
-"""The trainable sine in the place of ReLU, without sharpness-aware minimisation: this project's own question.
+"""The trainable sine instead of ReLU, without sharpness-aware minimisation; not part of the study.
 
   python -m psann_jax.main --config=configs/sudoku/sine.py
 
-2 CPU cores (AMD EPYC): 14.6 puzzles/s in float32 with batches of 16 (psann-jax bench throughput); it is for
-an accelerator, and the whole run has not been made here. The study reports no share of solved puzzles to compare with.
+2 CPU cores (AMD EPYC): 14.6 puzzles/s in float32 with batches of 16 (psann-jax bench throughput). It needs an
+accelerator, and the whole run has not been done here. The study reports no fraction of solved puzzles to compare with.
 """
 
 from ml_collections import config_dict
@@ -12,5 +12,5 @@ from configs.shared import sudoku
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment."""
+    """Returns the experiment."""
     return sudoku(activation="sine")

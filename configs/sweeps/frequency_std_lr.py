@@ -1,8 +1,8 @@
-"""The sine's first frequencies, their spread and the learning rate, 27 settings of waveresnet: 54 runs of the proxy.
+"""The sine's initial frequency, its spread and the learning rate, 27 settings of waveresnet: 54 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/frequency_std_lr.py
 
-For an accelerator: on 2 CPU cores (AMD EPYC) one run takes 80 minutes in float32.
+It needs an accelerator: one run takes 80 minutes on 2 CPU cores (AMD EPYC) in float32.
 """
 
 from ml_collections import config_dict
@@ -12,7 +12,7 @@ from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The sweep."""
+    """Returns the sweep."""
     grid = {
         "model.sine.freq_init": (1.75, 2.0, 2.25),
         "model.sine.freq_init_std": (0.0, 0.25, 0.5),

@@ -1,8 +1,10 @@
-"""The transformer and waveresnet at the rate that waveresnet was tuned to, as it was compared first: 6 runs.
+"""The transformer and waveresnet, both at waveresnet's tuned learning rate: 6 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/same_rate.py
 
-For an accelerator: on 2 CPU cores (AMD EPYC) one run takes 80 minutes in float32.
+This is how the original compared the two.
+
+It needs an accelerator: one run takes 80 minutes on 2 CPU cores (AMD EPYC) in float32.
 """
 
 from ml_collections import config_dict
@@ -12,6 +14,6 @@ from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The sweep."""
+    """Returns the sweep."""
     contenders = {base: {"model.base": base} for base in ("transformer", "waveresnet")}
     return sweep_config(proxy_sweep("transformer"), contenders, seeds=(1337, 1338, 1339))

@@ -1,6 +1,8 @@
-"""The activation of the Sudoku transformer at a size for a CPU: its quickstart, shortened: 9 runs.
+"""The activation of the Sudoku transformer at a size for a CPU, a shortened quickstart: 9 runs.
 
-psann-jax sweep --config=configs/sweeps/sudoku_activations_cpu.py
+  psann-jax sweep --config=configs/sweeps/sudoku_activations_cpu.py
+
+A run has 1,500 of the quickstart's 4,000 updates, which take six minutes on 2 CPU cores (AMD EPYC).
 """
 
 from ml_collections import config_dict
@@ -10,7 +12,7 @@ from psann_jax.experiments.sweeps import sweep_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The sweep."""
+    """Returns the sweep."""
     common = sudoku_quickstart()
     common.train.steps = 1500
     contenders = {name: {"model.base": "sudoku", "model.mlp_activation": name} for name in ("relu", "gelu", "sine")}
