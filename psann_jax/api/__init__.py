@@ -1,4 +1,4 @@
-"""The use from Python: `psannLM` and `psannLMDataPrep`."""
+"""Python API: `psannLM`, a language model, and `psannLMDataPrep`, its text."""
 
 from psann_jax.api.data import psannLMDataPrep
 from psann_jax.api.model import psannLM

@@ -24,7 +24,7 @@ _FILE_NAME = re.compile(rf"\S+({'|'.join(map(re.escape, _EXTENSIONS))})")
 
 
 class psannLMDataPrep:
-    """Text for training, with its tokenizer; nothing is read or tokenised before it is needed."""
+    """Training text and its tokenizer; the text is read and tokenised on first use."""
 
     def __init__(
         self,
@@ -40,20 +40,20 @@ class psannLMDataPrep:
         """Finds the texts and checks the settings.
 
         Args:
-          texts: a list of texts, one document each; or the path of a file, a glob or another source such as
-            "builtin:python", or a list of these.
+          texts: a list of texts, each one document; or a file, a glob or another source such as "builtin:python", or a
+            list of these.
           tokenizer: auto, bpe, unigram, wordpiece, sentencepiece or bytes, trained on the texts; or the tokenizer of
-            another DataPrep or of a model.
-          tokenizer_model_path: a saved tokenizer, a tokenizer.json or a sentencepiece .model.
-          max_length: tokens in a window; None fits it to the text and the device. If it is more than the text has, it
-            is cut, with a note.
-          pack_sequences: False puts one document in a row, padded.
-          val_split: share of the documents that is kept for validation; None is 0.05.
-          seed: of that choice.
-          **options: any other setting of `data` and `data.tokenizer`, by its name in `psann_jax.config`.
+            another psannLMDataPrep or of a model.
+          tokenizer_model_path: a saved tokenizer: tokenizer.json or a sentencepiece .model.
+          max_length: tokens per window; None chooses it by text and device. A length beyond the text is reduced, with
+            a note.
+          pack_sequences: whether to pack documents into windows; if False, every row is one padded document.
+          val_split: fraction of the documents used for validation; None means 0.05.
+          seed: of the random choice of these documents.
+          **options: any other setting of `data` and `data.tokenizer`, named as in `psann_jax.config`.
 
         Raises:
-          UserError: an unknown keyword, a value that cannot be used, no such file or no text.
+          UserError: a keyword is unknown, a value is invalid, a file is missing or there is no text.
         """
         root = cache_root(options.get("cache_dir") or "")
         sources, n_bytes = _find(texts, root)
@@ -81,13 +81,13 @@ class psannLMDataPrep:
         """The tokenised text.
 
         Raises:
-          UserError: it cannot be read, or is too short to be divided.
+          UserError: it cannot be read, or is too short to be split for validation.
         """
         return self._prepared[1]
 
     @property
     def config(self) -> DataConfig:
-        """The data settings."""
+        """The `data` section of the config, with the final max_length."""
         return self._prepared[0]
 
     @functools.cached_property
@@ -106,14 +106,17 @@ class psannLMDataPrep:
             return config, load_text(config)
 
     def validated_by(self, other: "psannLMDataPrep") -> DataConfig:
-        """The data settings of all texts of this one for training, and all of another for validation.
+        """Returns data settings that use all of this text for training and all of `other` for validation.
 
-        The other's texts are encoded by this one's tokenizer.
+        Both are encoded by the tokenizer of this text.
+
+        Raises:
+          UserError: the two texts are read with different settings.
         """
         mine, theirs = self.config, other._config
         for name in ("text_field", "document"):
-            ours, given = getattr(mine, name), getattr(theirs, name)
-            require(ours == given, f"val_data.{name}", f"is {given!r}, must be {ours!r} as in train_data")
+            expected, given = getattr(mine, name), getattr(theirs, name)
+            require(expected == given, f"val_data.{name}", f"is {given!r}, must be {expected!r} as in train_data")
         return dataclasses.replace(
             mine,
             valid_sources=theirs.sources,
@@ -123,17 +126,17 @@ class psannLMDataPrep:
 
     @property
     def dataset(self) -> "Windowed":
-        """The windows for training, in the order of the text."""
+        """The training windows in the order of the text."""
         return Windowed(self.text.train_windows)
 
     @property
     def val_dataset(self) -> "Windowed":
-        """The windows for validation."""
+        """The validation windows."""
         return Windowed([self.text.valid_windows])
 
     @property
     def max_length(self) -> int:
-        """Tokens in a window."""
+        """Tokens per window."""
         return self.config.max_length
 
     @property
@@ -143,24 +146,23 @@ class psannLMDataPrep:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary, special ones included."""
+        """Vocabulary size including special tokens."""
         return self.tokenizer.vocab_size
 
     @property
     def pad_id(self) -> int:
-        """The id of padding."""
+        """Id of the padding token."""
         return self.tokenizer.pad_id
 
     def __len__(self) -> int:
-        """Windows for training."""
+        """Number of training windows."""
         return len(self.dataset)
 
 
 class Windowed(Sequence[Element]):
-    """Windows as a sequence; each is a dict of int32 arrays (max_length + 1,): tokens, segments, positions."""
+    """Windows as one sequence, each a dict of int32 arrays (max_length + 1,): tokens, segment_ids, positions."""
 
     def __init__(self, parts: Sequence[Windows]):
-        """Args: parts, one after the other."""
         self._parts = parts
 
     def __len__(self) -> int:
@@ -178,7 +180,7 @@ class Windowed(Sequence[Element]):
 
 
 def keep_tokenizer(tokenizer: Tokenizer, root: Path) -> Path:
-    """The path of a tokenizer's file in the cache."""
+    """Saves a tokenizer in the cache and returns the path of its file."""
     key = key_of("given", tokenizer.fingerprint)
     name = "tokenizer.json"
     return get_or_make(root, f"tokenizer-{key}", lambda empty: tokenizer.save(empty / name)) / name
@@ -188,16 +190,16 @@ def keep_tokenizer(tokenizer: Tokenizer, root: Path) -> Path:
 
 
 def _find(texts: Any, root: Path) -> tuple[tuple[str, ...], int | None]:
-    """The sources of a DataPrep's texts, and their size in bytes if it is known without reading.
+    """Returns the data sources of the given texts, and their size in bytes if known without reading them.
 
-    Texts in memory become a file in the cache whose name is a hash of them, so that a run can be resumed with them.
+    Texts in memory are written to a cache file named by their hash, so that a run on them can be resumed.
     """
     if isinstance(texts, str | os.PathLike):
         known = _is_source(texts) or os.path.exists(texts)
-        require(known, "texts", f"there is no file {str(texts)[:80]!r}; give a list for texts in memory")
+        require(known, "texts", f"there is no file {str(texts)[:80]!r}; for texts in memory pass a list")
         return _sources([texts])
     require(isinstance(texts, Sequence), "texts", f"is {type(texts).__name__}, must be a list of texts or paths")
-    require(len(texts) > 0, "texts", "is empty, give at least two texts")
+    require(len(texts) > 0, "texts", "is empty; give at least two texts")
     for i, text in enumerate(texts):
         kind = type(text).__name__
         require(isinstance(text, str | os.PathLike), f"texts[{i}]", f"is of type {kind}, must be a text or a path")
@@ -207,9 +209,9 @@ def _find(texts: Any, root: Path) -> tuple[tuple[str, ...], int | None]:
     require(
         not any(are_sources),
         f"texts[{are_sources.index(True)}]" if any(are_sources) else "texts",
-        "is a path, but others are texts; give paths or texts, not both",
+        "is a path, but other items are texts; give either paths or texts",
     )
-    require(any(text.strip() for text in texts), "texts", "holds no text, only blanks")
+    require(any(text.strip() for text in texts), "texts", "contain only white space")
     return (str(_keep_texts(texts, root)),), sum(map(len, texts))
 
 
@@ -220,7 +222,7 @@ def _sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[tuple[str, ...], 
 
 
 def _is_source(text: str | os.PathLike[str]) -> bool:
-    """Whether a string names a source; a file name that is not there counts, so that its absence is told."""
+    """Whether a string names a source; also true for the name of a missing file, so that an error reports it."""
     if isinstance(text, os.PathLike) or _NAMED_SOURCE.fullmatch(text) or _FILE_NAME.fullmatch(text):
         return True
     return "\n" not in text and text.endswith(_EXTENSIONS) and os.path.exists(os.path.expanduser(text))

@@ -1,4 +1,4 @@
-"""The keywords of the public API: which setting each one is, and defaults that fit the text and the device."""
+"""Keywords of the public API: the setting that each one stands for, and defaults that fit the text and the device."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from psann_jax.config import (
-    DATA_SECTIONS,
     CheckpointConfig,
     Config,
     ConfigError,
@@ -22,40 +21,42 @@ from psann_jax.config import (
     TrainConfig,
     require,
 )
-from psann_jax.config.io import model_section, nearest, parse, to_dict
-from psann_jax.sample.next_token import Sampling
+from psann_jax.config.families import family
+from psann_jax.config.io import parse, to_dict
+from psann_jax.config.names import nearest
+from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json
 
-_LEAST_STEPS = 100  # of a fit that names no number of epochs or steps
-_LEAST_WINDOWS = 64  # that the default window length leaves in the text
-_LEAST_UPDATES = 8  # in an epoch with the default batch
-# On a CPU and elsewhere: sizes of the model, tokens in a window, tokens in a batch, precision.
+_MIN_STEPS = 100  # of a fit without a number of epochs or steps
+_MIN_WINDOWS = 64  # in the text, with the default window length
+_MIN_UPDATES = 8  # per epoch, with the default batch
+# Defaults on a CPU and elsewhere; "model" is d_model, n_layers and n_heads.
 _CPU = {"model": (128, 4, 4), "max_length": 256, "batch_tokens": 4096, "amp": "fp32"}
 _ACCELERATOR = {"model": (512, 8, 8), "max_length": 1024, "batch_tokens": 131072, "amp": "bf16"}
 
 
 def note(text: str) -> None:
-    """Says what has been decided for the user, where training tells its progress too."""
+    """Reports an automatic choice on standard error."""
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def device_defaults() -> dict[str, Any]:
-    """Sizes that the device at hand trains in reasonable time."""
+    """Model sizes, window length, batch size and precision suited to the available device."""
     return _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
 
 
 @dataclasses.dataclass(frozen=True)
 class Keywords:
-    """Keywords of a function, and the dotted name of the setting that each one is."""
+    """The keywords of a function, each with the dotted name of its setting."""
 
     settings: Mapping[str, str]
 
     def section(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Given keywords as the nested mapping that `psann_jax.config.io.parse` takes; None stands for the default.
+        """Converts keywords to the nested mapping that `psann_jax.config.io.parse` takes; None values are omitted.
 
         Raises:
-          ConfigError: an unknown keyword, with the nearest valid one.
+          ConfigError: a keyword is unknown; the message suggests the nearest valid one.
         """
         nested: dict[str, Any] = {}
         for keyword, value in given.items():
@@ -75,7 +76,7 @@ class Keywords:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Errors that begin with a setting's dotted name begin with its keyword instead."""
+        """Replaces the dotted name at the beginning of an error message by its keyword."""
         try:
             yield
         except UserError as error:
@@ -86,8 +87,8 @@ class Keywords:
             raise ConfigError(f"{keyword}:{rest}") from error
 
 
-def _names(section: type, *left_out: str) -> list[str]:
-    return [f.name for f in dataclasses.fields(section) if f.name not in left_out]
+def _names(section: type, *omitted: str) -> list[str]:
+    return [f.name for f in dataclasses.fields(section) if f.name not in omitted]
 
 
 DATA = Keywords(
@@ -117,31 +118,24 @@ FIT = Keywords(
     }
 )
 
-# Nothing that a config has: the settings of generation are told by their own names.
-GENERATE = Keywords(
-    {
-        n: n
-        for n in (
-            *_names(Sampling),
-            *("max_new_tokens", "stop", "seed", "num_samples", "overflow", "batch_size", "on_text"),
-        )
-    }
-)
+# Generation has no config section, so its keywords are the names of the settings.
+GENERATE = Keywords({n: n for n in (*_names(Sampling), *_names(GenerationOptions, "max_prompt_tokens"), "on_text")})
 
-# How the keywords of nested sections of a model begin; those of `sine` are the keys of sine_params.
+# Prefixes of the keywords of nested model sections. The settings of `sine` are the keys of sine_params.
 _PREFIXES = {"wave": "wave_", "repulsion": "repulsion_"}
 
 
 def model_keywords(base: str) -> tuple[Keywords, Keywords]:
-    """The keywords of a base, and the keys of its sine_params.
+    """Returns the keywords of a base, and the keys of its sine_params.
 
     Raises:
-      ConfigError: unknown base.
+      ConfigError: the base is unknown or not a language model.
     """
     settings, sine = {"rope": "model.positional_encoding"}, {}
     with Keywords({"base": "model.base"}).named():
-        require(base not in DATA_SECTIONS, "model.base", f"is {base}, which is not about text")
-        hints = typing.get_type_hints(model_section(base))
+        chosen = family(base)
+        require(issubclass(chosen.data, DataConfig), "model.base", f"is {base}, which is not a language model")
+        hints = typing.get_type_hints(chosen.model)
     for name, hint in hints.items():
         if name == "sine":
             sine = {n: f"model.sine.{n}" for n in _names(hint)}
@@ -157,64 +151,64 @@ def model_keywords(base: str) -> tuple[Keywords, Keywords]:
 
 
 def default_vocab_size(n_bytes: int) -> int:
-    """A vocabulary for a text: a power of two of about a token for 50 bytes, at least 512, at most 32000."""
+    """Vocabulary size for a text: a power of two near one token per 50 bytes, from 512 to 32000."""
     return min(max(512, 1 << max(n_bytes // 50, 1).bit_length() - 1), TokenizerConfig.vocab_size)
 
 
 def default_max_length(n_tokens: int) -> int:
-    """A window length for a text: a power of two that leaves some windows, within what suits the device."""
-    return int(min(device_defaults()["max_length"], max(8, 1 << max(n_tokens // _LEAST_WINDOWS, 1).bit_length() - 1)))
+    """Window length for a text: a power of two that gives at least 64 windows, limited by the device default."""
+    return int(min(device_defaults()["max_length"], max(8, 1 << max(n_tokens // _MIN_WINDOWS, 1).bit_length() - 1)))
 
 
 def default_lr(d_model: int) -> float:
-    """The base sweeps' best rate at width 256 (about 2e-3), and by the root of the width for others."""
+    """Peak learning rate: the best one of the sweeps at width 256, about 2e-3, scaled by 1 / sqrt(d_model)."""
     return round(3e-3 * math.sqrt(128 / d_model), 6)
 
 
 def fitting_batch_tokens(asked: int | None, n_windows: int, max_length: int, unit: int) -> int:
-    """Tokens of a batch: what is asked for, but no more than the text has, in multiples of `unit`.
+    """Tokens per batch: as requested, but at most the text, rounded down to a multiple of `unit`.
 
     Args:
-      asked: None for what suits the device and leaves some updates in an epoch.
-      n_windows: of the training text.
-      max_length: tokens in a window.
-      unit: tokens that devices and micro-batches can divide.
+      asked: the requested number; None for the device default, limited so that an epoch has at least 8 updates.
+      n_windows: number of windows in the training text.
+      max_length: tokens per window.
+      unit: the result is a multiple of this number of tokens, so that devices and micro-batches divide it.
     """
-    most = n_windows * max_length // (_LEAST_UPDATES if asked is None else 1)
+    most = n_windows * max_length // (_MIN_UPDATES if asked is None else 1)
     wanted = min(device_defaults()["batch_tokens"] if asked is None else asked, most)
     return max(wanted // unit, 1) * unit
 
 
 def _require_whole(name: str, value: Any) -> None:
-    """Raises ConfigError for anything but None and a whole number above 0."""
+    """Raises ConfigError unless the value is None or a positive whole number."""
     whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
     require(whole, name, f"is {value!r}, must be a whole number")
     require(value is None or value >= 1, name, f"is {value}, must be at least 1")
 
 
 def number_of_steps(per_epoch: int, epochs: int | None, steps_per_epoch: int | None, max_steps: int | None) -> int:
-    """Updates of a fit.
+    """Returns the number of updates of a fit.
 
     Args:
-      per_epoch: updates that see the whole text once.
-      epochs: how often; None: once, but at least 100 updates.
-      steps_per_epoch: updates that are called an epoch instead.
-      max_steps: upper bound; without `epochs` the number itself.
+      per_epoch: updates per pass over the text.
+      epochs: passes over the text; None means one, but at least 100 updates.
+      steps_per_epoch: replaces per_epoch.
+      max_steps: upper bound; the exact number if `epochs` is None.
 
     Raises:
-      ConfigError: a number below 1.
+      ConfigError: a number is not whole or below 1.
     """
     _require_whole("epochs", epochs)
     _require_whole("steps_per_epoch", steps_per_epoch)
     _require_whole("max_steps", max_steps)
     per_epoch = steps_per_epoch or per_epoch
     if epochs is None:
-        return max_steps or (per_epoch if steps_per_epoch else max(per_epoch, _LEAST_STEPS))
+        return max_steps or (per_epoch if steps_per_epoch else max(per_epoch, _MIN_STEPS))
     return min(epochs * per_epoch, max_steps or epochs * per_epoch)
 
 
 def default_model(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes for the device where none are given; d_mlp is four times d_model."""
+    """Default model sizes for the device; d_mlp is four times d_model."""
     sizes: dict[str, Any] = dict(zip(("d_model", "n_layers", "n_heads"), device_defaults()["model"], strict=True))
     d_model = given["d_model"] or sizes["d_model"]
     return sizes | ({"d_mlp": 4 * d_model} if isinstance(d_model, int) else {})
@@ -228,19 +222,19 @@ def fit_config(
     epochs: Mapping[str, int | None],
     earlier: Path,
 ) -> Config:
-    """The config of a fit.
+    """Returns the config of a fit.
 
     Args:
       model: the `model` section.
-      data: the data settings; max_length is final.
-      n_windows: of the training text.
-      given: keywords of `FIT`; None where the default is to be taken.
-      epochs: the other arguments of `number_of_steps`.
-      earlier: the config.json of the run that is gone on with, if there is one; its settings replace the defaults
-        that depend on text and device.
+      data: the `data` section with its final max_length.
+      n_windows: number of windows in the training text.
+      given: keywords of `FIT`; None means the default.
+      epochs: the remaining arguments of `number_of_steps`.
+      earlier: path of config.json in the workdir. If the file exists, the run is resumed, and its values replace the
+        defaults that depend on text and device.
 
     Raises:
-      ConfigError: an unknown keyword, or a value that cannot be used.
+      ConfigError: a keyword is unknown or a value is invalid.
     """
     sections = FIT.section(given)
     train = sections.setdefault("train", {})
@@ -249,16 +243,16 @@ def fit_config(
     for name in ("lr", "precision", "batch_tokens"):
         train.setdefault(name, before.get(name, defaults.get(name)))
     rest: dict[str, Any] = {"model": to_dict(model), "data": to_dict(data)}
-    # Checks the values that the numbers below are made of.
-    whole = parse({**sections, **rest, "train": {**train, "batch_tokens": data.max_length * 2**20, "grad_accum": 1}})
-    n_devices, parts = jax.device_count(), whole.mesh.fsdp * whole.mesh.tensor
+    # Checks the values that the following numbers depend on.
+    checked = parse({**sections, **rest, "train": {**train, "batch_tokens": data.max_length * 2**20, "grad_accum": 1}})
+    n_devices, parts = jax.device_count(), checked.mesh.fsdp * checked.mesh.tensor
     divides = n_devices % parts == 0
-    require(divides, "fsdp" if whole.mesh.fsdp > 1 else "tensor", f"{parts} parts do not divide {n_devices} devices")
+    require(divides, "fsdp" if checked.mesh.fsdp > 1 else "tensor", f"{parts} parts do not divide {n_devices} devices")
     accum = train.get("grad_accum", 1)
     _require_whole("grad_accum_steps", accum)
     asked = train["batch_tokens"]
     _require_whole("batch_tokens", asked)
-    unit = data.max_length * accum * (n_devices // whole.mesh.tensor)
+    unit = data.max_length * accum * (n_devices // checked.mesh.tensor)
     train["batch_tokens"] = fitting_batch_tokens(asked, n_windows, data.max_length, unit)
     if asked is not None and train["batch_tokens"] != asked:
         note(

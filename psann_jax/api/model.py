@@ -1,10 +1,10 @@
-"""The three-line use, on the same core as the command line.
+"""The language model of the Python API; it trains and generates with the same code as the command line.
 
 texts = ["the sun sings", "a wave falls", ...]
 model = psannLM(base="waveresnet")
 model.fit(psannLMDataPrep(texts))
 
-Every keyword is a setting of `psann_jax.config`, and acts or raises.
+Every keyword is a setting of `psann_jax.config`. It takes effect or raises an error.
 """
 
 import contextlib
@@ -27,26 +27,23 @@ from psann_jax.convert.safetensors_file import DEFAULT_NAME, SUFFIX, write_safet
 from psann_jax.convert.weights import Weights
 from psann_jax.data.loader import load_text
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.models.network import Network, Params
-from psann_jax.sample.next_token import Sampling
+from psann_jax.models.network import Params
+from psann_jax.runs.training import train_run
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import UNFILTERED, GenerationOptions, Sampling
 from psann_jax.sample.text import Completion, TextSampler
-from psann_jax.tasks.lm import LanguageModel
-from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
-
-__all__ = ["psannLM", "psannLMDataPrep"]
 
 
 class psannLM:
     """A language model.
 
     Attributes:
-      base: its name.
-      history: rows of the metrics of the last `fit`, as in metrics.jsonl: kind "train" or "eval", step, loss, ppl, ...
-      summary: what the last `fit` came to, as in summary.json: steps, val_loss, val_ppl, tokens_per_s, ...
+      base: name of the architecture.
+      history: rows of metrics.jsonl of the last `fit`: dicts with kind ("train" or "eval"), step, loss, ppl, ...
+      summary: results of the last `fit`, as in summary.json: steps, val_loss, val_ppl, tokens_per_s, ...
     """
 
     def __init__(
@@ -62,22 +59,24 @@ class psannLM:
         positional_encoding: str | None = None,
         **options: Any,
     ):
-        """Checks the settings; weights are made by `fit`.
+        """Checks the settings; `fit` initialises the weights.
 
         Args:
           base: transformer, respsann, sgrpsann, waveresnet, ngt or vanilla.
-          d_model, n_layers, n_heads: sizes; None is 128, 4 and 4 on a CPU, 512, 8 and 8 elsewhere.
-          d_mlp: None is 4 * d_model.
-          vocab_size: None is the tokenizer's.
-          sine_params: settings of the sine, by their names in `psann_jax.config.SineConfig`.
-          rope: True is positional_encoding="rope", False is "sinusoidal".
+          d_model: width; default 128 on a CPU, 512 elsewhere.
+          n_layers: number of blocks; default 4 on a CPU, 8 elsewhere.
+          n_heads: attention heads per block; default 4 on a CPU, 8 elsewhere.
+          d_mlp: width of the MLP's hidden layer; default 4 * d_model.
+          vocab_size: default the tokenizer's.
+          sine_params: settings of the sine activation, named as in `psann_jax.config.SineConfig`.
+          rope: True means positional_encoding="rope", False means "sinusoidal".
           positional_encoding: rope, alibi or sinusoidal.
-          **options: any other setting of the base, see `psann_jax.config.BASES`; those of its sections wave and
-            repulsion begin with wave_ and repulsion_, as in wave_interleave, those of its section spectral are as they
-            are: k_fft, gate_type, ...
+          **options: any other setting of the base's `model` section in `psann_jax.config`. Settings of the subsections
+            wave and repulsion have the prefixes wave_ and repulsion_, as in wave_interleave; those of spectral have no
+            prefix: k_fft, gate_type, ...
 
         Raises:
-          UserError: an unknown keyword or a value that cannot be used.
+          UserError: a keyword is unknown or a value is invalid.
         """
         keywords, sine_keywords = settings.model_keywords(base)
         if rope is not None:
@@ -99,12 +98,12 @@ class psannLM:
 
     @property
     def config(self) -> Config:
-        """All settings of the last `fit`, or of the run that the weights are from."""
+        """All settings of the last `fit`, or of the run that the weights were loaded from."""
         return self._trained().config
 
     @property
     def params(self) -> Params:
-        """The weights, a nested dict of numpy arrays."""
+        """The weights as a nested dict of float32 numpy arrays."""
         return self._trained().params
 
     @property
@@ -112,7 +111,7 @@ class psannLM:
         """The tokenizer that the model was trained with."""
         tokenizer = self._trained().tokenizer
         if tokenizer is None:
-            raise UserError("tokenizer: the weights came without one; give it to psannLM.load")
+            raise UserError("tokenizer: the weights were loaded without one; pass tokenizer=... to psannLM.load")
         return tokenizer
 
     def _trained(self) -> Weights:
@@ -139,34 +138,35 @@ class psannLM:
         workdir: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Trains the model, from new weights at first and from the current ones when called again.
+        """Trains the model from new weights, or from the current ones if it has been trained or loaded before.
 
         Args:
-          train_data: the text.
-          val_data: validates instead of the part of train_data that was kept for that, which then trains too; it is
-            encoded by the tokenizer of train_data.
-          epochs: times that the text is seen; None is once, but at least 100 updates.
-          batch_tokens: tokens of an update over all devices; None is 131072, on a CPU 4096, or an eighth of the text.
-            It becomes a multiple of what windows, micro-batches and devices take, with a note.
-          lr: peak learning rate; None is 3e-3 at d_model 128, falling with the root of d_model.
-          amp: precision of the computation; None is bf16, on a CPU fp32. Weights stay float32.
+          train_data: the training text.
+          val_data: validation text. If given, all of train_data is used for training. It is encoded by the tokenizer of
+            train_data.
+          epochs: passes over the text; default one, but at least 100 updates.
+          batch_tokens: tokens per update over all devices; default 131072, on a CPU 4096, and at most an eighth of the
+            text. It is rounded down to whole windows per micro-batch and device, with a note.
+          lr: peak learning rate; default 3e-3 at d_model 128, proportional to 1 / sqrt(d_model).
+          amp: precision of the computation; default bf16, on a CPU fp32. Weights stay float32.
           ddp: auto trains on all devices, on requires several, off requires a single one.
-          grad_checkpoint: recomputes every block in the backward pass; `remat` chooses among more ways.
-          warmup_steps: None is a tenth of the updates, at most 100.
-          steps_per_epoch: updates that count as an epoch; None is what sees the text once.
-          max_steps: most updates; without `epochs`, their number.
-          workdir: where the run's files go. One that holds a run of the same settings goes on with that run, from its
-            last checkpoint; lr, warmup_steps, batch_tokens and amp are the run's unless given. None is a temporary
-            directory.
-          **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the sections train
-            (as they are called), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
+          grad_checkpoint: recompute every block in the backward pass to save memory; `remat` offers more choices.
+          warmup_steps: default a tenth of the updates, at most 100.
+          steps_per_epoch: updates that count as an epoch; default one pass over the text.
+          max_steps: most updates; the exact number if `epochs` is not given.
+          workdir: directory for the files of the run; default a temporary one. If it holds a run with the same
+            settings, that run is resumed from its last checkpoint, and lr, warmup_steps, batch_tokens and amp default
+            to the run's values.
+          **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the config sections train
+            (under the same name), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
             sequence).
 
         Returns:
           The model.
 
         Raises:
-          UserError: an unknown keyword, a value that cannot be used, another text's tokenizer or workdir.
+          UserError: a keyword is unknown, a value is invalid, train_data has another tokenizer than the model, or the
+            workdir holds another run.
         """
         require(isinstance(train_data, psannLMDataPrep), "train_data", "must be a psannLMDataPrep")
         require(val_data is None or isinstance(val_data, psannLMDataPrep), "val_data", "must be a psannLMDataPrep")
@@ -187,25 +187,16 @@ class psannLM:
         return self
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        mine = None if self._weights is None else self._weights.tokenizer
-        same = mine is None or mine.fingerprint == tokenizer.fingerprint
+        current = None if self._weights is None else self._weights.tokenizer
         require(
-            same,
+            current is None or current.fingerprint == tokenizer.fingerprint,
             "train_data",
             "has another tokenizer than the model; use psannLMDataPrep(..., tokenizer=model.tokenizer)",
         )
 
     def _train(self, config: Config, directory: Path) -> None:
-        start = None if self._weights is None else self._weights.params
-
-        def make_task() -> LanguageModel:
-            task = LanguageModel.load(config)
-            if start is not None:
-                names = {f.name: getattr(task.network, f.name) for f in dataclasses.fields(task.network)}
-                task.network = _Started(**names, start=start)
-            return task
-
-        self.summary = train(config, make_task, directory)
+        initial_params = None if self._weights is None else self._weights.params
+        self.summary = train_run(config, directory, initial_params=initial_params)
         self.history = read_metrics(directory / METRICS)
         self._weights, self._sampler = read_run(directory), None
         self._model = self._weights.config.model
@@ -213,45 +204,53 @@ class psannLM:
     # --- use ------------------------------------------------------------------------------------------
 
     def generate(self, prompt: str, *, max_new_tokens: int = 128, **options: Any) -> str:
-        """The text that continues a prompt.
+        """Generates a continuation of a prompt.
 
         Args:
-          prompt: the beginning of a text; "" for a text from its beginning.
-          max_new_tokens: at most so many.
+          prompt: the beginning of a text; "" generates a text from its beginning.
+          max_new_tokens: most tokens to generate.
           **options: see `complete`.
 
+        Returns:
+          The continuation without the prompt.
+
         Raises:
-          UserError: there are no weights yet, an unknown keyword or a value that cannot be used.
+          UserError: the model has no weights, a keyword is unknown or a value is invalid.
         """
         return self.generate_batch([prompt], max_new_tokens=max_new_tokens, **options)[0]
 
     def generate_batch(self, prompts: Sequence[str], *, max_new_tokens: int = 128, **options: Any) -> list[str]:
-        """The texts that continue several prompts, of any lengths; each is what `generate` gives for its prompt."""
+        """Generates continuations of several prompts of any lengths, the same ones as `generate` for each prompt."""
         return [done.text for done in self.complete(prompts, max_new_tokens=max_new_tokens, **options)]
 
     def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
-        """Continuations with their token ids, log-probabilities and why they ended.
+        """Generates continuations with their token ids, log-probabilities and why they ended.
+
+        The defaults are those of the command line.
 
         Args:
           prompts: texts.
-          **options: of `psann_jax.sample.next_token.Sampling`, with None for none: temperature (1; 0 always takes the
-            most probable token), top_k (0: all), top_p (0.9), min_p (0), repetition_penalty (1); of
-            `psann_jax.sample.text.TextSampler.complete`: max_new_tokens (128), stop, seed, num_samples, batch_size,
-            on_text, and overflow ("slide": past the length that it was trained with, the model goes on from the last
-            half of it).
+          **options: fields of `psann_jax.sample.settings.Sampling`: temperature, top_k, top_p, min_p and
+            repetition_penalty, where None disables the filter or penalty; fields of `GenerationOptions` in the same
+            module: max_new_tokens, stop (a string or several), seed, num_samples, overflow and batch_size, where None
+            is the default; and on_text, see `psann_jax.sample.text.TextSampler.complete`.
 
         Raises:
-          UserError: there are no weights yet, an unknown keyword or a value that cannot be used.
+          UserError: the model has no weights, a keyword is unknown or a value is invalid.
         """
-        require(not isinstance(prompts, str), "prompts", "is one text, must be a list; generate takes one")
+        require(not isinstance(prompts, str), "prompts", "is one text, must be a list; for one text use generate")
         settings.GENERATE.section(options)
-        names = [f.name for f in dataclasses.fields(Sampling)]
-        chosen = {"top_p": 0.9, **{name: value for name, value in options.items() if name in names}}
-        sampling = Sampling(**{name: value for name, value in chosen.items() if value is not None})
-        given = {name: value for name, value in options.items() if name not in names and value is not None}
-        if isinstance(given.get("stop"), str):
-            given["stop"] = [given["stop"]]
-        return list(self._text_sampler().complete(prompts, sampling, **{"overflow": "slide", **given}))
+        sampling_names = [f.name for f in dataclasses.fields(Sampling)]
+        sampling, rest = Sampling(), {}
+        for name, value in options.items():
+            if name in sampling_names:
+                value = getattr(UNFILTERED, name) if value is None else value
+                sampling = dataclasses.replace(sampling, **{name: value})
+            elif value is not None:
+                rest[name] = value
+        stop, on_text = rest.pop("stop", ()), rest.pop("on_text", None)
+        generation = GenerationOptions(stop=(stop,) if isinstance(stop, str) else tuple(stop), **rest)
+        return list(self._text_sampler().complete(prompts, sampling, generation, on_text=on_text))
 
     def _text_sampler(self) -> TextSampler:
         if self._sampler is None:
@@ -269,10 +268,10 @@ class psannLM:
         """Writes weights, settings and tokenizer to one file.
 
         Args:
-          path: of a .safetensors file, or of a directory, which gets a model.safetensors.
+          path: a .safetensors file, or a directory to write model.safetensors to.
 
         Raises:
-          UserError: there are no weights yet, or the file cannot be written.
+          UserError: the model has no weights, or the file cannot be written.
         """
         path = Path(path)
         write_safetensors(path if path.suffix == SUFFIX else path / DEFAULT_NAME, self._trained())
@@ -281,15 +280,16 @@ class psannLM:
     def load(
         cls, path: str | os.PathLike[str], tokenizer: Tokenizer | str | os.PathLike[str] | None = None, **options: Any
     ) -> Self:
-        """A model from what `save` has written, a run's workdir or a checkpoint of psannlm.
+        """Loads a model written by `save`, a run, or a checkpoint of psannlm or of a Newton Gravity Transformer.
 
         Args:
-          path: a .safetensors file, a directory with model.safetensors, a workdir, or a .pt file of psannlm.
-          tokenizer: a tokenizer or its file, for weights that come without one.
-          **options: for a .pt file, see `psann_jax.convert.psannlm.read_psannlm`.
+          path: a .safetensors file, a directory with model.safetensors, the workdir of a run, or a .pt file.
+          tokenizer: a tokenizer or its file, for weights without one.
+          **options: `checkpoint`, a step, "best" or "last", for a workdir; for a .pt file of psannlm see
+            `psann_jax.convert.psannlm.read_psannlm`.
 
         Raises:
-          UserError: there is no such file, it is truncated or foreign, or the tokenizer does not fit it.
+          UserError: the file is missing, truncated or of another program, or the tokenizer does not fit the model.
         """
         given = tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
         weights = read_weights(path, given, **options)
@@ -299,34 +299,21 @@ class psannLM:
         return model
 
 
-@dataclasses.dataclass(frozen=True)
-class _Started(Network):
-    """A network that begins from given parameters."""
-
-    start: Params
-
-    def init(self, key: jax.Array) -> Params:
-        """The given parameters; a callback, since constants of their size would be compiled into the program."""
-        del key
-        params: Params = jax.pure_callback(lambda: self.start, self.abstract)
-        return params
-
-
 def _check_devices(ddp: str) -> None:
-    """Raises ConfigError if the devices are not as `ddp` says."""
+    """Raises ConfigError if the number of devices contradicts `ddp`."""
     n = jax.device_count()
     require(ddp in ("auto", "on", "off"), "ddp", f"is {ddp!r}, must be one of auto, on, off")
-    require(ddp != "on" or n > 1, "ddp", "is on, but there is one device only; leave it at auto")
-    hidden = "hide the others (CUDA_VISIBLE_DEVICES=0) or leave it at auto"
-    require(ddp != "off" or n == 1, "ddp", f"is off, but there are {n} devices; {hidden}")
+    require(ddp != "on" or n > 1, "ddp", "is on, but there is only one device; use auto")
+    fix = "hide the others (CUDA_VISIBLE_DEVICES=0) or use auto"
+    require(ddp != "off" or n == 1, "ddp", f"is off, but there are {n} devices; {fix}")
 
 
 @contextlib.contextmanager
 def _directory(workdir: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """The workdir, or a temporary one for as long as the context lasts."""
+    """Yields the workdir, or a temporary directory that is deleted afterwards."""
     if workdir is not None:
         yield Path(workdir)
         return
-    require(jax.process_count() == 1, "workdir", "is missing; several processes need one that all of them see")
+    require(jax.process_count() == 1, "workdir", "is missing; several processes need one that all of them can access")
     with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:
         yield Path(temporary) / "fit"

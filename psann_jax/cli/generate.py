@@ -1,17 +1,20 @@
-"""Text from a trained run: psann-jax generate --workdir=RUN [--prompt="Once upon a time"].
+"""Generates text with a trained run: psann-jax generate --workdir=RUN [--prompt="Once upon a time"].
 
-Without a prompt it reads prompts from the terminal, one a line, or one prompt from a pipe.
+Without --prompt and --prompts_file it reads prompts line by line from the terminal, or one prompt from a pipe.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from psann_jax.cli.run_flags import RunParser, load_options, run_command
+from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.sample.settings import GenerationOptions, Overflow, Sampling
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import storage_errors
 
 if TYPE_CHECKING:
     from psann_jax.sample.text import Completion, Speed, TextSampler
@@ -20,79 +23,88 @@ _ENDINGS = {
     "eos": "the model ended the text",
     "stop": "a stop string ended the text",
     "length": "--max_new_tokens reached",
-    "context": "the model's context is full; --overflow=slide goes on",
+    "context": "the model's context is full; --overflow=slide continues",
 }
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_OPTIONS = ("max_new_tokens", "stop", "seed", "num_samples", "overflow", "batch_size")
+_Settings = TypeVar("_Settings", Sampling, GenerationOptions)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints text to standard output, facts about it to standard error."""
+    """Prints text to standard output, and the step and the speed to standard error."""
     flags = _parse(argv)
-    prompts = _prompts(flags)
-    # Imported late, so that a mistake on the command line is told at once.
+    sampling, options = _from_flags(Sampling, flags), _from_flags(GenerationOptions, flags)
+    sampling.check()
+    options.check()
+    prompts = _read_prompts(flags)
+    # Imported late, so that an error in the command line shows at once.
     from psann_jax.runs.restore import load_text_run
-    from psann_jax.sample.next_token import Sampling
     from psann_jax.sample.text import TextSampler
 
-    sampling = Sampling(**{name: getattr(flags, name) for name in _SAMPLING})
-    sampling.check()
-    options = {"sampling": sampling, **{name: getattr(flags, name) for name in _OPTIONS}}
     run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     sampler = TextSampler(run.sampler(), run.tokenizer)
     if prompts is None:
-        _converse(sampler, options)
+        _run_dialogue(sampler, sampling, options)
     elif flags.json:
-        _print_json(sampler.complete(prompts, **options), flags.logprobs)
-    elif len(prompts) * flags.num_samples == 1:
-        _stream(sampler, prompts[0], options)
+        _print_json(sampler.complete(prompts, sampling, options), flags.logprobs)
+    elif len(prompts) * options.num_samples == 1:
+        _stream(sampler, prompts[0], sampling, options)
     else:
-        _print_all(sampler.complete(prompts, **options), len(prompts) * flags.num_samples)
+        _print_all(sampler.complete(prompts, sampling, options), len(prompts) * options.num_samples)
     if sampler.speed.tokens:
         print(describe(sampler.speed), file=sys.stderr)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = RunParser(
-        "psann_jax.cli.generate", "Continues prompts with the network of a trained run.", precision="auto"
-    )
-    add = parser.add_argument
-    add("--prompt", metavar="TEXT", help="what to continue; default: ask on the terminal, or read standard input")
-    add("--prompts_file", metavar="FILE", help="prompts, one a line; an empty line is an empty prompt")
-    add("--max_new_tokens", type=int, default=128, metavar="N", help="at most; default 128")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0: the most probable token; default 1")
-    add("--top_k", type=int, default=0, metavar="K", help="only the K most probable tokens; default 0, all")
-    add("--top_p", type=float, default=0.9, metavar="P", help="only the most probable that reach share P; default 0.9")
-    add("--min_p", type=float, default=0.0, metavar="P", help="only those P as probable as the first; default 0")
-    add("--repetition_penalty", type=float, default=1.0, metavar="F", help="above 1 against repetition; default 1")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends a text where it occurs; can be repeated")
-    add("--seed", type=int, default=0, metavar="N", help="the same one gives the same text; default 0")
-    add("--num_samples", type=int, default=1, metavar="N", help="continuations of each prompt; default 1")
-    add("--batch_size", type=int, default=8, metavar="N", help="texts produced at once; default 8")
+    parser = RunParser("generate", "Continues prompts with the network of a trained run.", precision="auto")
+    add, defaults = parser.add_argument, {**asdict(Sampling()), **asdict(GenerationOptions())}
+
+    def add_setting(name: str, kind: type, metavar: str, help_text: str) -> None:
+        value = defaults[name]
+        add(f"--{name}", type=kind, default=value, metavar=metavar, help=f"{help_text}; default {value}")
+
+    add("--prompt", metavar="TEXT", help="the text to continue; default: ask on the terminal, or read standard input")
+    add("--prompts_file", metavar="FILE", help="prompts, one per line; an empty line is an empty prompt")
+    add_setting("max_new_tokens", int, "N", "most tokens to generate per text")
+    add_setting("temperature", float, "T", "divides the logits; 0 takes the most probable token")
+    add_setting("top_k", int, "K", "choose from the K most probable tokens; 0 from all")
+    add_setting("top_p", float, "P", "choose from the most probable tokens whose probabilities sum to P; 1 from all")
+    add_setting("min_p", float, "P", "choose from tokens at least P times as probable as the best one; 0 from all")
+    add_setting("repetition_penalty", float, "F", "above 1 makes tokens that occurred before less probable")
+    add("--stop", action="append", default=[], metavar="TEXT", help="string that ends a text; can be repeated")
+    add_setting("seed", int, "N", "the same seed gives the same text")
+    add_setting("num_samples", int, "N", "texts to generate per prompt")
+    add_setting("batch_size", int, "N", "texts generated at once")
     add(
         "--overflow",
-        choices=("stop", "slide"),
-        default="stop",
-        help="when the context is full: stop, or go on from its last half; default stop",
+        choices=get_args(Overflow),
+        default=defaults["overflow"],
+        help="when the context is full: slide continues from its last half (and truncates a prompt that is too long), "
+        f"stop ends the text; default {defaults['overflow']}",
     )
-    add("--json", action="store_true", help="one JSON object a line: prompt, text, tokens, finish")
-    add("--logprobs", action="store_true", help="with --json, also logprobs: each token's by the model, unfiltered")
+    add("--json", action="store_true", help="print one JSON object per text: prompt, text, tokens, finish")
+    add("--logprobs", action="store_true", help="with --json, add the log-probability of each token, before filters")
     flags = parser.parse_strictly(argv)
     if flags.prompt is not None and flags.prompts_file is not None:
         parser.error("--prompts_file: cannot be used together with --prompt")
     if flags.logprobs and not flags.json:
         parser.error("--logprobs: has no effect without --json")
+    flags.stop = tuple(flags.stop)
     return flags
 
 
-def _prompts(flags: argparse.Namespace) -> list[str] | None:
-    """The prompts that were given; None to ask for them on the terminal."""
+def _from_flags(settings: type[_Settings], flags: argparse.Namespace) -> _Settings:
+    """Makes a settings dataclass from the flags that have the names of its fields."""
+    given: dict[str, Any] = {f.name: getattr(flags, f.name) for f in fields(settings) if hasattr(flags, f.name)}
+    return settings(**given)
+
+
+def _read_prompts(flags: argparse.Namespace) -> list[str] | None:
+    """Returns the given prompts, or None to ask for them on the terminal."""
     if flags.prompt is not None:
         return [flags.prompt]
     if flags.prompts_file is not None:
-        return _lines(Path(flags.prompts_file))
+        return _read_lines(Path(flags.prompts_file))
     if not sys.stdin.isatty():
         return [sys.stdin.read().removesuffix("\n")]
     if flags.json or flags.num_samples != 1:
@@ -100,32 +112,33 @@ def _prompts(flags: argparse.Namespace) -> list[str] | None:
     return None
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
+    with storage_errors(path, "read"):
+        content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise UserError(f"{path}: {reason}") from error
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
     if not text:
-        raise UserError(f"{path}: is empty, needs a prompt on each line")
+        raise UserError(f"{path}: is empty; write a prompt on each line")
     return text.removesuffix("\n").split("\n")
 
 
-def _show(index: int, piece: str) -> None:
+def _print_piece(index: int, piece: str) -> None:
     del index
     print(piece, end="", flush=True)
 
 
-def _stream(sampler: "TextSampler", prompt: str, options: dict[str, Any]) -> None:
+def _stream(sampler: "TextSampler", prompt: str, sampling: Sampling, options: GenerationOptions) -> None:
     print(prompt, end="", flush=True)
-    (completion,) = sampler.complete([prompt], on_text=_show, **options)
+    (completion,) = sampler.complete([prompt], sampling, options, on_text=_print_piece)
     print(flush=True)
     print(_ENDINGS[completion.finish], file=sys.stderr)
 
 
-def _converse(sampler: "TextSampler", options: dict[str, Any]) -> None:
-    """Continues what is typed, line by line, until the end of the input; Ctrl-C ends the text that is coming."""
-    print("a prompt a line; Ctrl-C ends a text, Ctrl-D ends all", file=sys.stderr)
+def _run_dialogue(sampler: "TextSampler", sampling: Sampling, options: GenerationOptions) -> None:
+    """Continues each line that is typed until the end of input; Ctrl-C ends the current text."""
+    print("type one prompt per line; Ctrl-C ends a text, Ctrl-D ends the program", file=sys.stderr)
     while True:
         try:
             prompt = input("> ")
@@ -133,7 +146,7 @@ def _converse(sampler: "TextSampler", options: dict[str, Any]) -> None:
             print()
             return
         try:
-            _stream(sampler, prompt, options)
+            _stream(sampler, prompt, sampling, options)
         except KeyboardInterrupt:
             print()
         except UserError as error:
@@ -153,10 +166,6 @@ def _print_json(completions: Iterator["Completion"], logprobs: bool) -> None:
 
 
 def describe(speed: "Speed") -> str:
-    """How fast text came, in one line."""
+    """Formats the generation speed in one line."""
     rate = f", then {speed.later_tokens / speed.later_s:,.1f} tokens/s" if speed.later_tokens else ""
     return f"{speed.tokens:,} tokens; first tokens after {speed.first_s:.2f} s, compilation included{rate}"
-
-
-if __name__ == "__main__":
-    run_command(main)

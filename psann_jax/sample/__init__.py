@@ -1,1 +1,4 @@
-"""Text from a trained network: the choice of a token, the compiled loop around it, and the text that comes out."""
+"""Text generation: settings, choice of the next token, the compiled decoding loop, and text in and out.
+
+Start from `psann_jax.sample.text.TextSampler` for text, or `psann_jax.sample.generation.generate` for token ids.
+"""

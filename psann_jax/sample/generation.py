@@ -1,32 +1,30 @@
-"""Rows of token ids from prompts: the host's side of the compiled decoding loop."""
+"""Token ids generated from prompts: the host side of the compiled decoding loop."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from psann_jax.config import require
-from psann_jax.sample.next_token import Sampling
-from psann_jax.sample.sampler import SEGMENT, Sampler, State, power_of_two
+from psann_jax.sample.sampler import MAX_STEPS, Sampler, State, power_of_two
+from psann_jax.sample.settings import GenerationOptions, Overflow, Sampling
 from psann_jax.utils.errors import UserError
 
-Overflow = Literal["stop", "slide"]
-
-_LEAST_READ, _MOST_READ = 16, 256  # tokens of a prompt that are read at once
-_LEAST_CAPACITY = 64
+_MIN_PREFILL, _MAX_PREFILL = 16, 256  # prompt tokens processed at once
+_MIN_CAPACITY = 64
 
 
 @dataclass
 class Row:
-    """One text in the making.
+    """One text, finished or in progress.
 
     Attributes:
-      prompt: its ids.
-      tokens: ids produced so far; the end-of-text id is the last one, if it has come.
-      logprobs: for each of them its log-probability by the model, before penalty, temperature and filters.
-      finish: why it has ended: "eos" (the end-of-text id), "stop" (the caller ended it), "length" (max_new_tokens) or
-        "context" (the model's context is full); None while it goes on.
+      prompt: its token ids.
+      tokens: ids generated so far, including the final end-of-text id if the model ended the text.
+      logprobs: the model's log-probability of each generated token, before penalty, temperature and filters.
+      finish: why the text ended: "eos" (the end-of-text id), "stop" (the caller ended it), "length" (max_new_tokens) or
+        "context" (the model's context is full); None while it is in progress.
     """
 
     prompt: list[int]
@@ -36,16 +34,16 @@ class Row:
 
 
 class Generation:
-    """Rows that are produced together, each from its own prompt to its own end.
+    """A batch of texts generated together, each from its own prompt to its own end.
 
-    What a row becomes depends on its prompt, the settings, the seed and its stream, not on the other rows, their
-    number or their order (but for the rounding of matrix products of other sizes).
+    A row depends on its prompt, the settings, the seed and its stream, but not on the other rows, their number or
+    their order (apart from rounding in matrix products of different sizes).
 
-    The number of rows is padded to a power of two, prompts and caches to a few lengths, so that the sampler need not
-    compile for every call.
+    The number of rows is padded to a power of two, and prompts and caches to a few lengths, so that the sampler does
+    not recompile for every call.
 
     Attributes:
-      rows: what there is so far.
+      rows: the texts, updated by `advance`.
     """
 
     def __init__(
@@ -57,33 +55,27 @@ class Generation:
         max_new_tokens: int,
         seed: int = 0,
         streams: Sequence[int] | None = None,
-        overflow: Overflow = "stop",
+        overflow: Overflow = GenerationOptions.overflow,
     ) -> None:
-        """Reads the prompts; `advance` then produces tokens.
+        """Reads the prompts; `advance` then generates tokens.
 
         Args:
           sampler: the network.
-          prompts: ids, at least one each.
+          prompts: token ids, at least one per prompt.
           sampling: how tokens are chosen.
-          max_new_tokens: at most so many a row.
-          seed: of all randomness, below 2**32.
-          streams: for each row a number below 2**32 that decides its random numbers, with the seed and the position;
-            None: 0, 1, ...
-          overflow: what happens when a row fills the sampler's max_length. "stop": it ends, with the reason
-            "context". "slide": its last max_length // 2 tokens are read again as if they were all, and it goes on; a
-            prompt that is too long is cut alike.
+          max_new_tokens: most tokens generated per row.
+          seed: of all random numbers, below 2**32.
+          streams: a number below 2**32 per row; with the seed and the position it determines the row's random numbers.
+            The default is 0, 1, ...
+          overflow: what happens when a row fills the sampler's max_length. "slide": its last max_length // 2 tokens
+            become the new context and generation continues; a prompt that is too long is truncated the same way.
+            "stop": the row ends with the reason "context".
 
         Raises:
-          UserError: a prompt is empty, too long or has ids outside the vocabulary, or a setting cannot be used.
+          UserError: a prompt is empty, too long or has ids outside the vocabulary, or a setting is invalid.
         """
         sampling.check()
-        require(max_new_tokens >= 1, "max_new_tokens", f"is {max_new_tokens}, must be at least 1")
-        require(0 <= seed < 2**32, "seed", f"is {seed}, must be at least 0 and below 2**32")
-        require(
-            overflow in get_args(Overflow),
-            "overflow",
-            f"is {overflow!r}, must be one of {', '.join(get_args(Overflow))}",
-        )
+        GenerationOptions(max_new_tokens=max_new_tokens, seed=seed, overflow=overflow).check()
         require(len(prompts) > 0, "prompt", "is missing, give at least one")
         for prompt in prompts:
             _check_prompt(prompt, sampler, overflow)
@@ -91,7 +83,7 @@ class Generation:
         self._sampler, self._limit, self._overflow = sampler, max_new_tokens, overflow
         self._batch = sampler.rows_for(len(prompts))
         longest = max(map(len, prompts))
-        self._capacity = min(_size_class(longest + max_new_tokens, _LEAST_CAPACITY), sampler.max_length)
+        self._capacity = min(_size_class(longest + max_new_tokens, _MIN_CAPACITY), sampler.max_length)
         self._control = {
             "capacity": np.int32(self._capacity),
             "limit": np.int32(min(max_new_tokens, np.iinfo(np.int32).max)),
@@ -101,43 +93,43 @@ class Generation:
         }
         self._cached = [0] * len(prompts)  # tokens of each row in the cache
         self._state = self._initial_state()
-        self._read(dict(enumerate(map(self._window, self.rows))))
+        self._prefill(dict(enumerate(map(self._window, self.rows))))
 
     @property
     def finished(self) -> bool:
-        """Whether no row goes on."""
+        """Whether every row has ended."""
         return all(row.finish is not None for row in self.rows)
 
-    def advance(self, steps: int = SEGMENT) -> None:
-        """Produces up to `steps` tokens a row, at most SEGMENT.
+    def advance(self, steps: int = MAX_STEPS) -> None:
+        """Generates up to `steps` tokens per row, at most MAX_STEPS.
 
         Raises:
           UserError: the network's logits are not finite.
         """
-        live = [row.finish is None for row in self.rows]
-        if not any(live):
+        active = [row.finish is None for row in self.rows]
+        if not any(active):
             return
-        full = [i for i, row in enumerate(self.rows) if live[i] and self._cached[i] == self._capacity]
+        full = [i for i, row in enumerate(self.rows) if active[i] and self._cached[i] == self._capacity]
         if full:
-            self._read({i: self._window(self.rows[i]) for i in full})
-        control = {**self._control, "live": self._padded(live, np.bool_)}
+            self._prefill({i: self._window(self.rows[i]) for i in full})
+        control = {**self._control, "active": self._padded(active, np.bool_)}
         self._state, out = self._sampler.decode(self._state, control, steps)
         for i, (tokens_T, logprobs_T) in enumerate(zip(out["tokens"], out["logprobs"], strict=True)):
             n = int((tokens_T >= 0).sum())
             if n:
-                self._take(i, tokens_T[:n].tolist(), logprobs_T[:n].tolist())
+                self._append(i, tokens_T[:n].tolist(), logprobs_T[:n].tolist())
 
     def stop(self, row: int, n_tokens: int) -> None:
-        """Ends a row for a reason of the caller's, after `n_tokens` produced tokens; any later ones are dropped."""
+        """Ends a row at the caller's request and drops all but its first `n_tokens` generated tokens."""
         ended = self.rows[row]
         ended.finish = "stop"
         del ended.tokens[n_tokens:], ended.logprobs[n_tokens:]
 
-    def _take(self, i: int, tokens: list[int], logprobs: list[float]) -> None:
-        """Adds what a row has produced, and sees whether that ends it."""
+    def _append(self, i: int, tokens: list[int], logprobs: list[float]) -> None:
+        """Adds new tokens to a row and ends it if they complete it."""
         row = self.rows[i]
         if self._sampler.vocab_size in tokens:
-            raise UserError("the network's logits are not finite: damaged parameters, or too narrow a precision")
+            raise UserError("the network's logits are not finite: damaged parameters or too low a precision")
         row.tokens += tokens
         row.logprobs += logprobs
         self._cached[i] += len(tokens)
@@ -156,24 +148,24 @@ class Generation:
         return self._sampler.init_state(last_B, seen_BxV, self._capacity)
 
     def _window(self, row: Row) -> list[int]:
-        """The tokens that a row goes on from."""
-        everything = [*row.prompt, *row.tokens]
-        return everything if len(everything) <= self._capacity else everything[-(self._capacity // 2) :]
+        """The tokens that serve as the row's context."""
+        ids = [*row.prompt, *row.tokens]
+        return ids if len(ids) <= self._capacity else ids[-(self._capacity // 2) :]
 
-    def _read(self, windows: Mapping[int, Sequence[int]]) -> None:
-        """Starts rows anew with these tokens, of which the last one stays outside the cache."""
-        read = {i: window[:-1] for i, window in windows.items()}
-        longest = max(map(len, read.values()))
-        chunk = min(power_of_two(max(longest, _LEAST_READ)), _MOST_READ)
-        fresh_B = self._padded([i in read for i in range(len(self.rows))], np.bool_)
+    def _prefill(self, windows: Mapping[int, Sequence[int]]) -> None:
+        """Refills the caches of these rows with all tokens of their windows but the last."""
+        cached = {i: window[:-1] for i, window in windows.items()}
+        longest = max(map(len, cached.values()))
+        chunk = min(power_of_two(max(longest, _MIN_PREFILL)), _MAX_PREFILL)
+        reset_B = self._padded([i in cached for i in range(len(self.rows))], np.bool_)
         for start in range(0, max(longest, 1), chunk):
             tokens_BxL, counts_B = np.zeros((self._batch, chunk), np.int32), np.zeros(self._batch, np.int32)
-            for i, tokens in read.items():
+            for i, tokens in cached.items():
                 part = tokens[start : start + chunk]
                 tokens_BxL[i, : len(part)], counts_B[i] = part, len(part)
-            self._state = self._sampler.read(self._state, tokens_BxL, counts_B, fresh_B)
-            fresh_B = np.zeros_like(fresh_B)
-        for i, tokens in read.items():
+            self._state = self._sampler.prefill(self._state, tokens_BxL, counts_B, reset_B)
+            reset_B = np.zeros_like(reset_B)
+        for i, tokens in cached.items():
             self._cached[i] = len(tokens)
 
     def _padded(self, values: Sequence[Any], dtype: Any) -> np.ndarray:
@@ -185,7 +177,7 @@ class Generation:
 def generate(
     sampler: Sampler, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_new_tokens: int, **options: Any
 ) -> list[Row]:
-    """The finished rows of a `Generation` of these arguments."""
+    """Runs a `Generation` with these arguments to the end and returns its rows."""
     generation = Generation(sampler, prompts, sampling, max_new_tokens=max_new_tokens, **options)
     while not generation.finished:
         generation.advance()
@@ -193,18 +185,18 @@ def generate(
 
 
 def _check_prompt(prompt: Sequence[int], sampler: Sampler, overflow: str) -> None:
-    require(len(prompt) > 0, "prompt", "has no tokens; begin it with the bos token")
+    require(len(prompt) > 0, "prompt", "has no tokens; it must begin with the bos token")
     for i in prompt:
         require(0 <= i < sampler.vocab_size, "prompt", f"has token id {i}, outside the {sampler.vocab_size} ids")
     require(
         overflow == "slide" or len(prompt) <= sampler.max_length,
         "prompt",
         f"has {len(prompt)} tokens, more than the model's context of {sampler.max_length}; "
-        "shorten it, or set overflow=slide",
+        "shorten it or set overflow=slide",
     )
 
 
-def _size_class(n: int, least: int) -> int:
-    """The least of `least` times 1, 1.5, 2, 3, 4, 6, 8, ... that is not below n; `least` is a power of two."""
-    power = power_of_two(max(n, least))
-    return power * 3 // 4 if least < power and n <= power * 3 // 4 else power
+def _size_class(n: int, minimum: int) -> int:
+    """Rounds n up to `minimum`, a power of two, times 1, 1.5, 2, 3, 4, 6, 8, ..."""
+    power = power_of_two(max(n, minimum))
+    return power * 3 // 4 if minimum < power and n <= power * 3 // 4 else power

@@ -10,8 +10,8 @@ from psann_jax.config import Config
 from psann_jax.models.network import Network
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.sample.generation import Row, generate
-from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import Sampling
 from psann_jax.selftest import child
 from psann_jax.selftest.basics import LEAST_FALL
 from psann_jax.selftest.check import Check, Findings, Machine
@@ -23,9 +23,9 @@ TOP_K, TOP_P = 3, 0.6
 _TEMPERATURE = 1.5
 SETTINGS = {
     "greedy": Sampling(temperature=0.0),
-    "top_k": Sampling(temperature=_TEMPERATURE, top_k=TOP_K),
+    "top_k": Sampling(temperature=_TEMPERATURE, top_k=TOP_K, top_p=1.0),
     "top_p": Sampling(temperature=_TEMPERATURE, top_p=TOP_P),
-    "unfiltered": Sampling(temperature=_TEMPERATURE),
+    "unfiltered": Sampling(temperature=_TEMPERATURE, top_p=1.0),
 }
 _LEAST_OUTSIDE = 0.05  # of the unfiltered tokens
 # Logits of decoding with a cache and of the full forward pass differ by rounding.

@@ -1,4 +1,4 @@
-"""The generate command and the reading of runs: output, JSON, the conversation, mistakes."""
+"""The generate command and loading runs: output, JSON, the dialogue, errors."""
 
 import io
 import json
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import generate
+from psann_jax.cli.flags import run_command
 from psann_jax.runs.restore import load_text_run
-from psann_jax.sample.next_token import Sampling
+from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
@@ -30,12 +31,12 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(run):
-    """Makes every command of this module use one sampler, so that little is compiled."""
+    """Makes every command in this module use one sampler, so that little is compiled."""
     loaded = load_text_run(run, precision="auto")
     sampler = loaded.sampler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("psann_jax.runs.restore.load_text_run", lambda *args, **kwargs: loaded)
-        patch.setattr("psann_jax.runs.restore.Run.sampler", lambda self: sampler)
+        patch.setattr("psann_jax.runs.restore.TextRun.sampler", lambda self: sampler)
         yield TextSampler(sampler, loaded.tokenizer)
 
 
@@ -54,7 +55,7 @@ class Terminal(io.StringIO):
 
 def test_a_prompt_is_continued_on_standard_output(run, compiled, capsys):
     out, err = generated(capsys, run, "--prompt=a wave", "--max_new_tokens=9", "--temperature=0")
-    (expected,) = compiled.complete(["a wave"], Sampling(temperature=0), max_new_tokens=9)
+    (expected,) = compiled.complete(["a wave"], Sampling(temperature=0), GenerationOptions(max_new_tokens=9))
     assert out == f"a wave{expected.text}\n"
     assert "step 6" in err
     assert "--max_new_tokens reached" in err
@@ -62,13 +63,13 @@ def test_a_prompt_is_continued_on_standard_output(run, compiled, capsys):
     assert "tokens/s" in err
 
 
-def test_json_has_one_object_a_line_for_every_sample_of_every_prompt(run, compiled, capsys, tmp_path):
+def test_json_has_one_line_per_sample_of_each_prompt(run, compiled, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("a wave\n\n")
     flags = ("--num_samples=2", "--json", "--logprobs", "--max_new_tokens=5", "--seed=3", "--batch_size=4")
     out, _ = generated(capsys, run, f"--prompts_file={tmp_path / 'prompts.txt'}", *flags)
     objects = [json.loads(line) for line in out.splitlines()]
     assert [o["prompt"] for o in objects] == ["a wave", "a wave", "", ""]
-    expected = compiled.complete([""], Sampling(top_p=0.9), max_new_tokens=5, seed=3, num_samples=3)
+    expected = compiled.complete([""], Sampling(), GenerationOptions(max_new_tokens=5, seed=3, num_samples=3))
     for o, e in zip(objects[2:], expected, strict=False):
         assert (o["text"], o["tokens"], o["finish"]) == (e.text, e.tokens, e.finish)
         np.testing.assert_allclose(o["logprobs"], e.logprobs, atol=1e-4)
@@ -76,9 +77,9 @@ def test_json_has_one_object_a_line_for_every_sample_of_every_prompt(run, compil
     assert set(json.loads(out)) == {"prompt", "text", "tokens", "finish"}
 
 
-def test_several_texts_come_one_after_the_other_with_how_they_ended(run, compiled, capsys):
+def test_several_texts_are_printed_with_how_they_ended(run, compiled, capsys):
     out, _ = generated(capsys, run, "--prompt=a", "--num_samples=3", "--max_new_tokens=4", "--temperature=0")
-    (expected,) = compiled.complete(["a"], Sampling(temperature=0), max_new_tokens=4)
+    (expected,) = compiled.complete(["a"], Sampling(temperature=0), GenerationOptions(max_new_tokens=4))
     assert out == "".join(f"--- {n} of 3: --max_new_tokens reached\na{expected.text}\n" for n in (1, 2, 3))
 
 
@@ -93,10 +94,12 @@ def test_settings_reach_the_sampler(run, compiled, capsys):
         assert generated(capsys, run, prompt, "--max_new_tokens=20", "--temperature=0", flag).out != plain
     for flag in ("--top_k=1", "--top_p=0.0001", "--min_p=1"):
         assert generated(capsys, run, prompt, "--max_new_tokens=20", "--temperature=2", flag).out == plain
-    assert generated(capsys, run, prompt, "--max_new_tokens=60", "--temperature=0").err.count("--overflow=slide") == 1
-    slid, err = generated(capsys, run, prompt, "--max_new_tokens=60", "--temperature=0", "--overflow=slide")
-    assert "60 tokens" in err
+    slid, err = generated(capsys, run, prompt, "--max_new_tokens=60", "--temperature=0")
+    assert "60 tokens" in err, "by default, the text continues past the context"
     assert slid.startswith(plain[:-1])
+    full, err = generated(capsys, run, prompt, "--max_new_tokens=60", "--temperature=0", "--overflow=stop")
+    assert "context is full; --overflow=slide" in err
+    assert slid.startswith(full[:-1])
 
 
 def test_a_pipe_is_a_prompt(run, compiled, capsys, monkeypatch):
@@ -106,8 +109,8 @@ def test_a_pipe_is_a_prompt(run, compiled, capsys, monkeypatch):
     assert piped == generated(capsys, run, "--prompt=two\nlines", *flags).out
 
 
-def test_a_conversation_goes_on_after_mistakes_and_interruptions_until_the_end(run, compiled, capsys, monkeypatch):
-    said = iter(["sun", "x" * 99, "interrupt", "sun"])
+def test_the_dialogue_continues_after_errors_and_interruptions(run, compiled, capsys, monkeypatch):
+    typed = iter(["sun", "x" * 99, "interrupt", "sun"])
     complete = TextSampler.complete
 
     def interrupted(self, prompts, *args, **kwargs):
@@ -117,24 +120,24 @@ def test_a_conversation_goes_on_after_mistakes_and_interruptions_until_the_end(r
 
     def ask(_):
         try:
-            return next(said)
+            return next(typed)
         except StopIteration:
             raise EOFError from None
 
     monkeypatch.setattr(TextSampler, "complete", interrupted)
     monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr(sys, "stdin", Terminal())
-    out, err = generated(capsys, run, "--max_new_tokens=4", "--temperature=0")
-    (expected,) = compiled.complete(["sun"], Sampling(temperature=0), max_new_tokens=4)
+    out, err = generated(capsys, run, "--max_new_tokens=4", "--temperature=0", "--overflow=stop")
+    (expected,) = compiled.complete(["sun"], Sampling(temperature=0), GenerationOptions(max_new_tokens=4))
     assert out.count(f"sun{expected.text}\n") == 2
     assert "error: prompt: has 100 tokens, more than the model's context of 32" in err
     assert "8 tokens" in err
 
 
-# --- reading a run --------------------------------------------------------------------------------------
+# --- loading a run --------------------------------------------------------------------------------------
 
 
-def test_the_last_the_best_or_a_certain_checkpoint_is_read(tmp_path):
+def test_the_last_the_best_or_a_given_checkpoint_is_loaded(tmp_path):
     config = tiny_config(tmp_path, train__precision="bf16")
     saved = save_run(tmp_path / "run", config, {3: 1.0, 6: 2.0})
     for which, step in ((None, 6), ("last", 6), ("best", 3), ("3", 3), (6, 6)):
@@ -149,7 +152,7 @@ def test_the_last_the_best_or_a_certain_checkpoint_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("run", jnp.bfloat16), ("auto", jnp.float32), ("fp16", jnp.float16), ("fp32", jnp.float32)]
 )
-def test_the_precision_is_the_runs_or_another(run, precision, dtype):
+def test_the_precision_is_that_of_training_or_another(run, precision, dtype):
     found = load_text_run(run, precision=precision)
     assert found.network.merge(found.network.abstract).dtype == dtype
     assert {p.dtype for p in jax.tree.leaves(found.params)} == {jnp.dtype(jnp.float32)}
@@ -166,7 +169,7 @@ def test_a_workdir_without_a_run_is_named(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves a loop of its own open
-def test_a_checkpoint_that_is_not_there_or_damaged_is_named(tmp_path):
+def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
     save_run(tmp_path, tiny_config(tmp_path), {3: float("nan")})
     with pytest.raises(UserError, match=r"step_5: no such checkpoint; there are \[3\]"):
         load_text_run(tmp_path, 5)
@@ -183,7 +186,7 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_named(tmp_path):
         load_text_run(tmp_path)
 
 
-# --- mistakes -------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,13 +204,13 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_named(tmp_path):
         (["--mesh=2"], "--mesh: is '2', must be three sizes"),
         (["--logprobs"], "--logprobs: has no effect without --json"),
         (["--prompts_file=x"], "--prompts_file: cannot be used together with --prompt"),
-        (["--prompt=" + "x" * 40], "prompt: has 41 tokens, more than the model's context of 32"),
+        (["--overflow=stop", "--prompt=" + "x" * 40], "prompt: has 41 tokens, more than the model's context of 32"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(run, compiled, capsys, monkeypatch, flags, message):
+def test_an_error_is_one_line_with_exit_code_2(run, compiled, capsys, monkeypatch, flags, message):
     monkeypatch.setattr(sys, "argv", ["generate", f"--workdir={run}", "--prompt=a", *flags])
     with pytest.raises(SystemExit) as ended:
-        generate.run_command(generate.main)
+        run_command(generate.main)
     out, err = capsys.readouterr()
     assert ended.value.code == 2
     assert out.strip() in ("", "a", "x" * 40)
@@ -217,7 +220,7 @@ def test_a_mistake_is_one_line_and_code_2(run, compiled, capsys, monkeypatch, fl
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "is empty"), (b"\xff\xfe\xff", "is not UTF-8 text"), (None, "No such file")]
 )
-def test_a_prompts_file_that_cannot_be_read_is_named(run, tmp_path, content, message):
+def test_an_unreadable_prompts_file_is_named(run, tmp_path, content, message):
     path = tmp_path / "prompts"
     if content is not None:
         path.write_bytes(content)
@@ -225,7 +228,7 @@ def test_a_prompts_file_that_cannot_be_read_is_named(run, tmp_path, content, mes
         generate.main([f"--workdir={run}", f"--prompts_file={path}"])
 
 
-def test_the_command_runs_in_a_process_of_its_own(run):
+def test_the_command_runs_in_its_own_process(run):
     command = [sys.executable, "-m", "psann_jax", "generate", f"--workdir={run}", "--prompt=a", "--max_new_tokens=3"]
     done = subprocess.run([*command, "--json"], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0

@@ -18,8 +18,8 @@ from psannlm.lm.config import TrainConfig as TheirTraining
 from psannlm.lm.models.registry import get_base
 
 from psann_jax.convert.psannlm import PsannlmWarning, read_psannlm
-from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import WORDS
@@ -160,9 +160,8 @@ def test_the_same_greedy_text(trained):
             if ids[-1] == tokenizer.eos_id:
                 break
         assert len(ids) > n_prompt + 2
-        done = next(
-            iter(TextSampler(sampler, weights.tokenizer).complete([prompt], Sampling(temperature=0), max_new_tokens=20))
-        )
+        options = GenerationOptions(max_new_tokens=20)
+        (done,) = TextSampler(sampler, weights.tokenizer).complete([prompt], Sampling(temperature=0), options)
         assert done.tokens == ids[n_prompt:]
         assert done.text.strip() == tokenizer.decode(ids[n_prompt:], skip_specials=True).strip()
 

@@ -9,7 +9,7 @@ import pytest
 from psann_jax.cli import lm_eval as command
 from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.score import Scorer
-from psann_jax.sample.next_token import Sampling
+from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import WORDS, tiny_config
@@ -141,16 +141,16 @@ def test_generation_is_greedy_and_limited(run):
     texts = ask(until=["~"], max_gen_toks=6)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = [run.tokenizer.bos_id, *run.tokenizer.encode(prompt)][-26:]
-        (want,) = model._sampler.complete([prompt], GREEDY, max_new_tokens=6, max_prompt_tokens=26)
+        (want,) = model._sampler.complete([prompt], GREEDY, GenerationOptions(max_new_tokens=6, max_prompt_tokens=26))
         assert text == want.text
         assert len(want.tokens) <= 6
         assert model._scorer([(ids, want.tokens)])[0].greedy
     first = texts[0][:1]
     assert ask(until=first, max_gen_toks=6)[0] == "", "a stop string that comes at once"
     assert ask(until=["~"], max_gen_toks=6, do_sample=True, temperature=1.0) != texts
-    with pytest.raises(UserError, match="gen_kwargs: num_beams: not known"):
+    with pytest.raises(UserError, match="gen_kwargs: num_beams: not supported"):
         ask(num_beams=4)
-    with pytest.raises(UserError, match="max_gen_toks: is 32, must be below the window's 32"):
+    with pytest.raises(UserError, match="max_gen_toks: is 32, must be below the context length of 32"):
         ask(max_gen_toks=32)
 
 

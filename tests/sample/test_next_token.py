@@ -1,4 +1,6 @@
-"""The choice of a token: every filter by hand-made logits and against a sorted reference, draws by their frequency."""
+"""Choice of the next token: filters on hand-made logits and against a sorting reference, draws by frequency."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from psann_jax.sample.next_token import Sampling, draw, filtered_weights, look_up, next_token, threshold
-from psann_jax.utils.errors import UserError
+from psann_jax.sample.next_token import draw, filtered_weights, look_up, next_token, threshold
+from psann_jax.sample.settings import UNFILTERED, Sampling
 
 choose = jax.jit(next_token)
 weigh = jax.jit(filtered_weights)
@@ -19,8 +21,8 @@ def logits_of(*probabilities):
 
 
 def kept(probabilities, **fields):
-    """Which tokens the filters leave."""
-    weights = weigh(logits_of(*probabilities), Sampling(**fields).scalars())
+    """The tokens that the filters keep."""
+    weights = weigh(logits_of(*probabilities), replace(UNFILTERED, **fields).scalars())
     return np.flatnonzero(weights[0]).tolist()
 
 
@@ -35,7 +37,7 @@ def chosen(logits, sampling, seen=None, seed=0):
     return np.asarray(tokens), np.asarray(logprobs)
 
 
-def test_temperature_0_takes_the_first_of_the_most_probable_whatever_the_filters():
+def test_temperature_0_takes_the_first_most_probable_token_regardless_of_filters():
     logits = [[0.0, 3.0, 3.0, -1.0], [5.0, 1.0, 2.0, 3.0], [-4.0, -3.0, -2.0, -1.0]]
     tokens, _ = chosen(logits, Sampling(temperature=0, top_k=1, top_p=0.1, min_p=0.5))
     np.testing.assert_array_equal(tokens, [1, 0, 3])
@@ -44,7 +46,7 @@ def test_temperature_0_takes_the_first_of_the_most_probable_whatever_the_filters
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
 def test_temperature_divides_the_logits(temperature):
     logits = jnp.array([[1.0, -2.0, 0.5, 7.0]])
-    weights = weigh(logits, Sampling(temperature=temperature).scalars())
+    weights = weigh(logits, replace(UNFILTERED, temperature=temperature).scalars())
     np.testing.assert_allclose(weights[0] / weights.sum(), jax.nn.softmax(logits[0] / temperature), rtol=1e-5)
 
 
@@ -68,8 +70,8 @@ def test_top_p_keeps_the_token_that_reaches_p():
     assert kept((0.1, 0.1, 0.8), top_p=0.85) == [0, 1, 2], "equally probable tokens stay together"
 
 
-def test_top_p_sees_what_top_k_has_left():
-    # Of 0.4 and 0.3 the first has 0.57 of the sum; of all four it has 0.4.
+def test_top_p_acts_on_the_tokens_that_top_k_keeps():
+    # The first token has 0.57 of the probability of the first two, but 0.4 of all four.
     assert kept((0.4, 0.3, 0.2, 0.1), top_p=0.5) == [0, 1]
     assert kept((0.4, 0.3, 0.2, 0.1), top_k=2, top_p=0.5) == [0]
 
@@ -95,7 +97,7 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_once
     assert chosen(negative, Sampling(**greedy, repetition_penalty=2.0), seen)[0] == [1]
 
 
-def test_logprobs_are_those_of_the_logits_as_given():
+def test_logprobs_are_those_of_the_unfiltered_logits():
     logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     seen = np.ones((3, 50), bool)
     tokens, logprobs = chosen(logits, Sampling(temperature=0.5, top_k=3, repetition_penalty=2.0), seen)
@@ -103,7 +105,7 @@ def test_logprobs_are_those_of_the_logits_as_given():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_give_no_token(temperature):
+def test_non_finite_logits_give_no_token(temperature):
     logits = [[1.0, np.nan, 0.0], [1.0, 2.0, 0.0], [np.inf, 0.0, 0.0], [-np.inf, 3.0, -np.inf]]
     tokens, _ = chosen(logits, Sampling(temperature=temperature, top_k=2, top_p=0.1))
     np.testing.assert_array_equal(tokens, [3, 1, 3, 1])
@@ -113,7 +115,7 @@ def test_logits_that_are_not_finite_give_no_token(temperature):
 
 
 def sorted_reference(logits, temperature, top_k, top_p, min_p):
-    """Which tokens stay, by sorting."""
+    """The tokens to keep, found by sorting."""
     p = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     if 0 < top_k < len(p):
         p = np.where(logits >= np.sort(logits)[-top_k], p, 0)
@@ -126,7 +128,7 @@ def sorted_reference(logits, temperature, top_k, top_p, min_p):
 def logit_rows(sizes):
     """Rows with ties, zeros of both signs, tiny and large values."""
     chosen = st.sampled_from([0.0, -0.0, 1.0, 1e-30, -1e-30, 1.0000001])
-    # XLA takes subnormal numbers for zeros, and the middle of 0 and the smallest normal one is such a number.
+    # XLA flushes subnormal numbers to zero, and the midpoint of 0 and the smallest normal number is subnormal.
     values = st.floats(-30, 30, width=32, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-37) | chosen
     return st.lists(values, min_size=1, max_size=sizes).map(lambda row: np.array(row, np.float32))
 
@@ -139,11 +141,11 @@ def logit_rows(sizes):
     top_p=st.floats(0.015625, 1, width=32),
     min_p=st.floats(0, 1, width=32),
 )
-def test_filters_equal_the_sorted_form(row, temperature, top_k, top_p, min_p):
+def test_filters_equal_the_sorting_reference(row, temperature, top_k, top_p, min_p):
     padded = np.full((1, 40), -np.inf, np.float32)
     padded[0, : len(row)] = row
     weights = np.asarray(weigh(padded, Sampling(temperature, top_k, top_p, min_p).scalars()))[0, : len(row)]
-    # A sum or a quotient that lies on its bound to rounding may fall to either side.
+    # Rounding may put a sum or a quotient on either side of its bound.
     least = sorted_reference(row, temperature, top_k, top_p * (1 - 1e-5), min(min_p * (1 + 1e-5), 1))
     most = sorted_reference(row, temperature, top_k, min(top_p * (1 + 1e-5), 1), min_p * (1 - 1e-5))
     assert (least <= (weights > 0)).all()
@@ -167,40 +169,40 @@ def test_threshold_is_exactly_the_kth_largest_element(row, k):
 
 
 @pytest.mark.parametrize("size", [5, 128, 1000])
-def test_draws_have_the_frequency_of_their_weights(size):
+def test_draw_frequencies_follow_the_weights(size):
     n = 40000
     rng = np.random.default_rng(size)
     weights = rng.random(size).astype(np.float32) ** 4
     weights[rng.permutation(size)[: size // 3]] = 0
     drawn = np.asarray(jax.jit(draw)(jnp.broadcast_to(weights, (n, size)), keys(n)))
-    share = weights / weights.sum()
+    p = weights / weights.sum()
     counts = np.bincount(drawn, minlength=size)
     assert (counts[weights == 0] == 0).all()
-    deviation = (counts - n * share) / np.sqrt(n * share * (1 - share) + 1e-9)
-    assert np.abs(deviation[share > 0]).max() < 5
-    assert np.square(deviation[share > 0]).mean() < 1.5
+    deviation = (counts - n * p) / np.sqrt(n * p * (1 - p) + 1e-9)
+    assert np.abs(deviation[p > 0]).max() < 5
+    assert np.square(deviation[p > 0]).mean() < 1.5
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_token_of_weight_0_is_ever_drawn(data):
     weights = np.zeros(300, np.float32)
-    places = data.draw(st.lists(st.integers(0, 299), min_size=1, max_size=5, unique=True))
-    weights[places] = data.draw(
-        st.lists(st.sampled_from([1e-30, 1e-7, 1.0, 3.0]), min_size=len(places), max_size=len(places))
+    positive = data.draw(st.lists(st.integers(0, 299), min_size=1, max_size=5, unique=True))
+    weights[positive] = data.draw(
+        st.lists(st.sampled_from([1e-30, 1e-7, 1.0, 3.0]), min_size=len(positive), max_size=len(positive))
     )
     drawn = jax.jit(draw)(jnp.broadcast_to(weights, (200, 300)), keys(200, data.draw(st.integers(0, 1000))))
-    assert set(np.asarray(drawn).tolist()) <= set(places)
+    assert set(np.asarray(drawn).tolist()) <= set(positive)
 
 
-def test_the_ends_of_the_cumulative_sum_fall_on_positive_weights():
+def test_look_up_returns_positive_weights_even_at_interval_ends():
     weights = np.broadcast_to(np.array([0, 0, 2, 0, 1, 0], np.float32), (5, 6))
     index, rest = look_up(weights, np.array([0.0, 1.5, 2.0, 2.5, 3.0], np.float32))
     np.testing.assert_array_equal(index, [2, 2, 4, 4, 4])
     np.testing.assert_array_equal(rest, [0.0, 1.5, 0.0, 0.5, 1.0])
 
 
-def test_a_row_is_drawn_by_its_own_key_alone():
+def test_a_row_depends_on_its_own_key_only():
     logits = np.random.default_rng(1).normal(size=(4, 200)).astype(np.float32)
     sampling = Sampling(temperature=2.0, top_k=50, top_p=0.95)
     together, _ = chosen(logits, sampling)
@@ -211,28 +213,15 @@ def test_a_row_is_drawn_by_its_own_key_alone():
     assert (chosen(np.repeat(logits[:1], 50, axis=0), sampling)[0] != together[0]).any(), "keys must matter"
 
 
-def test_other_settings_compile_nothing_anew():
+def test_changed_settings_do_not_recompile():
     fresh = jax.jit(lambda *args: next_token(*args))
     logits = np.zeros((2, 10), np.float32)
-    for sampling in (Sampling(), Sampling(0.0), Sampling(0.5, 3, 0.9, 0.1, 1.2), Sampling(temperature=2, top_k=1)):
+    for sampling in (
+        UNFILTERED,
+        Sampling(),
+        Sampling(0.0),
+        Sampling(0.5, 3, 0.9, 0.1, 1.2),
+        Sampling(temperature=2, top_k=1),
+    ):
         fresh(logits, logits > 1, keys(2), sampling.scalars())
     assert fresh._cache_size() == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("temperature", -0.5),
-        ("temperature", float("nan")),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.5),
-        ("min_p", -0.1),
-        ("min_p", 1.1),
-        ("repetition_penalty", 0.0),
-        ("repetition_penalty", float("inf")),
-    ],
-)
-def test_a_bad_value_is_named(name, value):
-    with pytest.raises(UserError, match=f"^{name}: is {value}, must be"):
-        Sampling(**{name: value}).check()

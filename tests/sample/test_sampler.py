@@ -1,4 +1,4 @@
-"""The compiled loop: its text equals that of full forwards, rows are independent, nothing is silent or recompiled."""
+"""The decoding loop: tokens equal those of full forward passes, rows are independent, nothing recompiles."""
 
 import functools
 
@@ -10,8 +10,8 @@ import pytest
 from psann_jax.models import network as registry
 from psann_jax.sample import generation as generation_module
 from psann_jax.sample.generation import Generation, generate
-from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import Sampling
 from psann_jax.utils.errors import UserError
 from tests.support.variants import SIZES, VARIANTS, variant
 
@@ -21,7 +21,7 @@ ATOL = RTOL = 1e-5
 
 
 def random_params(network, seed=0):
-    """All parameters at random, made without compiling anything."""
+    """Random values for all parameters, drawn without compiling anything."""
     rng = np.random.default_rng(seed)
 
     def draw(array, info):
@@ -32,7 +32,7 @@ def random_params(network, seed=0):
 
 
 class Made:
-    """A sampler of a randomised model, with the full forward of the same model."""
+    """A sampler of a randomised model, and the full forward pass of the same model."""
 
     def __init__(self, name, dtype=jnp.float32):
         self.network = registry.build(variant(name), dtype=dtype)
@@ -45,13 +45,13 @@ class Made:
         return model.logits(model.hidden(tokens_1xL)[0])[0]
 
     def logits(self, ids, params=None):
-        """(L, V) logits of a row of ids."""
+        """Logits (L, V) of a row of ids."""
         padded = np.zeros((1, CONTEXT), np.int32)
         padded[0, : len(ids)] = ids
         return np.asarray(self._forward(self.params if params is None else params, padded))[: len(ids)]
 
     def greedy(self, prompt, n, **options):
-        """Tokens and their log-probabilities by a full forward for each."""
+        """Greedy tokens and their log-probabilities, with a full forward pass for each token."""
         tokens, logprobs = [], []
         while len(tokens) < n and (not tokens or tokens[-1] != self.sampler.eos_id):
             last = self.logits([*prompt, *tokens], **options)[-1]
@@ -65,7 +65,7 @@ made = functools.cache(Made)
 
 @pytest.fixture
 def endless(request, monkeypatch):
-    """A model that knows no end of the text; its name can be given by the test."""
+    """A model that never ends a text; a test can name the variant."""
     it = made(getattr(request, "param", "waveresnet_dilated"))
     monkeypatch.setattr(it.sampler, "eos_id", -2)
     return it
@@ -81,7 +81,7 @@ def texts(rows):
 
 
 class Compilations:
-    """Counts compilations of any function while it is entered."""
+    """Counts all compilations inside the context."""
 
     def __enter__(self):
         self.count = 0
@@ -95,11 +95,11 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
 
-# --- what comes out -------------------------------------------------------------------------------------
+# --- generated tokens -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_greedy_batch_of_mixed_lengths_equals_full_forwards_of_each_row(name):
+def test_a_greedy_batch_of_mixed_lengths_equals_full_forward_passes(name):
     it = made(name)
     prompts = prompts_of(1, 6, 17)
     for prompt, row in zip(prompts, generate(it.sampler, prompts, GREEDY, max_new_tokens=25), strict=True):
@@ -109,7 +109,7 @@ def test_a_greedy_batch_of_mixed_lengths_equals_full_forwards_of_each_row(name):
         assert row.finish == ("eos" if tokens[-1] == EOS else "length")
 
 
-def test_a_row_alone_gives_the_text_that_it_gives_in_a_batch(endless):
+def test_a_row_alone_equals_the_same_row_in_a_batch(endless):
     prompts = prompts_of(1, 6, 17)
     for sampling in (GREEDY, Sampling(temperature=1.5, top_p=0.95)):
         together = generate(endless.sampler, prompts, sampling, max_new_tokens=20, streams=[5, 6, 7])
@@ -130,7 +130,7 @@ def test_a_seeded_row_depends_on_seed_and_stream_and_not_on_its_neighbours(endle
     assert texts(generate(sampler, [a, b, c], sampling, seed=4, **options)) != first
 
 
-def test_a_text_does_not_depend_on_the_steps_it_came_in(endless):
+def test_a_text_does_not_depend_on_the_number_of_steps_per_call(endless):
     prompts = prompts_of(4, 9, 13)
     whole = generate(endless.sampler, prompts, Sampling(), max_new_tokens=30)
     generation = Generation(endless.sampler, prompts, Sampling(), max_new_tokens=30)
@@ -156,7 +156,7 @@ def test_draws_follow_the_distribution_of_the_model():
     assert np.abs(deviation).max() < 4.5
 
 
-def test_the_repetition_penalty_counts_prompt_and_produced_tokens(endless):
+def test_the_repetition_penalty_applies_to_prompt_and_generated_tokens(endless):
     (prompt,) = prompts_of(9)
     (row,) = generate(endless.sampler, [prompt], Sampling(temperature=0, repetition_penalty=3.0), max_new_tokens=12)
     ids = list(prompt)
@@ -172,7 +172,7 @@ def test_the_repetition_penalty_counts_prompt_and_produced_tokens(endless):
 # --- where rows end -------------------------------------------------------------------------------------
 
 
-def test_every_row_stops_at_its_own_eos_and_emits_nothing_after_it(endless):
+def test_every_row_stops_at_its_own_eos(endless):
     prompts, sampling = prompts_of(4, 9, 13), Sampling(temperature=2.0)
     plain = texts(generate(endless.sampler, prompts, sampling, max_new_tokens=20))
     endless.sampler.eos_id = eos_id = plain[1][4]
@@ -183,10 +183,10 @@ def test_every_row_stops_at_its_own_eos_and_emits_nothing_after_it(endless):
         assert len(row.logprobs) == end
         assert row.finish == ("eos" if eos_id in tokens else "length")
     assert len(rows[1].tokens) <= 5
-    assert max(len(row.tokens) for row in rows) > 5, "a neighbour goes on"
+    assert max(len(row.tokens) for row in rows) > 5, "other rows continue"
 
 
-def test_the_loop_ends_when_all_rows_have(endless, monkeypatch):
+def test_the_loop_ends_with_its_last_row(endless, monkeypatch):
     endless.sampler.eos_id = endless.greedy([1], 3)[0][2]
     calls, decode = [], endless.sampler.decode
     monkeypatch.setattr(endless.sampler, "decode", lambda *args: calls.append(decode(*args)) or calls[-1])
@@ -196,18 +196,18 @@ def test_the_loop_ends_when_all_rows_have(endless, monkeypatch):
     assert int(calls[0][0]["cache"]["length"][0]) == len(row.tokens), "no step after the last token"
 
 
-def test_a_full_context_stops_a_row_and_says_so(endless):
-    rows = generate(endless.sampler, prompts_of(44, CONTEXT, 10), GREEDY, max_new_tokens=25)
+def test_a_full_context_ends_a_row_if_asked_to(endless):
+    rows = generate(endless.sampler, prompts_of(44, CONTEXT, 10), GREEDY, max_new_tokens=25, overflow="stop")
     for row, n in zip(rows, (CONTEXT - 44 + 1, 1, 25), strict=True):
         assert row.tokens == endless.greedy(row.prompt, n)[0]
     assert [row.finish for row in rows] == ["context", "context", "length"]
 
 
 @pytest.mark.parametrize("endless", ["waveresnet_dilated", "sgrpsann"], indirect=True)
-def test_a_sliding_context_goes_on_after_its_last_half(endless):
+def test_a_sliding_context_continues_from_its_last_half(endless):
     half = CONTEXT // 2
-    prompts = prompts_of(40, 3, CONTEXT + 9)  # the last one does not fit from the beginning
-    rows = generate(endless.sampler, prompts, GREEDY, max_new_tokens=2 * CONTEXT, overflow="slide")
+    prompts = prompts_of(40, 3, CONTEXT + 9)  # the last one does not fit
+    rows = generate(endless.sampler, prompts, GREEDY, max_new_tokens=2 * CONTEXT)
     for row in rows:
         window = row.prompt if len(row.prompt) <= CONTEXT else row.prompt[-half:]
         for token in row.tokens:
@@ -217,7 +217,7 @@ def test_a_sliding_context_goes_on_after_its_last_half(endless):
         assert (row.finish, len(row.tokens)) == ("length", 2 * CONTEXT)
 
 
-def test_a_caller_ends_a_row_and_the_others_go_on(endless):
+def test_a_caller_ends_a_row_and_the_others_continue(endless):
     prompts = prompts_of(4, 9, 13)
     plain = generate(endless.sampler, prompts, Sampling(), max_new_tokens=20)
     generation = Generation(endless.sampler, prompts, Sampling(), max_new_tokens=20)
@@ -234,16 +234,16 @@ def test_a_caller_ends_a_row_and_the_others_go_on(endless):
 # --- shapes, dtypes, parameters -------------------------------------------------------------------------
 
 
-def test_a_long_prompt_is_read_in_parts(endless, monkeypatch):
-    monkeypatch.setattr(generation_module, "_MOST_READ", 16)
-    shapes, read = [], endless.sampler.read
-    monkeypatch.setattr(endless.sampler, "read", lambda *args: shapes.append(args[1].shape) or read(*args))
+def test_a_long_prompt_is_prefilled_in_chunks(endless, monkeypatch):
+    monkeypatch.setattr(generation_module, "_MAX_PREFILL", 16)
+    shapes, prefill = [], endless.sampler.prefill
+    monkeypatch.setattr(endless.sampler, "prefill", lambda *args: shapes.append(args[1].shape) or prefill(*args))
     for row in generate(endless.sampler, prompts_of(40, 5, 17), GREEDY, max_new_tokens=5):
         assert row.tokens == endless.greedy(row.prompt, 5)[0]
     assert shapes == [(4, 16)] * 3
 
 
-def test_a_shape_seen_before_compiles_nothing(endless):
+def test_known_shapes_do_not_recompile(endless):
     generate(endless.sampler, prompts_of(2, 30, 8), GREEDY, max_new_tokens=10)
     calls = [
         ((18, 1, 20), GREEDY, 40),
@@ -257,7 +257,7 @@ def test_a_shape_seen_before_compiles_nothing(endless):
     assert compilations.count == 0
     with Compilations() as compilations:
         jax.jit(lambda x: x + 1)(0)
-    assert compilations.count == 1, "the counter counts"
+    assert compilations.count == 1, "the counter works"
 
 
 def test_bfloat16_computes_and_caches_in_bfloat16():
@@ -286,7 +286,7 @@ def test_coordinates_and_scores_of_gravity_stay_in_float32():
     assert {linear["bias"] for linear in linears} == {("float32", "gravity")}
 
 
-def test_other_parameters_take_effect_without_compilation(endless):
+def test_new_parameters_take_effect_without_recompilation(endless):
     prompts, second = prompts_of(4, 9, 13), random_params(endless.network, seed=5)
     before = texts(generate(endless.sampler, prompts, GREEDY, max_new_tokens=8))
     with Compilations() as compilations:
@@ -297,23 +297,27 @@ def test_other_parameters_take_effect_without_compilation(endless):
     assert after == [endless.greedy(prompt, 8, params=second)[0] for prompt in prompts] != before
 
 
-# --- mistakes -------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
         ([], {}, "prompt: is missing"),
-        ([[1], []], {}, "prompt: has no tokens; begin it with the bos token"),
+        ([[1], []], {}, "prompt: has no tokens; it must begin with the bos token"),
         ([[1, VOCAB]], {}, f"prompt: has token id {VOCAB}, outside the {VOCAB} ids"),
         ([[1, -1]], {}, "prompt: has token id -1"),
-        ([[1] * (CONTEXT + 1)], {}, f"prompt: has {CONTEXT + 1} tokens, more than the model's context of {CONTEXT}"),
+        (
+            [[1] * (CONTEXT + 1)],
+            {"overflow": "stop"},
+            f"prompt: has {CONTEXT + 1} tokens, more than the model's",
+        ),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens: is 0, must be at least 1"),
         ([[1]], {"seed": -1}, "seed: is -1"),
         ([[1]], {"overflow": "wrap"}, "overflow: is 'wrap', must be one of stop, slide"),
     ],
 )
-def test_a_mistake_is_named(prompts, options, message):
+def test_an_error_names_the_cause(prompts, options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         Generation(made("respsann").sampler, prompts, GREEDY, **{"max_new_tokens": 5, **options})
 

@@ -1,4 +1,4 @@
-"""Sampling on eight forced CPU devices: every kind of parallelism gives one device's text."""
+"""Sampling on eight simulated CPU devices: every kind of parallelism gives the text of one device."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.support.processes import run_script
 
 @pytest.fixture(scope="module")
 def on_meshes():
-    """Results of every mesh, from one process."""
+    """Results on every mesh, from one process."""
     return json.loads(run_script("multi_device/sampling.py", devices=8).splitlines()[-1])
 
 
@@ -30,5 +30,5 @@ def test_parameters_and_cache_are_divided(on_meshes, mesh, params, cache):
         assert result["cache"] == cache
 
 
-def test_a_second_call_compiles_nothing(on_meshes):
+def test_a_second_call_does_not_recompile(on_meshes):
     assert {result["recompiled"] for results in on_meshes.values() for result in results.values()} == {0}

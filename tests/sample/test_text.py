@@ -1,4 +1,4 @@
-"""Text around the loop: prompts, stop strings, characters that come in parts, streams of samples, speed."""
+"""Text in and out of the loop: prompts, stop strings, incomplete characters, independent samples, speed."""
 
 import functools
 
@@ -14,8 +14,8 @@ from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.models import network as registry
 from psann_jax.sample import text as text_module
 from psann_jax.sample.generation import Row
-from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
 
@@ -24,7 +24,7 @@ BYTES = byte_tokenizer()
 
 @functools.cache
 def made():
-    """A randomised network over bytes."""
+    """A sampler of a randomised byte-level network."""
     config = DecoderConfig(base="respsann", vocab_size=BYTES.vocab_size, d_model=16, n_layers=1, n_heads=2, d_mlp=16)
     network, rng = registry.build(config), np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), network.abstract)
@@ -32,7 +32,7 @@ def made():
 
 
 class Scripted:
-    """A Generation whose tokens are known beforehand: for every row, script(prompt ids)."""
+    """A stand-in for Generation that produces script(prompt ids) for every row."""
 
     def __init__(self, script, prompts):
         self.rows = [Row(list(prompt)) for prompt in prompts]
@@ -55,13 +55,15 @@ class Scripted:
 
 
 def scripted(script, prompts=("",), tokenizer=BYTES, **options):
-    """Completions of scripted tokens, and the pieces of text that came for each."""
+    """Completions of scripted tokens, and the streamed pieces of text of each."""
     pieces = {}
     sampler = TextSampler(None, tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "Generation", lambda _, prompts, *args, **kwargs: Scripted(script, prompts))
-        done = sampler.complete(prompts, on_text=lambda i, piece: pieces.setdefault(i, []).append(piece), **options)
-        done = list(done)
+        stream = sampler.complete(
+            prompts, None, GenerationOptions(**options), on_text=lambda i, piece: pieces.setdefault(i, []).append(piece)
+        )
+        done = list(stream)
     return done, [pieces.get(i, []) for i in range(len(done))]
 
 
@@ -73,29 +75,29 @@ def says(text):
 
 
 def test_a_text_is_cut_at_a_stop_string_that_spans_tokens():
-    (done,), pieces = scripted(says("one. two.\n\nthree"), stop=["\n\n"])
+    (done,), pieces = scripted(says("one. two.\n\nthree"), stop=("\n\n",))
     assert (done.text, done.finish) == ("one. two.", "stop")
     assert BYTES.decode(done.tokens) == "one. two.\n\n"
     assert len(done.logprobs) == len(done.tokens)
     assert "".join(pieces[0]) == "one. two."
 
 
-def test_the_stop_string_that_is_complete_first_counts():
-    (done,), _ = scripted(says("xxabcd"), stop=["abcd", "c"])
+def test_the_stop_string_that_is_completed_first_counts():
+    (done,), _ = scripted(says("xxabcd"), stop=("abcd", "c"))
     assert (done.text, len(done.tokens)) == ("xxab", 5)
-    (done,), _ = scripted(says("xxabcd"), stop=["bc", "abc"])
+    (done,), _ = scripted(says("xxabcd"), stop=("bc", "abc"))
     assert (done.text, len(done.tokens)) == ("xx", 5)
 
 
-def test_what_might_begin_a_stop_string_is_held_back_until_it_does_not():
-    (done,), pieces = scripted(says("a <st <sto"), stop=["<stop>"])
+def test_a_possible_beginning_of_a_stop_string_is_held_back():
+    (done,), pieces = scripted(says("a <st <sto"), stop=("<stop>",))
     assert (done.text, done.finish) == ("a <st <sto", "length")
     assert "".join(pieces[0]) == done.text
     assert not any("".join(pieces[0][:n]).endswith(("<", "<s", "<st")) for n in range(1, len(pieces[0])))
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing():
-    (done,), _ = scripted(says("more"), prompts=["say stop"], stop=["stop", "pm"])
+    (done,), _ = scripted(says("more"), prompts=["say stop"], stop=("stop", "pm"))
     assert (done.text, done.finish) == ("more", "length")
 
 
@@ -107,7 +109,7 @@ def test_a_stop_string_in_the_prompt_stops_nothing():
 )
 def test_pieces_stops_and_tokens_agree_for_any_text(text, stop, prompt):
     ids = [*BYTES.encode(text), BYTES.eos_id]
-    (done,), pieces = scripted(lambda _: ids, prompts=[prompt], stop=stop)
+    (done,), pieces = scripted(lambda _: ids, prompts=[prompt], stop=tuple(stop))
     ends = [n for n in range(len(ids) + 1) if any(s in BYTES.decode(ids[:n]) for s in stop)]
     expected, kept = text, ids
     if ends:
@@ -122,7 +124,7 @@ def test_pieces_stops_and_tokens_agree_for_any_text(text, stop, prompt):
 # --- characters -----------------------------------------------------------------------------------------
 
 
-def test_half_a_character_is_held_back():
+def test_an_incomplete_character_is_held_back():
     (done,), pieces = scripted(says("héllo 😀 wörld"))
     assert done.text == "héllo 😀 wörld"
     assert "".join(pieces[0]) == done.text
@@ -130,7 +132,7 @@ def test_half_a_character_is_held_back():
     assert len(pieces[0]) > 2
 
 
-def test_a_text_that_ends_in_half_a_character_shows_it_at_the_end():
+def test_an_incomplete_character_at_the_end_is_shown():
     (done,), pieces = scripted(lambda _: BYTES.encode("ab😀")[:-1])
     assert done.text == "ab\ufffd"
     assert "".join(pieces[0]) == done.text
@@ -156,12 +158,12 @@ def test_a_prompt_is_read_after_bos_and_without_eos():
 
 
 def complete(prompts, **options):
-    defaults = {"sampling": Sampling(temperature=1.5), "max_new_tokens": 12}
-    return [done.tokens for done in made().complete(prompts, **{**defaults, **options})]
+    settings = GenerationOptions(**{"max_new_tokens": 12, **options})
+    return [done.tokens for done in made().complete(prompts, Sampling(temperature=1.5), settings)]
 
 
 def test_samples_do_not_depend_on_the_other_prompts_or_the_batches():
-    # Four rows or one at a time: few shapes, few compilations.
+    # Batches of four rows or one, so that few shapes are compiled.
     both = complete(["sun", "moon"], num_samples=2)
     assert complete(["moon"], num_samples=3)[:2] == both[2:]
     mixed = complete(["moon", "star", "sun", "moon", "sun"], batch_size=4)
@@ -172,7 +174,8 @@ def test_samples_do_not_depend_on_the_other_prompts_or_the_batches():
 
 
 def test_completions_come_batch_by_batch_and_in_order():
-    done = made().complete(list("abcde"), Sampling(temperature=0), max_new_tokens=3, batch_size=4)
+    options = GenerationOptions(max_new_tokens=3, batch_size=4)
+    done = made().complete(list("abcde"), Sampling(temperature=0), options)
     before = made().speed.tokens
     first = next(done)
     assert (first.prompt, made().speed.tokens) == ("a", before + 12)
@@ -181,7 +184,7 @@ def test_completions_come_batch_by_batch_and_in_order():
 
 def test_speed_counts_tokens_and_time():
     sampler = TextSampler(made().sampler, BYTES)
-    done = list(sampler.complete(list("abc"), Sampling(temperature=0), max_new_tokens=30))
+    done = list(sampler.complete(list("abc"), Sampling(temperature=0), GenerationOptions(max_new_tokens=30)))
     n = sum(len(d.tokens) for d in done)
     assert (sampler.speed.tokens, sampler.speed.later_tokens) == (n, n - 3)
     assert sampler.speed.first_s > 0
@@ -191,14 +194,16 @@ def test_speed_counts_tokens_and_time():
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("a", {"stop": ["x", ""]}, "stop: has an empty string"),
-        ("a", {"num_samples": 0}, "num_samples: is 0"),
+        ("a\udc80", {}, "prompt: is not valid Unicode text"),
+        ("a" * 70, {"overflow": "stop"}, "prompt: has 71 tokens, more than the model's context of 64"),
         ("a", {"batch_size": 0}, "batch_size: is 0"),
-        ("a\udc80", {}, "prompt: is not a text"),
-        ("a" * 70, {}, "prompt: has 71 tokens, more than the model's context of 64"),
-        ("a", {"sampling": Sampling(top_p=2)}, "top_p: is 2"),
     ],
 )
-def test_a_mistake_is_named(prompt, options, message):
+def test_an_error_names_the_cause(prompt, options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         complete([prompt], **options)
+
+
+def test_invalid_sampling_is_named():
+    with pytest.raises(UserError, match=r"^top_p: is 2"):
+        made().complete(["a"], Sampling(top_p=2))

@@ -1,0 +1,89 @@
+"""Settings of generation with their defaults and checks, for the command line and the API; imports no JAX."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import numpy as np
+
+from psann_jax.config import require
+
+Overflow = Literal["stop", "slide"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. All fields are traced, so other values need no recompilation.
+
+    Attributes:
+      temperature: divides the logits. 0 takes the most probable token, the first of several equal ones, and makes
+        the filters ineffective.
+      top_k: keeps the k most probable tokens and those as probable as the k-th; 0 keeps all.
+      top_p: keeps the smallest set of most probable tokens whose probabilities sum to at least this, and those as
+        probable as the last of them; 1 keeps all. Source: Holtzman et al. (2020).
+      min_p: keeps tokens at least this fraction as probable as the most probable one; 0 keeps all. Source: Nguyen et
+        al. (2024).
+      repetition_penalty: divides the positive and multiplies the negative logits of tokens that occur in the prompt
+        or the text generated so far; 1 changes nothing. Source: CTRL, Keskar et al. (2019).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.9
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def check(self) -> None:
+        """Raises ConfigError for the first invalid value; the message begins with the field's name."""
+        t, penalty = self.temperature, self.repetition_penalty
+        require(0 <= t < math.inf, "temperature", f"is {t}, must be 0 (the most probable token) or above")
+        require(self.top_k >= 0, "top_k", f"is {self.top_k}, must be 0 (all tokens) or above")
+        require(0 < self.top_p <= 1, "top_p", f"is {self.top_p}, must be above 0 and at most 1 (all tokens)")
+        require(0 <= self.min_p <= 1, "min_p", f"is {self.min_p}, must be between 0 (all tokens) and 1")
+        require(0 < penalty < math.inf, "repetition_penalty", f"is {penalty}, must be positive; 1 means no penalty")
+
+    def scalars(self) -> Self:
+        """Returns the same settings as numpy scalars of fixed types, for tracing."""
+        top_k = min(self.top_k, np.iinfo(np.int32).max)
+        floats = (np.float32(v) for v in (self.temperature, self.top_p, self.min_p, self.repetition_penalty))
+        temperature, top_p, min_p, penalty = floats
+        return type(self)(temperature, np.int32(top_k), top_p, min_p, penalty)  # type: ignore[arg-type]
+
+
+# Draws from the model's own distribution.
+UNFILTERED = Sampling(top_p=1.0)
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What is generated, apart from the choice of each token.
+
+    Attributes:
+      max_new_tokens: most tokens generated per text.
+      stop: strings that end a text where they first occur; the text does not include them.
+      seed: of all random numbers, below 2**32.
+      num_samples: texts generated per prompt.
+      overflow: what happens when a text fills the model's context. "slide": generation continues from the last half of
+        the context, and a prompt that is too long is truncated to its end. "stop": the text ends, and a prompt that is
+        too long is an error.
+      max_prompt_tokens: longer prompts, bos included, lose their beginning; None sets no limit.
+      batch_size: texts generated at once.
+    """
+
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    num_samples: int = 1
+    overflow: Overflow = "slide"
+    max_prompt_tokens: int | None = None
+    batch_size: int = 8
+
+    def check(self) -> None:
+        """Raises ConfigError for the first invalid value; the message begins with the field's name."""
+        for name in ("max_new_tokens", "num_samples", "max_prompt_tokens", "batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, f"is {value}, must be at least 1")
+        require("" not in self.stop, "stop", "has an empty string, which would stop at once")
+        require(0 <= self.seed < 2**32, "seed", f"is {self.seed}, must be at least 0 and below 2**32")
+        allowed = get_args(Overflow)
+        require(self.overflow in allowed, "overflow", f"is {self.overflow!r}, must be one of {', '.join(allowed)}")
