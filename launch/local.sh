@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Starts N processes of one command on this machine; JAX's distributed runtime joins them into one run.
+# Starts N processes of a command on this machine; JAX's distributed runtime joins them into one run.
 #
 #   launch/local.sh 4 -- python -m psann_jax.main --config=configs/quickstart.py
 #
-# Every process sees all devices of the machine, so on a machine with accelerators give each its own, for example
-# with CUDA_VISIBLE_DEVICES set from JAX_PROCESS_ID in a wrapper. On CPUs, XLA_FLAGS=--xla_force_host_platform_device_count=2
-# gives each process two devices. The processes share the cores.
+# Every process sees all devices of the machine. With accelerators, use a wrapper that gives each process its own, for
+# example by setting CUDA_VISIBLE_DEVICES from JAX_PROCESS_ID. On CPUs, the processes share the cores;
+# XLA_FLAGS=--xla_force_host_platform_device_count=2 gives each process two devices.
 #
-# Process 0 shows the run; what the others write to standard error is shown behind their number. Ctrl-C, SIGTERM and
-# SIGUSR1 are passed on to all: they save and end. The exit code is that of the first process that failed; the others
-# then have GRACE seconds (default 60) to end by themselves.
+# The output of process 0 is shown; of the other processes, only standard error, prefixed with their number. Ctrl-C,
+# SIGTERM and SIGUSR1 are forwarded to all processes, which save and exit. The exit code is that of the first process that
+# fails; the others then have GRACE seconds (default 60) to exit.
 set -uo pipefail
 
 usage() {
@@ -27,7 +27,7 @@ if [[ -z ${JAX_COORDINATOR_ADDRESS:-} ]]; then
 fi
 export JAX_NUM_PROCESSES=$n
 
-numbered() {
+prefix_lines() {
   local line
   while IFS= read -r line; do
     printf '[%s] %s\n' "$1" "$line"
@@ -39,19 +39,19 @@ for ((i = 0; i < n; i++)); do
   if ((i == 0)); then
     JAX_PROCESS_ID=0 "$@" &
   else
-    JAX_PROCESS_ID=$i "$@" > /dev/null 2> >(numbered "$i" >&2) &
+    JAX_PROCESS_ID=$i "$@" > /dev/null 2> >(prefix_lines "$i" >&2) &
   fi
   pids+=($!)
 done
 
-pass_on() {
+forward() {
   local pid
   for pid in "${pids[@]}"; do
     kill -s "$1" "$pid" 2> /dev/null
   done
 }
-trap 'pass_on TERM' TERM INT
-trap 'pass_on USR1' USR1
+trap 'forward TERM' TERM INT
+trap 'forward USR1' USR1
 
 code=0
 deadline=
@@ -71,7 +71,7 @@ while ((${#pids[@]} > 0)); do
     fi
   done
   if [[ -n $deadline ]] && ((SECONDS > deadline)); then
-    pass_on KILL
+    forward KILL
   fi
 done
 exit "$code"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs one command on all hosts of a Cloud TPU slice, in the foreground; JAX finds the hosts by itself.
+# Runs a command on all hosts of a Cloud TPU slice, in the foreground; JAX detects the hosts.
 #
 #   PROJECT=p ZONE=us-east5-a TPU=my-v5e launch/tpu_vm.sh install
 #   PROJECT=p ZONE=us-east5-a TPU=my-v5e launch/tpu_vm.sh run \
 #       --config=configs/waveresnet_small.py --workdir=/mnt/shared/runs/small --config.data.cache_dir=/tmp/psann_jax
 #
 # `install` copies this source tree to every host and installs it with jax[tpu]. `run` trains; Ctrl-C saves and ends the
-# run on all hosts. The workdir must be on a disk that all hosts see, a mounted Filestore for example. A token cache that
-# is not on such a disk is made by every host for itself.
+# run on all hosts. The workdir must be on a disk that all hosts share, for example a mounted Filestore. If the token cache
+# is not on such a disk, every host prepares its own.
 set -euo pipefail
 
 usage() {

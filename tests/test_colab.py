@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, say what they should, and are kept without outputs."""
+"""The notebooks run from top to bottom, print the expected results, and are stored without outputs."""
 
 import ast
 import json
@@ -11,12 +11,12 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parent.parent / "colab"
-# What a test changes in the cells that have @param comments.
+# Smaller values for parameters of the notebooks.
 QUICK = {"N_DOCUMENTS": 6, "D_MODEL": 32, "MAX_STEPS": 12, "MAX_NEW_TOKENS": 12}
 
 
-def quicker(source):
-    """The code with its parameters replaced by the quick ones."""
+def with_quick_parameters(source):
+    """Returns the code of a cell with the parameters in QUICK replaced."""
     tree = ast.parse(source)
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in QUICK:
@@ -28,22 +28,22 @@ def run(name, facts):
     """Executes a whole notebook in the working directory.
 
     Args:
-      name: of the file.
-      facts: an expression of its names.
+      name: the file name of the notebook.
+      facts: a Python expression that is evaluated after the last cell; its value must be serialisable as JSON.
 
     Returns:
-      The value of the expression after the last cell, the text that was shown, and the pictures (PNG).
+      The value of the expression, the text printed, and the figures (PNG).
     """
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", ()):
-            cell.source = quicker(cell.source)
+            cell.source = with_quick_parameters(cell.source)
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({facts}))"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(Path.cwd())}}).execute()
-    *shown, last = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.text for output in shown if output.output_type == "stream" and output.name == "stdout")
-    pictures = [b64decode(output.data["image/png"]) for output in shown if "image/png" in output.get("data", {})]
-    return json.loads(last.text), text, pictures
+    *outputs, last = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    figures = [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+    return json.loads(last.text), text, figures
 
 
 @pytest.fixture(autouse=True)
@@ -54,24 +54,24 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_notebooks_run_one_after_the_other():
-    history, out, pictures = run("quickstart.ipynb", "model.history")
+    history, out, figures = run("quickstart.ipynb", "model.history")
     evaluations = [row["loss"] for row in history if row["kind"] == "eval"]
     assert evaluations[-1] < evaluations[0] - 0.5
     assert f"validation loss {evaluations[-1]:.2f}, perplexity {math.exp(evaluations[-1]):.1f}" in out
     assert out.count("'The ") == 1
-    assert len(pictures) == 1
+    assert len(figures) == 1
 
     facts = "[completion.tokens, completion.logprobs, grid, [text.get_text() for text in axes.texts]]"
-    (tokens, logprobs, grid, labels), out, pictures = run("generate.ipynb", facts)
-    assert "waveresnet, trained on windows of " in out, "the file of the first notebook"
+    (tokens, logprobs, grid, labels), out, figures = run("generate.ipynb", facts)
+    assert "waveresnet, trained on windows of " in out, "it uses the file of the first notebook"
     assert f"({len(tokens)} tokens, ended by " in out
-    assert len(pictures) == 1
+    assert len(figures) == 1
     assert len(labels) == len(tokens)
     assert [p for row in grid for p in row] == pytest.approx([math.exp(logprob) for logprob in logprobs])
 
 
 @pytest.mark.slow
-def test_generation_trains_a_model_where_there_is_none(tmp_path):
+def test_generation_trains_a_model_if_there_is_none(tmp_path):
     base, out, _ = run("generate.ipynb", "model.base")
     assert (tmp_path / "model.safetensors").exists()
     assert base == "waveresnet"
@@ -79,7 +79,7 @@ def test_generation_trains_a_model_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["quickstart.ipynb", "generate.ipynb"])
-def test_notebooks_are_clean_and_whole(name):
+def test_notebooks_have_no_outputs_and_valid_cells(name):
     notebook = json.loads((NOTEBOOKS / name).read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in notebook["cells"]]

@@ -1,4 +1,4 @@
-"""The launch scripts: their syntax, their mistakes, and the local one at work on small commands."""
+"""The launch scripts: syntax, usage errors, and the local launcher with small commands."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ def local(*arguments, **options):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_the_syntax_of_scripts(script):
+def test_script_syntax(script):
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
@@ -36,21 +36,21 @@ SHOW = (
 )
 
 
-def test_every_process_has_its_number_and_the_first_one_speaks():
-    done = local("3", "--", sys.executable, "-c", SHOW + "print('said', file=sys.stderr)")
+def test_each_process_has_its_number_and_only_the_first_prints_to_stdout():
+    done = local("3", "--", sys.executable, "-c", SHOW + "print('ready', file=sys.stderr)")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"0 3 127\.0\.0\.1:\d+\n", done.stdout)
-    assert sorted(done.stderr.splitlines()) == ["[1] said", "[2] said", "said"]
+    assert sorted(done.stderr.splitlines()) == ["[1] ready", "[2] ready", "ready"]
 
 
-def test_the_code_of_the_first_failure_counts_and_names_the_process():
+def test_the_exit_code_is_that_of_the_first_process_that_fails():
     code = "import os, time; i = int(os.environ['JAX_PROCESS_ID']); time.sleep(i); raise SystemExit(7 if i == 1 else 0)"
     done = local("3", "--", sys.executable, "-c", code)
     assert done.returncode == 7
     assert "process 1 of 3 ended with code 7" in done.stderr
 
 
-def test_processes_that_do_not_end_after_a_failure_are_ended(monkeypatch):
+def test_processes_that_do_not_exit_after_a_failure_are_killed(monkeypatch):
     monkeypatch.setenv("GRACE", "1")
     code = "import os, time; os.environ['JAX_PROCESS_ID'] == '0' and os._exit(3); time.sleep(600)"
     began = time.monotonic()
@@ -59,13 +59,13 @@ def test_processes_that_do_not_end_after_a_failure_are_ended(monkeypatch):
     assert time.monotonic() - began < 30
 
 
-def test_signals_reach_all_processes(tmp_path):
+def test_signals_are_forwarded_to_all_processes(tmp_path):
     code = f"""
 import os, pathlib, signal, time
-def heed(*_):
-    pathlib.Path({str(tmp_path)!r}, "heard" + os.environ["JAX_PROCESS_ID"]).touch()
+def handle(*_):
+    pathlib.Path({str(tmp_path)!r}, "received" + os.environ["JAX_PROCESS_ID"]).touch()
     raise SystemExit(0)
-signal.signal(signal.SIGTERM, heed)
+signal.signal(signal.SIGTERM, handle)
 pathlib.Path({str(tmp_path)!r}, "ready" + os.environ["JAX_PROCESS_ID"]).touch()
 time.sleep(600)
 """
@@ -74,31 +74,31 @@ time.sleep(600)
         time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(timeout=30) == 0
-    assert len(list(tmp_path.glob("heard*"))) == 2
+    assert len(list(tmp_path.glob("received*"))) == 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["2"], ["0", "--", "true"], ["two", "--", "true"], ["2", "true", "true"]])
-def test_mistakes_of_the_local_launcher(arguments):
+def test_usage_errors_of_the_local_launcher(arguments):
     done = local(*arguments)
     assert done.returncode == 2
     assert done.stderr == "error: usage: launch/local.sh N -- COMMAND..., with N >= 1 processes\n"
 
 
-# --- the others ---------------------------------------------------------------------------------------
+# --- cluster scripts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("script", "arguments"), [("slurm.sbatch", []), ("tpu_vm.sh", []), ("tpu_vm.sh", ["run"]), ("tpu_vm.sh", ["fly"])]
 )
-def test_mistakes_of_the_cluster_scripts(script, arguments):
+def test_usage_errors_of_the_cluster_scripts(script, arguments):
     done = subprocess.run(["bash", LAUNCH / script, *arguments], capture_output=True, text=True, check=False, env={})
     assert done.returncode == 2
     assert done.stderr.startswith("error: usage: ")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_slurm_starts_one_process_a_task(tmp_path, monkeypatch):
-    """With a stand-in for srun that shows what it is given."""
+def test_slurm_starts_one_process_per_task(tmp_path):
+    """Runs the script with a fake srun that prints its arguments."""
     (tmp_path / "srun").write_text('#!/bin/sh\necho "$PWD: $@"\n')
     (tmp_path / "srun").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
@@ -108,8 +108,8 @@ def test_slurm_starts_one_process_a_task(tmp_path, monkeypatch):
     assert done.stdout == f"{tmp_path}: {expected}\n"
 
 
-def test_tpu_hosts_get_the_flags_quoted(tmp_path):
-    """With a stand-in for gcloud that shows what it is given."""
+def test_flags_for_tpu_hosts_are_quoted(tmp_path):
+    """Runs the script with a fake gcloud that prints its arguments."""
     (tmp_path / "gcloud").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     (tmp_path / "gcloud").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PROJECT": "p", "ZONE": "z", "TPU": "t"}
@@ -123,7 +123,7 @@ def test_tpu_hosts_get_the_flags_quoted(tmp_path):
 
 
 def test_the_jobset_is_consistent():
-    """The number of hosts stands in it three times, and the coordinator is the first pod by JobSet's naming."""
+    """The number of hosts appears three times, and the coordinator is the first pod in JobSet's naming scheme."""
     jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = jobset["spec"]["replicatedJobs"]
@@ -140,7 +140,7 @@ def test_the_jobset_is_consistent():
     assert mounted == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
 
 
-def test_the_job_in_the_jobset_fits_the_schema_of_kubernetes():
+def test_the_job_in_the_jobset_matches_the_schema_of_kubernetes():
     validate = pytest.importorskip("kubernetes_validate")
     jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
     template = jobset["spec"]["replicatedJobs"][0]["template"]
