@@ -1,4 +1,4 @@
-"""``index.json`` beside the checkpoints: which is the last, which the best, and their validation losses."""
+"""``index.json`` beside the checkpoints: the last one, the best one, and their validation losses."""
 
 import json
 import math
@@ -11,24 +11,28 @@ INDEX = "index.json"
 
 
 class CheckpointIndex:
-    """The metrics of checkpoints. It may be missing: a run without it only forgets which checkpoint was the best."""
+    """Metrics of the checkpoints of a run. The file may be missing; then no checkpoint counts as the best."""
 
     def __init__(self, directory: Path):
-        """Reads what is there."""
+        """Reads the index of a directory of checkpoints, if it has one."""
         self._directory = directory
         self._metrics = self._read()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes those metrics of a checkpoint that are finite."""
+        """Stores the finite metrics of a checkpoint, in memory; `write` saves them."""
         self._metrics[step] = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
     def best(self, steps: Collection[int]) -> int | None:
-        """That of the steps with the lowest validation loss, the first of equals; None if none has one."""
+        """Returns the step with the lowest validation loss, the first of equals; None if no step has one."""
         losses = {s: self._metrics[s]["val_loss"] for s in steps if "val_loss" in self._metrics.get(s, {})}
         return min(losses, key=lambda s: (losses[s], s), default=None)
 
     def write(self, steps: Collection[int]) -> None:
-        """Writes the file, whole or not at all, for the checkpoints that there are."""
+        """Writes the file atomically, with the entries of the given steps only.
+
+        Raises:
+          OSError: it cannot be written.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         index = {
             "last": max(steps, default=None),

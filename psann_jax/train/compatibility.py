@@ -1,4 +1,4 @@
-"""Whether saved parameters or states fit a config."""
+"""Checks that given parameters or states have the structure, shapes and types that a config needs."""
 
 from typing import Any
 
@@ -11,22 +11,25 @@ _REPORTED_DIFFERENCES = 10
 
 
 def check_compatible(saved: Any, expected: Any, what: str) -> None:
-    """Raises a UserError that lists what differs between a checkpoint and the config's state.
+    """Checks that two pytrees have the same paths, shapes and types.
 
     Args:
-      saved: pytree of arrays, or of their descriptions with shape and dtype, as in the checkpoint.
+      saved: pytree of arrays, or of anything with shape and dtype, as given or saved.
       expected: the same as the config makes it.
-      what: the checkpoint and its part, for the first line of the message.
+      what: names `saved` in the first line of the message.
+
+    Raises:
+      UserError: they differ; the message lists the differences.
     """
     ours, theirs = _describe(expected), _describe(saved)
     differences = []
     for path in sorted(ours.keys() | theirs.keys()):
         if path not in theirs:
-            differences.append(f"{path}: missing in the checkpoint, config {ours[path]}")
+            differences.append(f"{path}: missing, must be {ours[path]}")
         elif path not in ours:
-            differences.append(f"{path}: checkpoint {theirs[path]}, unknown to the config")
+            differences.append(f"{path}: is {theirs[path]}, which the config does not have")
         elif ours[path] != theirs[path]:
-            differences.append(f"{path}: checkpoint {theirs[path]}, config {ours[path]}")
+            differences.append(f"{path}: is {theirs[path]}, must be {ours[path]}")
     if differences:
         shown = differences[:_REPORTED_DIFFERENCES]
         more = len(differences) - len(shown)
@@ -35,7 +38,7 @@ def check_compatible(saved: Any, expected: Any, what: str) -> None:
 
 
 def _describe(tree: Any) -> dict[str, str]:
-    """Path -> "dtype[shape]" of every array."""
+    """Maps the path of every array to "dtype[shape]"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"

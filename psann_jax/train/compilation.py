@@ -1,4 +1,4 @@
-"""Compiles the training and the evaluation step before any array of the run is made."""
+"""Ahead-of-time compilation of the training and evaluation steps, before any array is created."""
 
 import time
 from dataclasses import dataclass
@@ -9,24 +9,25 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import Config, require
-from psann_jax.train.mesh import batch_sharding, batch_shards
+from psann_jax.train.mesh import batch_sharding, num_batch_shards
 from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, make_train_step, state_spec
+from psann_jax.train.task import Task
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiled steps of a run and what they were compiled for.
+    """The compiled steps of a run.
 
     Attributes:
       train_step: (state, batch) -> (state, metrics).
       eval_step: (params, batch) -> sums.
-      statistics_step: (params, batch) -> scalars; None if the task has none.
+      statistics_step: (params, batch) -> scalars; None if the task has no statistics.
       spec: shapes and shardings of the state.
       batch: sharding of batches.
-      eval_batch_size: windows in a batch of eval_step.
-      seconds: that all compilations took.
-      saved_seconds: that they would have taken more, had an earlier start not left its programs (`keep_programs`).
-      memory_mb: of the training step on one device, state and batch included, by the compiler's account.
+      eval_batch_size: rows in a batch of eval_step.
+      seconds: compile time in total.
+      saved_seconds: compile time saved by the persistent cache, see `enable_compilation_cache`.
+      memory_mb: memory of the training step on one device in MiB, state and batch included, as the compiler reports it.
     """
 
     train_step: Any
@@ -40,39 +41,38 @@ class Compiled:
     memory_mb: float
 
 
-def keep_programs(directory: Path) -> None:
-    """Has JAX keep what takes long to compile, for later starts, unless JAX_COMPILATION_CACHE_DIR says where.
+def enable_compilation_cache(directory: Path) -> None:
+    """Enables JAX's persistent compilation cache in a directory, unless JAX_COMPILATION_CACHE_DIR already sets one.
 
-    Args:
-      directory: made if missing; may be shared by processes and runs. JAX warns if it cannot be written.
+    The directory is created if missing and may be shared by processes and runs. JAX warns if it cannot be written.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
-_saved: list[float] = []  # seconds, of every program that was found
+_saved_seconds: list[float] = []  # one entry per program found in the cache
 
 
 @jax.monitoring.register_event_duration_secs_listener
 def _count_saved(event: str, duration_secs: float, **kwargs: str | int) -> None:
     del kwargs
     if event == "/jax/compilation_cache/compile_time_saved_sec":
-        _saved.append(duration_secs)
+        _saved_seconds.append(duration_secs)
 
 
-def compile_steps(task: Any, config: Config, mesh: Mesh) -> Compiled:
-    """Compiles the steps of a task (`psann_jax.train.loop.Task`) for a mesh.
+def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
+    """Compiles the steps of a task for a mesh.
 
     Raises:
-      ConfigError: the batch cannot be divided over the mesh and the micro-batches.
+      ConfigError: the batch cannot be split over the mesh and the micro-batches.
     """
-    parts, rows = batch_shards(mesh), config.batch_size // config.train.grad_accum
+    parts, rows = num_batch_shards(mesh), config.batch_size // config.train.grad_accum
     require(
         rows % parts == 0,
         "train.batch_tokens",
         f"makes micro-batches of {rows} windows, which cannot be divided over {parts} devices (mesh.data * mesh.fsdp)",
     )
-    began, already_saved = time.perf_counter(), sum(_saved)
+    began, already_saved = time.perf_counter(), sum(_saved_seconds)
     with jax.set_mesh(mesh):
         spec, batch = state_spec(task.network, config.train, mesh), batch_sharding(mesh)
         train_step = make_train_step(task, config.train, spec, batch, config.seed)
@@ -93,6 +93,6 @@ def compile_steps(task: Any, config: Config, mesh: Mesh) -> Compiled:
         batch,
         rows,
         seconds=time.perf_counter() - began,
-        saved_seconds=sum(_saved) - already_saved,
+        saved_seconds=sum(_saved_seconds) - already_saved,
         memory_mb=(size + memory.temp_size_in_bytes) / 2**20,
     )

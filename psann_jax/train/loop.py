@@ -1,11 +1,11 @@
-"""The training loop: steps, evaluations, checkpoints and records of one run."""
+"""The training loop: steps, evaluations, checkpoints and metrics of one run."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,109 +13,94 @@ from jax.sharding import Mesh
 
 from psann_jax.config import Config, require
 from psann_jax.config.io import to_dict
+from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
-from psann_jax.plots.loss_curve import plot_loss_curve
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.hardware import device_description, peak_memory_mb
-from psann_jax.train.mesh import Share, batch_share, put_batch
+from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.preemption import StopSignals
-from psann_jax.train.processes import from_leader, together
+from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
-from psann_jax.train.step import Objective, State, init_state
+from psann_jax.train.step import State, init_state
+from psann_jax.train.task import Task
 from psann_jax.train.workdir import SUMMARY, claim
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import read_json, storage_errors, write_json
+from psann_jax.utils.files import read_json, write_json
 
 
-class Task(Objective, Protocol):
-    """What the loop needs of a task, beside its objective."""
-
-    def describe(self) -> dict[str, object]:
-        """Facts for the header of a run."""
-
-    def fingerprint(self) -> str:
-        """Changes when the data would."""
-
-    def tokenizer_bytes(self) -> bytes | None:
-        """The tokenizer file for the checkpoint."""
-
-    def check_mesh(self, mesh: Mesh) -> None:
-        """Raises ConfigError if the model cannot be divided over the mesh."""
-
-    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch."""
-
-    def train_batches(self, start_step: int, share: Share) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches from a step on, without end."""
-
-    def valid_batches(self, batch_size: int, share: Share) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the fixed validation batches."""
-
-    def phases(self) -> dict[int, str]:
-        """The steps at which the training data change, and what follows; {} if they do not."""
-
-    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        """Evaluation results, "loss" and "ppl" among them, from the sums over all batches."""
-
-
-def train(config: Config, make_task: Callable[[], Task], workdir: Path, *, profile_steps: str = "") -> dict[str, Any]:
-    """Trains a task to config.train.steps, from wherever the workdir's run has got to.
+def train(
+    config: Config,
+    make_task: Callable[[], Task],
+    workdir: Path,
+    *,
+    initial_params: Params | None = None,
+    profile_steps: str = "",
+) -> dict[str, Any]:
+    """Trains a task up to config.train.steps, resuming from the last checkpoint in the workdir if there is one.
 
     Args:
       config: the experiment.
-      make_task: gives the model, its loss and its data; called once mesh and workdir are known to be good,
-        since it may prepare data for minutes.
-      workdir: made if missing; all that the run makes goes there.
-      profile_steps: "first:last", steps to be traced into workdir/profile.
+      make_task: returns the model, its loss and its data. It is called after mesh and workdir have been checked,
+        because it may prepare data for minutes.
+      workdir: directory for all files of the run; created if missing.
+      initial_params: parameters to start from, a nested dict of host or device arrays with the network's shapes and
+        types, the same in all processes; None draws them from config.seed. Ignored when the run resumes.
+      profile_steps: "FIRST:LAST", steps to trace into workdir/profile.
 
     Returns:
-      The summary of the run so far, as in summary.json; with "stopped" if a signal ended it before its end.
+      The summary of the run so far, as in summary.json; with "stopped": True if a signal ended it early.
 
     Raises:
-      UserError: the workdir holds another run or cannot be written, or too many updates were not finite.
+      UserError: the workdir holds another run or cannot be written, `initial_params` do not fit the network, or too
+        many updates in a row were not finite.
     """
     trace = StepTrace(profile_steps, workdir / "profile")
     with contextlib.ExitStack() as stack:
         stack.callback(trace.close)
-        with together():
+        with raise_together():
             mesh = make_mesh(config.mesh)
             stack.enter_context(claim(workdir, config))
             checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint))
             task = make_task()
             task.check_mesh(mesh)
-        done, damaged = checkpoints.newest_sound()
+        saved_step, damaged = checkpoints.newest_intact()
         for message in damaged:
-            _say(message)
-        with together():
-            _check_resumable(done, checkpoints, task, config, workdir)
-        summary = from_leader(read_json(workdir / SUMMARY) if (workdir / SUMMARY).exists() else {})
-        if done == config.train.steps == summary.get("steps"):
-            _say(f"{workdir}: the run is complete at step {done}; raise train.steps to go on")
+            _log(message)
+        with raise_together():
+            _check_resumable(saved_step, checkpoints, task, config, workdir)
+        summary_path = workdir / SUMMARY
+        summary = broadcast_from_leader(read_json(summary_path) if summary_path.exists() else {})
+        if saved_step == config.train.steps == summary.get("steps"):
+            _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
-        # Before the steps are compiled, which can take minutes: a signal meanwhile acts at the first boundary.
+        # Installed before compilation, which can take minutes, so that a signal then acts at the first step boundary.
         signals = stack.enter_context(StopSignals())
-        return _Run(config, task, mesh, workdir, checkpoints, done or 0, trace, signals).train()
+        with raise_together():
+            compiled = compile_steps(task, config, mesh)
+        run = _Run(config, task, mesh, workdir, checkpoints, saved_step, compiled, trace, signals, initial_params)
+        return run.train()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
-def _check_resumable(done: int | None, checkpoints: Checkpoints, task: Task, config: Config, workdir: Path) -> None:
-    """Raises UserError if the run in the workdir, saved after `done` updates, cannot go on with this config."""
-    if done is None:
+def _check_resumable(
+    saved_step: int | None, checkpoints: Checkpoints, task: Task, config: Config, workdir: Path
+) -> None:
+    """Raises UserError if the run saved after `saved_step` updates cannot continue with this config and data."""
+    if saved_step is None:
         return
     require(
-        done <= config.train.steps,
+        saved_step <= config.train.steps,
         "train.steps",
-        f"is {config.train.steps}, but the run in {workdir} has done {done} steps",
+        f"is {config.train.steps}, but the run in {workdir} has done {saved_step} steps",
     )
-    saved = checkpoints.metadata(done)["data"]
-    if saved != task.fingerprint():
+    if checkpoints.metadata(saved_step)["data"] != task.fingerprint():
         raise UserError(
             f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
             "restore it, or choose another --workdir"
@@ -123,57 +108,70 @@ def _check_resumable(done: int | None, checkpoints: Checkpoints, task: Task, con
 
 
 @dataclass
-class _Clock:
-    """Seconds of training proper, without compilation, evaluation and checkpoints."""
+class _StepTimer:
+    """Time spent in training steps, without compilation, evaluation and checkpoints.
+
+    Attributes:
+      seconds: total time of the steps.
+      data_seconds: the part of it spent waiting for batches.
+      steps: number of steps.
+    """
 
     seconds: float = 0.0
-    waiting: float = 0.0
+    data_seconds: float = 0.0
     steps: int = 0
     _since: float = field(default_factory=time.perf_counter)
 
     def start(self) -> None:
+        """Begins the next step now."""
         self._since = time.perf_counter()
 
     def lap(self) -> float:
-        """Adds the time of the step that has just ended, and returns it."""
+        """Ends a step, begins the next one, and returns the seconds of the first."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self.seconds += seconds
         self.steps += 1
         return seconds
 
+    @property
+    def data_wait(self) -> float:
+        """The fraction of the time spent waiting for batches."""
+        return self.data_seconds / self.seconds if self.steps else 0.0
 
+
+@dataclass
 class _Run:
     """One process's part in a run, from its last checkpoint to its end or to a signal."""
 
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        mesh: Mesh,
-        workdir: Path,
-        checkpoints: Checkpoints,
-        done: int,
-        trace: StepTrace,
-        signals: StopSignals,
-    ) -> None:
-        self.trace, self.signals = trace, signals
-        self.config, self.task, self.mesh, self.workdir, self.checkpoints = config, task, mesh, workdir, checkpoints
-        self.step = self.saved = done
-        with together():
-            self.compiled: Compiled = compile_steps(task, config, self.mesh)
-        self.share = batch_share(self.compiled.batch)
-        leads = jax.process_index() == 0
-        self.writer = MetricsWriter(workdir, resume_step=done, enabled=leads)
-        self.progress = Progress(config.train.steps, start=done, log_every=config.train.log_every, enabled=leads)
-        self.clock = _Clock()
+    config: Config
+    task: Task
+    mesh: Mesh
+    workdir: Path
+    checkpoints: Checkpoints
+    resumed_from: int | None
+    compiled: Compiled
+    trace: StepTrace
+    signals: StopSignals
+    initial_params: Params | None
+
+    def __post_init__(self) -> None:
+        self.step = self.saved_step = self.resumed_from or 0
+        self.shard = local_batch_shard(self.compiled.batch)
+        is_leader = jax.process_index() == 0
+        train = self.config.train
+        self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
+        self.progress = Progress(train.steps, start=self.step, log_every=train.log_every, enabled=is_leader)
+        self.timer = _StepTimer()
         self.statistics: dict[str, Any] = {}  # of the last evaluation
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        rows = read_metrics(workdir / METRICS) if leads else []
-        self.evaluations = from_leader([row for row in rows if row["kind"] == "eval" and row["step"] <= done])
+        self.unreported: tuple[int, dict[str, jax.Array]] | None = None
+        rows = read_metrics(self.workdir / METRICS) if is_leader else []
+        self.evaluations = broadcast_from_leader(
+            [row for row in rows if row["kind"] == "eval" and row["step"] <= self.step]
+        )
 
     def train(self) -> dict[str, Any]:
-        """The whole run; see `train`."""
+        """Runs to the end or to a signal; see the function `train`."""
         with self.writer, self.progress, jax.set_mesh(self.mesh):
             self._header()
             self.state = self._restore_or_init()
@@ -181,8 +179,8 @@ class _Run:
             self._save(final=True)
             if stopped:
                 self.progress.message(
-                    f"stopped by {self.signals.received or 'another process'} at step {self.step}, all saved; "
-                    "the same command goes on from here"
+                    f"stopped by {self.signals.received or 'another process'} at step {self.step}, state saved; "
+                    "run the same command again to resume"
                 )
             return self._finish(stopped)
 
@@ -195,7 +193,7 @@ class _Run:
             "device": device_description(),
             "mesh": " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
             "compiled": f"in {compiled.seconds:.1f} s"
-            + (f"; an earlier start saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
+            + (f"; the cache saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
             "memory": f"{compiled.memory_mb:,.0f} MB per device estimated for a training step",
         }
         if self.step:
@@ -203,57 +201,57 @@ class _Run:
         self.progress.header(facts)
 
     def _restore_or_init(self) -> State:
-        if self.step:
-            return self.checkpoints.restore(self.step, self.compiled.spec.with_shardings())
-        return init_state(self.task.network, self.config.train, self.compiled.spec, self.config.seed)
+        spec = self.compiled.spec
+        if self.resumed_from is not None:
+            return self.checkpoints.restore(self.resumed_from, spec.with_shardings())
+        return init_state(self.task.network, self.config.train, spec, self.config.seed, self.initial_params)
 
     # --- steps ----------------------------------------------------------------------------------------
 
     def _steps(self) -> bool:
-        """Takes the remaining steps; False if a signal ended them early."""
-        batches = self.task.train_batches(self.step, self.share)
-        self.clock.start()
+        """Takes the remaining steps; returns False if a signal ended them early."""
+        batches = self.task.train_batches(self.step, self.shard)
+        self.timer.start()
         while self.step < self.config.train.steps:
             if self.signals.should_stop(self.step):
-                self._report_pending()
+                self._report_last_step()
                 return False
             self.trace.before(self.step + 1)
             began = time.perf_counter()
             batch = put_batch(next(batches), self.compiled.batch)
-            self.clock.waiting += time.perf_counter() - began
+            self.timer.data_seconds += time.perf_counter() - began
             self.state, metrics = self.compiled.train_step(self.state, batch)
             self.step += 1
             self.trace.after(self.step, metrics)
-            # Reading the metrics of the step before leaves the device busy with this one.
-            self._report_pending()
-            self.pending = (self.step, metrics)
-            if not self._boundary():
+            # Reading the metrics of the step before keeps the device busy with this one.
+            self._report_last_step()
+            self.unreported = (self.step, metrics)
+            if not self._save_and_evaluate_if_due():
                 return False
         return True
 
-    def _boundary(self) -> bool:
-        """Checkpoint and evaluation after a step, where they are due; False if a signal ended them."""
+    def _save_and_evaluate_if_due(self) -> bool:
+        """Writes a checkpoint and evaluates after a step where due; returns False if a signal ended that."""
         due_save = self.step % self.config.checkpoint.every == 0 or self.step == self.config.train.steps
         if not (due_save or self._evaluation_due()):
             return True
-        self._report_pending()
+        self._report_last_step()
         if due_save:  # before the evaluation, so that nothing is lost if that fails
             self._save()
         finished = self._evaluate_if_due()
-        self.clock.start()
+        self.timer.start()
         return finished
 
-    def _report_pending(self) -> None:
-        """Records the metrics of the last dispatched step, waiting for it if need be."""
-        if self.pending is None:
+    def _report_last_step(self) -> None:
+        """Records the metrics of the last dispatched step, waiting for it if necessary."""
+        if self.unreported is None:
             return
-        step, arrays = self.pending
-        self.pending = None
+        step, arrays = self.unreported
+        self.unreported = None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
-        seconds = self.clock.lap()
         metrics["ppl"] = perplexity(metrics["loss"])
-        metrics["tokens_per_s"] = self.config.train.batch_tokens / seconds
-        metrics["data_wait"] = self.clock.waiting / self.clock.seconds
+        metrics["tokens_per_s"] = self.config.train.batch_tokens / self.timer.lap()
+        metrics["data_wait"] = self.timer.data_wait
         shown = ("loss", "ppl", "ppl_avg25", "lr", "tokens_per_s")
         self.progress.update(step, {name: metrics[name] for name in shown})
         if step % self.config.train.log_every == 0 or step in (1, self.config.train.steps) or metrics["bad_steps"]:
@@ -273,7 +271,7 @@ class _Run:
         return at_step and not any(row["step"] == self.step for row in self.evaluations)
 
     def _evaluate_if_due(self) -> bool:
-        """Evaluates after the current step if that is due and not yet done; False if a signal ended it."""
+        """Evaluates if that is due after the current step; returns False if a signal ended the evaluation."""
         if not self._evaluation_due():
             return True
         result = self._evaluate()
@@ -283,15 +281,15 @@ class _Run:
         self.evaluations.append({"step": self.step, **result})
         self.writer.write("eval", self.step, result | self.statistics)
         self.progress.evaluation(self.step, result)
-        if self.step and (self.saved == self.step or result["loss"] < best):
+        if self.step and (self.saved_step == self.step or result["loss"] < best):
             self._save()
         return True
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Results over the validation set, of averaged weights too; None if a signal ended it."""
+        """Returns results over the validation set, of EMA parameters too; None if a signal ended the evaluation."""
         weights = {name: self.state[name] for name in ("params", "ema_params") if name in self.state}
         totals: dict[str, dict[str, float]] = {name: {} for name in weights}
-        for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.share):
+        for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.shard):
             if self.signals.should_stop(self.step):
                 return None
             arrays = put_batch(batch, self.compiled.batch)
@@ -301,12 +299,12 @@ class _Run:
                 for name, value in jax.device_get(self.compiled.eval_step(params, arrays)).items():
                     totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
         results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
-        ema_params = results.get("ema_params", {})
-        return results["params"] | {f"ema_{name}": value for name, value in ema_params.items() if name != "tokens"}
+        ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
+        return results["params"] | ema
 
     def _save(self, *, final: bool = False) -> None:
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
-        self.saved = self.step
+        self.saved_step = self.step
         self.checkpoints.save(
             self.step,
             self.state,
@@ -321,31 +319,22 @@ class _Run:
     def _finish(self, stopped: bool) -> dict[str, Any]:
         recent = np.asarray(jax.device_get(self.state["recent_loss"]))
         last = self.evaluations[-1] if self.evaluations else {}
-        tokens = self.step * self.config.train.batch_tokens
-        rate = self.clock.steps * self.config.train.batch_tokens / self.clock.seconds if self.clock.steps else 0.0
+        trained_tokens = self.timer.steps * self.config.train.batch_tokens
         summary: dict[str, Any] = {
             "steps": self.step,
-            "tokens": tokens,
+            "tokens": self.step * self.config.train.batch_tokens,
             "train_loss": float(np.nanmean(recent)) if np.isfinite(recent).any() else None,
             "val_loss": last.get("loss"),
             "val_ppl": last.get("ppl"),
             "val_accuracy": last.get("accuracy"),
             "val_bits_per_byte": last.get("bits_per_byte"),
             **{f"val_{name}": value for name, value in last.items() if name.startswith(("ema_", "solved"))},
-            "tokens_per_s": rate,
-            "data_wait": self.clock.waiting / self.clock.seconds if self.clock.steps else 0.0,
+            "tokens_per_s": trained_tokens / self.timer.seconds if trained_tokens else 0.0,
+            "data_wait": self.timer.data_wait,
             "compile_s": self.compiled.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "n_params": self.task.network.n_params,
         }
-        if jax.process_index() == 0:
-            with storage_errors(self.workdir):
-                plot_loss_curve(
-                    read_metrics(self.workdir / METRICS),
-                    self.workdir / "loss_curve.png",
-                    self.workdir.name,
-                    {step: name for step, name in self.task.phases().items() if step < self.step},
-                )
         if stopped:
             return {**summary, "stopped": True}
         if jax.process_index() == 0:

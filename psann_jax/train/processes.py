@@ -1,4 +1,4 @@
-"""The processes of one run: how they find one another, and how they agree."""
+"""Multi-process runs: joining the processes, sharing decisions and errors between them."""
 
 import contextlib
 import faulthandler
@@ -18,35 +18,36 @@ from jax.experimental import multihost_utils
 from psann_jax.config import require
 from psann_jax.utils.errors import UserError
 
-# Three variables that launch/local.sh and launch/jobset.yaml set; JAX itself reads the first alone.
+# Set by launch/local.sh and launch/jobset.yaml. JAX itself reads only the first.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-# A process that has not been heard of for so long is taken for dead, and the others are ended.
+# A process without a heartbeat for this long counts as dead, and JAX ends the others.
 _HEARTBEAT_TIMEOUT_S = 20
 _SHUTDOWN_TIMEOUT_S = 30
 _WELCOME = "welcome"
-_LONGEST = 2000  # bytes of a message
+_MAX_MESSAGE_BYTES = 2000
 
 
 def join(timeout_s: int) -> None:
-    """Joins the other processes of the run, if it was started as several. Call it before any other use of JAX.
+    """Connects the processes of a multi-process run; does nothing for a single process.
 
-    `launch/` has scripts that start several: on one machine, by SLURM, in Kubernetes and on TPU hosts. What they set in
-    the environment is found here, by JAX where it knows the cluster.
+    Call it before any other use of JAX. The scripts in `launch/` start several processes on one machine, with SLURM, in
+    Kubernetes and on TPU hosts. They describe the run in environment variables, which are read here or, for clusters
+    that JAX detects, by JAX.
 
     Args:
-      timeout_s: seconds to wait for the others.
+      timeout_s: seconds to wait for the other processes.
 
     Raises:
-      UserError: the environment is contradictory, or the others did not come in time.
+      UserError: the environment variables contradict each other, or a process did not connect in time.
     """
     arguments = _from_environment(os.environ)
     if arguments is None:
         return
-    # When another process dies, JAX ends this one and says who it was; the stacks of all threads would bury that.
+    # If another process dies, JAX ends this one with a message that names it; thread stacks would bury that message.
     faulthandler.disable()
     if arguments:
-        _call_the_roll(**arguments, timeout_s=timeout_s)
+        _check_processes(**arguments, timeout_s=timeout_s)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -56,11 +57,11 @@ def join(timeout_s: int) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:300]
-        raise UserError(f"the processes of the run could not be joined in {timeout_s} s: {reason}") from error
+        raise UserError(f"the processes of the run did not connect within {timeout_s} s: {reason}") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`; None where there is one process only."""
+    """Returns the arguments of `jax.distributed.initialize`, {} if JAX detects the cluster, None for one process."""
     given = [name for name in (ADDRESS, COUNT, INDEX) if name in environment]
     if COUNT in given or INDEX in given:
         for name in (ADDRESS, COUNT, INDEX):
@@ -74,7 +75,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any] | None:
         if count == 1:
             return None
         return {"coordinator_address": address, "num_processes": count, "process_id": index}
-    # JAX knows these clusters by itself. One task is no cluster: an interactive shell, say.
+    # JAX detects these clusters. A single task is not one; it may be an interactive shell.
     tasks = [environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     in_step = "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment
     if in_step and any(n.isdigit() and int(n) > 1 for n in tasks):
@@ -88,26 +89,26 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(environment[name])
 
 
-def _call_the_roll(coordinator_address: str, num_processes: int, process_id: int, timeout_s: int) -> None:
-    """Returns when all processes have found one another and agree on their number.
+def _check_processes(coordinator_address: str, num_processes: int, process_id: int, timeout_s: int) -> None:
+    """Waits until all processes have connected and agree on their number.
 
-    JAX would not notice another number, and ends a process that waits in vain with a stack trace.
+    JAX does not detect a wrong number of processes, and a process that waits in vain dies with a stack trace.
     """
     host, _, port = coordinator_address.rpartition(":")
     deadline = time.monotonic() + timeout_s
     if process_id == 0:
-        _answer(int(port), num_processes, deadline, timeout_s)
+        _serve_checks(int(port), num_processes, deadline, timeout_s)
         return
     while True:
         try:
             with socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 1)) as connection:
                 connection.sendall(b"%d %d\n" % (process_id, num_processes))
-                # Process 0 gives up at the same moment, and says for whom it has waited.
+                # Process 0 gives up at the same time and then sends the names of the missing processes.
                 connection.settimeout(max(deadline - time.monotonic(), 0) + 5)
                 verdict = connection.makefile().readline().strip()
             if verdict:
                 break
-            reason = "it ended"
+            reason = "connection closed"
         except OSError as error:
             reason = error.strerror or str(error)
         if time.monotonic() > deadline:
@@ -119,47 +120,49 @@ def _call_the_roll(coordinator_address: str, num_processes: int, process_id: int
         raise UserError(verdict)
 
 
-def _answer(port: int, count: int, deadline: float, timeout_s: int) -> None:
-    """Process 0's part: hears all others, then tells each of them whether the run can begin."""
+def _serve_checks(port: int, count: int, deadline: float, timeout_s: int) -> None:
+    """Process 0's side: collects the numbers of all others, then sends each the verdict."""
     heard: set[int] = set()
-    callers: list[socket.socket] = []
-    mistake = ""
+    connections: list[socket.socket] = []
+    problem = ""
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
             raise UserError(f"{ADDRESS}: port {port} cannot be opened: {error.strerror}") from error
-        while len(heard) < count - 1 and not mistake:
+        while len(heard) < count - 1 and not problem:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
                 stack.enter_context(connection)
                 connection.settimeout(5)
-                index, said = map(int, connection.makefile().readline().split())
+                index, their_count = map(int, connection.makefile().readline().split())
             except TimeoutError:
                 missing = ", ".join(map(str, sorted(set(range(1, count)) - heard)))
-                mistake = f"{COUNT}: is {count}, but process {missing} did not come in {timeout_s} s"
+                problem = f"{COUNT}: is {count}, but process {missing} did not connect within {timeout_s} s"
                 break
             except (OSError, ValueError):
-                continue  # somebody else knocked
-            if said != count:
-                mistake = f"{COUNT}: is {count} in process 0, but {said} in process {index}"
+                continue  # not a process of this run
+            if their_count != count:
+                problem = f"{COUNT}: is {count} in process 0, but {their_count} in process {index}"
             elif index in heard:
-                mistake = f"{INDEX}: is {index} in two processes"
+                problem = f"{INDEX}: is {index} in two processes"
             heard.add(index)
-            callers.append(connection)
-        for connection in callers:
+            connections.append(connection)
+        for connection in connections:
             with contextlib.suppress(OSError):
-                connection.sendall((mistake or _WELCOME).encode() + b"\n")
-    if mistake:
-        raise UserError(mistake)
+                connection.sendall((problem or _WELCOME).encode() + b"\n")
+    if problem:
+        raise UserError(problem)
 
 
-def from_leader(content: Any) -> Any:
-    """What process 0 has, in every process: the others may have another disk, or see later what 0 has written.
+def broadcast_from_leader(content: Any) -> Any:
+    """Returns process 0's value in every process.
+
+    Use it for what is read from files: other processes may have another disk, or see process 0's writes later.
 
     Args:
-      content: JSON-like; ignored but in process 0.
+      content: a JSON-like value; only that of process 0 counts.
     """
     if jax.process_count() == 1:
         return content
@@ -170,12 +173,12 @@ def from_leader(content: Any) -> Any:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What is done within either succeeds in all processes or ends all of them. No collectives within.
+def raise_together() -> Iterator[None]:
+    """If any process raises UserError inside this block, all of them exit. The block must contain no collectives.
 
     Raises:
-      UserError: in process 0; with the message of the first process that had one.
-      SystemExit: of code 2, in the others, so that one message is shown.
+      UserError: in process 0, with the message of the first process that raised one.
+      SystemExit: with code 2, in the other processes, so that the message is shown once.
     """
     if jax.process_count() == 1:
         yield
@@ -185,8 +188,8 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    text = message.encode()[:_LONGEST]
-    messages = multihost_utils.process_allgather(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8))
+    text = message.encode()[:_MAX_MESSAGE_BYTES]
+    messages = multihost_utils.process_allgather(np.frombuffer(text.ljust(_MAX_MESSAGE_BYTES, b"\0"), np.uint8))
     for index, row in enumerate(np.asarray(messages, np.uint8)):
         found = row.tobytes().rstrip(b"\0").decode(errors="replace")
         if found and jax.process_index() != 0:

@@ -1,4 +1,4 @@
-"""The training state and the compiled functions that change it."""
+"""The training state and the jitted functions that update and evaluate it."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from psann_jax.config import TrainConfig
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
+from psann_jax.train.compatibility import check_compatible
 from psann_jax.train.mesh import replicated
 from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer, optimizer_shardings
 from psann_jax.train.schedules import learning_rate
@@ -18,7 +19,7 @@ from psann_jax.train.schedules import learning_rate
 ROLLING_STEPS = 25
 _INITIAL_SCALE = 2.0**15  # of fp16 losses; doubled after _GROWTH_STEPS good updates, halved after a bad one
 _GROWTH_STEPS = 1000
-_UPHILL_KEY = 2**31 - 1  # folded into the key of an update's second gradient, see train.sam_rho; no micro-batch's
+_SAM_KEY = 2**31 - 1  # folded into the key of an update's second gradient (train.sam_rho); above any micro-batch index
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -26,42 +27,53 @@ Stats = dict[str, jax.Array]
 
 
 class Objective(Protocol):
-    """What the step needs of a task. All results are sums over the batch, never means."""
+    """What the training step needs from a task. All results are sums over the batch, never means."""
 
     network: Network
 
     def weight(self, batch: Batch) -> jax.Array:
-        """Number of targets in the batch (scalar float32)."""
+        """Returns the number of targets in the batch (scalar float32)."""
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
-        """Sum of the losses (scalar float32), and sums: nll, correct, weight. Dropout acts if there is a key."""
+        """Returns the summed loss (scalar float32) and the sums nll, correct and weight.
+
+        Dropout is active if a key is given.
+        """
 
     def statistics(self, params: Params, batch: Batch) -> Stats:
-        """Scalars for the record of a run, {} if there are none."""
+        """Returns scalars to log with each evaluation; may be empty."""
 
 
 @dataclass(frozen=True)
 class StateSpec:
-    """The training state without its arrays.
+    """Shapes and shardings of the training state.
 
-    The state is one nested dict: params, opt_state, ema_params (with train.ema_decay), step (updates asked
-    for so far), bad_steps (non-finite updates in a row), skipped_steps (in all), loss_scale and good_steps (of fp16),
-    recent_loss (the last losses). Everything random follows from the seed and the step, the data too, so nothing else
-    is needed to resume. Tokens seen are step * batch_tokens.
+    The state is one nested dict with the entries
+
+    - params, opt_state, and ema_params if train.ema_decay is set;
+    - step: number of updates, skipped ones included;
+    - bad_steps: non-finite updates in a row; skipped_steps: all non-finite updates;
+    - loss_scale, good_steps: dynamic loss scaling in fp16;
+    - recent_loss: the last `ROLLING_STEPS` losses.
+
+    All random numbers and all batches are functions of the seed and the step, so nothing else is needed to resume.
+
+    Attributes:
+      abstract: the state with `jax.ShapeDtypeStruct` leaves.
+      shardings: the state with `NamedSharding` leaves.
     """
 
     abstract: State
     shardings: State
 
     def with_shardings(self) -> State:
-        """Abstract arrays that carry their shardings, for restoring."""
+        """Returns abstract arrays that carry their shardings, for restoring a checkpoint."""
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), self.abstract, self.shardings
         )
 
 
-def _initial_state(network: Network, config: TrainConfig, key: jax.Array) -> State:
-    params = network.init(key)
+def _first_state(network: Network, config: TrainConfig, params: Params) -> State:
     ema_params = {"ema_params": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
     return ema_params | {
         "params": params,
@@ -76,8 +88,8 @@ def _initial_state(network: Network, config: TrainConfig, key: jax.Array) -> Sta
 
 
 def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
-    """Shapes and shardings of the state on a mesh; makes no arrays."""
-    abstract = jax.eval_shape(lambda: _initial_state(network, config, jax.random.key(0)))
+    """Returns shapes and shardings of the state on a mesh, without creating arrays."""
+    abstract = jax.eval_shape(lambda params: _first_state(network, config, params), network.abstract)
     shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
     shardings["params"] = param_shardings(mesh, abstract["params"], network.infos)
     if config.ema_decay:
@@ -89,26 +101,51 @@ def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
     return StateSpec(abstract, shardings)
 
 
-def init_state(network: Network, config: TrainConfig, spec: StateSpec, seed: int) -> State:
-    """The state before the first update, made in place on the mesh; the same on every mesh."""
-    make = jax.jit(lambda key: _initial_state(network, config, key), out_shardings=spec.shardings)
-    state: State = make(jax.random.key(seed))
-    return state
+def init_state(
+    network: Network, config: TrainConfig, spec: StateSpec, seed: int, initial_params: Params | None = None
+) -> State:
+    """Returns the state before the first update, created on the mesh with its shardings; the same on every mesh.
+
+    Args:
+      network: the model.
+      config: the training section.
+      spec: from `state_spec`.
+      seed: of the parameters, if they are not given.
+      initial_params: parameters, a nested dict of host or device arrays, the same in all processes. The state holds
+        copies.
+
+    Raises:
+      UserError: `initial_params` do not have the shapes and types of the network.
+    """
+    if initial_params is None:
+        make = jax.jit(lambda key: _first_state(network, config, network.init(key)), out_shardings=spec.shardings)
+        state: State = make(jax.random.key(seed))
+        return state
+    check_compatible(initial_params, spec.abstract["params"], "initial_params")
+    placed = jax.device_put(initial_params, spec.shardings["params"])
+    # An output that is an unchanged input would share its buffer, which the training step donates.
+    copy = jax.jit(
+        lambda params: _first_state(network, config, jax.tree.map(jnp.copy, params)), out_shardings=spec.shardings
+    )
+    copied: State = copy(placed)
+    return copied
 
 
 def make_statistics_step(objective: Objective, spec: StateSpec, batch: NamedSharding) -> Any:
-    """The jitted function (params, batch) -> scalars of `Objective.statistics`."""
+    """Returns the jitted function (params, batch) -> scalars of `Objective.statistics`."""
     shardings = (spec.shardings["params"], batch)
     return jax.jit(objective.statistics, in_shardings=shardings, out_shardings=replicated(batch.mesh))
 
 
 def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, batch: NamedSharding, seed: int) -> Any:
-    """The jitted function (state, batch) -> (state, metrics); the state is donated.
+    """Returns the jitted function (state, batch) -> (state, metrics); the state is donated.
 
-    An update whose loss or gradients are not finite changes nothing but the counters. Metrics are scalars of this
-    update: loss (mean cross entropy, without label smoothing and z-loss), objective (with both), accuracy, all three
-    at the parameters before the update; grad_norm (of what the optimizer gets, before clipping), lr, ppl_avg25,
-    bad_steps, skipped_steps and, in fp16, loss_scale.
+    An update whose loss or gradients are not finite changes only the counters. The metrics are scalars:
+
+    - loss (mean cross entropy in nats, without label smoothing and z-loss), objective (with both) and accuracy, at the
+      parameters before the update;
+    - grad_norm: L2 norm of the gradients before clipping;
+    - lr, ppl_avg25 (mean perplexity of the last 25 steps), bad_steps, skipped_steps and, in fp16, loss_scale.
     """
     infos = objective.network.infos
 
@@ -125,7 +162,7 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
         grads, objective_sum, stats = gradients(state["params"], key)
         if config.sam_rho:
             uphill = ascend(state["params"], grads, config.sam_rho, infos)
-            grads = gradients(uphill, jax.random.fold_in(key, _UPHILL_KEY))[0]
+            grads = gradients(uphill, jax.random.fold_in(key, _SAM_KEY))[0]
         grads, norm = clip_by_global_norm(grads, config.grad_clip, infos)
         lr = learning_rate(state["step"], config)
         updates, opt_state = make_optimizer(config, infos, lr).update(grads, state["opt_state"], state["params"])
@@ -136,8 +173,8 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
             changed["ema_params"] = optax.incremental_update(
                 changed["params"], state["ema_params"], 1 - config.ema_decay
             )
-        kept = {name: state[name] for name in changed}
-        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, kept)
+        unchanged = {name: state[name] for name in changed}
+        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, unchanged)
         new_state |= _counters(state, good, loss, config)
         ppl = jnp.exp(new_state["recent_loss"])
         metrics = {
@@ -161,7 +198,7 @@ def make_train_step(objective: Objective, config: TrainConfig, spec: StateSpec, 
 
 
 def make_eval_step(objective: Objective, spec: StateSpec, batch: NamedSharding) -> Any:
-    """The jitted function (params, batch) -> sums over the batch: nll, correct, weight; no dropout."""
+    """Returns the jitted function (params, batch) -> sums over the batch (nll, correct, weight), without dropout."""
 
     def eval_step(params: Params, batch: Batch) -> Stats:
         return objective.loss(params, batch, None, jnp.zeros((), jnp.int32))[1]
@@ -179,7 +216,7 @@ def _gradients(
     key: jax.Array,
     scale: jax.Array,
 ) -> tuple[Params, jax.Array, Stats]:
-    """Gradients of scale * loss summed over micro-batches, with the unscaled loss and statistics."""
+    """Returns gradients of scale * loss, summed over micro-batches, with the unscaled loss and statistics."""
 
     def scaled(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
         loss, stats = objective.loss(params, batch, key, step)
@@ -192,7 +229,7 @@ def _gradients(
     n = config.grad_accum
     if n == 1:
         return micro_step(batch, key)
-    # Micro-batch i takes every n-th row from i on, so that each device has its share of every micro-batch.
+    # Micro-batch i takes every n-th row from i on, so that every device has rows of every micro-batch.
     micro = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: Any, index: jax.Array) -> tuple[Any, None]:
@@ -207,14 +244,14 @@ def _gradients(
 
 
 def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:
-    """The entries of the state that count steps, after an update that was good or not."""
+    """Returns the counters and the loss scale after an update; `good` says whether it was finite."""
     bad = 1 - good.astype(jnp.int32)
     scale, good_steps = state["loss_scale"], state["good_steps"]
     overflow = bad
     if config.precision == "fp16":
         good_steps = jnp.where(good, good_steps + 1, 0)
         grow = good_steps >= _GROWTH_STEPS
-        # An overflow that a smaller scale can cure is no bad step.
+        # An overflow that a smaller loss scale can remove does not count as a bad step.
         overflow = bad * (scale <= 1.0)
         scale = jnp.where(good, jnp.where(grow, scale * 2, scale), jnp.maximum(scale / 2, 1.0))
         good_steps = jnp.where(grow, 0, good_steps)

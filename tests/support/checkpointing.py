@@ -1,4 +1,4 @@
-"""States that look like those of a training, and their checkpoints."""
+"""Training states and checkpoints for tests."""
 
 import math
 import subprocess
@@ -17,7 +17,7 @@ METADATA = {"config": {"seed": 3, "model": {"base": "waveresnet", "mlp_activatio
 
 
 def make_state(seed: int = 0):
-    """Like a training state: nested dicts, tuples of optax, empty nodes, several types."""
+    """Returns a state like that of training: nested dicts, optax tuples, empty nodes, several dtypes."""
     a, b = jax.random.normal(jax.random.key(seed), (2, 8, 16))
     params = {"blocks": {"kernel": a, "half": b.astype(jnp.bfloat16)}, "embed": a.T}
     mask = {"blocks": {"kernel": "adamw", "half": "frozen"}, "embed": "adamw"}
@@ -33,10 +33,12 @@ def make_state(seed: int = 0):
 
 
 def abstract(state):
+    """Returns shapes, dtypes and shardings of a state."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def assert_bit_equal(actual, expected):
+    """Checks structure, dtypes and values."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert isinstance(a, jax.Array)
@@ -45,11 +47,12 @@ def assert_bit_equal(actual, expected):
 
 
 def open_checkpoints(directory, **config):
+    """Opens checkpoints with settings of `CheckpointConfig`."""
     return Checkpoints(directory, CheckpointConfig(**config))
 
 
 def run_python(code, *arguments, devices=1):
-    """What a process came to that runs the code on so many devices."""
+    """Runs code in a new process with forced CPU devices and returns the completed process."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=environment(devices),
@@ -57,3 +60,10 @@ def run_python(code, *arguments, devices=1):
         text=True,
         timeout=300,
     )
+
+
+def flip_bit(path, position=None):
+    """Flips one bit of a file, in the middle by default."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if position is None else position] ^= 16
+    path.write_bytes(content)

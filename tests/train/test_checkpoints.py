@@ -1,3 +1,5 @@
+"""Saving, keeping and restoring checkpoints."""
+
 import json
 import math
 import os
@@ -10,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from psann_jax.train import checkpoints as module
+from psann_jax.train import checkpoint_reader
+from psann_jax.train import checkpoints as writer
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.utils.errors import UserError
 from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, make_state, open_checkpoints
@@ -34,7 +37,7 @@ def test_round_trip(saved):
     assert_bit_equal(checkpoints.restore(7, abstract(state)), state)
     metadata = checkpoints.metadata(7)
     assert metadata["config"] == METADATA["config"]
-    assert metadata["format_version"] == 1
+    assert metadata["format_version"] == 2
     assert metadata["versions"]["jax"] == jax.__version__
     assert checkpoints.tokenizer(7) == b"\x00tok\xff"
 
@@ -42,13 +45,13 @@ def test_round_trip(saved):
 @orbax_leftovers
 def test_parameters_alone(saved):
     state = make_state(7)
-    shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data: what is not asked for is not read
+    shutil.rmtree(saved / "step_7" / "training" / "d")  # the arrays' data; only what is requested is read
     for weights in ("params", "ema_params"):
         restored = open_checkpoints(saved).restore(7, {weights: abstract(state[weights])})
         assert_bit_equal(restored, {weights: state[weights]})
 
 
-def test_arrays_may_be_donated_while_the_save_is_under_way(tmp_path):
+def test_arrays_may_be_donated_during_a_save(tmp_path):
     bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = {"params": {"w": jax.random.normal(jax.random.key(0), (1000, 1000))}, "step": jnp.int32(1)}
     with open_checkpoints(tmp_path) as checkpoints:
@@ -71,7 +74,7 @@ def test_reading_creates_nothing(tmp_path):
     assert not (tmp_path / "ck").exists()
 
 
-def test_terminal_stays_clean(tmp_path, capfd):
+def test_nothing_is_printed(tmp_path, capfd):
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(), metadata=METADATA)
         checkpoints.save(2, make_state(), metadata=METADATA, final=True)
@@ -118,7 +121,7 @@ def test_keeps_latest_best_and_multiples(tmp_path, losses, config, steps, best):
     assert (index["last"], index["best"]) == (steps[-1], best)
 
 
-def test_the_best_is_remembered_by_a_resumed_run(tmp_path):
+def test_a_resumed_run_keeps_the_best(tmp_path):
     save_all(tmp_path, [1.0, 2.0], keep=1)
     with open_checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.best() == 10
@@ -137,7 +140,7 @@ def test_a_loss_known_after_the_save_counts(tmp_path):
     state = {"params": {"w": jnp.ones(2)}, "step": jnp.int32(0)}
     with open_checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, metadata=METADATA)
-        checkpoints.save(1, state, metadata=METADATA, metrics={"val_loss": 2.0})  # maybe still being written
+        checkpoints.save(1, state, metadata=METADATA, metrics={"val_loss": 2.0})  # possibly still being written
         checkpoints.save(2, state, metadata=METADATA, final=True)
         assert checkpoints.best() == 1
         checkpoints.save(2, state, metadata=METADATA, metrics={"val_loss": 1.0})
@@ -146,8 +149,8 @@ def test_a_loss_known_after_the_save_counts(tmp_path):
     assert open_checkpoints(tmp_path).best() == 2
 
 
-def test_index_is_up_to_date_while_training_goes_on(tmp_path):
-    """So that a run that is killed before its next save has not forgotten its best."""
+def test_the_index_is_written_during_training(tmp_path):
+    """A run that is killed before its next save keeps its best checkpoint."""
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(), metadata=METADATA, metrics={"val_loss": 2.0})
         for _ in range(600):
@@ -158,21 +161,21 @@ def test_index_is_up_to_date_while_training_goes_on(tmp_path):
         assert json.loads((tmp_path / "index.json").read_text())["last"] == 1
 
 
-def test_index_is_up_to_date_after_the_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoints, "_after_commit", lambda *_: None)  # stands for a thread that comes late
+def test_the_index_is_written_by_wait_at_the_latest(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "_after_commit", lambda *_: None)  # stands for a late thread
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(), metadata=METADATA, metrics={"val_loss": 2.0}, final=True)
         assert json.loads((tmp_path / "index.json").read_text())["best"] == 1
 
 
-def test_saving_a_step_again_leaves_it_as_it_is(saved):
+def test_saving_a_step_again_changes_nothing(saved):
     with open_checkpoints(saved) as checkpoints:
         checkpoints.save(7, make_state(8), metadata={"config": {}}, final=True)
         assert checkpoints.metadata(7)["config"] == METADATA["config"]
         assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
 
 
-def test_one_that_is_being_written_does_not_count(tmp_path):
+def test_a_checkpoint_being_written_does_not_count(tmp_path):
     state = {"params": {"w": jax.random.normal(jax.random.key(0), (2000, 2000))}, "step": jnp.int32(0)}
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, metadata=METADATA)
@@ -184,7 +187,7 @@ def test_one_that_is_being_written_does_not_count(tmp_path):
 # --- what does not fit ----------------------------------------------------------------------------------
 
 
-def test_other_architecture_is_a_diff(saved):
+def test_another_architecture_is_reported_as_a_diff(saved):
     state = abstract(make_state(7))
     state["params"]["blocks"]["kernel"] = jax.ShapeDtypeStruct((8, 32), jnp.float32)
     state["params"]["wave"] = state["params"].pop("embed")
@@ -192,13 +195,13 @@ def test_other_architecture_is_a_diff(saved):
         open_checkpoints(saved).restore(7, state)
     assert str(caught.value).split("\n") == [
         f"{saved / 'step_7'}: parameters do not fit the config",
-        "  blocks/kernel: checkpoint float32[8, 16], config float32[8, 32]",
-        "  embed: checkpoint float32[16, 8], unknown to the config",
-        "  wave: missing in the checkpoint, config float32[16, 8]",
+        "  blocks/kernel: is float32[8, 16], must be float32[8, 32]",
+        "  embed: is float32[16, 8], which the config does not have",
+        "  wave: missing, must be float32[16, 8]",
     ]
 
 
-def test_other_optimizer_is_a_diff(saved):
+def test_another_optimizer_is_reported_as_a_diff(saved):
     state = abstract(make_state(7))
     state["opt_state"] = optax.sgd(1.0, momentum=0.9).init(state["params"]["embed"])
     with pytest.raises(UserError, match=r"step_7: optimizer or other training state do not fit the config\n  opt_stat"):
@@ -206,8 +209,8 @@ def test_other_optimizer_is_a_diff(saved):
 
 
 def test_newer_format(saved, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT_VERSION", 0)
-    with pytest.raises(UserError, match=r"step_7: has format 1, but this psann_jax reads up to 0"):
+    monkeypatch.setattr(checkpoint_reader, "FORMAT_VERSION", 1)
+    with pytest.raises(UserError, match=r"step_7: has format 2, but this psann_jax reads up to 1"):
         open_checkpoints(saved).restore(7, abstract(make_state(7)))
 
 
@@ -222,7 +225,7 @@ def test_no_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["_CHECKPOINT_METADATA", "params/manifest.ocdbt", "training/_METADATA", "params"])
-def test_incomplete_checkpoint_is_passed_over_and_replaced(saved, missing):
+def test_an_incomplete_checkpoint_is_skipped_and_replaced(saved, missing):
     broken = saved / "step_9"
     shutil.copytree(saved / "step_7", broken)
     shutil.rmtree(broken / missing) if (broken / missing).is_dir() else (broken / missing).unlink()
@@ -245,7 +248,7 @@ def test_damage_is_named(saved, pattern):
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_index_only_forgets_the_best(tmp_path):
+def test_with_an_unreadable_index_no_checkpoint_is_the_best(tmp_path):
     checkpoints = save_all(tmp_path, [1.0, 2.0], keep=2)
     (tmp_path / "index.json").write_text("{")
     checkpoints = open_checkpoints(tmp_path)
@@ -263,7 +266,7 @@ def test_unwritable_directory_is_named(tmp_path):
 
 
 def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd, caplog):
-    """Stands for a full disk: a limit on the size of files."""
+    """A limit on file sizes stands for a full disk."""
     resource = pytest.importorskip("resource")
     small = {"params": {"w": jnp.ones(2)}, "step": jnp.int32(1)}
     large = {"params": {"w": jax.random.normal(jax.random.key(0), (500_000,))}, "step": jnp.int32(2)}
@@ -281,14 +284,14 @@ def test_full_disk_is_named_and_leaves_the_earlier_checkpoints(tmp_path, capfd, 
         assert checkpoints.latest() == 1
         assert_bit_equal(checkpoints.restore(1, abstract(small)), small)
     assert capfd.readouterr() == ("", "")
-    assert not caplog.records  # Orbax would log the error some ten times
+    assert not caplog.records  # Orbax logs the error about ten times
 
 
-def test_an_error_of_the_program_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
+def test_a_programming_error_is_not_reported_as_a_storage_error(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("not about the disk")
 
-    monkeypatch.setattr(module.ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    monkeypatch.setattr(writer.ocp.training.Checkpointer, "save_checkpointables_async", fail)
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="not about the disk"):
         checkpoints.save(1, make_state(), metadata=METADATA)
 

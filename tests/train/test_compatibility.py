@@ -1,4 +1,4 @@
-"""What a checkpoint that does not fit is said to lack."""
+"""Error messages for parameters that do not fit the config."""
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ def test_differences_are_listed_by_path():
         check_compatible(saved, expected, "step_3: parameters")
     assert str(caught.value).split("\n") == [
         "step_3: parameters do not fit the config",
-        "  a/kernel: checkpoint float32[2, 3], config float32[2, 4]",
-        "  new/b: missing in the checkpoint, config float32[1]",
-        "  old/b: checkpoint float32[1], unknown to the config",
+        "  a/kernel: is float32[2, 3], must be float32[2, 4]",
+        "  new/b: missing, must be float32[1]",
+        "  old/b: is float32[1], which the config does not have",
     ]
 
 
-def test_a_long_diff_is_cut():
+def test_a_long_diff_is_shortened():
     expected = described(**{f"p{i:02}": (2,) for i in range(30)})
     with pytest.raises(UserError) as caught:
         check_compatible({}, expected, "x: parameters")
@@ -34,5 +34,5 @@ def test_a_long_diff_is_cut():
     assert lines[-1] == "  and 20 more"
 
 
-def test_compatible_is_silent():
+def test_equal_structures_pass():
     check_compatible(described(a=(2, 3)), described(a=(2, 3)), "x")

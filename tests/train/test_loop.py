@@ -230,10 +230,10 @@ jax.config.update("jax_compilation_cache_dir", None)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from tests.support.tiny import tiny_config
 from psann_jax.tasks.lm import LanguageModel
-from psann_jax.train.compilation import compile_steps, keep_programs
+from psann_jax.train.compilation import compile_steps, enable_compilation_cache
 from psann_jax.nn.mesh import make_mesh
 directory = Path(sys.argv[1])
-keep_programs(directory / "programs")
+enable_compilation_cache(directory / "programs")
 config = tiny_config(directory)
 compiled = compile_steps(LanguageModel.load(config, progress=False), config, make_mesh(config.mesh))
 print(compiled.saved_seconds)

@@ -7,7 +7,7 @@ import pytest
 
 from psann_jax.config import ConfigError
 from psann_jax.train import processes
-from psann_jax.train.processes import _call_the_roll, _from_environment, from_leader, join, together
+from psann_jax.train.processes import _call_the_roll, _from_environment, broadcast_from_leader, join, raise_together
 from psann_jax.utils.errors import UserError
 
 LOCAL = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
@@ -132,6 +132,6 @@ def test_a_port_in_use():
 
 def test_alone_nothing_is_exchanged():
     content = {"a": [1, None]}
-    assert from_leader(content) is content
-    with pytest.raises(UserError, match="mine"), together():
+    assert broadcast_from_leader(content) is content
+    with pytest.raises(UserError, match="mine"), raise_together():
         raise UserError("mine")

@@ -1,28 +1,13 @@
-"""Damage to the files of a checkpoint: found, named, gone round and replaced."""
+"""Checksums of the files of a directory."""
 
 import json
 import os
 import shutil
-import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from psann_jax.train import checkpoints as module
-from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.utils.checksums import CHECKSUMS, find_damage, write_checksums
-from psann_jax.utils.errors import UserError
-from tests.support.checkpointing import (
-    METADATA,
-    abstract,
-    assert_bit_equal,
-    make_state,
-    open_checkpoints,
-    run_python,
-)
+from tests.support.checkpointing import flip_bit
 
 
 @pytest.fixture
@@ -41,49 +26,19 @@ def folder(tmp_path):
     return tmp_path / "folder"
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A directory with the checkpoints of steps 1, 2 and 3."""
-    with open_checkpoints(tmp_path / "ck", keep=3) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(step, make_state(step), metadata=METADATA, tokenizer=b"tok")
-    return tmp_path / "ck"
-
-
-def flip(path, position=None):
-    """Changes one bit of a file, in the middle if not told."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 if position is None else position] ^= 16
-    path.write_bytes(content)
-
-
-def files(step_directory):
-    return sorted(p for p in step_directory.rglob("*") if p.is_file())
-
-
-def damage(saved, step):
-    """Flips a bit in the arrays of a checkpoint and returns the file's name in it."""
-    path = next((saved / f"step_{step}" / "params" / "d").iterdir())
-    flip(path)
-    return path.relative_to(saved / f"step_{step}").as_posix()
-
-
-# --- checksums of a directory ---------------------------------------------------------------------------
-
-
-def test_untouched_is_sound(folder):
+def test_an_unchanged_directory_is_intact(folder):
     assert find_damage(folder) is None
     assert sorted(json.loads((folder / CHECKSUMS).read_text())) == ["params/d/x", "params/z", "top", "training/y"]
-    assert not (folder / f"{CHECKSUMS}.tmp").exists()
+    assert not list(folder.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(("position", "name"), [(0, "top"), (2, "top"), (0, "params/d/x"), (2_999_999, "params/d/x")])
 def test_a_changed_bit_is_found(folder, position, name):
-    flip(folder / name, position)
+    flip_bit(folder / name, position)
     assert find_damage(folder) == f"{name}: its checksum differs"
 
 
-def test_other_lengths_and_missing_files_are_found(folder):
+def test_wrong_sizes_and_missing_files_are_found(folder):
     os.truncate(folder / "params/z", 0)
     assert find_damage(folder) == "params/z: has 0 bytes instead of 1"
     (folder / "params/z").write_bytes(b"zz")
@@ -92,23 +47,23 @@ def test_other_lengths_and_missing_files_are_found(folder):
     assert find_damage(folder) == "params/d/x: No such file or directory"
 
 
-def test_parts_that_are_not_asked_for_are_not_read(folder):
-    flip(folder / "params/d/x")
+def test_only_the_requested_parts_are_read(folder):
+    flip_bit(folder / "params/d/x")
     assert find_damage(folder, ["training"]) is None
     assert find_damage(folder, ()) is None
     assert find_damage(folder, ["params"]) == "params/d/x: its checksum differs"
-    flip(folder / "top")
+    flip_bit(folder / "top")
     assert find_damage(folder, ()) == "top: its checksum differs"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"top": 1}', b'{"top": {"bytes": 3}}', b"\xff\xfe"])
-def test_checksums_that_cannot_be_read_are_damage(folder, content):
+def test_unreadable_checksums_count_as_damage(folder, content):
     (folder / CHECKSUMS).write_bytes(content)
     assert find_damage(folder).startswith(f"{CHECKSUMS}: ")
 
 
-def test_without_checksums_it_counts_as_sound(folder):
-    flip(folder / "top")
+def test_a_directory_without_checksums_counts_as_intact(folder):
+    flip_bit(folder / "top")
     (folder / CHECKSUMS).unlink()
     assert find_damage(folder) is None
 
@@ -122,214 +77,3 @@ def test_a_failed_write_leaves_nothing(folder, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_checksums(folder)
     assert not list(folder.glob(f"{CHECKSUMS}*"))
-
-
-# --- of checkpoints -------------------------------------------------------------------------------------
-
-
-def test_every_file_of_a_checkpoint_is_covered(saved):
-    names = {p.relative_to(saved / "step_3").as_posix() for p in files(saved / "step_3")}
-    assert set(json.loads((saved / "step_3" / CHECKSUMS).read_text())) == names - {CHECKSUMS}
-    for path in files(saved / "step_3"):
-        if path.stat().st_size:
-            content = path.read_bytes()
-            flip(path)
-            assert find_damage(saved / "step_3") is not None, path
-            path.write_bytes(content)
-    assert find_damage(saved / "step_3") is None
-
-
-def test_written_in_the_background(tmp_path):
-    checkpoints = open_checkpoints(tmp_path)
-    checkpoints.save(1, make_state(), metadata=METADATA)
-    checkpoints._response.result()
-    for _ in range(600):
-        if (tmp_path / "step_1" / CHECKSUMS).exists():
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("no checksums before the wait")
-    checkpoints.close()
-
-
-def test_written_by_the_wait_at_the_latest(tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoints, "_after_commit", lambda *_: None)  # stands for a thread that comes late
-    with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(), metadata=METADATA, final=True)
-        assert (tmp_path / "step_1" / CHECKSUMS).exists()
-
-
-def test_no_room_for_the_checksums_is_an_error_and_the_checkpoint_counts(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "write_checksums", full)
-    with (
-        open_checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r"cannot write the checkpoint of step 1: No space left on device$"),
-    ):
-        checkpoints.save(1, make_state(1), metadata=METADATA, final=True)
-    checkpoints = open_checkpoints(tmp_path)
-    assert checkpoints.newest_sound() == (1, [])
-    assert_bit_equal(checkpoints.restore(1, abstract(make_state(1))), make_state(1))
-
-
-def test_a_bit_in_any_file_stops_restoring(saved):
-    """Whichever file it is, where Orbax may or may not notice."""
-    state = abstract(make_state(3))
-    for path in files(saved / "step_3"):
-        name = path.relative_to(saved / "step_3").as_posix()
-        if not path.stat().st_size or name.startswith(("tokenizer", CHECKSUMS)):
-            continue
-        content = path.read_bytes()
-        flip(path)
-        with pytest.raises(UserError, match=r"step_3: the checkpoint is damaged; remove it .*\(.*: .*\)$") as caught:
-            open_checkpoints(saved).restore(3, state)
-        assert "\n" not in str(caught.value)
-        path.write_bytes(content)
-    assert_bit_equal(open_checkpoints(saved).restore(3, state), make_state(3))
-
-
-def test_a_damaged_tokenizer_stops_its_reading_and_no_other(saved):
-    flip(next((saved / "step_3" / "tokenizer" / "d").iterdir()))
-    checkpoints = open_checkpoints(saved)
-    with pytest.raises(UserError, match=r"step_3: the checkpoint is damaged; .*\(tokenizer/d/.*: its checksum differs"):
-        checkpoints.tokenizer(3)
-    assert_bit_equal(checkpoints.restore(3, abstract(make_state(3))), make_state(3))
-
-
-def test_metadata_with_a_changed_bit_is_not_believed(saved):
-    path = saved / "step_3" / "_CHECKPOINT_METADATA"
-    path.write_bytes(path.read_bytes().replace(b"waveresnet", b"waveresnft"))
-    with pytest.raises(UserError, match=r"step_3: .*damaged; .*\(_CHECKPOINT_METADATA: its checksum differs\)$"):
-        open_checkpoints(saved).metadata(3)
-
-
-# --- the newest sound one -------------------------------------------------------------------------------
-
-
-def test_none_and_one(tmp_path, saved):
-    assert open_checkpoints(tmp_path / "new").newest_sound() == (None, [])
-    checkpoints = open_checkpoints(saved)
-    assert checkpoints.newest_sound() == (3, [])
-    assert checkpoints.latest() == 3
-
-
-def test_damaged_ones_are_passed_over_and_named(saved):
-    names = {step: damage(saved, step) for step in (2, 3)}
-    checkpoints = open_checkpoints(saved, keep=3)
-    assert checkpoints.newest_sound() == (
-        1,
-        [
-            f"{saved / 'step_3'}: damaged ({names[3]}: its checksum differs); going on from step 1",
-            f"{saved / 'step_2'}: damaged ({names[2]}: its checksum differs); going on from step 1",
-        ],
-    )
-    assert checkpoints.latest() == 1
-    assert checkpoints.steps() == [1]
-    assert checkpoints.kept([1, 2, 3]) == {1}
-    assert sorted(os.listdir(saved)) == ["index.json", "step_1", "step_2", "step_3"]  # nothing is deleted yet
-    assert_bit_equal(checkpoints.restore(1, abstract(make_state(1))), make_state(1))
-
-
-def test_a_save_of_the_same_step_replaces_a_damaged_one(saved):
-    damage(saved, 3)
-    with open_checkpoints(saved, keep=3) as checkpoints:
-        assert checkpoints.newest_sound()[0] == 2
-        checkpoints.save(3, make_state(3), metadata=METADATA, final=True)
-        assert checkpoints.latest() == 3
-        assert_bit_equal(checkpoints.restore(3, abstract(make_state(3))), make_state(3))
-    assert open_checkpoints(saved).newest_sound() == (3, [])
-
-
-def test_damaged_ones_take_no_place_of_those_to_keep(saved):
-    damage(saved, 3)
-    with open_checkpoints(saved, keep=2) as checkpoints:
-        checkpoints._index.record(3, {"val_loss": 0.0})  # it was the best, too
-        assert checkpoints.newest_sound()[0] == 2
-        checkpoints.save(5, make_state(5), metadata=METADATA, final=True)
-        assert checkpoints.steps() == [2, 5]
-        assert checkpoints.best() is None
-    assert sorted(os.listdir(saved)) == ["index.json", "step_2", "step_5"]
-    assert json.loads((saved / "index.json").read_text())["last"] == 5
-
-
-def test_an_earlier_step_may_be_saved_after_a_damaged_one(saved):
-    """A run that goes on from step 1 with other settings may save at 2 before it comes to 3."""
-    damage(saved, 3)
-    shutil.rmtree(saved / "step_2")
-    with open_checkpoints(saved, keep=3) as checkpoints:
-        assert checkpoints.newest_sound()[0] == 1
-        checkpoints.save(2, make_state(2), metadata=METADATA, final=True)
-        assert checkpoints.steps() == [1, 2]
-        checkpoints.save(3, make_state(3), metadata=METADATA, final=True)
-    assert open_checkpoints(saved).newest_sound() == (3, [])
-    assert open_checkpoints(saved).steps() == [1, 2, 3]
-
-
-def test_all_damaged(saved):
-    name = {step: damage(saved, step) for step in (1, 2, 3)}[3]
-    with pytest.raises(UserError) as caught:
-        open_checkpoints(saved).newest_sound()
-    assert str(caught.value) == (
-        f"{saved / 'step_3'}: damaged ({name}: its checksum differs), and so are all before it; "
-        f"put a sound one back from a copy, or remove {saved} to begin again"
-    )
-    shutil.rmtree(saved / "step_1")
-    shutil.rmtree(saved / "step_2")
-    with pytest.raises(UserError, match=r"step_3: damaged \(.*\); there is no other; put a sound one back"):
-        open_checkpoints(saved).newest_sound()
-
-
-def test_files_are_read_once(saved, monkeypatch):
-    read = []
-    monkeypatch.setattr(module, "find_damage", lambda path, parts=None: read.append(path.name))
-    checkpoints = open_checkpoints(saved)
-    checkpoints.newest_sound()
-    assert read == ["step_3"]
-    checkpoints.restore(3, abstract(make_state(3)))
-    assert read.count("step_3") == 2  # the second time only the files beside the items
-
-
-TWO_PROCESSES = """
-import sys
-import jax, jax.numpy as jnp
-jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from psann_jax.config import CheckpointConfig
-from psann_jax.utils.errors import UserError
-from psann_jax.train import checkpoints as module
-from psann_jax.train.checkpoints import Checkpoints
-
-if jax.process_index():
-    verify = module.find_damage
-    module.find_damage = lambda path, parts=None: verify(path, parts) if parts == () else sys.exit("read by another")
-mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
-shardings = {"params": {"w": NamedSharding(mesh, P("fsdp"))}, "step": NamedSharding(mesh, P())}
-make = lambda: {"params": {"w": jnp.arange(32.0).reshape(8, 4)}, "step": jnp.int32(0)}
-state = jax.jit(make, out_shardings=shardings)()
-abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-with Checkpoints(sys.argv[1], CheckpointConfig(keep=2)) as checkpoints:
-    found, lines = checkpoints.newest_sound()
-    print(found, len(lines), checkpoints.steps())
-    checkpoints.restore(1, abstract)
-    checkpoints.save(2, state, metadata={}, final=True)
-    print(checkpoints.steps(), checkpoints.newest_sound())
-"""
-
-
-def test_one_of_two_processes_verifies_for_both(tmp_path):
-    state = {"params": {"w": jnp.arange(32.0).reshape(8, 4)}, "step": jnp.int32(0)}
-    with open_checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, state, metadata=METADATA)
-    damage(tmp_path, 2)
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda i: run_python(TWO_PROCESSES, tmp_path, port, i), range(2)))
-    for result in results:
-        assert result.stdout.splitlines()[-2:] == ["1 1 [1]", "[1, 2] (2, [])"], result.stderr
-    restored = open_checkpoints(tmp_path).restore(2, abstract({"params": state["params"]}))
-    np.testing.assert_array_equal(restored["params"]["w"], state["params"]["w"])

@@ -1,0 +1,39 @@
+"""Workarounds for Orbax: time limits by the wall clock, noisy logging, storage errors of several types."""
+
+import logging
+import re
+from pathlib import Path
+
+from orbax.checkpoint import v1 as ocp
+
+
+def context_without_timeouts() -> ocp.Context:
+    """Returns options under which a change of the system clock does not abort a save.
+
+    Orbax's time limits use the time of day. None is needed, because the death of one process ends the others (see
+    `psann_jax.train.processes`). Directories created in the background have a time limit that cannot be set.
+    """
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = 10 * 365 * 86400
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+def storage_error_reason(error: Exception) -> str | None:
+    """Returns why a file could not be written, None if the error has another cause.
+
+    TensorStore reports storage errors as ValueError.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    match = re.search(r"([^:]*) \[os_error_code=", str(error))
+    return match[1].strip() if match else None
+
+
+def silence_orbax_log() -> None:
+    """Drops Orbax's log messages; what matters of them is raised as an exception too."""
+    logging.getLogger("absl").addFilter(_is_not_from_orbax)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts

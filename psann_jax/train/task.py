@@ -1,0 +1,42 @@
+"""The interface between the training loop and a task."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from psann_jax.train.mesh import BatchShard
+from psann_jax.train.step import Objective
+
+
+class Task(Objective, Protocol):
+    """What the training loop needs from a task in addition to its objective."""
+
+    def describe(self) -> dict[str, object]:
+        """Returns facts about model and data for the header of a run."""
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the training data; a run resumes only with the same one."""
+
+    def tokenizer_bytes(self) -> bytes | None:
+        """Returns the tokenizer file to save with each checkpoint, if the task has a tokenizer."""
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Raises ConfigError if the mesh cannot split the model."""
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a global batch of `batch_size` rows."""
+
+    def train_batches(self, start_step: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the training batches from `start_step` on, without end."""
+
+    def valid_batches(self, batch_size: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the validation batches, the same ones at each call."""
+
+    def phases(self) -> dict[int, str]:
+        """Returns the steps at which the training data change, with a name for what follows; often empty."""
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Returns evaluation results, among them "loss" and "ppl", from sums over all validation batches."""
