@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.config import SPECIAL_TOKENS
-from psann_jax.data.tokenizer import SentencePieceModel, Tokenizer, TokenizersModel, sentencepiece_library
+from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.data.tokenizer_models import SentencePieceModel, TokenizersModel, sentencepiece_library
 from psann_jax.utils.errors import UserError
 
 # psannlm's ids 0 to 3, where it has them beside a model of its own.

@@ -1,4 +1,4 @@
-"""The text that every machine has: English and code of the running Python's own standard library."""
+"""The built-in text: English and code from the running Python's standard library."""
 
 import ast
 import sys
@@ -9,18 +9,19 @@ from pathlib import Path
 
 from psann_jax.utils.errors import UserError
 
-# Tables of codecs, and packages that some systems ship apart: the text is the same with and without these.
-_LEFT_OUT = frozenset(
+# Codec tables, and packages that some distributions ship separately: skipped so that the text is the same everywhere.
+_SKIPPED_MODULES = frozenset(
     ("distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo", "venv", "test")
 )
-_TEST_FOLDERS = frozenset(("test", "tests", "__pycache__"))
+_SKIPPED_FOLDERS = frozenset(("test", "tests", "__pycache__"))
 _TOPICS = Path("pydoc_data/topics.py")
 
 
 def python_documents() -> Iterator[str]:
-    """The help topics, then the module sources of the standard library, one document each, in a fixed order.
+    """Yields the help topics, then the module sources of the standard library, in a fixed order.
 
-    Files are read, never imported. About 8 MB; the same for one Python version wherever its sources are whole.
+    Each topic and each file is one document, about 8 MB in all. Files are read, never imported. The documents are the
+    same for all complete installations of one Python version.
 
     Raises:
       UserError: the running Python has no sources of its standard library.
@@ -38,12 +39,12 @@ def python_documents() -> Iterator[str]:
 
 
 def _module_files(root: Path) -> Iterator[Path]:
-    for name in sys.stdlib_module_names - _LEFT_OUT:
+    for name in sys.stdlib_module_names - _SKIPPED_MODULES:
         if (root / f"{name}.py").is_file():
             yield root / f"{name}.py"
         for path in (root / name).rglob("*.py"):
             inner = path.relative_to(root)
-            if inner != _TOPICS and not _TEST_FOLDERS.intersection(inner.parts[:-1]):
+            if inner != _TOPICS and not _SKIPPED_FOLDERS.intersection(inner.parts[:-1]):
                 yield path
 
 

@@ -1,9 +1,8 @@
-"""Directories that are made once and then shared by every run and process."""
+"""The cache of prepared data: directories that are built once and shared by all runs and processes."""
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -12,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import platformdirs
 
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import fsync_path, storage_errors
 
 
 def cache_root(cache_dir: str) -> Path:
-    """The directory of prepared data: `cache_dir`, or psann_jax in the user's cache directory."""
+    r"""Returns the directory of prepared data: `cache_dir`, or a directory in the user's cache if that is "".
+
+    The default is ``$XDG_CACHE_HOME/psann_jax`` or ``~/.cache/psann_jax`` on Linux, ``~/Library/Caches/psann_jax`` on
+    macOS and ``%LOCALAPPDATA%\psann_jax\Cache`` on Windows.
+    """
     if cache_dir:
         return Path(cache_dir).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psann_jax"
+    return platformdirs.user_cache_path("psann_jax", appauthor=False)
 
 
 def key_of(*parts: Any) -> str:
-    """A short hash of JSON-like values, for the name of a cache entry."""
+    """Returns a hash of JSON-like values, 20 hexadecimal digits, for the name of a cache entry."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -35,67 +39,59 @@ def get_or_make(
     announce: bool = True,
     find_damage: Callable[[Path], str | None] = lambda path: None,
 ) -> Path:
-    """The directory root/name; if it is not there or damaged, `make` fills an empty one that then becomes it.
+    """Returns the directory root/name; if it is missing or damaged, builds it first.
 
-    A directory of that name is always complete: it is filled under another name and renamed. Processes that want the
-    same one wait for the first.
+    A directory of that name is always complete, because it is filled under a temporary name and then renamed. If
+    several processes need the same entry, one builds it and the others wait.
 
     Args:
-      root: the cache.
-      name: of the entry; names everything that its content depends on.
-      make: writes the content into the directory that it is given.
-      announce: whether to say that another process is being waited for.
-      find_damage: says what is wrong with the content of a directory that is there; None if it is as it was made.
-        The process that then makes it again says so on stderr.
+      root: the cache directory.
+      name: the entry; it must identify everything that the content depends on.
+      make: writes the content into the empty directory that it is given.
+      announce: print a message to stderr before waiting for another process.
+      find_damage: returns what is wrong with the content of an existing directory, or None if it is intact. A damaged
+        entry is reported on stderr and rebuilt.
 
     Raises:
       UserError: the cache cannot be written.
     """
     final = root / name
-    # A damaged entry that another process puts aside meanwhile has files missing.
+    # Another process may move a damaged entry aside during the check; its files are missing then.
     with contextlib.suppress(FileNotFoundError):
         if final.is_dir() and find_damage(final) is None:
             return final
-    with _writing(root):
+    with storage_errors(root, hint="free some space or set data.cache_dir to another directory"):
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{name}.lock", announce):
             if final.is_dir():
-                damage = find_damage(final)  # asked again: another process may have made it again meanwhile
+                damage = find_damage(final)  # checked again: another process may have rebuilt it
                 if damage is None:
                     return final
-                print(f"{final}: damaged ({damage}); making it again", file=sys.stderr)
-                _put_aside(final)
+                print(f"{final}: damaged ({damage}); rebuilding it", file=sys.stderr)
+                _move_aside(final)
             _make(final, make)
     return final
 
 
-def _put_aside(damaged: Path) -> None:
-    """Makes a name free at once, whoever still reads the files; `_make` deletes what it finds under the new name."""
+def _move_aside(damaged: Path) -> None:
+    """Frees the name without disturbing processes that still read the files; `_make` deletes the moved directory."""
     damaged.rename(Path(tempfile.mkdtemp(prefix=f"{damaged.name}.tmp-", dir=damaged.parent)))
 
 
 def _make(final: Path, make: Callable[[Path], None]) -> None:
-    for left_by_a_kill in final.parent.glob(f"{final.name}.tmp-*"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    for leftover in final.parent.glob(f"{final.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=final.parent))
     try:
         make(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            fsync_path(path)
         temporary.chmod(0o755)
         temporary.rename(final)
-        _sync(final.parent)
+        fsync_path(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -105,19 +101,9 @@ def _locked(path: Path, announce: bool) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if announce:
-            print(f"waiting for another process that prepares {path.with_suffix('')}", file=sys.stderr)
+            print(f"waiting for another process that is building {path.with_suffix('')}", file=sys.stderr)
         lock.acquire()
     try:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise UserError(
-            f"data.cache_dir: cannot write {root}: {e.strerror or e}; make room there or choose another directory"
-        ) from e

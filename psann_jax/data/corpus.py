@@ -1,36 +1,46 @@
-"""All documents of an experiment, and which of them are for validation."""
+"""The documents of an experiment and their split into training and validation text."""
 
 import functools
 import itertools
 import sys
 from array import array
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require
+from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.cache import key_of
 from psann_jax.data.sources import Source, open_source
 from psann_jax.utils.errors import UserError
 
 
-class Corpus:
-    """The training and the validation documents, in a fixed order.
+class Document(NamedTuple):
+    """A text, the index of its source, and whether it is validation text."""
 
-    With `data.valid_sources` these are the validation text. Otherwise `data.valid_fraction` of the documents of
-    `data.sources` are, chosen by `choose_validation`, whatever the tokenizer.
+    source: int
+    is_valid: bool
+    text: str
+
+
+class Corpus:
+    """The training and validation documents, in a fixed order.
+
+    The validation documents are those of `data.valid_sources` if given. Otherwise `choose_validation` draws a fraction
+    `data.valid_fraction` of the documents of `data.sources`, the same with every tokenizer.
 
     Attributes:
-      sources: those of `data.sources`.
-      fingerprint: changes with any document and with the division.
+      sources: the sources of `data.sources`.
+      fingerprint: a hash that changes with any document and with the split.
     """
 
     def __init__(self, config: DataConfig, progress: bool = True):
-        """Finds the sources; nothing is read yet but what their fingerprints need.
+        """Opens the sources; reads no more than their fingerprints need.
 
         Raises:
-          UserError: a source cannot be found, or a setting would do nothing with these sources.
+          UserError: a source cannot be found, or a setting has no effect on these sources.
         """
         require(config.split_seed >= 0, "data.split_seed", f"is {config.split_seed}, must not be negative")
         self.sources = [open_source(spec, config) for spec in config.sources]
@@ -41,14 +51,14 @@ class Corpus:
         texts, valid_texts = [[s.fingerprint for s in group] for group in (self.sources, self._valid_sources)]
         self.fingerprint = key_of(texts, valid_texts or (self._fraction, self._seed))
 
-    def documents(self, label: str) -> Iterator[tuple[int, bool, str]]:
-        """(source, whether it is for validation, text) of every document; fixed validation sources come last.
+    def documents(self, label: str) -> Iterator[Document]:
+        """Yields every document, source after source; those of `data.valid_sources` come last.
 
         Args:
-          label: what the progress bar says.
+          label: text of the progress bar.
 
         Raises:
-          UserError: a text cannot be read, holds nothing or changes meanwhile.
+          UserError: a source cannot be read or has no text, or it has changed since it was first read.
         """
         n_bytes, is_valid = self._n_bytes, self.is_valid
         with self._bar(label, total=sum(int(lengths.sum()) for lengths in n_bytes)) as bar:
@@ -58,14 +68,17 @@ class Corpus:
                 for i, (text, length) in enumerate(itertools.zip_longest(texts, lengths)):
                     if text is None or length != len(text.encode()):
                         raise UserError(f"{self._all_sources[source].name}: changed while it was read; start again")
-                    yield source, bool(is_valid[first + i]), text
+                    yield Document(source, bool(is_valid[first + i]), text)
                     bar.update(int(length))
                 first += len(lengths)
 
     def training_sample(self, n_bytes: int) -> Iterator[str]:
-        """Training documents drawn at random, `n_bytes` in all; 0 for all of them.
+        """Yields randomly drawn training documents, `n_bytes` in total (0: all of them), in the order of the text.
 
-        The last one drawn is cut to fit.
+        The document that was drawn last is truncated to fit.
+
+        Raises:
+          UserError: as `documents`.
         """
         lengths, train = np.concatenate(self._n_bytes), ~self.is_valid
         order = np.flatnonzero(train)[np.argsort(_random_bits(self._seed, int(train.sum())), kind="stable")]
@@ -74,16 +87,14 @@ class Corpus:
         drawn = np.zeros(len(lengths), bool)
         drawn[order[:n_drawn]] = True
         excess = int(ends[n_drawn - 1]) - n_bytes if n_bytes else 0
-        for i, (_, _, text) in enumerate(self.documents("drawing a sample")):
-            if not drawn[i]:
-                continue
-            if i == order[n_drawn - 1] and excess > 0:
-                text = text.encode()[:-excess].decode("utf-8", errors="ignore")
-            yield text
+        for i, document in enumerate(self.documents("drawing a sample")):
+            if drawn[i]:
+                truncated = excess > 0 and i == order[n_drawn - 1]
+                yield document.text.encode()[:-excess].decode(errors="ignore") if truncated else document.text
 
     @functools.cached_property
     def is_valid(self) -> np.ndarray:
-        """For each document, whether it is for validation."""
+        """Whether each document is validation text, (documents,) bool."""
         counts = [len(lengths) for lengths in self._n_bytes]
         if self._valid_sources:
             return np.repeat(np.arange(len(counts)) >= len(self.sources), counts)
@@ -96,7 +107,7 @@ class Corpus:
 
     @functools.cached_property
     def _n_bytes(self) -> list[np.ndarray]:
-        """For each source, the length of each document in bytes of UTF-8."""
+        """The lengths of the documents of each source, in bytes of UTF-8."""
         out = []
         for source in self._all_sources:
             lengths = array("q")
@@ -105,7 +116,7 @@ class Corpus:
                     lengths.append(len(text.encode()))
                     bar.update(lengths[-1])
             if not lengths:
-                raise UserError(f"{source.name}: holds no text, only blank lines")
+                raise UserError(f"{source.name}: has no text, only blank lines")
             out.append(np.array(lengths, np.int64))
         return out
 
@@ -121,40 +132,40 @@ class Corpus:
 
 
 def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
-    """Raises ConfigError for settings that differ from their defaults and would have no effect."""
-    settings = {
-        "document": ("without .txt files", any("document" in source.settings for source in sources)),
-        "text_field": ("on sources without records", any("text_field" in source.settings for source in sources)),
-        "valid_fraction": ("with data.valid_sources", not config.valid_sources),
-        "weights": ("with one source", len(config.sources) > 1),
-    }
-    for name, (reason, acts) in settings.items():
-        same = getattr(config, name) == getattr(DataConfig, name)
-        require(acts or same, f"data.{name}", f"has no effect {reason}; leave it at {getattr(DataConfig, name)!r}")
+    """Raises ConfigError for settings that differ from their defaults but have no effect on these sources."""
+    used = frozenset[str]().union(*(source.settings for source in sources))
+    if "document" not in used:
+        refuse_inactive(config, "data", "without .txt files", "document")
+    if "text_field" not in used:
+        refuse_inactive(config, "data", "on sources without records", "text_field")
+    if config.valid_sources:
+        refuse_inactive(config, "data", "with data.valid_sources", "valid_fraction")
+    if len(config.sources) == 1:
+        refuse_inactive(config, "data", "with one source", "weights")
 
 
 def choose_validation(source: np.ndarray, n_bytes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Draws validation documents evenly from all sources and lengths.
 
-    The documents are put in order of source and length and cut into as many equal groups as there are to be
-    validation documents; one is drawn from each.
+    The documents are sorted by source and length and cut into equal groups, as many as there are validation documents
+    to draw. One document is drawn from each group.
 
     Args:
-      source: index of each document's source.
-      n_bytes: length of each document.
-      fraction: share of the documents, at least one and not all.
-      seed: of the draw; the same on every machine.
+      source: index of each document's source, (documents,).
+      n_bytes: length of each document, (documents,).
+      fraction: fraction of the documents to draw; at least one is drawn, and never all.
+      seed: the same seed draws the same documents on every machine.
 
     Returns:
-      For each document, whether it is for validation.
+      Whether each document is validation text, (documents,) bool.
 
     Raises:
-      UserError: fewer than two documents.
+      UserError: there are fewer than two documents.
     """
     n = len(n_bytes)
     if n < 2:
         raise UserError(
-            "data.valid_sources: is empty, but one document cannot be divided into training and validation; "
+            "data.valid_sources: is empty, but one document cannot be split into training and validation text; "
             "name a validation text (or set data.document=line)"
         )
     n_valid = min(max(round(n * fraction), 1), n - 1)
@@ -167,5 +178,5 @@ def choose_validation(source: np.ndarray, n_bytes: np.ndarray, fraction: float, 
 
 
 def _random_bits(seed: int, n: int) -> np.ndarray:
-    # The raw stream of a bit generator is the part of numpy's random numbers that no later version may change.
+    # NumPy keeps the raw stream of a bit generator in all later versions, but not the distributions made from it.
     return np.random.PCG64(seed).random_raw(n)

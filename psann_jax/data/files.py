@@ -1,4 +1,4 @@
-"""Documents of text files: .txt, .jsonl and .parquet, plain or compressed."""
+"""Reading of documents from .txt, .jsonl and .parquet files, plain or compressed."""
 
 import contextlib
 import functools
@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import storage_errors
 
 TEXT_FORMATS = (".txt", ".jsonl")
-_BOM = b"\xef\xbb\xbf"
-# Files above this are known by size, time and both ends, so that a restart need not read a terabyte to find its shards.
+# Larger files are identified by size, time and both ends: a restart need not read a terabyte to find its shards.
 _HASH_WHOLE_BELOW = 1 << 26
 _END_BYTES = 1 << 20
 
@@ -27,11 +27,11 @@ _Open = Callable[[Path], BinaryIO]
 
 
 def _open_zst(path: Path) -> BinaryIO:
-    # The `zstandard` package takes a truncated file for a complete one; Arrow's reader raises.
+    # The `zstandard` package does not detect that a file is truncated; Arrow's reader raises.
     return cast(BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(path), compression="zstd"))))
 
 
-# Compression by extension -> how such a file is opened for reading bytes.
+# Extension of a compressed file -> function that opens it for reading bytes.
 _OPEN: dict[str, _Open] = {
     "": cast(_Open, functools.partial(open, mode="rb")),
     ".gz": cast(_Open, gzip.open),
@@ -41,28 +41,36 @@ _OPEN: dict[str, _Open] = {
 
 
 def split_extension(path: Path) -> tuple[str, str]:
-    """The format and the compression of a file by its name.
+    """Returns the format and the compression of a file, as its extensions.
 
     Returns:
       (".txt", ".jsonl" or ".parquet"; "", ".gz", ".xz" or ".zst").
 
     Raises:
-      UserError: another extension.
+      UserError: the extension is unknown.
     """
-    compression = path.suffix.lower() if path.suffix.lower() in _OPEN else ""
+    compression = _compression(path)
     name = path.with_suffix("") if compression else path
     if name.suffix.lower() in TEXT_FORMATS:
         return name.suffix.lower(), compression
     if name.suffix.lower() == ".parquet" and not compression:
         return ".parquet", ""
     raise UserError(
-        f"{path}: unknown kind of file; use .txt or .jsonl, plain or with .gz, .xz or .zst, or .parquet (as it is)"
+        f"{path}: unknown file type; use .txt or .jsonl, plain or with .gz, .xz or .zst, or .parquet (not compressed)"
     )
 
 
+def _compression(path: Path) -> str:
+    return path.suffix.lower() if path.suffix.lower() in _OPEN else ""
+
+
 def file_fingerprint(path: Path) -> str:
-    """A hash that changes when the file's content does: of all of it, for large files of size, time and both ends."""
-    with reading(path), open(path, "rb") as file:
+    """Returns a hash of a file's content; for files of 64 MiB and more, of its size, time and first and last MiB.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with read_errors(path), open(path, "rb") as file:
         stat = os.fstat(file.fileno())
         if stat.st_size < _HASH_WHOLE_BELOW:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,28 +82,32 @@ def file_fingerprint(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns the errors of reading a file into a UserError that names it."""
-    try:
-        yield
-    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as e:
-        reason = getattr(e, "strerror", None) or str(e).partition("\n")[0] or type(e).__name__
-        raise UserError(f"{path}: cannot be read: {reason}") from e
+def read_errors(path: Path) -> Iterator[None]:
+    """Converts the errors of reading a possibly compressed file to a UserError that names it.
+
+    Raises:
+      UserError: instead of an OSError or an error of the decompressor.
+    """
+    with storage_errors(path, "read"):
+        try:
+            yield
+        except (EOFError, lzma.LZMAError, pa.ArrowException) as e:
+            raise OSError(str(e) or type(e).__name__) from e
 
 
 def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
-    """The documents of a file in order; blank ones are left out.
+    """Yields the documents of a file in order, without blank ones.
 
     Args:
-      path: a file whose extension `split_extension` knows.
-      document: "line" or "file", what one document of a .txt file is.
+      path: a file with an extension that `split_extension` accepts.
+      document: "line" or "file": what one document of a .txt file is.
       text_field: the key or column of .jsonl and .parquet records that holds the text.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8 or a record has no such field.
+      UserError: the file cannot be read or is not UTF-8, or a record has no such field.
     """
     kind, compression = split_extension(path)
-    with reading(path):
+    with read_errors(path):
         if kind == ".parquet":
             texts = _parquet(path, text_field)
         elif kind == ".jsonl":
@@ -110,19 +122,21 @@ def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a .csv file, plain or compressed.
+    """Returns the lines of a .csv file, plain or compressed, as (line number from 1, line without its end).
+
+    Iterate over them within `read_errors`, which names the file when it cannot be read.
 
     Raises:
-      UserError: it has another extension or is not UTF-8. Use it under `reading`, for the other errors.
+      UserError: the extension is unknown or the file is not UTF-8.
     """
-    compression = path.suffix.lower() if path.suffix.lower() in _OPEN else ""
+    compression = _compression(path)
     if not path.name.lower().endswith(f".csv{compression}"):
-        raise UserError(f"{path}: unknown kind of file; use .csv, plain or with .gz, .xz or .zst")
+        raise UserError(f"{path}: unknown file type; use .csv, plain or with .gz, .xz or .zst")
     return _lines(path, compression)
 
 
 def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 file."""
+    """Yields (line number from 1, line without its end) of a UTF-8 file."""
     offset = 0
     with _OPEN[compression](path) as file:
         for number, line in enumerate(file, 1):
@@ -160,7 +174,7 @@ def _jsonl(path: Path, compression: str, text_field: str) -> Iterator[str]:
             raise UserError(f"{where} is not a JSON object with the field {text_field!r}")
         text = record_text(record, text_field, where)
         if not _is_unicode(text):
-            raise UserError(f"{where}: {text_field!r} holds half of a surrogate pair, which is no character")
+            raise UserError(f"{where}: {text_field!r} has an unpaired surrogate, which is not a character")
         yield text
 
 
@@ -177,14 +191,19 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
 
 
 def record_text(record: dict[str, Any], text_field: str, where: str) -> str:
-    """The text of a record; "" where it is null.
+    """Returns the text of a record, "" if it is null.
+
+    Args:
+      record: field names -> values.
+      text_field: the field that holds the text, a string or UTF-8 bytes.
+      where: the file and line, for error messages.
 
     Raises:
-      UserError: no such field, or it holds no text.
+      UserError: the record has no such field, or the field does not hold text.
     """
     if text_field not in record:
         raise UserError(
-            f"data.text_field: {where} has no field {text_field!r}, only {', '.join(map(repr, record)) or 'none'}"
+            f"data.text_field: {where} has no field {text_field!r}; it has {', '.join(map(repr, record)) or 'none'}"
         )
     value = record[text_field]
     if isinstance(value, bytes):

@@ -1,7 +1,7 @@
-"""Batches of a text: `load_text` goes the whole way from the settings to arrays.
+"""Batches of text: `load_text` goes from the settings to `TextData`.
 
-The training batch of a step is a pure function of the seed and the step, so that a run resumes exactly from the step
-alone, on any number of processes. Streams that cannot be prepared beforehand are not supported.
+The training batch of a step is a pure function of the seed and the step. A run therefore resumes exactly from the step
+alone, on any number of processes.
 """
 
 import itertools
@@ -12,25 +12,26 @@ import grain
 import numpy as np
 
 from psann_jax.config import DataConfig
+from psann_jax.data.batches import process_rows
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.shards import Prepared, Shard, prepare
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
-from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding
+from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding_row
 from psann_jax.utils.errors import UserError
 
 _TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_text(config: DataConfig, progress: bool = True) -> "TextData":
-    """Finds the text, trains or loads the tokenizer, tokenises; what an earlier run has done is used again.
+    """Reads and tokenises the text, or finds it prepared in the cache; trains or loads the tokenizer.
 
-    Processes that share a cache directory may call this at once: one works, the others wait.
+    Processes that share a cache directory may call this at the same time: one does the work, the others wait.
 
     Args:
-      config: the data settings.
-      progress: whether this process prints, to standard error.
+      config: the `data` section.
+      progress: show progress on stderr.
 
     Raises:
       UserError: a source, the tokenizer or the cache cannot be used, or there is too little text.
@@ -58,23 +59,32 @@ def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -
 class TextData:
     """Training and validation batches of a tokenised text.
 
-    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segments and positions, see `PackedWindows`. With
-    several processes each gets its rows of it, process p of n the rows [p * B / n, (p + 1) * B / n).
+    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segment_ids and positions, see `PackedWindows`. With
+    n processes, process p gets the rows [p * B / n, (p + 1) * B / n).
 
     Attributes:
-      tokenizer: of the text.
-      train_windows: windows in the order of the text, for each source with `data.weights`, else in one piece.
+      tokenizer: the tokenizer of the text.
+      train_windows: windows in the order of the text: one sequence per source with `data.weights`, else one in all.
       valid_windows: windows of the validation text.
-      n_train_tokens, n_valid_tokens: bos and eos included.
-      n_train_windows, n_valid_windows: windows (rows, if `data.pack` is off) of L tokens, of an epoch and of the whole
-        validation text.
-      bytes_per_token: of the validation text, bytes of UTF-8 per predicted token. A loss of x nats is
+      n_train_tokens, n_valid_tokens: number of tokens, including bos and eos.
+      n_train_windows, n_valid_windows: number of windows (rows, if `data.pack` is off) of L tokens, in one epoch and in
+        the whole validation text.
+      bytes_per_token: bytes of UTF-8 per predicted token of the validation text. A loss of x nats per token is
         x / log(2) / bytes_per_token bits per byte.
-      fingerprint: changes with the text, its division and the tokenizer.
+      fingerprint: a hash that changes with the text, its split and the tokenizer.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared):
-        """See `load_text`."""
+        """Cuts prepared text into windows; `load_text` does everything from the settings on.
+
+        Args:
+          config: the `data` section.
+          tokenizer: the tokenizer that the text was encoded with.
+          prepared: the encoded text.
+
+        Raises:
+          UserError: the training text of a source is shorter than one window.
+        """
         self.tokenizer = tokenizer
         self.fingerprint = prepared.fingerprint
         self._config, self._prepared = config, prepared
@@ -90,27 +100,27 @@ class TextData:
                 )
         self.n_train_tokens, self.n_valid_tokens = prepared.train.n_tokens, prepared.valid.n_tokens
         self.n_train_windows, self.n_valid_windows = sum(map(len, self.train_windows)), len(self.valid_windows)
-        # Every token is predicted once, but the first of all and, where documents are apart, of each document.
+        # Every token is predicted once, except the first one of all or, with a document mask, of each document.
         unpredicted = prepared.valid.n_documents if config.document_mask else 1
         self.bytes_per_token = prepared.valid.text_bytes / (self.n_valid_tokens - unpredicted)
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> "grain.DatasetIterator[Element]":
-        """The batches of start_step, start_step + 1, ... without end, read ahead by threads.
+        """Returns the endless batches of start_step, start_step + 1, ..., read ahead by threads.
 
-        Every epoch is another shuffle of all windows. With `data.weights`, each source is shuffled and repeated on
-        its own and windows are drawn from them in the given shares.
+        Every epoch shuffles all windows anew. With `data.weights`, each source is shuffled and repeated separately, and
+        windows are drawn from the sources in proportion to their weights.
 
         Args:
-          seed: of the shuffles.
+          seed: seed of the shuffles.
           batch_size: B, rows over all processes.
-          start_step: of the first batch.
+          start_step: step of the first batch.
           process_index: p.
           process_count: n.
 
         Returns:
-          An iterator; its `close` stops the threads, as does dropping it.
+          An iterator; closing or deleting it stops the threads.
 
         Raises:
           UserError: batch_size cannot be divided over the processes.
@@ -121,19 +131,19 @@ class TextData:
     def train_batch(
         self, *, seed: int, batch_size: int, step: int, process_index: int = 0, process_count: int = 1
     ) -> Element:
-        """The batch that `train_batches` gives for a step."""
+        """Returns the batch of one step, the same as `train_batches` yields."""
         return self._train_dataset(seed, batch_size, process_index, process_count)[step]
 
     def valid_batches(
         self, *, batch_size: int, max_tokens: int = 0, process_index: int = 0, process_count: int = 1
     ) -> "grain.DatasetIterator[Element]":
-        """The validation text in order, the same number of batches in every process.
+        """Returns the batches of the validation text in order, the same number of batches in every process.
 
-        The last batch is filled up with rows of padding, of segment 0.
+        The last batch is filled up with padding rows, whose segment ids are 0.
 
         Args:
           batch_size: B, rows over all processes.
-          max_tokens: stops after as many windows as hold no more tokens (but at least one); 0: the whole text.
+          max_tokens: use only the first max_tokens // L windows, at least one; 0: the whole text.
           process_index: p.
           process_count: n.
 
@@ -143,22 +153,20 @@ class TextData:
         n = self.n_valid_windows
         if max_tokens:
             n = min(n, max(max_tokens // self._config.max_length, 1))
-        filler = padding(self._config.max_length, self.tokenizer.pad_id)
-        rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, filler))
+        padding = padding_row(self._config.max_length, self.tokenizer.pad_id)
+        rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
         return self._read_ahead(_Batches(rows, batch_size, process_index, process_count))
 
     def describe(self) -> str:
-        """What the text, its tokenizer and its windows are, in a few lines."""
+        """Returns a summary of the text, its split and the tokenizer, one ``name  fact`` per line."""
         config, train, valid = self._config, self._prepared.train, self._prepared.valid
         wanted = config.tokenizer.vocab_size
-        trained_smaller = (
-            not config.tokenizer.path and self.tokenizer.kind != "bytes" and self.tokenizer.vocab_size < wanted
-        )
-        note = f" (of {wanted:,} asked for; the text gives no more)" if trained_smaller else ""
+        smaller = not config.tokenizer.path and self.tokenizer.kind != "bytes" and self.tokenizer.vocab_size < wanted
+        note = f" ({wanted:,} requested, but the text yields no more)" if smaller else ""
         origin = (
             f"split of {config.valid_fraction:.3g}" if not config.valid_sources else ", ".join(config.valid_sources)
         )
-        kind = "windows" if config.pack else "rows, one document each,"
+        kind = "windows" if config.pack else "rows, one document per row,"
         weights = [f" (weight {weight:g})" for weight in config.weights] or [""] * len(config.sources)
         return "\n".join(
             (
@@ -173,7 +181,7 @@ class TextData:
         )
 
     def _train_shards(self) -> list[Shard]:
-        """The shards to shuffle apart from each other."""
+        """Returns the shards that are shuffled separately."""
         if not self._config.weights:
             return [self._prepared.train]
         ends = np.cumsum((0, *self._prepared.source_documents))
@@ -186,7 +194,7 @@ class TextData:
         return PackedWindows(shard, length, pad_id, document_mask=self._config.document_mask, keep_last=keep_last)
 
     def _train_dataset(self, seed: int, batch_size: int, process_index: int, process_count: int) -> "_Batches":
-        # Seeds of their own: sources of the same size would be shuffled alike.
+        # With the same seed, sources of the same size would be shuffled into the same order.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.train_windows)).tolist()
         parts = [
             grain.MapDataset.source(windows).shuffle(seed=part_seed).repeat()
@@ -205,30 +213,24 @@ class TextData:
 class _Padded:
     """The first `n` windows, then padding up to full batches."""
 
-    def __init__(self, windows: Windows, n: int, batch_size: int, filler: Element):
-        self._windows, self._n, self._filler = windows, n, filler
+    def __init__(self, windows: Windows, n: int, batch_size: int, padding: Element):
+        self._windows, self._n, self._padding = windows, n, padding
         self._n_rows = -(-n // batch_size) * batch_size
 
     def __len__(self) -> int:
         return self._n_rows
 
     def __getitem__(self, i: int) -> Element:
-        return self._windows[i] if i < self._n else self._filler
+        return self._windows[i] if i < self._n else self._padding
 
 
 class _Batches(grain.MapDataset):
-    """One process's part of each batch; it reads no other rows."""
+    """The rows of each batch that belong to one process; no others are read."""
 
     def __init__(self, rows: "grain.MapDataset[Element]", batch_size: int, process_index: int, process_count: int):
         super().__init__(rows)
-        if batch_size % process_count:
-            raise UserError(
-                f"train.batch_tokens: makes batches of {batch_size} windows, which cannot be divided over "
-                f"{process_count} processes"
-            )
         self._batch_size = batch_size
-        self._rows = batch_size // process_count
-        self._first = process_index * self._rows
+        self._rows = process_rows(batch_size, process_index, process_count)
 
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size
@@ -236,6 +238,6 @@ class _Batches(grain.MapDataset):
     def __getitem__(self, index: int | slice) -> Element:
         if isinstance(index, slice):
             return self.slice(index)
-        first = index * self._batch_size + self._first
-        elements = [self._parent[i] for i in range(first, first + self._rows)]
+        first = index * self._batch_size
+        elements = [self._parent[i] for i in range(first + self._rows.start, first + self._rows.stop)]
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}

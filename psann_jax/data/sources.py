@@ -1,13 +1,13 @@
-"""Where text comes from: one short string names a source of documents.
+"""Sources of text: a short string names a source of documents.
 
   builtin:python                 help topics and module sources of the running Python's standard library
-  PATH or GLOB                   .txt (a document a line, or a file: `data.document`), .jsonl, .parquet;
-                                 .txt and .jsonl also as .gz, .xz or .zst
-  tfds:NAME[/CONFIG][:VERSION][@SPLIT]   by TensorFlow Datasets, without TensorFlow (array_record files); also
+  PATH or GLOB                   .txt (one document per line or per file, see `data.document`), .jsonl, .parquet;
+                                 .txt and .jsonl also compressed: .gz, .xz or .zst
+  tfds:NAME[/CONFIG][:VERSION][@SPLIT]   TensorFlow Datasets, read without TensorFlow (array_record files); also
                                  tfds:DIRECTORY of a prepared version
-  hf:ORG/NAME[/CONFIG][@SPLIT]   by the Hugging Face `datasets` library; also hf:DIRECTORY[/CONFIG] of local files
+  hf:ORG/NAME[/CONFIG][@SPLIT]   the Hugging Face `datasets` library; also hf:DIRECTORY[/CONFIG] of local files
 
-SPLIT is `train` unless given; a validation split is named in `data.valid_sources`. The order of documents is stable.
+SPLIT defaults to `train`; name a validation split in `data.valid_sources`. The order of documents is stable.
 """
 
 import glob
@@ -24,18 +24,18 @@ from psann_jax.data import builtin, files
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 
-_DIRECTORY = ("/", ".", "~")  # how the name of a directory begins, to tell it from a data set's
+_DIRECTORY = ("/", ".", "~")  # first character of a directory's name, which tells it from the name of a data set
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text that can be read from its beginning any number of times.
+    """A sequence of documents that can be read any number of times.
 
     Attributes:
-      name: the string that named it.
-      fingerprint: changes with the documents.
+      name: the string that names the source.
+      fingerprint: a hash that changes with the documents.
       documents: returns a new iterator over the documents; reading may raise UserError.
-      settings: those of `document` and `text_field` that decide the documents.
+      settings: which of the settings `document` and `text_field` affect the documents.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Source:
 
 
 def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> Source:
-    """Finds the source that `spec` names; see the module's text for the forms.
+    """Returns the source that `spec` names; the module docstring lists the forms.
 
     Args:
-      spec: the string.
-      config: gives `document` and `text_field`.
-      field: the setting that an error message names.
+      spec: the name of the source.
+      config: its `document` and `text_field` are used.
+      field: the setting to name in error messages.
 
     Raises:
-      UserError: there is no such source, or a library that it needs is missing.
+      UserError: there is no such source, or a library that it needs is not installed.
     """
     kind, colon, name = spec.partition(":")
     if colon and kind == "builtin":
@@ -71,7 +71,7 @@ def _fingerprint(*parts: Any) -> str:
 
 def _builtin(name: str, field: str) -> Source:
     if name != "python":
-        raise UserError(f"{field}: unknown builtin text {name!r}, there is only builtin:python")
+        raise UserError(f"{field}: unknown built-in text {name!r}; the only one is builtin:python")
     digest = hashlib.sha256(platform.python_version().encode())
     for text in builtin.python_documents():
         digest.update(f"\0{len(text)}\0{text}".encode())
@@ -81,14 +81,14 @@ def _builtin(name: str, field: str) -> Source:
 def _files(spec: str, config: DataConfig, field: str) -> Source:
     path = Path(spec).expanduser()
     if path.is_dir():
-        raise UserError(f"{field}: {spec} is a directory; name its files by a glob such as {spec.rstrip('/')}/*.txt")
-    named = path.exists()
-    paths = [path] if named else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        raise UserError(f"{field}: {spec} is a directory; name its files with a glob such as {spec.rstrip('/')}/*.txt")
+    exists = path.exists()
+    paths = [path] if exists else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not paths:
-        what = "no file matches" if glob.has_magic(spec) else "there is no file"
-        raise UserError(f"{field}: {what} {spec!r}; other forms are builtin:python, tfds:NAME and hf:ORG/NAME")
+        problem = "no file matches" if glob.has_magic(spec) else "there is no file"
+        raise UserError(f"{field}: {problem} {spec!r}; other forms are builtin:python, tfds:NAME and hf:ORG/NAME")
     kinds = [files.split_extension(p) for p in paths]
-    if named and path.stat().st_size == 0:
+    if exists and path.stat().st_size == 0:
         raise UserError(f"{path}: is empty")
 
     def documents() -> Iterator[str]:
@@ -105,19 +105,19 @@ def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
     require_extra(f"{field}: {spec}", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
-    name, split = _cut_split(name)
+    name, split = _parse_split(name)
     try:
         if name.startswith(_DIRECTORY):
             records = tfds.builder_from_directory(Path(name).expanduser()).as_data_source(split)
         else:
-            # Given a directory or options, data_source would no longer choose array_record, which needs no TensorFlow.
+            # Called without a directory or options, data_source chooses array_record, which needs no TensorFlow.
             records = tfds.data_source(name, split=split)
         info = records.dataset_info
         shards = [files.file_fingerprint(Path(part.filename)) for part in info.splits[split].file_instructions]
     except UserError:
         raise
-    except Exception as e:  # tfds raises what its many parts raise
-        raise _not_loaded(field, spec, e, "tfds:NAME[/CONFIG][:VERSION][@SPLIT]") from e
+    except Exception as e:  # tfds has no common base class for its errors
+        raise _load_error(field, spec, e, "tfds:NAME[/CONFIG][:VERSION][@SPLIT]") from e
 
     def documents() -> Iterator[str]:
         return _records(spec, (records[i] for i in range(len(records))), text_field)
@@ -130,12 +130,12 @@ def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
     require_extra(f"{field}: {spec}", "datasets")
     import datasets
 
-    name, split = _cut_split(name)
-    dataset, config = _cut_config(name)
+    name, split = _parse_split(name)
+    dataset, config = _parse_config(name)
     try:
         records = datasets.load_dataset(dataset, config, split=split)
-    except Exception as e:  # the library raises what its many parts raise
-        raise _not_loaded(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
+    except Exception as e:  # datasets has no common base class for its errors
+        raise _load_error(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
     arrow = [files.file_fingerprint(Path(file["filename"])) for file in records.cache_files]
 
     def documents() -> Iterator[str]:
@@ -148,14 +148,14 @@ def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
     return Source(spec, fingerprint, documents, frozenset({"text_field"}))
 
 
-def _cut_split(name: str) -> tuple[str, str]:
-    """The data set and the split in NAME[@SPLIT]."""
+def _parse_split(name: str) -> tuple[str, str]:
+    """Returns the data set and the split in NAME[@SPLIT]."""
     rest, at, split = name.rpartition("@")
     return (rest, split) if at and split and "/" not in split else (name, "train")
 
 
-def _cut_config(name: str) -> tuple[str, str | None]:
-    """The data set and the configuration in ORG/NAME[/CONFIG] or DIRECTORY[/CONFIG]."""
+def _parse_config(name: str) -> tuple[str, str | None]:
+    """Returns the data set and the configuration in ORG/NAME[/CONFIG] or DIRECTORY[/CONFIG]."""
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path), None
@@ -165,7 +165,7 @@ def _cut_config(name: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
 
 
-def _not_loaded(field: str, spec: str, e: Exception, form: str) -> UserError:
+def _load_error(field: str, spec: str, e: Exception, form: str) -> UserError:
     reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return UserError(f"{field}: cannot load {spec} (the form is {form}): {reason}")
 

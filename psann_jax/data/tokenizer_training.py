@@ -9,14 +9,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig, require
-from psann_jax.data.tokenizer import (
-    SentencePieceModel,
-    Tokenizer,
-    TokenizersModel,
-    byte_tokenizer,
-    cut_text,
-    sentencepiece_library,
-)
+from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+from psann_jax.data.tokenizer_models import SentencePieceModel, TokenizersModel, cut_text, sentencepiece_library
 
 _BYTES_AND_SPECIALS = 256 + len(SPECIAL_TOKENS)
 
@@ -24,18 +18,18 @@ _BYTES_AND_SPECIALS = 256 + len(SPECIAL_TOKENS)
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, progress: bool = True) -> Tokenizer:
     """Trains the tokenizer that `config` describes; `auto` is bpe.
 
-    Kinds bpe and unigram work on the bytes of the text (without any normalisation), so every text can be encoded and
-    comes back unchanged. wordpiece is BERT's, case kept: spacing and unknown words are lost. sentencepiece is a
-    unigram model with byte fallback; it comes back unchanged but for U+2581, its sign for a space.
+    The kinds bpe and unigram work on the bytes of the text without normalisation, so ``decode(encode(text)) == text``
+    for every text. wordpiece is BERT's, case-sensitive; it loses spacing and unknown words. sentencepiece is a unigram
+    model with byte fallback; it loses only U+2581, which it uses for spaces.
 
     Args:
-      texts: what to train on; one pass is made.
-      config: kind, vocab_size (specials included; the result is smaller if the text gives no more), min_frequency
-        (bpe and wordpiece) and the names of the special tokens.
-      progress: whether to show progress, if standard error is a terminal.
+      texts: the training text, iterated over once.
+      config: kind, vocab_size (including special tokens; the result is smaller if the text yields no more),
+        min_frequency (bpe and wordpiece) and the names of the special tokens.
+      progress: show progress if stderr is a terminal.
 
     Raises:
-      ConfigError: the vocabulary is too small for the kind, or a special token is ordinary text.
+      ConfigError: the vocabulary is too small for the kind, or a special token could also be ordinary text.
     """
     if config.kind == "bytes":
         return byte_tokenizer()
@@ -61,7 +55,7 @@ def _train_tokenizers(
 
 
 def _untrained(config: TokenizerConfig, names: dict[str, str]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer before training and the trainer's options of its kind."""
+    """Returns the tokenizer before training and the options of its trainer."""
     if config.kind == "wordpiece":
         model = tokenizers.Tokenizer(models.WordPiece(unk_token=names["unk"]))
         model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -76,22 +70,22 @@ def _untrained(config: TokenizerConfig, names: dict[str, str]) -> tuple[tokenize
     return model, options
 
 
-def _require_vocab(config: TokenizerConfig, least: int) -> None:
+def _require_vocab(config: TokenizerConfig, smallest: int) -> None:
     require(
-        config.vocab_size >= least,
+        config.vocab_size >= smallest,
         "data.tokenizer.vocab_size",
-        f"is {config.vocab_size}, but the special tokens and single characters alone are {least}",
+        f"is {config.vocab_size}, must be at least {smallest} for the special tokens and single characters",
     )
 
 
 def _refuse_ordinary_specials(model: tokenizers.Tokenizer, names: dict[str, str]) -> None:
-    """Refuses a special token that training could also make from ordinary text, such as a plain word."""
+    """Raises ConfigError if a special token could also result from ordinary text, as a plain word could."""
     for role, name in names.items():
         text = model.decoder.decode([name.removeprefix("##")])
         if len(model.pre_tokenizer.pre_tokenize_str(text)) < 2:
             raise ConfigError(
-                f"data.tokenizer.{role}_token: {name!r} could also be ordinary text; mix letters and signs, "
-                f"as in <{role}>"
+                f"data.tokenizer.{role}_token: {name!r} could also be ordinary text; combine letters with "
+                f"punctuation, as in <{role}>"
             )
 
 
@@ -108,12 +102,12 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig, names: d
             sentence_iterator=_sentences(texts), model_writer=out, vocab_size=config.vocab_size, **options
         )
     except RuntimeError as e:
-        raise ConfigError(f"data.tokenizer.kind: sentencepiece cannot learn from this text: {e}") from e
+        raise ConfigError(f"data.tokenizer.kind: sentencepiece cannot be trained on this text: {e}") from e
     return SentencePieceModel(out.getvalue())
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    # Its trainer drops sentences of more than 4192 bytes.
+    # The trainer drops sentences of more than 4192 bytes.
     for text in texts:
         for line in text.splitlines():
             yield from cut_text(line, 1000)

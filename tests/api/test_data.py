@@ -82,7 +82,7 @@ DATA_MISTAKES = {
     "a text": (lambda: psannLMDataPrep("the sun sings"), "texts: there is no file 'the sun sings'"),
     "no file": (lambda: psannLMDataPrep(["/nowhere/a.txt"]).text, "/nowhere/a.txt"),
     "both": (lambda: psannLMDataPrep(["a text", "file.jsonl"]), "texts[1]: is a path"),
-    "one": (lambda: psannLMDataPrep(["the sun sings"]).text, "one document cannot be divided"),
+    "one": (lambda: psannLMDataPrep(["the sun sings"]).text, "one document cannot be split"),
     "unknown": (lambda: prepared(max_lenght=3), "max_lenght: unknown argument, did you mean max_length?"),
     "renamed": (lambda: prepared(valid_fraction=0.1), "valid_fraction: unknown argument, it is called val_split here"),
     "range": (lambda: prepared(val_split=1.5), "val_split: is 1.5, must be between 0 and 1"),

@@ -1,4 +1,4 @@
-"""The text of the standard library."""
+"""The built-in text from the standard library."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def report(hash_seed: str) -> list:
     return json.loads(subprocess.run([sys.executable, "-c", REPORT], env=env, capture_output=True, check=True).stdout)
 
 
-def test_is_large_english_and_code():
+def test_text_is_large_and_has_english_and_code():
     documents = list(builtin.python_documents())
     assert sum(len(text.encode()) for text in documents) > 5_000_000
     assert any(text.startswith('The "assert" statement') for text in documents)
@@ -34,7 +34,7 @@ def test_is_large_english_and_code():
     assert len(set(documents)) > 0.99 * len(documents)
 
 
-def test_is_the_same_in_every_process_and_imports_nothing():
+def test_text_is_the_same_in_every_process_and_imports_no_modules():
     assert report("1") == report("2")
     assert report("1")[1] == []
 
@@ -47,7 +47,7 @@ def make_library(root, monkeypatch, **modules: str) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(root))
 
 
-def test_what_is_read_and_in_which_order(tmp_path, monkeypatch):
+def test_order_and_skipped_modules(tmp_path, monkeypatch):
     make_library(
         tmp_path,
         monkeypatch,
@@ -55,23 +55,23 @@ def test_what_is_read_and_in_which_order(tmp_path, monkeypatch):
         json__tool="tool",
         abc="abc",
         zlib="",
-        json__tests__case="left out",
-        test__support="left out",
-        sitecustomize="left out",
-        encodings__cp1252="left out",
-        tkinter__ttk="left out",
+        json__tests__case="skipped",
+        test__support="skipped",
+        sitecustomize="skipped",
+        encodings__cp1252="skipped",
+        tkinter__ttk="skipped",
         pydoc_data__topics="topics = {'b': 'topic b', 'a': 'topic a', 'c': ' '}\n",
     )
     assert list(builtin.python_documents()) == ["topic a", "topic b", "abc", "decoder", "tool"]
 
 
-def test_encoding_declarations_are_obeyed(tmp_path, monkeypatch):
+def test_encoding_declarations_are_respected(tmp_path, monkeypatch):
     make_library(tmp_path, monkeypatch, abc="")
     (tmp_path / "abc.py").write_bytes(b"# coding: latin-1\n# \xe9\n")
     assert list(builtin.python_documents()) == ["# coding: latin-1\n# é\n"]
 
 
-def test_no_sources(tmp_path, monkeypatch):
+def test_a_library_without_sources_is_a_user_error(tmp_path, monkeypatch):
     make_library(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"^data.sources: builtin:python finds no Python sources in "):
         list(builtin.python_documents())

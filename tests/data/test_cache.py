@@ -1,4 +1,4 @@
-"""Cache entries: complete or not there."""
+"""Cache entries are complete or absent, and built once."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def write(text: str):
     return lambda path: (path / "content").write_text(text)
 
 
-def test_made_once(tmp_path):
+def test_an_entry_is_built_once(tmp_path):
     root = tmp_path / "new" / "cache"
     assert get_or_make(root, "entry", write("first")) == root / "entry"
     assert (get_or_make(root, "entry", write("second")) / "content").read_text() == "first"
@@ -26,7 +26,7 @@ def test_made_once(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("failed"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing(tmp_path, error):
+def test_a_failed_build_leaves_no_entry(tmp_path, error):
     def fail(path):
         write("half")(path)
         raise error
@@ -40,15 +40,15 @@ def test_a_failure_leaves_nothing(tmp_path, error):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from psann_jax.data.cache import made_once
+from psann_jax.data.cache import get_or_make
 def make(path):
     (path / "content").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-made_once(Path(sys.argv[1]), "entry", make)
+get_or_make(Path(sys.argv[1]), "entry", make)
 """
 
 
-def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
+def test_a_killed_build_leaves_no_entry_and_is_cleaned_up(tmp_path):
     result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert result.returncode == -signal.SIGKILL
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
@@ -56,7 +56,7 @@ def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
 
 
-def test_one_works_and_the_others_wait(tmp_path, capsys):
+def test_one_thread_builds_and_the_others_wait(tmp_path, capsys):
     made, results = [], []
     started = threading.Event()
 
@@ -66,46 +66,46 @@ def test_one_works_and_the_others_wait(tmp_path, capsys):
         started.set()
         time.sleep(0.2)
 
-    def want():
+    def get():
         results.append((get_or_make(tmp_path, "entry", make) / "content").read_text())
 
-    num_workers = [threading.Thread(target=want) for _ in range(4)]
-    num_workers[0].start()
+    threads = [threading.Thread(target=get) for _ in range(4)]
+    threads[0].start()
     started.wait()
-    for thread in num_workers[1:]:
+    for thread in threads[1:]:
         thread.start()
-    for thread in num_workers:
+    for thread in threads:
         thread.join()
     assert results == ["content"] * 4
     assert len(made) == 1
     assert "waiting for another process" in capsys.readouterr().err
 
 
-def test_a_complete_entry_needs_no_writing(tmp_path, monkeypatch):
+def test_a_complete_entry_is_found_without_opening_a_file(tmp_path, monkeypatch):
     get_or_make(tmp_path, "entry", write("content"))
     monkeypatch.setattr(os, "open", lambda *args: pytest.fail("opened a file"))
     assert get_or_make(tmp_path, "entry", write("other")) == tmp_path / "entry"
 
 
 def damaged_unless(text: str):
-    """A check that asks for that content."""
+    """Returns a check that reports damage unless the entry has this content."""
     return lambda path: None if (path / "content").read_text() == text else "another text"
 
 
-def test_a_damaged_entry_is_made_again(tmp_path, capsys):
+def test_a_damaged_entry_is_rebuilt(tmp_path, capsys):
     get_or_make(tmp_path, "entry", write("old"))
     get_or_make(tmp_path, "entry", write("new"), find_damage=damaged_unless("old"))
     assert (tmp_path / "entry" / "content").read_text() == "old"
     assert capsys.readouterr().err == ""
     with open(tmp_path / "entry" / "content") as reader:
         get_or_make(tmp_path, "entry", write("new"), find_damage=damaged_unless("new"))
-        assert reader.read() == "old"  # a process that reads the old one is not disturbed
+        assert reader.read() == "old"  # a process that has the old file open can still read it
     assert (tmp_path / "entry" / "content").read_text() == "new"
-    assert capsys.readouterr().err == f"{tmp_path / 'entry'}: damaged (another text); making it again\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'entry'}: damaged (another text); rebuilding it\n"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["entry"]
 
 
-def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
+def test_a_damaged_entry_is_rebuilt_once(tmp_path, capsys):
     get_or_make(tmp_path, "entry", write("old"))
     made = []
 
@@ -118,24 +118,23 @@ def test_a_damaged_entry_is_made_again_once(tmp_path, capsys):
         results = [pool.submit(get_or_make, tmp_path, "entry", make, False, damaged_unless("new")) for _ in range(3)]
     assert [result.result() for result in results] == [tmp_path / "entry"] * 3
     assert len(made) == 1
-    assert capsys.readouterr().err.count("making it again") == 1
+    assert capsys.readouterr().err.count("rebuilding it") == 1
 
 
-def test_an_entry_that_is_put_aside_during_its_check_is_made_again(tmp_path):
+def test_an_entry_that_is_moved_aside_during_its_check_is_rebuilt(tmp_path):
     get_or_make(tmp_path, "entry", write("old"))
 
     def find_damage(path):
         if path.is_dir():
-            path.rename(tmp_path / "aside")  # as another process does that makes it again
+            path.rename(tmp_path / "aside")  # as another process does before it rebuilds the entry
         return damaged_unless("new")(path)
 
     assert get_or_make(tmp_path, "entry", write("new"), find_damage=find_damage) == tmp_path / "entry"
     assert (tmp_path / "entry" / "content").read_text() == "new"
-    assert (tmp_path / "entry" / "content").read_text() == "new"
 
 
-def test_a_damaged_entry_that_cannot_be_made_again_is_gone(tmp_path):
-    """So that no later process takes it for good."""
+def test_a_damaged_entry_that_cannot_be_rebuilt_is_removed(tmp_path):
+    """Otherwise a later process might use it."""
     get_or_make(tmp_path, "entry", write("old"))
 
     def fail(path):
@@ -146,16 +145,19 @@ def test_a_damaged_entry_that_cannot_be_made_again_is_gone(tmp_path):
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_unwritable(tmp_path):
+def test_an_unwritable_cache_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*/file/cache: Not a directory; ") as e:
+    with pytest.raises(UserError, match=r"/file/cache: cannot be written: Not a directory; .* data.cache_dir ") as e:
         get_or_make(tmp_path / "file" / "cache", "entry", write("content"))
     assert "\n" not in str(e.value)
 
 
-def test_root(monkeypatch, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="the default directory is that of Linux")
+def test_cache_root(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert str(cache_root("")) == "/home/someone/.cache/psann_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(cache_root("")) == "/home/someone/.cache/psann_jax"
     assert str(cache_root("~/texts")) == "/home/someone/texts"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -164,6 +166,6 @@ def test_root(monkeypatch, tmp_path):
     assert cache_root("here") == tmp_path / "here"
 
 
-def test_keys():
+def test_keys_follow_the_values():
     assert key_of("a", [1, 2.5], {"x": 1}) == key_of("a", [1, 2.5], {"x": 1})
     assert len({key_of("a", "b"), key_of("ab"), key_of("a", ["b"]), key_of("b", "a")}) == 4

@@ -1,4 +1,4 @@
-"""Reading of text files: every format and compression, and every way that they can be bad."""
+"""Reading of text files in every format and compression, intact and damaged."""
 
 import functools
 import gzip
@@ -15,7 +15,7 @@ from psann_jax.utils.errors import UserError
 
 ZST = functools.partial(pa.compress, codec="zstd", asbytes=True)
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": ZST}
-LINES = ["first line", "  second, indented ", "dritte: Größe", "\u2028 is no line end", "日本語"]
+LINES = ["first line", "  second, indented ", "dritte: Größe", "\u2028 does not end a line", "日本語"]
 
 
 def read(path: Path, document: str = "line", text_field: str = "text") -> list[str]:
@@ -30,14 +30,14 @@ def message(path: Path, **kwargs: str) -> str:
 
 
 @pytest.mark.parametrize("extension", COMPRESS)
-def test_text_lines(tmp_path, extension):
+def test_lines_of_a_text_file_are_documents(tmp_path, extension):
     path = tmp_path / f"a.txt{extension}"
     path.write_bytes(COMPRESS[extension]("\n".join([*LINES[:2], "", " \t ", *LINES[2:]]).encode()))
     assert read(path) == LINES
 
 
 @pytest.mark.parametrize("extension", COMPRESS)
-def test_text_file_is_one_document(tmp_path, extension):
+def test_a_whole_text_file_is_one_document(tmp_path, extension):
     text = "one\n\n two\r\nthree \n"
     path = tmp_path / f"a.txt{extension}"
     path.write_bytes(COMPRESS[extension](text.encode()))
@@ -45,14 +45,14 @@ def test_text_file_is_one_document(tmp_path, extension):
 
 
 @pytest.mark.parametrize("extension", COMPRESS)
-def test_jsonl(tmp_path, extension):
+def test_jsonl_records(tmp_path, extension):
     records = [{"text": t, "other": 1} for t in [*LINES, "two\nlines"]] + [{"text": None}, {"text": "  "}]
     path = tmp_path / f"a.jsonl{extension}"
     path.write_bytes(COMPRESS[extension]("\n\n".join(map(json.dumps, records)).encode()))
     assert read(path) == [*LINES, "two\nlines"]
 
 
-def test_parquet(tmp_path):
+def test_parquet_column(tmp_path):
     path = tmp_path / "a.parquet"
     texts = [f"document {i}" for i in range(3000)]
     pq.write_table(pa.table({"id": range(3002), "body": [None, " ", *texts]}), path, row_group_size=700)
@@ -67,14 +67,14 @@ def test_windows_line_ends_and_byte_order_mark(tmp_path):
     assert read(path) == ["one", "two"]
 
 
-def test_zst_of_several_frames_is_read_whole(tmp_path):
+def test_all_frames_of_a_zst_file_are_read(tmp_path):
     path = tmp_path / "a.txt.zst"
     path.write_bytes(COMPRESS[".zst"](b"one\n") + COMPRESS[".zst"](b"two\n"))
     assert read(path) == ["one", "two"]
 
 
 @pytest.mark.parametrize("extension", [".gz", ".xz", ".zst"])
-def test_truncated_and_corrupt_compression(tmp_path, extension):
+def test_truncated_and_corrupt_compressed_files(tmp_path, extension):
     data = COMPRESS[extension]("\n".join(str(i * i) for i in range(20000)).encode())
     path = tmp_path / f"a.txt{extension}"
     path.write_bytes(data[: len(data) // 2])
@@ -103,12 +103,12 @@ def test_undecodable_bytes_in_a_parquet_column_of_bytes(tmp_path):
         ('{"text": "a"', "line 2 is not JSON"),
         ("[" * 100_000, "line 2 is not JSON"),
         ('["text"]', "line 2 is not a JSON object with the field 'text'"),
-        ('{"txt": "a", "id": 3}', "has no field 'text', only 'txt', 'id'"),
+        ('{"txt": "a", "id": 3}', "has no field 'text'; it has 'txt', 'id'"),
         ('{"text": 3}', "'text' holds int, not text"),
-        (r'{"text": "\ud800"}', "half of a surrogate pair"),
+        (r'{"text": "\ud800"}', "unpaired surrogate"),
     ],
 )
-def test_bad_json_names_the_line(tmp_path, line, expected):
+def test_errors_in_jsonl_name_the_line(tmp_path, line, expected):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "good"}}\n{line}\n')
     assert str(path) in message(path)
@@ -117,20 +117,20 @@ def test_bad_json_names_the_line(tmp_path, line, expected):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a", "a.txt.bz2", "a.parquet.gz", ".gz"])
-def test_unknown_extension(tmp_path, name):
-    assert f"{tmp_path / name}: unknown kind of file; use .txt" in message(tmp_path / name)
+def test_unknown_extensions(tmp_path, name):
+    assert f"{tmp_path / name}: unknown file type; use .txt" in message(tmp_path / name)
 
 
 def test_unreadable_files(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     assert "folder.txt: cannot be read: Is a directory" in message(tmp_path / "folder.txt")
     assert "gone.txt: cannot be read: No such file" in message(tmp_path / "gone.txt")
-    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    (tmp_path / "a.parquet").write_bytes(b"not a Parquet file")
     assert "a.parquet: cannot be read: Parquet" in message(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("limit", [1 << 26, 4])
-def test_fingerprint_follows_the_content(tmp_path, monkeypatch, limit):
+def test_fingerprint_follows_the_content_of_small_and_large_files(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(files, "_HASH_WHOLE_BELOW", limit)
     monkeypatch.setattr(files, "_END_BYTES", 4)
     path, copy = tmp_path / "a.txt", tmp_path / "b.txt"

@@ -1,4 +1,4 @@
-"""From settings to batches: the same ones after every interruption and on any number of processes."""
+"""Batches of text: the same after every interruption and on any number of processes."""
 
 import collections
 import subprocess
@@ -19,13 +19,13 @@ BYTES = TokenizerConfig(kind="bytes")
 LENGTH = 16
 
 
-def text_of(n: int, seed: int, alphabet: str = "abcdefghij") -> list[str]:
+def random_lines(n: int, seed: int, alphabet: str = "abcdefghij") -> list[str]:
     rng = np.random.default_rng(seed)
     return ["".join(rng.choice(list(alphabet), size=rng.integers(1, 60))) for _ in range(n)]
 
 
-def make(tmp_path, *files: list[str], **changes):
-    files = files or (text_of(60, 0),)
+def load(tmp_path, *files: list[str], **changes):
+    files = files or (random_lines(60, 0),)
     for i, texts in enumerate(files):
         (tmp_path / f"{i}.txt").write_text("\n".join(texts))
     config = {
@@ -41,7 +41,7 @@ def make(tmp_path, *files: list[str], **changes):
 
 @pytest.fixture
 def data(tmp_path):
-    return make(tmp_path)
+    return load(tmp_path)
 
 
 def take(iterator, n: int) -> list[dict[str, np.ndarray]]:
@@ -58,14 +58,14 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(x[name], y[name])
 
 
-def rows_of(batches) -> list[bytes]:
+def token_rows(batches) -> list[bytes]:
     return [row.tobytes() for batch in batches for row in batch["tokens"]]
 
 
 # --- training batches -----------------------------------------------------------------------------------
 
 
-def test_resume_at_every_step_and_twice(data):
+def test_resuming_at_any_step_yields_the_same_batches(data):
     n = 3 * data.n_train_windows // 4  # more than two epochs
     whole = take(data.train_batches(seed=7, batch_size=4, start_step=0), n)
     for step in range(n - 2):
@@ -76,15 +76,15 @@ def test_resume_at_every_step_and_twice(data):
     assert_equal(resumed, whole)
 
 
-def test_random_access_equals_the_iterator(data):
+def test_train_batch_equals_train_batches(data):
     whole = take(data.train_batches(seed=7, batch_size=4, start_step=5), 20)
     assert_equal([data.train_batch(seed=7, batch_size=4, step=step) for step in range(5, 25)], whole)
 
 
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_same_global_batches_on_any_number_of_processes(tmp_path, n, weights):
-    data = make(tmp_path, text_of(60, 0), text_of(60, 1), weights=weights)
+def test_global_batches_are_the_same_on_any_number_of_processes(tmp_path, n, weights):
+    data = load(tmp_path, random_lines(60, 0), random_lines(60, 1), weights=weights)
     whole = take(data.train_batches(seed=7, batch_size=8, start_step=3), 12)
     parts = [
         take(data.train_batches(seed=7, batch_size=8, start_step=3, process_index=p, process_count=n), 12)
@@ -97,74 +97,74 @@ def test_same_global_batches_on_any_number_of_processes(tmp_path, n, weights):
     assert parts[0][0]["tokens"].shape == (8 // n, LENGTH + 1)
 
 
-def test_a_process_reads_only_its_rows(data, monkeypatch):
+def test_a_process_reads_its_own_rows_only(data, monkeypatch):
     read, get = [], PackedWindows.__getitem__
     monkeypatch.setattr(PackedWindows, "__getitem__", lambda self, i: read.append(i) or get(self, i))
     data.train_batch(seed=7, batch_size=8, step=3, process_index=1, process_count=4)
     assert len(read) == 2
 
 
-def test_every_window_once_an_epoch_in_another_order_each_time(data):
+def test_every_epoch_has_each_window_once_in_a_different_order(data):
     n = data.n_train_windows
-    rows = rows_of(take(data.train_batches(seed=7, batch_size=1), 3 * n))
+    rows = token_rows(take(data.train_batches(seed=7, batch_size=1), 3 * n))
     epochs = [rows[i * n : (i + 1) * n] for i in range(3)]
-    windows = rows_of([data.train_batch(seed=7, batch_size=n, step=0)])
+    windows = token_rows([data.train_batch(seed=7, batch_size=n, step=0)])
     assert len(set(windows)) == n
     for epoch in epochs:
         assert sorted(epoch) == sorted(windows)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_all_training_text_and_no_validation_text_is_seen(tmp_path):
-    data = make(tmp_path)
-    (tmp_path / "valid.txt").write_text("\n".join(text_of(9, 5, "XYZ")))
-    fixed = make(tmp_path, valid_sources=(str(tmp_path / "valid.txt"),))
+def test_batches_cover_the_training_text_and_no_validation_text(tmp_path):
+    data = load(tmp_path)
+    (tmp_path / "valid.txt").write_text("\n".join(random_lines(9, 5, "XYZ")))
+    fixed = load(tmp_path, valid_sources=(str(tmp_path / "valid.txt"),))
     for d in (data, fixed):
         seen = take(d.train_batches(seed=1, batch_size=1), d.n_train_windows)
-        labels = sum(batch["tokens"].size - 1 for batch in seen)
-        assert d.n_train_tokens - LENGTH - 1 <= labels < d.n_train_tokens
+        n_targets = sum(batch["tokens"].size - 1 for batch in seen)
+        assert d.n_train_tokens - LENGTH - 1 <= n_targets < d.n_train_tokens
     assert b"X" not in bytes(int(i) - 4 for b in seen for i in b["tokens"].ravel() if i >= 4)
     held_out = bytes(int(i) - 4 for b in fixed.valid_batches(batch_size=2) for i in b["tokens"].ravel() if i >= 4)
     assert set(held_out) == set(b"XYZ")
 
 
-def test_seeds_give_different_orders(data):
-    a, b = (rows_of(take(data.train_batches(seed=seed, batch_size=4), 5)) for seed in (1, 2))
+def test_different_seeds_give_different_orders(data):
+    a, b = (token_rows(take(data.train_batches(seed=seed, batch_size=4), 5)) for seed in (1, 2))
     assert a != b
     assert data.train_batch(seed=2**40, batch_size=2, step=0)["tokens"].shape == (2, LENGTH + 1)
 
 
-def test_weights_set_the_share_of_each_source(tmp_path):
-    files = [text_of(80, 0, "abc"), text_of(300, 1, "xyz")]
-    data = make(tmp_path, *files, weights=(3.0, 1.0))
+def test_weights_set_the_fraction_of_each_source(tmp_path):
+    files = [random_lines(80, 0, "abc"), random_lines(300, 1, "xyz")]
+    data = load(tmp_path, *files, weights=(3.0, 1.0))
     batches = [data.train_batch(seed=3, batch_size=100, step=step) for step in range(4)]
     first = [{chr(i - 4) for i in row if i >= 4} <= set("abc") for b in batches for row in b["tokens"].tolist()]
     assert abs(sum(first) - 300) <= 1
-    of_first = [row for row, is_first in zip(rows_of(batches), first, strict=True) if is_first]
+    of_first = [row for row, is_first in zip(token_rows(batches), first, strict=True) if is_first]
     n = len(set(of_first))
-    assert n < 200  # so the smaller source comes around again, each window as often as the others
+    assert n < 200  # so the smaller source is repeated, each window equally often
     assert max(collections.Counter(of_first).values()) - min(collections.Counter(of_first).values()) <= 1
 
 
-def test_without_weights_sources_count_by_size(tmp_path):
-    data = make(tmp_path, text_of(100, 0, "abc"), text_of(20, 1, "xyz"))
+def test_without_weights_sources_are_used_in_proportion_to_their_size(tmp_path):
+    data = load(tmp_path, random_lines(100, 0, "abc"), random_lines(20, 1, "xyz"))
     assert data.n_train_windows == (data.n_train_tokens - 1) // LENGTH
     rows = take(data.train_batches(seed=3, batch_size=1), data.n_train_windows)
-    share = np.mean([{chr(i - 4) for i in b["tokens"][0] if i >= 4} <= set("xyz") for b in rows])
-    assert 0.05 < share < 0.3
+    fraction = np.mean([{chr(i - 4) for i in b["tokens"][0] if i >= 4} <= set("xyz") for b in rows])
+    assert 0.05 < fraction < 0.3
 
 
-def test_one_document_a_row(tmp_path):
+def test_one_document_per_row(tmp_path):
     texts = ["a" * n for n in range(1, 50)]
-    data = make(tmp_path, texts, pack=False)
+    data = load(tmp_path, texts, pack=False)
     rows = take(data.train_batches(seed=0, batch_size=1), data.n_train_windows)
-    labels = sum(int((b["segment_ids"][:, 1:] > 0).sum()) for b in rows)
-    assert data.n_train_tokens - labels == 39  # bos of the 39 training documents
+    n_targets = sum(int((b["segment_ids"][:, 1:] > 0).sum()) for b in rows)
+    assert data.n_train_tokens - n_targets == 39  # the bos of 39 training documents
     assert all(set(np.unique(b["segment_ids"])) <= {0, 1} for b in rows)
 
 
-def test_document_mask_off(tmp_path):
-    data = make(tmp_path, document_mask=False)
+def test_without_document_mask_a_window_is_one_segment(tmp_path):
+    data = load(tmp_path, document_mask=False)
     batch = data.train_batch(seed=0, batch_size=4, step=0)
     assert (batch["segment_ids"] == 1).all()
     assert (batch["positions"] == np.arange(LENGTH + 1)).all()
@@ -175,8 +175,8 @@ def test_document_mask_off(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("pack", [True, False])
-def test_validation_covers_the_text_in_order(tmp_path, n, pack):
-    data = make(tmp_path, pack=pack)
+def test_validation_batches_cover_the_text_in_order(tmp_path, n, pack):
+    data = load(tmp_path, pack=pack)
     parts = [list(data.valid_batches(batch_size=4, process_index=p, process_count=n)) for p in range(n)]
     assert len({len(part) for part in parts}) == 1
     tokens, segment_ids = (
@@ -188,15 +188,17 @@ def test_validation_covers_the_text_in_order(tmp_path, n, pack):
     assert rows.sum() == data.n_valid_windows
     assert rows[: data.n_valid_windows].all()
     assert len(parts[0]) == -(-data.n_valid_windows // 4)
-    labels = np.concatenate(tokens)[:, 1:][real[:, 1:]]
+    targets = np.concatenate(tokens)[:, 1:][real[:, 1:]]
     shard = data._prepared.valid
-    np.testing.assert_array_equal(labels, shard.tokens_N[1:] if pack else np.delete(shard.tokens_N, shard.offsets[:-1]))
+    np.testing.assert_array_equal(
+        targets, shard.tokens_N[1:] if pack else np.delete(shard.tokens_N, shard.offsets[:-1])
+    )
 
 
 @pytest.mark.parametrize(
     ("max_tokens", "windows"), [(1, 1), (LENGTH, 1), (3 * LENGTH + 5, 3), (10**9, None), (0, None)]
 )
-def test_a_prefix_of_the_validation_text(data, max_tokens, windows):
+def test_max_tokens_selects_a_prefix_of_the_validation_text(data, max_tokens, windows):
     batches = list(data.valid_batches(batch_size=2, max_tokens=max_tokens))
     rows = sum(int((b["segment_ids"] > 0).any(axis=1).sum()) for b in batches)
     assert rows == (windows or data.n_valid_windows)
@@ -204,10 +206,10 @@ def test_a_prefix_of_the_validation_text(data, max_tokens, windows):
 
 
 @pytest.mark.parametrize("mask", [True, False])
-def test_bytes_per_token(tmp_path, mask):
+def test_bytes_per_predicted_token(tmp_path, mask):
     (tmp_path / "v.txt").write_text("aé\nbcd\n日")
-    data = make(tmp_path, valid_sources=(str(tmp_path / "v.txt"),), document_mask=mask)
-    # 3, 3 and 3 bytes, so 5 tokens each; bos is predicted only across documents.
+    data = load(tmp_path, valid_sources=(str(tmp_path / "v.txt"),), document_mask=mask)
+    # 3, 3 and 3 bytes, so 5 tokens each; without a mask, the bos of the second and third document is predicted.
     assert data.n_valid_tokens == 15
     assert data.bytes_per_token == 9 / (12 if mask else 14)
 
@@ -215,27 +217,27 @@ def test_bytes_per_token(tmp_path, mask):
 # --- from settings to data ------------------------------------------------------------------------------
 
 
-def test_a_second_load_uses_what_is_there(tmp_path, monkeypatch):
+def test_a_second_load_uses_the_cache(tmp_path, monkeypatch):
     settings = {"tokenizer": TokenizerConfig(vocab_size=300), "valid_fraction": 0.1}
-    first = make(tmp_path, text_of(50, 0), **settings)
+    first = load(tmp_path, random_lines(50, 0), **settings)
     monkeypatch.setattr(corpus_module.Corpus, "documents", lambda *args: pytest.fail("read the text again"))
-    second = make(tmp_path, text_of(50, 0), **settings)
+    second = load(tmp_path, random_lines(50, 0), **settings)
     assert second.fingerprint == first.fingerprint
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert second.bytes_per_token == first.bytes_per_token
 
 
-def test_the_tokenizer_never_sees_validation_text(tmp_path):
+def test_the_tokenizer_is_not_trained_on_validation_text(tmp_path):
     (tmp_path / "v.txt").write_text("zebra zebra zebra zebra\n" * 50)
-    data = make(tmp_path, ["apple pear " * 5] * 20, valid_sources=(str(tmp_path / "v.txt"),),
+    data = load(tmp_path, ["apple pear " * 5] * 20, valid_sources=(str(tmp_path / "v.txt"),),
                 tokenizer=TokenizerConfig(vocab_size=400))  # fmt: skip
     assert len(data.tokenizer.encode("apple")) == 1
     assert len(data.tokenizer.encode("zebra")) == 5
 
 
-def test_the_division_does_not_depend_on_the_tokenizer(tmp_path):
+def test_the_split_does_not_depend_on_the_tokenizer(tmp_path):
     by_kind = [
-        make(tmp_path, tokenizer=tokenizer) for tokenizer in (BYTES, TokenizerConfig(vocab_size=300, min_frequency=1))
+        load(tmp_path, tokenizer=tokenizer) for tokenizer in (BYTES, TokenizerConfig(vocab_size=300, min_frequency=1))
     ]
     held_out = [
         [data.tokenizer.decode(shard.tokens_N[a:b]) for a, b in zip(shard.offsets, shard.offsets[1:], strict=False)]
@@ -246,33 +248,35 @@ def test_the_division_does_not_depend_on_the_tokenizer(tmp_path):
     assert len(held_out[0]) == 12
 
 
-def test_changed_settings_train_another_tokenizer(tmp_path):
-    sizes = [make(tmp_path, tokenizer=TokenizerConfig(vocab_size=n)).tokenizer.vocab_size for n in (280, 290)]
+def test_changed_settings_train_a_new_tokenizer(tmp_path):
+    sizes = [load(tmp_path, tokenizer=TokenizerConfig(vocab_size=n)).tokenizer.vocab_size for n in (280, 290)]
     assert sizes == [280, 290]
     assert len(list((tmp_path / "cache").glob("tokenizer-*[!k]"))) == 2
 
 
-def test_a_prebuilt_tokenizer(tmp_path):
-    trained = make(tmp_path, tokenizer=TokenizerConfig(vocab_size=280)).tokenizer
+def test_a_prebuilt_tokenizer_is_loaded(tmp_path):
+    trained = load(tmp_path, tokenizer=TokenizerConfig(vocab_size=280)).tokenizer
     trained.save(tmp_path / "own.json")
-    data = make(tmp_path, tokenizer=TokenizerConfig(path=str(tmp_path / "own.json")))
+    data = load(tmp_path, tokenizer=TokenizerConfig(path=str(tmp_path / "own.json")))
     assert data.tokenizer.fingerprint == trained.fingerprint
 
 
-def test_describe(tmp_path):
-    data = make(tmp_path, tokenizer=TokenizerConfig(vocab_size=5000))
+def test_describe_counts_documents_and_tokens(tmp_path):
+    data = load(tmp_path, tokenizer=TokenizerConfig(vocab_size=5000))
     lines = data.describe().split("\n")
     assert lines[0].split(maxsplit=1) == ["text", str(tmp_path / "0.txt")]
     assert f"48 documents, {data._prepared.train.text_bytes:,} bytes, {data.n_train_tokens:,} tokens" in lines[1]
     assert f"{data.n_train_windows:,} windows of {LENGTH}" in lines[1]
     assert "12 documents" in lines[2]
     size = data.tokenizer.vocab_size
-    assert f"bpe, vocabulary {size:,} (of 5,000 asked for; the text gives no more)" in lines[3]
+    assert f"bpe, vocabulary {size:,} (5,000 requested, but the text yields no more)" in lines[3]
 
 
 def test_describe_names_sources_and_weights(tmp_path):
     (tmp_path / "v.txt").write_text("a\nb")
-    data = make(tmp_path, *[text_of(9, i) for i in range(2)], weights=(2, 0.5), valid_sources=(f"{tmp_path}/v.txt",))
+    data = load(
+        tmp_path, *[random_lines(9, i) for i in range(2)], weights=(2, 0.5), valid_sources=(f"{tmp_path}/v.txt",)
+    )
     lines = data.describe().split("\n")
     assert lines[0].endswith(f"{tmp_path}/0.txt (weight 2), {tmp_path}/1.txt (weight 0.5)")
     assert lines[2].endswith(f"({tmp_path}/v.txt)")
@@ -292,24 +296,28 @@ def test_describe_names_sources_and_weights(tmp_path):
             r"^data.max_length: is 16, but the training text of .*1.txt has \d+ tokens, fewer than the 17 of one",
         ),
         ((["a", "b"],), {"tokenizer": TokenizerConfig(kind="bytes", eos_token="<e>")}, "^data.tokenizer.eos_token: "),
-        ((["a", "b"],), {"cache_dir": "/dev/null/x"}, "^data.cache_dir: cannot write /dev/null/x: "),
+        (
+            (["a", "b"],),
+            {"cache_dir": "/dev/null/x"},
+            r"^/dev/null/x: cannot be written: Not a directory; .* set data.cache_dir ",
+        ),
     ],
 )
-def test_bad_settings(tmp_path, files, changes, expected):
+def test_settings_that_cannot_be_used(tmp_path, files, changes, expected):
     with pytest.raises(UserError, match=expected) as e:
-        make(tmp_path, *files, **changes)
+        load(tmp_path, *files, **changes)
     assert "\n" not in str(e.value)
 
 
-def test_a_bad_tokenizer_leaves_nothing(tmp_path):
+def test_a_failed_tokenizer_leaves_no_cache_entry(tmp_path):
     with pytest.raises(ConfigError, match=r"^data.tokenizer.vocab_size: is 10"):
-        make(tmp_path, tokenizer=TokenizerConfig(vocab_size=10))
+        load(tmp_path, tokenizer=TokenizerConfig(vocab_size=10))
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 
 
-def test_batches_that_cannot_be_divided(data):
+def test_batches_that_cannot_be_divided_over_processes_are_refused(data):
     for batches in (data.valid_batches, lambda **kwargs: data.train_batches(seed=0, **kwargs)):
-        with pytest.raises(UserError, match=r"^train.batch_tokens: makes batches of 6 windows, .* 4 processes"):
+        with pytest.raises(UserError, match=r"^train.batch_tokens: makes batches of 6 rows, .* 4 processes"):
             batches(batch_size=6, process_index=0, process_count=4)
 
 
@@ -317,7 +325,7 @@ def test_batches_that_cannot_be_divided(data):
 
 
 @pytest.mark.parametrize("end", ["close", "drop"])
-def test_no_threads_stay_behind(data, end):
+def test_threads_end_with_the_iterator(data, end):
     before = set(threading.enumerate())
     iterator = data.train_batches(seed=0, batch_size=4)
     next(iterator)
@@ -344,15 +352,15 @@ if sys.argv[3] == "error":
 
 
 @pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 1)])
-def test_a_process_ends_with_an_open_iterator(tmp_path, how, code):
-    (tmp_path / "a.txt").write_text("\n".join(text_of(30, 0)))
+def test_an_open_iterator_does_not_keep_the_process_alive(tmp_path, how, code):
+    (tmp_path / "a.txt").write_text("\n".join(random_lines(30, 0)))
     command = [sys.executable, "-c", EXIT, str(tmp_path / "a.txt"), str(tmp_path / "cache"), how]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == code, process.stderr
     assert process.stdout == ""
 
 
-def test_batches_are_read_before_they_are_asked_for(data, monkeypatch):
+def test_batches_are_read_ahead(data, monkeypatch):
     read, get = [], PackedWindows.__getitem__
     monkeypatch.setattr(PackedWindows, "__getitem__", lambda self, i: read.append(i) or get(self, i))
     iterator = data.train_batches(seed=0, batch_size=4)

@@ -1,4 +1,4 @@
-"""Token shards: their content, their keys and what can go wrong with the disk."""
+"""Token shards: content, cache keys and storage failures."""
 
 import json
 import os
@@ -50,12 +50,11 @@ def documents(shard) -> list[list[int]]:
 
 @pytest.mark.parametrize("batch", [1, 12, 1 << 21])
 @pytest.mark.parametrize(("tokenizer", "dtype"), [(byte_tokenizer(), np.uint16), (WideTokenizer(), np.uint32)])
-def test_every_document_with_bos_and_eos(tmp_path, corpus, monkeypatch, batch, tokenizer, dtype):
+def test_shards_hold_every_document_with_bos_and_eos(tmp_path, corpus, monkeypatch, batch, tokenizer, dtype):
     monkeypatch.setattr(shards, "_BATCH_CHARACTERS", batch)
     prepared = prepare(corpus, tokenizer, tmp_path / "cache", progress=False)
-    side = [(valid, text) for _, valid, text in corpus.documents("reading")]
-    for shard, wanted in ((prepared.train, False), (prepared.valid, True)):
-        texts = [text for valid, text in side if valid == wanted]
+    for shard, is_valid in ((prepared.train, False), (prepared.valid, True)):
+        texts = [document.text for document in corpus.documents("reading") if document.is_valid == is_valid]
         assert documents(shard) == [[1, *tokenizer.encode_batch([text])[0], 2] for text in texts]
         assert shard.tokens_N.dtype == dtype
         assert shard.n_documents == len(texts)
@@ -63,17 +62,18 @@ def test_every_document_with_bos_and_eos(tmp_path, corpus, monkeypatch, batch, t
         assert shard.text_bytes == sum(len(text.encode()) for text in texts)
     assert sum(prepared.source_documents) == prepared.train.n_documents == 6
     assert prepared.source_documents == tuple(
-        sum(1 for i, valid, _ in corpus.documents("reading") if i == source and not valid) for source in range(2)
+        sum(document.source == source and not document.is_valid for document in corpus.documents("reading"))
+        for source in range(2)
     )
 
 
-def test_a_source_by_itself(tmp_path, corpus):
+def test_a_range_of_documents(tmp_path, corpus):
     train = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train
     assert documents(train.documents(2, 5)) == documents(train)[2:5]
     assert documents(train.documents(0, 0)) == []
 
 
-def test_a_second_time_nothing_is_tokenised(tmp_path, corpus, monkeypatch):
+def test_shards_in_the_cache_are_not_tokenised_again(tmp_path, corpus, monkeypatch):
     first = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised again"))
     second = prepare(make_corpus(tmp_path), byte_tokenizer(), tmp_path / "cache", progress=False)
@@ -81,7 +81,7 @@ def test_a_second_time_nothing_is_tokenised(tmp_path, corpus, monkeypatch):
     assert second.fingerprint == first.fingerprint
 
 
-def test_keys_follow_text_division_and_tokenizer(tmp_path, corpus):
+def test_fingerprint_follows_text_split_and_tokenizer(tmp_path, corpus):
     def fingerprint(c: Corpus, t: Tokenizer) -> str:
         return prepare(c, t, tmp_path / "cache", progress=False).fingerprint
 
@@ -129,7 +129,7 @@ def start(tmp_path, kill_at: int) -> subprocess.Popen:
     )
 
 
-def test_killed_in_the_middle(tmp_path, corpus):
+def test_a_killed_process_leaves_no_shards(tmp_path, corpus):
     process = start(tmp_path, kill_at=4)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -140,7 +140,7 @@ def test_killed_in_the_middle(tmp_path, corpus):
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
-def test_processes_at_once(tmp_path, corpus):
+def test_of_several_processes_one_tokenises(tmp_path, corpus):
     processes = [start(tmp_path, kill_at=0) for _ in range(3)]
     outputs = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
@@ -149,11 +149,11 @@ def test_processes_at_once(tmp_path, corpus):
     assert sorted(int(calls) for _, calls in outputs) == [0, 0, 9]
 
 
-def test_full_disk(tmp_path, corpus):
+def test_a_full_disk_is_a_user_error_and_leaves_no_shards(tmp_path, corpus):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"^data.cache_dir: cannot write .*cache: File too large; make room") as e:
+        with pytest.raises(UserError, match=r"cache.*: cannot be written: File too large; free some space") as e:
             prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -162,7 +162,7 @@ def test_full_disk(tmp_path, corpus):
     assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
 
 
-def test_text_that_cannot_be_read_to_the_end_leaves_nothing(tmp_path):
+def test_text_that_cannot_be_read_leaves_no_shards(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo\n\xff\n")
     corpus = Corpus(DataConfig(sources=(str(tmp_path / "bad.txt"),)), progress=False)
     with pytest.raises(UserError, match=r"bad.txt: byte 0xff at offset 8 \(line 3\)"):
@@ -171,7 +171,7 @@ def test_text_that_cannot_be_read_to_the_end_leaves_nothing(tmp_path):
 
 
 def entry_of(cache):
-    """The only entry of a cache."""
+    """Returns the only entry of a cache."""
     (entry,) = (path for path in cache.iterdir() if path.is_dir())
     return entry
 
@@ -185,7 +185,7 @@ def flip(path, position):
 DAMAGE = {
     "truncate": (lambda entry: os.truncate(entry / "train.tokens", 10), "train.tokens has 10 bytes for 3"),
     "counts": (lambda entry: (entry / "counts.json").write_text("{"), "Expecting property name"),
-    "counts of none": (lambda entry: (entry / "counts.json").write_text("[]"), "list indices"),
+    "counts of another type": (lambda entry: (entry / "counts.json").write_text("[]"), "list indices"),
     "offsets": (lambda entry: np.save(entry / "train.offsets.npy", np.zeros(3, np.int64)), "train.offsets.npy has 3"),
     "missing": (lambda entry: (entry / "valid.tokens").unlink(), "valid.tokens: No such file or directory"),
     "first bit": (lambda entry: flip(entry / "train.tokens", 0), "train.tokens: its checksum differs"),
@@ -198,7 +198,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_shards_are_made_again(tmp_path, corpus, capsys, damage):
+def test_damaged_shards_are_rebuilt(tmp_path, corpus, capsys, damage):
     cache = tmp_path / "cache"
     before = prepare(corpus, byte_tokenizer(), cache, progress=False)
     expected = documents(before.train), documents(before.valid), before.source_documents
@@ -209,21 +209,21 @@ def test_damaged_shards_are_made_again(tmp_path, corpus, capsys, damage):
     after = prepare(corpus, byte_tokenizer(), cache, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{entry}: damaged ({reason}")
-    assert line.endswith("); making it again")
+    assert line.endswith("); rebuilding it")
     assert (documents(after.train), documents(after.valid), after.source_documents) == expected
     assert after.fingerprint == before.fingerprint
-    assert entry_of(cache) == entry  # and nothing of the damaged one is left
+    assert entry_of(cache) == entry  # the damaged entry was removed
     prepare(corpus, byte_tokenizer(), cache, progress=False)
     assert capsys.readouterr().err == ""
 
 
-def test_any_changed_character_of_the_counts_is_noticed(tmp_path, corpus, capsys):
+def test_any_changed_character_of_the_counts_is_detected(tmp_path, corpus, capsys):
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     counts = entry_of(tmp_path / "cache") / "counts.json"
     whole = counts.read_bytes()
     for position in range(len(whole)):
         flip(counts, position)
-        if json_or_none(counts) != json.loads(whole):  # else the bit was in white space
+        if json_or_none(counts) != json.loads(whole):  # otherwise the changed bit was in white space
             assert shards._find_damage(counts.parent) is not None, counts.read_bytes()
         counts.write_bytes(whole)
     assert shards._find_damage(counts.parent) is None
@@ -237,7 +237,7 @@ def json_or_none(path):
 
 
 def test_shards_without_checksums_are_used(tmp_path, corpus, monkeypatch):
-    """Those of a version before there were any, which a run may have to go on with."""
+    """Versions without checksums wrote them, and their runs must still resume."""
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     counts = entry_of(tmp_path / "cache") / "counts.json"
     content = json.loads(counts.read_text())
@@ -247,7 +247,7 @@ def test_shards_without_checksums_are_used(tmp_path, corpus, monkeypatch):
     assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
 
 
-def test_files_that_keep_changing_are_an_error(tmp_path, corpus, monkeypatch):
+def test_files_damaged_after_the_check_are_a_user_error(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(shards, "_find_damage", lambda path: None)
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     entry = entry_of(tmp_path / "cache")
@@ -259,5 +259,4 @@ def test_files_that_keep_changing_are_an_error(tmp_path, corpus, monkeypatch):
 
 def test_counts_are_plain_json(tmp_path, corpus):
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    assert json.loads((entry / "counts.json").read_text())["valid"]["documents"] == 3
+    assert json.loads((entry_of(tmp_path / "cache") / "counts.json").read_text())["valid"]["documents"] == 3

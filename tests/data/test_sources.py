@@ -1,4 +1,4 @@
-"""Sources by their names: files and globs, tfds and Hugging Face data sets."""
+"""Sources: files and globs, TensorFlow Datasets and Hugging Face data sets."""
 
 import json
 import os
@@ -25,13 +25,13 @@ def message(spec: str, config: DataConfig = CONFIG) -> str:
     return str(e.value)
 
 
-def test_glob_reads_files_in_order_of_name(tmp_path):
+def test_a_glob_reads_files_sorted_by_name(tmp_path):
     for name in ("b.txt", "a.txt", "sub/c.jsonl", "d.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"text": f"in {name}"}) if "json" in name else f"in {name}\n")
     assert read(tmp_path / "*.txt") == ["in a.txt", "in b.txt"]
     assert read(tmp_path / "**" / "*.[tj]*") == ["in a.txt", "in b.txt", "in sub/c.jsonl"]
-    assert "unknown kind of file" in message(tmp_path / "*.md")
+    assert "unknown file type" in message(tmp_path / "*.md")
 
 
 def test_a_file_whose_name_looks_like_a_glob(tmp_path):
@@ -39,7 +39,7 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     assert read(tmp_path / "a[1].txt") == ["text"]
 
 
-def test_home_directory(tmp_path, monkeypatch):
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("text")
     assert read("~/a.txt") == ["text"]
@@ -51,7 +51,7 @@ def test_documents_can_be_read_again(tmp_path):
     assert list(source.documents()) == list(source.documents()) == ["one", "two"]
 
 
-def test_fingerprint_follows_content_and_reading(tmp_path):
+def test_fingerprint_follows_the_content_and_the_settings_that_affect_it(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo")
     first = open_source(str(path), CONFIG).fingerprint
@@ -72,24 +72,24 @@ def test_fingerprint_follows_content_and_reading(tmp_path):
     [
         ("{}/none.txt", "data.sources: there is no file '{}/none.txt'; other forms are builtin:python"),
         ("{}/none*.txt", "data.sources: no file matches '{}/none*.txt'"),
-        ("{}", "data.sources: {} is a directory; name its files by a glob such as {}/*.txt"),
+        ("{}", "data.sources: {} is a directory; name its files with a glob such as {}/*.txt"),
         ("{}/empty.txt", "{}/empty.txt: is empty"),
-        ("builtin:ruby", "data.sources: unknown builtin text 'ruby', there is only builtin:python"),
+        ("builtin:ruby", "data.sources: unknown built-in text 'ruby'; the only one is builtin:python"),
         ("wikitext", "data.sources: there is no file 'wikitext'"),
     ],
 )
-def test_bad_names(tmp_path, spec, expected):
+def test_errors_in_names(tmp_path, spec, expected):
     (tmp_path / "empty.txt").touch()
     assert expected.replace("{}", str(tmp_path)) in message(spec.replace("{}", str(tmp_path)))
 
 
-def test_the_setting_at_fault_is_named():
+def test_errors_name_the_setting():
     with pytest.raises(UserError, match=r"^data.valid_sources: "):
         open_source("none.txt", CONFIG, "data.valid_sources")
 
 
 @pytest.mark.parametrize(("spec", "module"), [("hf:a/b", "datasets"), ("tfds:a", "tensorflow_datasets")])
-def test_missing_library(monkeypatch, spec, module):
+def test_a_missing_library_is_a_user_error(monkeypatch, spec, module):
     monkeypatch.setitem(sys.modules, module, None)
     extra = spec.partition(":")[0]
     assert message(spec).endswith(f"{spec}: needs {module}; pip install 'psann_jax[{extra}]'")
@@ -174,7 +174,7 @@ def test_tfds_needs_no_tensorflow(tfds_report):
     assert tfds_report["tensorflow"] is False
 
 
-def test_tfds_errors(tfds_report):
+def test_tfds_errors_are_one_line(tfds_report):
     for spec in TFDS_SPECS[4:]:
         assert tfds_report[spec].startswith(f"data.sources: cannot load {spec} (the form is tfds:NAME")
         assert "\n" not in tfds_report[spec]
@@ -183,7 +183,7 @@ def test_tfds_errors(tfds_report):
     assert "has no field 'body'" in tfds_report["absent"]
 
 
-def test_tfds_directory(tfds_home, tfds_report):
+def test_tfds_directory_of_a_prepared_version(tfds_home, tfds_report):
     folder = tfds_home / "tiny_texts" / "one" / "1.0.0"
     assert read(f"tfds:{folder}") == tfds_report["tfds:tiny_texts/one"]
     assert open_source(f"tfds:{folder}", CONFIG).fingerprint == tfds_report["fingerprint"][0]
@@ -216,10 +216,10 @@ def test_hf_fingerprint(hf_folder):
     assert open_source(f"hf:{hf_folder}@validation", CONFIG).fingerprint != first
 
 
-def test_hf_errors(hf_folder):
+def test_hf_errors_are_one_line(hf_folder):
     assert "BuilderConfig 'three' not found" in message(f"hf:{hf_folder}/three")
     assert 'Unknown split "test"' in message(f"hf:{hf_folder}@test")
-    assert "has no field 'body', only 'text', 'label'" in message(f"hf:{hf_folder}", DataConfig(text_field="body"))
+    assert "has no field 'body'; it has 'text', 'label'" in message(f"hf:{hf_folder}", DataConfig(text_field="body"))
     assert "'label' holds int" in message(f"hf:{hf_folder}", DataConfig(text_field="label"))
 
 
@@ -231,7 +231,7 @@ def test_hf_errors(hf_folder):
         ("hf:name", "name", None, "train"),
     ],
 )
-def test_hf_names(monkeypatch, tmp_path, spec, dataset, config, split):
+def test_hf_names_are_parsed(monkeypatch, tmp_path, spec, dataset, config, split):
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -251,7 +251,7 @@ def test_hf_folder_with_an_at_sign(hf_folder):
     assert len(read(f"hf:{folder}/default")) == 2500
 
 
-def test_hf_offline(monkeypatch):
+def test_hf_without_network_is_a_user_error(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*args, **kwargs):

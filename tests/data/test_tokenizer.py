@@ -1,4 +1,4 @@
-"""Tokenizers: trained, prebuilt and stored."""
+"""Tokenizers: trained, stored and prebuilt by other projects."""
 
 import base64
 import json
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from psann_jax.config import ConfigError, TokenizerConfig
-from psann_jax.data import tokenizer as module
+from psann_jax.data import tokenizer_models
 from psann_jax.data.builtin import python_documents
-from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer, check_settings, cut_text
+from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer, check_settings
+from psann_jax.data.tokenizer_models import cut_text
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.utils.errors import UserError
 
@@ -49,7 +50,7 @@ any_text = st.lists(
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
-def test_every_text_comes_back(trained, kind):
+def test_decoding_restores_every_text(trained, kind):
     tokenizer = trained[kind]
 
     @settings(deadline=None, max_examples=200)
@@ -65,7 +66,7 @@ def test_every_text_comes_back(trained, kind):
     check()
 
 
-def test_sentencepiece_texts_come_back_but_for_its_space_sign(trained):
+def test_sentencepiece_restores_texts_except_its_space_character(trained):
     tokenizer = trained["sentencepiece"]
 
     @settings(deadline=None, max_examples=200)
@@ -97,10 +98,10 @@ def test_vocabulary_and_special_tokens(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "sentencepiece", "bytes"])
-def test_the_pieces_of_a_text_are_its_bytes(trained, kind):
+def test_the_pieces_of_a_text_join_to_its_bytes(trained, kind):
     text = " the way \u00e9\U0001f600\n<eos>\tx"
     joined = b"".join(trained[kind].piece(i) for i in trained[kind].encode(text))
-    assert joined.strip(b" ") == text.strip().encode(), "sentencepiece adds a space in front"
+    assert joined.strip(b" ") == text.strip().encode(), "sentencepiece adds a leading space"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +110,7 @@ def test_the_piece_of_a_special_token_is_its_name(trained, kind):
     assert [tokenizer.piece(i) for i in (tokenizer.bos_id, tokenizer.eos_id)] == [b"<bos>", b"<eos>"]
 
 
-def test_a_piece_within_a_word_says_so_in_wordpiece(trained):
+def test_wordpiece_marks_pieces_within_a_word(trained):
     text = "the way wayway"
     joined = b" ".join(trained["wordpiece"].piece(i) for i in trained["wordpiece"].encode(text))
     assert b" ##" in joined
@@ -124,24 +125,24 @@ def test_batches_equal_single_texts(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
-def test_long_texts_encode_as_if_uncut(trained, sample, monkeypatch, kind):
+def test_long_texts_have_the_same_ids_as_uncut(trained, sample, monkeypatch, kind):
     text = "\n".join(sample[:20]) + " \n\n  x" + "y" * 500 + "  é é\u00a0z \t w"
     whole = trained[kind].encode(text)
-    monkeypatch.setattr(module, "_CHUNK", 37)
-    monkeypatch.setattr(module, "cut_text", lambda text: cut_text(text, 37))
-    monkeypatch.setattr(module, "_CHUNKS_AT_ONCE", 5)
+    monkeypatch.setattr(tokenizer_models, "_CHUNK", 37)
+    monkeypatch.setattr(tokenizer_models, "cut_text", lambda text: cut_text(text, 37))
+    monkeypatch.setattr(tokenizer_models, "_CHUNKS_AT_ONCE", 5)
     assert len(list(cut_text(text, 37))) > 500
     assert trained[kind].encode_batch(["short", text]) == [trained[kind].encode("short"), whole]
 
 
 @settings(deadline=None, max_examples=50)
 @given(any_text, st.integers(1, 8))
-def test_cutting_loses_nothing(text, size):
+def test_the_parts_of_a_cut_text_join_to_the_text(text, size):
     assert "".join(cut_text(text, size)) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_outside_the_vocabulary_are_errors(trained, kind):
+def test_ids_outside_the_vocabulary_raise(trained, kind):
     for i in (-1, trained[kind].vocab_size):
         with pytest.raises(ValueError, match=f"token id {i} is outside"):
             trained[kind].decode([5, i])
@@ -150,12 +151,12 @@ def test_ids_outside_the_vocabulary_are_errors(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
-def test_cut_off_characters_are_replaced(trained, kind):
+def test_incomplete_characters_are_replaced(trained, kind):
     ids = trained[kind].encode("ab\U0001f600")
     assert trained[kind].decode(ids[:-1]).startswith("ab\ufffd")
 
 
-def test_training_is_repeatable_and_auto_is_bpe(trained, sample):
+def test_training_is_reproducible_and_auto_is_bpe(trained, sample):
     for kind in ("bpe", "auto"):
         again = train_tokenizer(sample, config_of(kind), progress=False)
         assert again.fingerprint == trained["bpe"].fingerprint
@@ -169,7 +170,7 @@ def test_little_text_gives_a_smaller_vocabulary(kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
-def test_min_frequency_acts(kind):
+def test_min_frequency_reduces_the_vocabulary(kind):
     texts = ["common common common rarest"]
     sizes = [
         train_tokenizer(texts, TokenizerConfig(kind=kind, min_frequency=n), progress=False).vocab_size for n in (1, 2)
@@ -181,29 +182,33 @@ def test_min_frequency_acts(kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "sentencepiece"])
-def test_vocabulary_smaller_than_the_alphabet(sample, kind):
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused(sample, kind):
     config = TokenizerConfig(kind=kind, vocab_size=50)
-    with pytest.raises(ConfigError, match=r"^data.tokenizer.vocab_size: is 50, but .* are \d+$"):
+    with pytest.raises(
+        ConfigError, match=r"^data.tokenizer.vocab_size: is 50, must be at least \d+ for the special tokens"
+    ):
         train_tokenizer(sample, config, progress=False)
 
 
-def test_sentencepiece_names_what_is_wrong():
+def test_sentencepiece_training_errors_are_one_line():
     texts = ["".join(map(chr, range(0x4E00, 0x4E00 + 500)))] * 3
-    with pytest.raises(ConfigError, match=r"^data.tokenizer.kind: sentencepiece cannot learn .*Vocabulary size") as e:
+    with pytest.raises(
+        ConfigError, match=r"^data.tokenizer.kind: sentencepiece cannot be trained .*Vocabulary size"
+    ) as e:
         train_tokenizer(texts, TokenizerConfig(kind="sentencepiece", vocab_size=300), progress=False)
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
 @pytest.mark.parametrize("token", ["EOS", "e", "<", "7", "é"])
-def test_special_tokens_that_are_ordinary_text(kind, token):
+def test_special_tokens_that_are_ordinary_text_are_refused(kind, token):
     config = TokenizerConfig(kind=kind, vocab_size=SIZE, eos_token=token)
     with pytest.raises(ConfigError, match=r"^data.tokenizer.eos_token: .* could also be ordinary text"):
         train_tokenizer(["EOS e < 7"], config, progress=False)
 
 
 @pytest.mark.parametrize("token", ["Ġthe", "Ġ<"])
-def test_special_tokens_that_are_pieces_of_the_byte_alphabet(token):
+def test_special_tokens_in_the_byte_alphabet_are_refused(token):
     with pytest.raises(ConfigError, match=r"^data.tokenizer.bos_token: .* could also be ordinary text"):
         train_tokenizer(["the < the <"], TokenizerConfig(vocab_size=SIZE, bos_token=token), progress=False)
 
@@ -218,7 +223,7 @@ def test_settings_without_effect_are_refused(kind, name, value):
         check_settings(TokenizerConfig(kind=kind, **{name: value}))
 
 
-def test_missing_sentencepiece(monkeypatch):
+def test_missing_sentencepiece_is_a_user_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(UserError, match=r"^data.tokenizer.kind: .*pip install 'psann_jax\[sentencepiece\]'"):
         train_tokenizer(["text"], config_of("sentencepiece"), progress=False)
@@ -228,7 +233,7 @@ def test_missing_sentencepiece(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stored_tokenizers_are_the_same(trained, tmp_path, kind):
+def test_a_stored_tokenizer_is_the_same(trained, tmp_path, kind):
     tokenizer, text = trained[kind], "some text, <eos> Größe \n 日本"
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
@@ -241,12 +246,12 @@ def test_stored_tokenizers_are_the_same(trained, tmp_path, kind):
         assert [getattr(other, n) for n in names] == [getattr(tokenizer, n) for n in names]
 
 
-def test_fingerprints_differ(trained):
+def test_fingerprints_of_different_tokenizers_differ(trained):
     assert len({tokenizer.fingerprint for tokenizer in trained.values()}) == len(KINDS)
 
 
-def test_from_bytes_of_something_else():
-    for data in (b"{}", b"[1]", b"\xff\xfe", b"no json"):
+def test_from_bytes_refuses_other_content():
+    for data in (b"{}", b"[1]", b"\xff\xfe", b"not JSON"):
         with pytest.raises(ValueError, match=r".+"):
             Tokenizer.from_bytes(data)
 
@@ -255,7 +260,7 @@ def test_from_bytes_of_something_else():
 
 
 def prebuilt(path, specials, **changes):
-    """A byte-level BPE as other projects publish it."""
+    """Saves a byte-level BPE like those that other projects publish."""
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -276,7 +281,7 @@ def test_common_special_tokens_are_found(tmp_path):
     assert (t.kind, t.pad_id, t.bos_id, t.eos_id, t.unk_id) == ("bpe", 0, 1, 2, 3)
 
 
-def test_one_special_token_serves_for_all(tmp_path):
+def test_a_single_special_token_is_used_for_all_roles(tmp_path):
     t = Tokenizer.load(prebuilt(tmp_path / "t.json", ["<|endoftext|>"]))
     assert (t.pad_id, t.bos_id, t.eos_id, t.unk_id) == (0, 0, 0, None)
     text = "the <|endoftext|> text"
@@ -284,7 +289,7 @@ def test_one_special_token_serves_for_all(tmp_path):
     assert t.decode([0, *t.encode(text), 0]) == text
 
 
-def test_named_special_tokens(tmp_path):
+def test_special_tokens_can_be_configured(tmp_path):
     path = prebuilt(tmp_path / "t.json", ["</s>", "<stop>"])
     assert Tokenizer.load(path).eos_id == 0
     assert Tokenizer.load(path, TokenizerConfig(path=str(path), eos_token="<stop>")).eos_id == 1
@@ -292,12 +297,12 @@ def test_named_special_tokens(tmp_path):
         Tokenizer.load(path, TokenizerConfig(path=str(path), pad_token="<none>"))
 
 
-def test_no_eos(tmp_path):
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"^data.tokenizer.eos_token: .* has no token <eos> or </s> or "):
         Tokenizer.load(prebuilt(tmp_path / "t.json", ["<s>"]))
 
 
-def test_truncation_and_padding_of_the_file_are_off(tmp_path):
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path):
     t = Tokenizer.load(prebuilt(tmp_path / "t.json", ["</s>"], truncate=True))
     text = "the text of the tokenizer " * 5
     assert t.decode(t.encode(text)) == text
@@ -305,7 +310,7 @@ def test_truncation_and_padding_of_the_file_are_off(tmp_path):
     assert len(t.encode("a")) == 1
 
 
-def test_post_processors_add_nothing(tmp_path):
+def test_post_processors_in_the_file_are_ignored(tmp_path):
     path = prebuilt(tmp_path / "t.json", ["<s>", "</s>"])
     content = json.loads(path.read_text())
     special = {name: {"id": name, "ids": [i], "tokens": [name]} for i, name in enumerate(("<s>", "</s>"))}
@@ -318,7 +323,7 @@ def test_post_processors_add_nothing(tmp_path):
     assert 0 not in Tokenizer.load(path).encode("the text")
 
 
-def test_sentencepiece_model_file(trained, tmp_path):
+def test_a_sentencepiece_model_file(trained, tmp_path):
     path = tmp_path / "m.model"
     path.write_bytes(base64.b64decode(json.loads(trained["sentencepiece"].to_bytes())["model"]))
     t = Tokenizer.load(path)
@@ -327,7 +332,7 @@ def test_sentencepiece_model_file(trained, tmp_path):
     assert t.encode("some text") == trained["sentencepiece"].encode("some text")
 
 
-def test_kind_must_agree_with_the_file(tmp_path):
+def test_the_configured_kind_must_match_the_file(tmp_path):
     path = prebuilt(tmp_path / "t.json", ["</s>"])
     assert Tokenizer.load(path, TokenizerConfig(kind="bpe", path=str(path))).kind == "bpe"
     with pytest.raises(ConfigError, match=r"^data.tokenizer.kind: is unigram, but .* is of kind bpe"):
@@ -337,7 +342,7 @@ def test_kind_must_agree_with_the_file(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[]", b"{broken", b'{"format": "psann_jax tokenizer 1"}', b"\xff" * 99]
 )
-def test_files_that_are_no_tokenizer(tmp_path, content):
+def test_files_that_are_not_tokenizers(tmp_path, content):
     path = tmp_path / "t.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^data.tokenizer.path: .* is neither a tokenizer.json nor") as e:
@@ -345,10 +350,10 @@ def test_files_that_are_no_tokenizer(tmp_path, content):
     assert "\n" not in str(e.value)
 
 
-def test_no_such_file(tmp_path):
+def test_a_missing_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Tokenizer.load(tmp_path / "none.json")
 
 
-def test_byte_tokenizer_ids():
+def test_ids_of_the_byte_tokenizer():
     assert byte_tokenizer().encode("aé") == [ord("a") + 4, 0xC3 + 4, 0xA9 + 4]

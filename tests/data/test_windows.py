@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psann_jax.data.shards import Shard
-from psann_jax.data.windows import DocumentRows, PackedWindows, padding
+from psann_jax.data.windows import DocumentRows, PackedWindows, padding_row
 
 PAD = 99_999
 lengths_of_documents = st.lists(st.one_of(st.integers(2, 6), st.integers(2, 60)), min_size=1, max_size=20)
@@ -18,21 +18,21 @@ def shard_of(lengths: list[int]) -> Shard:
 
 
 def expected(lengths: list[int], start: int, stop: int, size: int, mask: bool = True) -> dict[str, list[int]]:
-    """The tokens [start, stop) of the stream, one at a time."""
+    """Returns the window of the tokens [start, stop) of the stream, built one token at a time."""
     document_of = [d for d, length in enumerate(lengths) for _ in range(length)]
-    begin_of = [sum(lengths[:d]) for d in range(len(lengths))]
+    start_of = [sum(lengths[:d]) for d in range(len(lengths))]
     out = {"tokens": [], "segment_ids": [], "positions": []}
     for t in range(start, start + size):
         real = t < stop
         out["tokens"].append(1000 + t if real else PAD)
         out["segment_ids"].append((document_of[t] - document_of[start] + 1 if mask else 1) if real else 0)
-        out["positions"].append((t - max(start, begin_of[document_of[t]]) if mask else t - start) if real else 0)
+        out["positions"].append((t - max(start, start_of[document_of[t]]) if mask else t - start) if real else 0)
     return out
 
 
-def check(element, wanted):
+def assert_equal(element, expected):
     assert list(element) == ["tokens", "segment_ids", "positions"]
-    for name, values in wanted.items():
+    for name, values in expected.items():
         assert element[name].dtype == np.int32
         assert element[name].tolist() == values
 
@@ -49,10 +49,10 @@ def test_packed_windows(lengths, length, mask, keep_last):
     assert len(windows) == (-(-(n - 1) // length) if keep_last else (n - 1) // length)
     for i in range(len(windows)):
         start, stop = i * length, min(i * length + length + 1, n)
-        check(windows[i], expected(lengths, start, stop, length + 1, mask))
-    # As labels, the tokens of all windows are the stream without its first token, in order and without gaps.
-    labels = [t for i in range(len(windows)) for t in windows[i]["tokens"][1:].tolist() if t != PAD]
-    assert labels == list(range(1001, 1001 + (n - 1 if keep_last else len(windows) * length)))
+        assert_equal(windows[i], expected(lengths, start, stop, length + 1, mask))
+    # The targets of all windows are the stream without its first token, in order and without gaps.
+    targets = [t for i in range(len(windows)) for t in windows[i]["tokens"][1:].tolist() if t != PAD]
+    assert targets == list(range(1001, 1001 + (n - 1 if keep_last else len(windows) * length)))
 
 
 @settings(deadline=None, max_examples=200)
@@ -69,24 +69,24 @@ def test_document_rows(lengths, length):
             wanted[-1]["positions"] = [t if t < stop - start else 0 for t in range(length + 1)]
     assert len(rows) == len(wanted)
     for i, row in enumerate(wanted):
-        check(rows[i], row)
-    # Every token but each document's first is a label exactly once.
-    labels = [t for i in range(len(rows)) for t in rows[i]["tokens"][1:].tolist() if t != PAD]
+        assert_equal(rows[i], row)
+    # Every token but the first of each document is a target exactly once.
+    targets = [t for i in range(len(rows)) for t in rows[i]["tokens"][1:].tolist() if t != PAD]
     starts = {1000 + sum(lengths[:d]) for d in range(len(lengths))}
-    assert labels == [t for t in range(1000, 1000 + sum(lengths)) if t not in starts]
+    assert targets == [t for t in range(1000, 1000 + sum(lengths)) if t not in starts]
 
 
 @pytest.mark.parametrize("windows", [PackedWindows(shard_of([9]), 4, PAD), DocumentRows(shard_of([9]), 4, PAD)])
-def test_indices_outside(windows):
+def test_indices_out_of_range_raise(windows):
     for i in (-1, len(windows)):
         with pytest.raises(IndexError):
             windows[i]
 
 
 @pytest.mark.parametrize("kind", [PackedWindows, DocumentRows])
-def test_no_documents(kind):
+def test_an_empty_shard_has_no_windows(kind):
     assert len(kind(shard_of([]), 4, PAD)) == 0
 
 
-def test_padding():
-    check(padding(3, PAD), {"tokens": [PAD] * 4, "segment_ids": [0] * 4, "positions": [0] * 4})
+def test_padding_row():
+    assert_equal(padding_row(3, PAD), {"tokens": [PAD] * 4, "segment_ids": [0] * 4, "positions": [0] * 4})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from psann_jax.data.files import csv_lines, reading
+from psann_jax.data.files import csv_lines, read_errors
 from psann_jax.data.sudoku.puzzles import Puzzles, joined
 from psann_jax.data.sudoku.rules import agrees, is_solved, parse_grid, parse_grids
 from psann_jax.data.sudoku.solver import check_count, rate, solve
@@ -33,7 +33,10 @@ def read_puzzles(path: Path, *, ratings: str = "file", progress: bool = True) ->
       UserError: the file cannot be read or holds no puzzle, or a row is wrong; the message names the line.
     """
     parts = []
-    with reading(path), tqdm(unit=" puzzles", desc=f"checking {path.name}", disable=None if progress else True) as bar:
+    with (
+        read_errors(path),
+        tqdm(unit=" puzzles", desc=f"checking {path.name}", disable=None if progress else True) as bar,
+    ):
         rows = _rows(path, rated=ratings == "file")
         while chunk := list(itertools.islice(rows, _AT_ONCE)):
             parts.append(_checked(chunk, path, ratings))

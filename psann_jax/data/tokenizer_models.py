@@ -1,0 +1,212 @@
+"""Tokenizer models: plain text to token ids and back, without special tokens."""
+
+import base64
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from psann_jax.config import SPECIAL_TOKENS
+from psann_jax.utils.extras import require_extra
+
+_CHUNK = 1 << 16  # characters
+_CHUNKS_AT_ONCE = 32
+# Between printable ASCII characters, a single space or newline always starts a pre-token, so a text can be cut there.
+_CUT = re.compile(r"(?<=[!-~])[ \n](?=[!-~])")
+
+
+class Model(Protocol):
+    """What each kind of tokenizer implements. The names of special tokens within a text are encoded as ordinary text.
+
+    Attributes:
+      kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
+      size: ids are in [0, size).
+    """
+
+    kind: str
+    size: int
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of several texts."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+
+    def find(self, token: str) -> int | None:
+        """Returns the id of a token by its name, or None if there is no such token."""
+
+    def piece(self, i: int) -> bytes:
+        """Returns the UTF-8 of the text that one token stands for."""
+
+    def payload(self) -> str:
+        """Returns the model as a string, from which its class can be constructed again."""
+
+
+class TokenizersModel:
+    """A tokenizer of the Hugging Face `tokenizers` library: BPE, Unigram, WordPiece or WordLevel."""
+
+    def __init__(self, payload: str):
+        """Loads the content of a tokenizer.json file."""
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(payload)
+        # A tokenizer.json may have settings for other uses: they would truncate texts, or let a text contain an <eos>.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.kind = type(self._tokenizer.model).__name__.lower()
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        description = json.loads(payload)
+        self._may_cut = _splits_at_spaces(description)
+        self._byte_level = "ByteLevel" in json.dumps([description["pre_tokenizer"], description["decoder"]])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of several texts, encoded in parallel."""
+        if not self._may_cut or all(len(text) <= _CHUNK for text in texts):
+            return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self._encode_long(text) for text in texts]
+
+    def _encode_long(self, text: str) -> list[int]:
+        # The library needs over 100 bytes of memory for each byte of a text, and uses one thread per text.
+        ids: list[int] = []
+        parts = cut_text(text)
+        while chunks := list(itertools.islice(parts, _CHUNKS_AT_ONCE)):
+            for encoding in self._tokenizer.encode_batch_fast(chunks, add_special_tokens=False):
+                ids += encoding.ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def find(self, token: str) -> int | None:
+        """Returns the id of a token by its name, or None if there is no such token."""
+        return self._tokenizer.token_to_id(token)
+
+    def piece(self, i: int) -> bytes:
+        """Returns the UTF-8 of the text that one token stands for."""
+        name = self._tokenizer.id_to_token(i) or ""
+        if self._byte_level:
+            return b"".join(_BYTE_OF.get(c, c.encode()) for c in name)
+        return _piece_bytes(name)
+
+    def payload(self) -> str:
+        """Returns the content of a tokenizer.json file."""
+        return self._tokenizer.to_str()
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """Returns the characters that stand for bytes in byte-level tokenizers: the same if printable, else from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # name of a byte-fallback token
+
+
+def _piece_bytes(name: str) -> bytes:
+    """Returns the UTF-8 of a token that is named as in sentencepiece, with U+2581 for a space."""
+    byte = _BYTE_NAME.fullmatch(name)
+    return bytes.fromhex(byte[1]) if byte else name.replace("\u2581", " ").encode()
+
+
+def _splits_at_spaces(description: dict[str, Any]) -> bool:
+    """Returns whether the parts of a text, cut between words, certainly have the same ids as the whole text."""
+    pre = description["pre_tokenizer"] or {}
+    byte_level = pre.get("type") == "ByteLevel" and pre.get("use_regex") and not pre.get("add_prefix_space")
+    plain = description["normalizer"] is None and all(token["special"] for token in description["added_tokens"])
+    return plain and bool(byte_level or pre.get("type") == "BertPreTokenizer")
+
+
+def cut_text(text: str, size: int = _CHUNK) -> Iterator[str]:
+    """Yields a text in parts of about `size` characters, cut only at the start of a word."""
+    start = 0
+    while len(text) - start > size:
+        cut = _CUT.search(text, start + size)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+class SentencePieceModel:
+    """A model of the `sentencepiece` library."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, proto: bytes):
+        """Loads the content of a .model file."""
+        self._proto = proto
+        self._processor = sentencepiece_library().SentencePieceProcessor(model_proto=proto)
+        self.size = int(self._processor.vocab_size())
+
+    @classmethod
+    def from_payload(cls, payload: str) -> "SentencePieceModel":
+        """Constructs the model from the result of `payload`."""
+        return cls(base64.b64decode(payload))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of several texts."""
+        ids: list[list[int]] = self._processor.encode(list(texts), out_type=int)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return str(self._processor.decode(list(ids)))
+
+    def find(self, token: str) -> int | None:
+        """Returns the id of a token by its name, or None if there is no such token."""
+        i = int(self._processor.piece_to_id(token))
+        return i if self._processor.id_to_piece(i) == token else None
+
+    def piece(self, i: int) -> bytes:
+        """Returns the UTF-8 of the text that one token stands for."""
+        return _piece_bytes(str(self._processor.id_to_piece(i)))
+
+    def payload(self) -> str:
+        """Returns the content of the .model file in base64."""
+        return base64.b64encode(self._proto).decode()
+
+
+def sentencepiece_library() -> Any:
+    """Imports the optional `sentencepiece` module.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    require_extra("data.tokenizer.kind: sentencepiece", "sentencepiece")
+    import sentencepiece
+
+    return sentencepiece
+
+
+class ByteModel:
+    """The bytes of UTF-8, with ids after those of the four special tokens."""
+
+    kind = "bytes"
+    size = len(SPECIAL_TOKENS) + 256
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of several texts."""
+        return [[byte + len(SPECIAL_TOKENS) for byte in text.encode()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return bytes(i - len(SPECIAL_TOKENS) for i in ids).decode("utf-8", errors="replace")
+
+    def find(self, token: str) -> int | None:
+        """Returns the id of a special token by its name, or None if there is no such token."""
+        return {f"<{role}>": i for i, role in enumerate(SPECIAL_TOKENS)}.get(token)
+
+    def piece(self, i: int) -> bytes:
+        """Returns the byte of a token, or the name of a special token."""
+        n = len(SPECIAL_TOKENS)
+        return bytes([i - n]) if i >= n else f"<{SPECIAL_TOKENS[i]}>".encode()
+
+    def payload(self) -> str:
+        """Returns "": there is nothing to store."""
+        return ""
