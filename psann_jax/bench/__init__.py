@@ -1,1 +1,1 @@
-"""Measurements: throughput, memory, comparisons and their reports."""
+"""Measurements of speed, memory and layout."""

@@ -1,4 +1,4 @@
-"""A config file for settings that are known already, to give them to a command."""
+"""Writes settings as a config file, to pass them to a command."""
 
 import json
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def get_config():
 
 
 def write_config_file(settings: Mapping[str, Any], folder: Path) -> Path:
-    """Writes `config.py`, for --config, and what it reads, into an existing folder.
+    """Writes `config.py` and the `config.json` that it reads into an existing folder.
 
     Args:
       settings: from `psann_jax.config.io.to_dict`.
-      folder: where to.
+      folder: receives both files.
 
     Returns:
-      The path of config.py.
+      The path of config.py, for --config.
     """
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     path = folder / "config.py"

@@ -1,65 +1,48 @@
-"""Tokens/s of data parallelism over 1, 2, 4, ... devices that the CPU pretends to have, with the same batch.
+"""Tokens/s of data parallelism over 1, 2, 4, ... simulated CPU devices, with the same batch.
 
-All of them share the machine's cores. So what this shows is what the division costs: the smaller matrices of a device,
-the sum of gradients, the waits for one another. That n devices compute n times as fast it cannot show. With enough
-work in a batch, the efficiency of a division that costs nothing is 1.
+All devices share the machine's cores. So this measures what the division costs: smaller matrices per device, the sum of
+gradients, and synchronisation. It cannot show that n devices compute n times as fast. If a batch has enough work, the
+efficiency of a division without cost is 1.
 """
 
 import dataclasses
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from psann_jax.bench.arguments import CONFIG, JSON, STEPS
-from psann_jax.bench.layout import pretend_devices
+from psann_jax.bench.layout import simulate_devices
 from psann_jax.bench.ours import Ours
-from psann_jax.bench.random_text import with_vocabulary
-from psann_jax.bench.results import check_writable, write_result
-from psann_jax.bench.turns import say, take_turns
+from psann_jax.bench.random_task import with_vocabulary
+from psann_jax.bench.turns import log, take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, MeshConfig
-from psann_jax.config.io import parse, to_dict
-
-_COUNTS = flags.DEFINE_multi_integer("count", [1, 2, 4, 8], "Numbers of devices; can be given several times.")
+from psann_jax.config.io import to_dict
 
 _WARMUP_STEPS = 3
 
 
-def main() -> None:
-    """Measures what the flags ask for, prints a table and writes the JSON file."""
-    if JSON.value:
-        check_writable(Path(JSON.value))
-    result = measure(parse(CONFIG.value), _COUNTS.value, n_steps=STEPS.value)
-    print(report(result))
-    if JSON.value:
-        write_result(Path(JSON.value), result)
-
-
 def measure(config: Config, counts: Sequence[int], *, n_steps: int) -> dict[str, Any]:
-    """Measures a config on so many devices each, in processes that take turns.
+    """Measures a config on each number of devices, in processes that take turns.
 
     Args:
-      config: the experiment; its text is replaced by random tokens, its mesh by data parallelism.
+      config: the experiment; random data replace its own, and data parallelism replaces its mesh.
       counts: numbers of devices; efficiencies are relative to the first.
-      n_steps: on each, after the warm-up.
+      n_steps: steps for each number, after the warm-up.
 
     Returns:
-      device, n_steps, config, other_load (cores that other processes kept busy) and runs, of each: devices,
-      tokens_per_s, step_s (median), cpu_s (processor seconds of a step, over all cores), compile_s, peak_memory_mb and
-      efficiency.
+      device, n_steps, config, other_load (cores that other processes kept busy) and runs. A run has devices,
+      tokens_per_s, step_s (median seconds), cpu_s (processor seconds per step, over all cores), compile_s,
+      peak_memory_mb and efficiency.
 
     Raises:
-      ConfigError: the batch cannot be divided over so many devices.
+      ConfigError: a number of devices does not divide the batch.
     """
     config = with_vocabulary(config)
     with ExitStack() as stack:
         workers = []
         for n in counts:
-            say(f"{n} devices: building, and {_WARMUP_STEPS} steps of warm-up")
+            log(f"{n} devices: building, then {_WARMUP_STEPS} warm-up steps")
             divided = dataclasses.replace(config, mesh=MeshConfig(data=n))
             workers.append(stack.enter_context(Worker(f"{n} devices", __name__, divided)))
             workers[-1].ask("run", _WARMUP_STEPS)
@@ -77,7 +60,7 @@ def measure(config: Config, counts: Sequence[int], *, n_steps: int) -> dict[str,
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result of `measure` as a table."""
+    """Formats the result of `measure` as a table."""
     train, length = result["config"]["train"], result["config"]["data"]["max_length"]
     lines = [
         f"{result['device']}; batches of {train['batch_tokens'] // length} x {length} tokens, {train['precision']}; "
@@ -93,6 +76,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 def make(config: Config) -> Ours:
-    """The contender, in the process of its worker, with as many devices as its mesh has."""
-    pretend_devices(config)
+    """Makes the contender, in its worker's process, with as many devices as its mesh has."""
+    simulate_devices(config.mesh)
     return Ours(config)

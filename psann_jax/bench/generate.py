@@ -1,7 +1,7 @@
-"""Tokens/s of generation from a config, alone or in turn with psannlm's `generate_batch`.
+"""Generated tokens/s of a config, alone or in turn with psannlm's `generate_batch`.
 
-Both have random weights and prompts of random ids. A generation is measured whole, from the ids of the prompts to the
-ids of the last tokens; a figure is the median of all generations of one batch size.
+Weights and prompts are random. A measurement covers a whole generation, from the ids of the prompts to the ids of the
+last tokens; results are medians over all generations of one batch size.
 """
 
 import dataclasses
@@ -9,53 +9,19 @@ import os
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from psann_jax.bench import peer
-from psann_jax.bench.arguments import CONFIG, JSON, PEER
-from psann_jax.bench.random_text import with_vocabulary
-from psann_jax.bench.results import check_writable, write_result
-from psann_jax.bench.turns import say, take_turns
+from psann_jax.bench.random_task import with_vocabulary
+from psann_jax.bench.turns import log, take_turns
 from psann_jax.bench.workers import Worker
-from psann_jax.config import Config, DataConfig, require
-from psann_jax.config.io import parse, to_dict
-from psann_jax.sample.next_token import Sampling
-
-# The 13 M proxy in float32, when no --config is given.
-DEFAULT_ARGUMENTS = ("--config=configs/proxy_13m.py", "--config.train.precision=fp32")
-
-_BATCHES = flags.DEFINE_multi_integer("batch", [1, 8], "Texts at once; can be given several times.", lower_bound=1)
-_PROMPT = flags.DEFINE_integer("prompt_tokens", 64, "Tokens of every prompt.", lower_bound=1)
-_NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens to produce for every prompt.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Generations of each batch size, after the warm-up.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Choose from that many most probable tokens; 0: from all.")
-_TOP_P = flags.DEFINE_float("top_p", 0.9, "Choose from the most probable tokens of that share; 1: from all.")
+from psann_jax.config import Config, require, text_data
+from psann_jax.config.io import to_dict
+from psann_jax.sample.settings import Sampling
+from psann_jax.utils.host import usable_cores
 
 _HEADLINE_BATCH = 8
 _OURS, _PEERS = "psann_jax.bench.our_sampler", "psann_jax.bench.peer_sampler"
-
-
-def main() -> None:
-    """Measures what the flags ask for, prints a table and writes the JSON file."""
-    config = parse(CONFIG.value)
-    if JSON.value:
-        check_writable(Path(JSON.value))
-    result = measure(
-        config,
-        Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value),
-        peer_name=PEER.value,
-        batches=_BATCHES.value,
-        prompt_tokens=_PROMPT.value,
-        max_new_tokens=_NEW.value,
-        repeats=_REPEATS.value,
-    )
-    print(report(result))
-    if JSON.value:
-        write_result(Path(JSON.value), result)
 
 
 def measure(
@@ -68,54 +34,53 @@ def measure(
     max_new_tokens: int = 128,
     repeats: int = 10,
 ) -> dict[str, Any]:
-    """Measures generation from a config, in turn with psannlm if asked to.
+    """Measures generation from a config, in turn with psannlm if `peer_name` is given.
 
     Args:
       config: the model and its precision.
-      sampling: how tokens are chosen; psannlm takes temperature, top_k and top_p.
-      peer_name: "psannlm", with each of its attention implementations; the fastest counts.
-      batches: numbers of texts at once.
-      prompt_tokens: of every text.
-      max_new_tokens: of every text.
-      repeats: generations of each batch size and contender, after one of warm-up.
+      sampling: how tokens are chosen; psannlm supports temperature, top_k and top_p.
+      peer_name: "psannlm" runs with each of its attention implementations, and the fastest counts.
+      batches: numbers of texts generated at once.
+      prompt_tokens: length of each prompt.
+      max_new_tokens: tokens generated per text.
+      repeats: generations of each batch size and contender, after one warm-up generation.
 
     Returns:
-      What --json holds. tokens_per_s, peer_tokens_per_s and ratio of batch 8, or of the largest batch if 8 was not
-      asked for; results, for each batch size its batch, ratio and contenders, whose figures are name, tokens_per_s,
-      first_s (seconds to the first token), step_s (seconds of a decoding step, prompt and first token left out) and
-      steps_s (the same in each part of the text, in its order; empty for psannlm); peak_memory_mb of each contender;
-      device, n_params, sampling, config, differences in words, other_load (cores that other processes kept busy).
+      The result for --json. tokens_per_s, peer_tokens_per_s and ratio are those of batch 8, or of the largest batch if
+      8 is not among the batches. results has an entry for each batch size: batch, ratio and contenders, and for each
+      contender name, tokens_per_s, first_s (seconds to the first token), step_s (seconds per decoding step, without
+      prompt and first token) and steps_s (the same for each part of the text in order; empty for psannlm). Further
+      peak_memory_mb of each contender, device, n_params, sampling, config, differences in words and other_load (cores
+      that other processes kept busy).
 
     Raises:
-      UserError: a setting is wrong, psannlm is missing or has no such model.
+      UserError: a setting is wrong, psannlm is not installed or has no such model.
     """
     sampling.check()
-    require(isinstance(config.data, DataConfig), "model.base", f"is {config.model.base}, which writes no text")
-    require(peer_name != "torch", "--peer", "torch is for the training of base sudoku; choose psannlm")
-    length = config.data.max_length
+    length = text_data(config).max_length
     require(prompt_tokens <= length, "--prompt_tokens", f"is {prompt_tokens}, but data.max_length is {length}")
     config = with_vocabulary(config)
     contenders: list[tuple[Any, ...]] = [(config.model.base, _OURS, config, prompt_tokens, max_new_tokens, sampling)]
     differences: list[str] = []
     if peer_name is not None:
         peer.check_installed()
-        peer.check_model(config.model)
+        model = peer.check_model(config.model)
         options = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         contenders += [
             (f"psannlm, {kind} attention", _PEERS, config, kind, prompt_tokens, max_new_tokens, options)
-            for kind in peer.attentions(config.model)
+            for kind in peer.attentions(model)
         ]
-        differences = peer.model_differences(config.model)
+        differences = peer.model_differences(model)
     # Without this, the first of several contenders on a GPU would take its whole memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with ExitStack() as stack:
         workers = []
         for name, module, *args in contenders:
-            say(f"{name}: building")
+            log(f"{name}: building")
             workers.append(stack.enter_context(Worker(name, module, *args)))
         results, loads = [], []
         for batch in batches:
-            say(f"batch {batch}: one generation of warm-up, then {repeats} of each")
+            log(f"batch {batch}: one warm-up generation, then {repeats} of each contender")
             for worker in workers:
                 worker.ask("run", 1, batch)
             rounds, _, load = take_turns(workers, repeats, batch)
@@ -142,7 +107,7 @@ def measure(
 
 
 def _result(batch: int, names: Sequence[str], rounds: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> dict[str, Any]:
-    """The figures of one batch size, of every contender and compared."""
+    """Results of one batch size: each contender and the comparison."""
     figures = [
         _figures(name, [generation for blocks in rounds for generation in blocks[i]]) for i, name in enumerate(names)
     ]
@@ -156,7 +121,7 @@ def _result(batch: int, names: Sequence[str], rounds: Sequence[Sequence[Sequence
 
 
 def _figures(name: str, generations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    parts = zip(*(g["steps_s"] for g in generations), strict=False)  # a text that has ended early has fewer
+    parts = zip(*(g["steps_s"] for g in generations), strict=False)  # a text that ended early has fewer parts
     return {
         "name": name,
         "tokens_per_s": statistics.median(g["tokens"] / g["seconds"] for g in generations),
@@ -167,13 +132,13 @@ def _figures(name: str, generations: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result of `measure` as a table and a few lines."""
+    """Formats the result of `measure` as a table and a few lines."""
     sampling, precision = result["sampling"], result["config"]["train"]["precision"]
     chosen = f"top_p {sampling['top_p']:g}, top_k {sampling['top_k']}" if sampling["temperature"] else "greedy"
     lines = [
         f"{result['device']}; {result['n_params']:,} parameters, {precision}; prompts of {result['prompt_tokens']} "
         f"tokens, {result['max_new_tokens']} new ones each, {chosen}; medians of {result['repeats']} generations",
-        f"{'batch':>5}  {'':28}{'tokens/s':>10}{'ratio':>8}{'first token ms':>16}{'step ms':>10}  along the text",
+        f"{'batch':>5}  {'':28}{'tokens/s':>10}{'ratio':>8}{'first token ms':>16}{'step ms':>10}  by part of the text",
     ]
     for r in result["results"]:
         for f in r["contenders"]:
@@ -184,7 +149,7 @@ def report(result: dict[str, Any]) -> str:
                 f"{1000 * f['step_s']:>10,.2f}  {parts}"
             )
     lines += [f"differs in psannlm: {text}" for text in result["differences"]]
-    if result["other_load"] > 0.1 * peer.usable_cores():
+    if result["other_load"] > 0.1 * usable_cores():
         lines.append(f"other processes kept {result['other_load']:.1f} cores busy")
-    lines.append("psannlm shows nothing before a call ends: its first token is a call for one token alone")
+    lines.append("psannlm returns nothing before a call ends; its first token is timed by a call for one token")
     return "\n".join(lines)

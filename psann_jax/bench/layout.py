@@ -1,4 +1,4 @@
-"""What a run would look like on its mesh: how arrays are split, what a device holds, what devices send one another."""
+"""The layout of a run on its mesh: how arrays are split, memory per device, and collectives."""
 
 import os
 import re
@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from psann_jax.bench.random_task import random_task
-from psann_jax.bench.random_text import with_vocabulary
-from psann_jax.config import Config
+from psann_jax.config import Config, MeshConfig
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES, mesh_axes
 from psann_jax.train.compilation import compile_steps
@@ -22,26 +21,26 @@ _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-
 _SHAPE = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 
 
-def pretend_devices(config: Config) -> None:
-    """Gives the CPU as many devices as the mesh asks for, to look at a cluster from a laptop.
+def simulate_devices(mesh: MeshConfig) -> None:
+    """Makes the CPU appear as the number of devices that a mesh needs, to inspect a cluster's layout on a laptop.
 
-    Call it before any other use of JAX. It changes nothing where an axis is -1, where XLA_FLAGS say how many there
-    are, or on an accelerator.
+    Call it before any other use of JAX. It has no effect if an axis is -1, if XLA_FLAGS sets the number of devices, or
+    on an accelerator.
     """
-    sizes = [getattr(config.mesh, axis) for axis in MESH_AXES]
+    sizes = [getattr(mesh, axis) for axis in MESH_AXES]
     if -1 not in sizes and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", int(np.prod(sizes)))
 
 
 def describe_layout(config: Config) -> str:
-    """Tables of the arrays, the memory and the collectives of a training step; compiles it and allocates nothing.
+    """Compiles a training step, without running it, and describes it in tables of arrays, memory and collectives.
 
     Raises:
-      UserError: the mesh does not fit the devices, or the model the mesh.
+      UserError: the mesh does not fit the devices or the model.
     """
-    config = with_vocabulary(config)
-    mesh = make_mesh(config.mesh)
     task = random_task(config)
+    config = task.config
+    mesh = make_mesh(config.mesh)
     task.check_mesh(mesh)
     compiled = compile_steps(task, config, mesh)
     spec = compiled.spec
@@ -49,13 +48,13 @@ def describe_layout(config: Config) -> str:
     lines = [
         f"{device_description()}; mesh " + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "",
-        f"{'parameter':<28}{'shape':>18}  {'axes':<26}{'split over':<34}{'MB a device':>12}",
+        f"{'parameter':<28}{'shape':>18}  {'axes':<26}{'split over':<34}{'MB per device':>14}",
     ]
     for name, array, sharding in _leaves(spec.abstract["params"], spec.shardings["params"]):
         axes = ", ".join(axis or "-" for axis in infos[name].axes)
         lines.append(
             f"{name:<28}{' x '.join(map(str, array.shape)):>18}  {axes:<26}{_split(sharding):<34}"
-            f"{_megabytes(array, sharding):>12.2f}"
+            f"{_megabytes(array, sharding):>14.2f}"
         )
     batch = task.batch_shapes(config.batch_size)
     totals = {
@@ -63,17 +62,17 @@ def describe_layout(config: Config) -> str:
         "optimizer state": _total(spec.abstract["opt_state"], spec.shardings["opt_state"]),
         "batch": sum(_megabytes(array, compiled.batch) for array in batch.values()),
     }
-    lines += ["", f"{'memory':<28}{'MB a device':>18}", *(f"{name:<28}{mb:>18,.2f}" for name, mb in totals.items())]
+    lines += ["", f"{'memory':<28}{'MB per device':>18}", *(f"{name:<28}{mb:>18,.2f}" for name, mb in totals.items())]
     rest = max(compiled.memory_mb - sum(totals.values()), 0)
     lines += [
-        f"{'activations and the rest':<28}{rest:>18,.2f}",
-        f"{'all, by the compiler':<28}{compiled.memory_mb:>18,.2f}",
+        f"{'activations and others':<28}{rest:>18,.2f}",
+        f"{'total, from the compiler':<28}{compiled.memory_mb:>18,.2f}",
     ]
     return "\n".join([*lines, "", *_collective_lines(compiled.train_step.as_text())])
 
 
 def _collective_lines(program: str) -> list[str]:
-    """The collectives in the text of a compiled program, with the sizes of their results."""
+    """Lists the collectives in the text of a compiled program, with the total size of their results."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for result, kind in _COLLECTIVE.findall(program):
@@ -83,7 +82,7 @@ def _collective_lines(program: str) -> list[str]:
         return ["collectives: none"]
     lines = [f"{'collectives':<28}{'in the program':>18}{'MB of results':>18}"]
     lines += [f"{kind:<28}{n:>18}{sizes[kind] / 2**20:>18.2f}" for kind, n in sorted(counts.items())]
-    return [*lines, "those in a loop over layers or micro-batches stand in the program once"]
+    return [*lines, "a collective in a loop over layers or micro-batches is counted once"]
 
 
 def _bytes(dtype: str, dims: str) -> int:
@@ -101,7 +100,7 @@ def _name(path: Any) -> str:
 
 
 def _split(sharding: NamedSharding) -> str:
-    """Which dimension is split over which axes of more than one device, for example "1: tensor 4"."""
+    """Names the dimensions that are split and the axes that split them, for example "1: tensor 4"."""
     parts = []
     for i, entry in enumerate(sharding.spec):
         split = [f"{axis} {sharding.mesh.shape[axis]}" for axis in mesh_axes(entry) if sharding.mesh.shape[axis] > 1]
@@ -111,7 +110,7 @@ def _split(sharding: NamedSharding) -> str:
 
 
 def _megabytes(array: Any, sharding: NamedSharding) -> float:
-    """Of one device's part."""
+    """Size of one device's part, in 2^20 bytes."""
     return float(np.prod(sharding.shard_shape(array.shape))) * array.dtype.itemsize / 2**20
 
 

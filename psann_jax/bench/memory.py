@@ -1,76 +1,51 @@
-"""Memory of a training step by the compiler's own account, without running it: batch sizes x rematerialisation.
+"""Memory of a training step, as the compiler reports it, for batch sizes and rematerialisations.
 
-With --time the steps are run too, which needs the memory.
+Nothing runs unless the steps are to be timed too, which needs the memory.
 """
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 
-from psann_jax.bench.arguments import CONFIG, JSON, STEPS
-from psann_jax.bench.random_task import random_task
-from psann_jax.bench.random_text import with_vocabulary
-from psann_jax.bench.results import check_writable, write_result
-from psann_jax.bench.turns import say
+from psann_jax.bench.random_task import random_task, with_vocabulary
+from psann_jax.bench.turns import log
 from psann_jax.bench.workers import Worker
-from psann_jax.config import Config, ConfigError
+from psann_jax.config import Config
+from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.hardware import device_description
 from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import make_train_step, state_spec
 
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Windows or puzzles in a step; left out: as configured.")
-_REMATS = flags.DEFINE_list("remats", None, "Values of train.remat, or all; left out: as configured.")
-_TIME = flags.DEFINE_bool("time", False, "Also run --steps of each, and give their median.")
 
-_ALL = {True: ["none", "iteration", "nested"], False: ["none", "dots", "block", "full"]}  # by base sudoku or not
-
-
-def main() -> None:
-    """Compiles what the flags ask for, prints a table and writes the JSON file."""
-    config = with_vocabulary(parse(CONFIG.value))
-    if JSON.value:
-        check_writable(Path(JSON.value))
-    sizes = [_whole(size) for size in _BATCH_SIZES.value or [str(config.batch_size)]]
-    remats = _REMATS.value or [config.train.remat]
-    if remats == ["all"]:
-        remats = _ALL[config.model.base == "sudoku"]
-    result = measure(config, sizes, remats, n_steps=STEPS.value if _TIME.value else 0)
-    print(report(result))
-    if JSON.value:
-        write_result(Path(JSON.value), result)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--batch_sizes: {text!r} is no number of windows or puzzles")
-    return int(text)
+def all_remats(config: Config) -> list[str]:
+    """Returns the values of train.remat that the network of the experiment supports."""
+    return list(family(config.model.base).get("network").REMATS)
 
 
 def measure(config: Config, batch_sizes: list[int], remats: list[str], *, n_steps: int = 0) -> dict[str, Any]:
     """Compiles the training step for each batch size with each rematerialisation.
 
     Args:
-      config: the experiment, with model.vocab_size set; its data are random.
-      batch_sizes: windows or puzzles in a step.
+      config: the experiment; random data replace its own.
+      batch_sizes: windows or puzzles per step.
       remats: values of train.remat.
-      n_steps: that are timed; 0: none are taken.
+      n_steps: steps to time; 0 runs none.
 
     Returns:
-      cases, of each: batch_size, remat, temp_gib (temporary memory of a device), argument_gib (state and batch),
-      step_s (the median, None if not timed); temp_gib, of the first case; device and config.
+      cases, temp_gib of the first case, device and config. A case has batch_size, remat, temp_gib (temporary memory per
+      device), argument_gib (state and batch) and step_s (median seconds, None if not timed).
 
     Raises:
       UserError: a batch size or remat does not fit the config.
     """
+    config = with_vocabulary(config)
     cases = []
     for size in batch_sizes:
         for remat in remats:
-            say(f"batch {size}, remat {remat}")
+            log(f"batch {size}, remat {remat}")
             settings = to_dict(config)
             settings["train"] |= {"batch_tokens": size * config.data.max_length, "remat": remat}
             case = parse(settings)
@@ -98,10 +73,10 @@ def _median_step(config: Config, n_steps: int) -> float | None:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result of `measure` as a table."""
+    """Formats the result of `measure` as a table."""
     config = result["config"]
     lines = [
-        f"{result['device']}; {config['model']['base']}, {config['train']['precision']}; a training step of one device",
+        f"{result['device']}; {config['model']['base']}, {config['train']['precision']}; a training step, per device",
         f"{'batch':>8}  {'remat':<12}{'temporary GiB':>15}{'state and batch GiB':>21}{'step ms':>10}",
     ]
     for case in result["cases"]:

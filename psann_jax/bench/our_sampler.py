@@ -1,4 +1,4 @@
-"""A config's own sampler as a contender, with random weights and random prompts."""
+"""This package's sampler as a contender, with random weights and prompts."""
 
 import itertools
 import time
@@ -7,32 +7,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from psann_jax.bench.random_text import random_prompts
 from psann_jax.config import Config
+from psann_jax.data.random_text import random_prompts
+from psann_jax.models.network import make_network
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.sample.generation import Generation
-from psann_jax.sample.next_token import Sampling
-from psann_jax.sample.sampler import SEGMENT, Sampler
-from psann_jax.tasks.lm import make_network
+from psann_jax.sample.sampler import MAX_STEPS, Sampler
+from psann_jax.sample.settings import Sampling
 from psann_jax.train.hardware import device_description, peak_memory_mb
 
 
 class OurSampler:
-    """Whole generations, from prompts of one length to the last token.
+    """Times whole generations, from prompts of one length to the last token.
 
     Attributes:
       facts: n_params and device.
     """
 
     def __init__(self, config: Config, prompt_length: int, max_new_tokens: int, sampling: Sampling):
-        """Makes the weights; model.vocab_size must be set. Nothing is compiled before the first `run`."""
-        network = make_network(config, config.model.vocab_size)
+        """Initialises the weights; model.vocab_size must be set. Compilation happens in the first `run`."""
+        network = make_network(config)
         params = jax.jit(network.init)(jax.random.key(config.seed))
-        # No text has an end that the weights know of, so one of the ids, which they hardly ever draw, stands for it.
+        # Random weights have no end of text. Any id serves, because each is rarely sampled.
         self._sampler = Sampler(
             network,
             params,
-            eos_id=config.model.vocab_size - 1,
+            eos_id=network.config.vocab_size - 1,
             max_length=prompt_length + max_new_tokens,
             mesh=make_mesh(config.mesh),
         )
@@ -41,11 +41,12 @@ class OurSampler:
         self.facts: dict[str, Any] = {"n_params": network.n_params, "device": device_description()}
 
     def run(self, n: int, batch_size: int) -> list[dict[str, Any]]:
-        """Generates n times, each time from other prompts.
+        """Generates n times from different prompts.
 
         Returns:
-          Of each: first_s, seconds to the first token of all rows; seconds, of the whole; tokens, produced in all
-          rows; steps, after the first token; steps_s, seconds of a step in each full part of the text.
+          For each generation first_s (seconds to the first token of all rows), seconds (of the whole generation),
+          tokens (generated in all rows), steps (after the first token) and steps_s (seconds per step in each full part
+          of the text).
         """
         return [self._generate(seed, batch_size) for seed in range(n)]
 
@@ -60,15 +61,15 @@ class OurSampler:
             generation.advance()
             times.append(time.perf_counter())
             n_steps.append(max(len(row.tokens) for row in generation.rows))
-        laps = [end - begin for begin, end in itertools.pairwise(times)]
+        seconds = [end - begin for begin, end in itertools.pairwise(times)]
         steps = np.diff([0, *n_steps]).tolist()
         return {
-            "first_s": laps[0],
-            "seconds": sum(laps),
+            "first_s": seconds[0],
+            "seconds": sum(seconds),
             "tokens": sum(len(row.tokens) for row in generation.rows),
             "steps": sum(steps[1:]),
-            # A part that is shorter than the others has more of the overhead between parts.
-            "steps_s": [lap / n for lap, n in zip(laps[1:], steps[1:], strict=True) if n == SEGMENT],
+            # A shorter part has relatively more overhead between parts.
+            "steps_s": [s / n for s, n in zip(seconds[1:], steps[1:], strict=True) if n == MAX_STEPS],
         }
 
     def peak_memory_mb(self) -> float:
@@ -77,5 +78,5 @@ class OurSampler:
 
 
 def make(*args: Any) -> OurSampler:
-    """The contender, in the process of its worker."""
+    """Makes the contender, in its worker's process."""
     return OurSampler(*args)

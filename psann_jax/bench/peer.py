@@ -1,47 +1,41 @@
-"""psannlm's PyTorch models as contenders, trained as psannlm's own trainer does.
+"""psannlm's PyTorch models as contenders, trained as psannlm's own trainer trains them.
 
-Nothing here imports jax, and torch and psannlm are imported only where they are used, so that a worker's memory
-is the contender's own.
+Nothing here imports JAX, and torch and psannlm are imported only where they are used, so that a worker's memory is that
+of its contender.
 """
 
 import contextlib
-import os
-import re
-import resource
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from psann_jax.bench.laps import lap_times
-from psann_jax.bench.random_text import RandomText
-from psann_jax.config import Config, DecoderConfig, SineConfig, require
+from psann_jax.bench.timing import time_steps
+from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, ModelConfig, SineConfig, require, text_data
+from psann_jax.data.random_text import RandomText
 from psann_jax.utils.extras import require_extra
-
-_BASES = ("transformer", "respsann", "sgrpsann", "waveresnet")
 
 
 def check_installed() -> None:
-    """Raises UserError if psannlm or torch are missing."""
+    """Raises UserError if psannlm or torch is not installed."""
     require_extra("--peer=psannlm", "torch", "psann", "psannlm", extra="parity")
 
 
-def build_model(config: DecoderConfig, attention: str = "math") -> Any:
-    """psannlm's torch model of the same base, sizes and options.
+def build_model(model: ModelConfig, attention: str = "math") -> Any:
+    """Builds psannlm's torch model of the same base, sizes and options.
 
     Args:
-      config: the `model` section, with vocab_size set.
-      attention: its attn_impl, math (its default) or sdpa.
+      model: the `model` section, with vocab_size set.
+      attention: psannlm's attn_impl, math (its default) or sdpa.
 
     Raises:
       ConfigError: psannlm has no such model.
     """
+    config = check_model(model)
     from psannlm.lm.models.sine import SineConfig as TheirSine
     from psannlm.lm.models.transformer_respsann import ResPSANNTransformer, ResPSANNTransformerConfig
     from psannlm.lm.models.transformer_vanilla import VanillaTransformer, VanillaTransformerConfig
     from psannlm.lm.models.transformer_waveresnet import WaveResNetTransformer, WaveResNetTransformerConfig
 
-    check_model(config)
     names = ("vocab_size", "d_model", "n_layers", "n_heads", "d_mlp", "dropout", "positional_encoding")
     common = {name: getattr(config, name) for name in names}
     common |= {"mlp_activation": config.resolve().mlp_activation, "attn_impl": attention}
@@ -64,59 +58,64 @@ def _sine_options(sine: SineConfig) -> dict[str, Any]:
     return options | {name: options[name] or None for name in pairs}
 
 
-def check_model(config: Any) -> None:
-    """Raises ConfigError if psannlm has no model with these options."""
-    names = ", ".join(_BASES)
-    require(config.base in _BASES, "model.base", f"psannlm has no {config.base} to measure against, only {names}")
+def check_model(config: ModelConfig) -> DecoderConfig:
+    """Returns the `model` section; raises ConfigError if psannlm has no model with these options."""
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(f"model.base: psannlm has no {config.base}, only {', '.join(PRESETS)}")
     asked, prescribed = config.resolve(), DecoderConfig(base=config.base).resolve()
     for name in ("norm", "residual_alpha"):
         require(
             getattr(asked, name) == getattr(prescribed, name),
             f"model.{name}",
-            f"psannlm's {config.base} has {getattr(prescribed, name)!r} only; leave it out to measure against psannlm",
+            f"must be {getattr(prescribed, name)!r} with --peer=psannlm, whose {config.base} has no other",
         )
     activations = ("gelu", "relu") if config.base == "transformer" else ("sine", "gelu")
     require(
         asked.mlp_activation in activations,
         "model.mlp_activation",
-        f"is {asked.mlp_activation}, but psannlm's {config.base} has {' and '.join(activations)} only",
+        f"is {asked.mlp_activation}, but psannlm's {config.base} has only {' and '.join(activations)}",
     )
+    return config
 
 
 def differences(config: Config, *, on_gpu: bool) -> list[str]:
-    """What the config asks for and psannlm does not do, in words."""
-    data, train = config.data, config.train
+    """Describes the settings of the config that psannlm does not support."""
+    data, train = text_data(config), config.train
     found = (
-        (data.document_mask, "no document mask: its tokens attend to the earlier documents of their window"),
+        (data.document_mask, "no document mask: tokens attend to earlier documents of their window"),
         (train.precision != "fp32" and not on_gpu, "float32 on CPU, where it has no mixed precision"),
         (train.optimizer != "adamw", f"AdamW instead of {train.optimizer}"),
         (train.weight_decay_on != "all", "weight decay on all parameters"),
         (train.z_loss > 0, "no z-loss"),
         (train.remat in ("dots", "full"), "gradient checkpointing by block"),
     )
-    return [*model_differences(config.model), *(text for holds, text in found if holds)]
+    return [*model_differences(check_model(config.model)), *(text for holds, text in found if holds)]
 
 
 def model_differences(model: DecoderConfig) -> list[str]:
-    """What psannlm's model does otherwise, in words."""
+    """Describes where psannlm's model of the same name differs."""
     found = (
-        (model.wave.interleave or model.wave.replace, "its wave convolution is padded on both sides, not causal"),
-        (model.wave.replace and not model.wave.interleave, "with wave_replace it has attention only, no wave block"),
-        (model.base == "sgrpsann", "its spectral gate is circular over the last k_fft tokens, not a causal filter"),
+        (model.wave.interleave or model.wave.replace, "the wave convolution is padded on both sides, not causal"),
+        (model.wave.replace and not model.wave.interleave, "wave_replace leaves attention only, without a wave block"),
+        (model.base == "sgrpsann", "the spectral gate is circular over the last k_fft tokens, not a causal filter"),
     )
     return [text for holds, text in found if holds]
 
 
 def attentions(model: DecoderConfig) -> tuple[str, ...]:
-    """Its attention implementations for such a model."""
+    """Returns the attention implementations that psannlm has for such a model."""
     return ("math",) if model.positional_encoding == "alibi" else ("math", "sdpa")
 
 
 class Peer:
-    """psannlm's model and AdamW on the batches of a config."""
+    """psannlm's model and AdamW on the random batches of a config.
+
+    Attributes:
+      facts: n_params, attention, threads and versions.
+    """
 
     def __init__(self, config: Config, attention: str):
-        """Builds the model on the GPU if there is one, else on all usable CPU cores."""
+        """Builds the model on the GPU if there is one, otherwise on all usable CPU cores."""
         import torch
 
         self._config = config
@@ -145,8 +144,8 @@ class Peer:
         }
 
     def run(self, n_steps: int) -> list[float]:
-        """Takes steps; seconds of each. On a GPU the next step is on its way while one is waited for."""
-        return lap_times(self._step, n_steps, ahead=self._device.type == "cuda")
+        """Runs training steps; returns the seconds of each. On a GPU the next one starts before the current ends."""
+        return time_steps(self._step, n_steps, ahead=self._device.type == "cuda")
 
     def _step(self) -> Callable[[], object]:
         import torch
@@ -178,12 +177,12 @@ class Peer:
         return torch.amp.autocast("cuda", dtype=dtypes[precision])
 
     def peak_memory_mb(self) -> float:
-        """See the function of this name."""
+        """See `peak_memory_mb`."""
         return peak_memory_mb(self._device)
 
 
 def end_of_work(device: Any) -> Callable[[], object]:
-    """A function that returns when what a torch device has been given so far is done."""
+    """Returns a function that waits until a torch device has finished its queued work."""
     import torch
 
     if device.type == "cpu":
@@ -194,26 +193,14 @@ def end_of_work(device: Any) -> Callable[[], object]:
 
 
 def peak_memory_mb(device: Any) -> float:
-    """Of the memory of torch's GPU, or the peak resident set of this process, in 10^6 bytes."""
+    """Returns the peak memory of torch's GPU, or on a CPU of this process, in 10^6 bytes."""
     import torch
 
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated()) / 1e6
-    return resident_peak_mb()
-
-
-def resident_peak_mb() -> float:
-    """The peak resident set of this process, in 10^6 bytes."""
-    status = Path("/proc/self/status")
-    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return (int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 / 1e6
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return peak_resident_bytes() / 1e6
 
 
 def make(config: Config, attention: str) -> Peer:
-    """The contender, in the process of its worker."""
+    """Makes the contender, in its worker's process."""
     return Peer(config, attention)

@@ -1,32 +1,33 @@
-"""psannlm's `generate_batch` as a contender, on a model of random weights. Nothing here imports jax."""
+"""psannlm's `generate_batch` as a contender, with random weights; nothing here imports JAX."""
 
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from psann_jax.bench.peer import build_model, resident_peak_mb, usable_cores
-from psann_jax.bench.random_text import random_prompts
+from psann_jax.bench.peer import build_model
 from psann_jax.config import Config
+from psann_jax.data.random_text import random_prompts
+from psann_jax.utils.host import peak_resident_bytes, usable_cores
 
 
 class _Ids:
-    """A tokenizer whose texts are lists of ids, so that no time goes into text."""
+    """A tokenizer whose texts are lists of ids, so that tokenisation takes no time."""
 
-    eos_id = -1  # none of the ids, so every row is as long as it was asked to be
+    eos_id = -1  # never sampled, so all rows get the requested length
 
     def encode(self, ids: Sequence[int], *, add_specials: bool) -> list[int]:
-        """The ids themselves: psannlm would put an end of text behind a prompt."""
+        """Returns the ids unchanged; add_specials would append an end-of-text id to the prompt."""
         del add_specials
         return list(ids)
 
     def decode(self, ids: Sequence[int], *, skip_specials: bool) -> list[int]:
-        """The ids themselves."""
+        """Returns the ids unchanged."""
         del skip_specials
         return list(ids)
 
 
 class PeerSampler:
-    """Whole calls of psannlm's `generate_batch`.
+    """Times whole calls of psannlm's `generate_batch`.
 
     Attributes:
       facts: n_params and versions.
@@ -35,14 +36,14 @@ class PeerSampler:
     def __init__(
         self, config: Config, attention: str, prompt_length: int, max_new_tokens: int, options: dict[str, Any]
     ):
-        """Builds the model on the GPU if there is one, else on all usable CPU cores.
+        """Builds the model; psannlm moves it to the GPU if there is one, otherwise it uses all usable CPU cores.
 
         Args:
-          config: with model.vocab_size set.
-          attention: math or sdpa.
-          prompt_length: tokens.
-          max_new_tokens: a row.
-          options: of `generate_batch`: temperature, top_k, top_p.
+          config: the experiment, with model.vocab_size set.
+          attention: psannlm's attn_impl, math or sdpa.
+          prompt_length: tokens per prompt.
+          max_new_tokens: tokens generated per row.
+          options: temperature, top_k and top_p, for `generate_batch`.
         """
         import torch
         from psannlm.lm.api import psannLM
@@ -58,11 +59,12 @@ class PeerSampler:
         self.facts: dict[str, Any] = {"n_params": sum(p.numel() for p in model.parameters())}
 
     def run(self, n: int, batch_size: int) -> list[dict[str, Any]]:
-        """Generates n times, each time from other prompts.
+        """Generates n times from different prompts.
 
         Returns:
-          Of each: first_s, seconds of a call for one token, as a longer one gives nothing before its end; seconds,
-          of the whole; tokens, produced in all rows; steps, after the first token; steps_s, empty.
+          For each generation first_s (seconds of a call for one token, because a longer call returns nothing before its
+          end), seconds (of the whole call), tokens (generated in all rows), steps (after the first token) and steps_s
+          (empty).
         """
         results = []
         for seed in range(n):
@@ -79,10 +81,10 @@ class PeerSampler:
         return time.perf_counter() - began, rows
 
     def peak_memory_mb(self) -> float:
-        """The peak resident set of this process, in 10^6 bytes."""
-        return resident_peak_mb()
+        """Returns the peak resident set size of this process, in 10^6 bytes."""
+        return peak_resident_bytes() / 1e6
 
 
 def make(*args: Any) -> PeerSampler:
-    """The contender, in the process of its worker."""
+    """Makes the contender, in its worker's process."""
     return PeerSampler(*args)

@@ -1,29 +1,14 @@
-"""How a training step would scale: its compute, memory and communication, counted, for clusters that are not here.
+"""Estimates compute, memory and communication of a training step on clusters, by counting.
 
-`docs/scaling.md` has the formulas and what they leave out.
+`docs/scaling.md` has the formulas and their limits.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from absl import flags
-
-from psann_jax.bench.arguments import CONFIG, JSON
-from psann_jax.bench.random_text import with_vocabulary
-from psann_jax.bench.results import check_writable, write_result
-from psann_jax.config import Config, DataConfig, require
-from psann_jax.config.io import parse
-from psann_jax.tasks.lm import make_network
-from psann_jax.train.hardware import training_flops_per_token
-
-_DEVICES = flags.DEFINE_multi_integer("devices", [8, 64, 512], "Numbers of accelerators; can be given several times.")
-_PEAK = flags.DEFINE_float("peak_tflops", 989.4, "Of an accelerator, in 16-bit matrix products; default an H100 SXM.")
-_UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the peak that the matrix products reach.")
-_NODE = flags.DEFINE_integer("node", 8, "Accelerators that the fast links join.", lower_bound=1)
-_FAST = flags.DEFINE_float("node_gb_s", 450.0, "GB/s of an accelerator to the others of its node, one direction.")
-_SLOW = flags.DEFINE_float("network_gb_s", 50.0, "GB/s of an accelerator to other nodes, one direction.")
+from psann_jax.bench.random_task import random_task
+from psann_jax.config import Config, require, text_data
+from psann_jax.models.flops import training_flops
 
 _MASTER = 4  # bytes of a weight, a gradient or a moment
 _COMPUTE = 2  # bytes of an activation
@@ -31,7 +16,14 @@ _COMPUTE = 2  # bytes of an activation
 
 @dataclass(frozen=True)
 class Cluster:
-    """Accelerators and their links; FLOP/s and bytes/s of one accelerator."""
+    """Accelerators and their links.
+
+    Attributes:
+      flops: FLOP/s that matrix products reach on one accelerator.
+      node: accelerators joined by fast links.
+      fast: bytes/s from an accelerator to others of its node, one direction.
+      slow: bytes/s from an accelerator to other nodes, one direction.
+    """
 
     flops: float
     node: int
@@ -41,7 +33,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One update on so many accelerators: seconds, MB of one of them, and the share of time in matrix products."""
+    """Estimate for one update.
+
+    Attributes:
+      devices: number of accelerators.
+      compute_s: seconds in matrix products.
+      fsdp_s: seconds for communication along the fsdp axis.
+      tensor_s: seconds for communication along the tensor axis.
+      data_s: seconds for the sum of gradients along the data axis.
+      state_mb: memory per accelerator for weights, gradients and optimizer state, in 2^20 bytes.
+      efficiency: fraction of the time in matrix products.
+    """
 
     devices: int
     compute_s: float
@@ -52,46 +54,38 @@ class Estimate:
     efficiency: float
 
 
-def main() -> None:
-    """Prints the table of the flags' clusters."""
-    if JSON.value:
-        check_writable(Path(JSON.value))
-    cluster = Cluster(_PEAK.value * 1e12 * _UTILISATION.value, _NODE.value, _FAST.value * 1e9, _SLOW.value * 1e9)
-    config = parse(CONFIG.value)
-    require(isinstance(config.data, DataConfig), "model.base", f"is {config.model.base}; the estimate is for text")
-    estimates = estimate(config, cluster, _DEVICES.value)
-    print(report(config, estimates))
-    if JSON.value:
-        write_result(Path(JSON.value), {"estimates": [dataclasses.asdict(e) for e in estimates]})
-
-
 def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[Estimate]:
-    """The estimates; fsdp and tensor as in the config, all other devices along data.
+    """Estimates an update of a language model on each number of devices.
+
+    Args:
+      config: the experiment; the sizes of the axes fsdp and tensor are those of its mesh.
+      cluster: the accelerators and their links.
+      devices: numbers of accelerators; those that fsdp and tensor do not use form the data axis.
 
     Raises:
-      ConfigError: fsdp and tensor do not divide a number of devices.
+      ConfigError: not a language model, or fsdp and tensor do not divide a number of devices.
     """
-    config = with_vocabulary(config)
-    network = make_network(config, config.model.vocab_size)
+    length = text_data(config).max_length
+    network = random_task(config).network
     model, mesh = config.model, config.mesh
     fsdp, tensor = max(mesh.fsdp, 1), max(mesh.tensor, 1)
     embedding = network.abstract["embed"].size
-    flops = config.train.batch_tokens * training_flops_per_token(
-        network.n_params - embedding, model.n_layers, model.d_model, config.data.max_length
+    flops = config.train.batch_tokens * training_flops(
+        network.n_params - embedding, model.n_layers, model.d_model, length
     )
     passes = config.train.grad_accum
     results = []
     for n in devices:
         require(n % (fsdp * tensor) == 0, "--devices", f"is {n}, which fsdp {fsdp} x tensor {tensor} does not divide")
         data = n // (fsdp * tensor)
-        held = network.n_params / tensor  # weights that one fsdp group shares
-        # Gathered before each pass forwards and backwards, and the gradients scattered: three times the weights.
+        held = network.n_params / tensor  # weights of one fsdp group
+        # Weights are gathered for the forward and the backward pass, gradients are scattered: three times the weights.
         fsdp_bytes = passes * 3 * (fsdp - 1) / fsdp * held * _MASTER
-        # Two sums of activations a block in each direction, over the tokens of a device.
+        # Two sums of activations per block in each direction, over the tokens of a device.
         tokens = config.train.batch_tokens / (data * fsdp)
         tensor_bytes = 4 * model.n_layers * 2 * (tensor - 1) / tensor * tokens * model.d_model * _COMPUTE
         data_bytes = 2 * (data - 1) / data * held / fsdp * _MASTER
-        # The axes are laid out with tensor innermost, then fsdp.
+        # The innermost axis is tensor, then fsdp.
         times = {
             "tensor_s": tensor_bytes / _link(cluster, tensor),
             "fsdp_s": fsdp_bytes / _link(cluster, fsdp * tensor),
@@ -112,16 +106,15 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
 
 
 def _link(cluster: Cluster, span: int) -> float:
-    """Bytes/s of a group of neighbours of that size: the network's, once it leaves a node."""
+    """Bytes/s within a group of neighbouring devices; a group larger than a node uses the network."""
     return cluster.fast if span <= cluster.node else cluster.slow
 
 
 def report(config: Config, estimates: Sequence[Estimate]) -> str:
-    """The estimates as a table."""
-    config = with_vocabulary(config)
-    network = make_network(config, config.model.vocab_size)
+    """Formats the estimates as a table."""
+    n_params = random_task(config).network.n_params
     lines = [
-        f"{network.n_params:,} parameters, {config.train.batch_tokens:,} tokens an update, "
+        f"{n_params:,} parameters, {config.train.batch_tokens:,} tokens per update, "
         f"fsdp {max(config.mesh.fsdp, 1)}, tensor {max(config.mesh.tensor, 1)}, the rest data",
         f"{'devices':>8}{'compute ms':>13}{'data ms':>11}{'fsdp ms':>11}{'tensor ms':>11}{'state MB':>11}"
         f"{'tokens/s':>14}{'efficiency':>12}",

@@ -1,7 +1,7 @@
-"""The recipe of the Sudoku study from stock layers of PyTorch, as a contender.
+"""The Sudoku transformer from stock PyTorch layers, as a contender.
 
-`torch.nn.TransformerEncoder` with additive positions, run again and again with its own prediction fed back, as the
-study describes it; AdamW on the mean cross entropy of all iterations over the empty cells. Nothing here imports jax.
+`torch.nn.TransformerEncoder` with additive positions, iterated with its own prediction fed back, as the original study
+describes it; AdamW on the mean cross entropy of all iterations over the empty cells. Nothing here imports JAX.
 """
 
 from collections.abc import Callable
@@ -10,26 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from psann_jax.bench.laps import lap_times
-from psann_jax.bench.peer import end_of_work, peak_memory_mb, usable_cores
-from psann_jax.bench.random_puzzles import RandomPuzzles
-from psann_jax.config import Config, SudokuConfig, require
+from psann_jax.bench.peer import end_of_work, peak_memory_mb
+from psann_jax.bench.timing import time_steps
+from psann_jax.config import Config, ConfigError, SudokuConfig, require
+from psann_jax.data.sudoku.random_puzzles import RandomPuzzles
 from psann_jax.utils.extras import require_extra
+from psann_jax.utils.host import usable_cores
 
 
-def check(config: Config) -> None:
-    """Raises UserError where there is nothing to measure against."""
+def check(config: Config) -> SudokuConfig:
+    """Returns the `model` section; raises UserError if torch is missing or this contender does not support the config."""
     require_extra("--peer=torch", "torch")
     model, train = config.model, config.train
-    require(isinstance(model, SudokuConfig), "model.base", f"is {model.base}; --peer=torch is for base sudoku")
+    if not isinstance(model, SudokuConfig):
+        raise ConfigError(f"model.base: is {model.base}; --peer=torch is for base sudoku")
     require(model.positional_encoding == "additive", "model.positional_encoding", "must be additive with --peer=torch")
     require(model.mlp_activation in ("relu", "gelu"), "model.mlp_activation", "must be relu or gelu with --peer=torch")
     require(not train.sam_rho, "train.sam_rho", "must be 0 with --peer=torch")
     require(train.grad_accum == 1, "train.grad_accum", "must be 1 with --peer=torch")
+    return model
 
 
 def build_model(config: SudokuConfig) -> Any:
-    """The model as a `torch.nn.Module`: puzzles (B, 81) -> logits (T, B, 81, 9)."""
+    """Builds the model, a `torch.nn.Module`: puzzles (B, 81) -> logits (T, B, 81, 9)."""
     import torch
     from torch import nn
 
@@ -70,17 +73,21 @@ def build_model(config: SudokuConfig) -> Any:
 
 
 class SudokuPeer:
-    """Model and AdamW on the batches of a config."""
+    """Model and AdamW on the random batches of a config.
+
+    Attributes:
+      facts: n_params, attention, threads and versions.
+    """
 
     def __init__(self, config: Config):
-        """Builds the model on the GPU if there is one, else on all usable CPU cores."""
+        """Builds the model on the GPU if there is one, otherwise on all usable CPU cores."""
         import torch
 
         train = config.train
         self._config, self._device = config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(usable_cores())
         torch.manual_seed(config.seed)
-        self._model = build_model(config.model).to(self._device).train()
+        self._model = build_model(check(config)).to(self._device).train()
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=train.lr,
@@ -93,13 +100,14 @@ class SudokuPeer:
         self.facts: dict[str, Any] = {
             "n_params": sum(p.numel() for p in self._model.parameters()),
             "attention": "stock",
+            "inference": "puzzles",
             "threads": torch.get_num_threads(),
             "versions": {"torch": version("torch")},
         }
 
     def run(self, n_steps: int, training: bool = True) -> list[float]:
-        """As `psann_jax.bench.ours.Ours.run`."""
-        return lap_times(self._step if training else self._fill_step, n_steps, ahead=self._device.type == "cuda")
+        """Runs steps; see `psann_jax.bench.ours.Ours.run`."""
+        return time_steps(self._step if training else self._fill_step, n_steps, ahead=self._device.type == "cuda")
 
     def _fill_step(self) -> Callable[[], object]:
         import torch
@@ -137,5 +145,5 @@ class SudokuPeer:
 
 
 def make(config: Config) -> SudokuPeer:
-    """The contender, in the process of its worker."""
+    """Makes the contender, in its worker's process."""
     return SudokuPeer(config)

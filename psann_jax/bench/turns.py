@@ -1,4 +1,4 @@
-"""Contenders at work in turn, so that a machine that slows down or is shared slows all of them."""
+"""Runs contenders in turn, so that changes in the machine's speed affect all of them alike."""
 
 import sys
 import time
@@ -14,16 +14,16 @@ _ROUNDS = 10
 
 
 def take_turns(workers: Sequence[Worker], n_steps: int, *args: Any) -> tuple[list[list[list[Any]]], list[float], float]:
-    """Has every contender take the same number of steps, a block of them each round.
+    """Runs the same number of steps of each contender, in rounds of one block per contender.
 
     Args:
       workers: the contenders.
-      n_steps: of each.
-      args: for their `run`, after the number of steps.
+      n_steps: steps of each contender.
+      args: passed to their `run` after the number of steps.
 
     Returns:
-      What `run` gave for every step, by round and contender; processor seconds of each contender, over all cores;
-      and how many cores other processes kept busy meanwhile.
+      What `run` returned for each step, by round and contender; processor seconds of each contender over all cores;
+      and the mean number of cores that other processes kept busy.
     """
     began, busy = time.perf_counter(), _busy_seconds()
     used = [worker.cpu_seconds() for worker in workers]
@@ -33,25 +33,25 @@ def take_turns(workers: Sequence[Worker], n_steps: int, *args: Any) -> tuple[lis
         for r in range(n_rounds):
             size = n_steps * (r + 1) // n_rounds - n_steps * r // n_rounds
             blocks: list[list[Any]] = [[] for _ in workers]
-            # Every other round goes backwards, so that nobody is always first after a pause.
+            # Every second round runs in reverse order, so that no contender is always the first after a pause.
             for i in sorted(range(len(workers)), reverse=r % 2 == 1):
                 bar.set_description_str(workers[i].name)
                 blocks[i] = workers[i].ask("run", size, *args)
                 bar.update(size)
             rounds.append(blocks)
             if bar.disable:
-                say(f"round {r + 1} of {n_rounds}")
+                log(f"round {r + 1} of {n_rounds}")
     used = [worker.cpu_seconds() - before for worker, before in zip(workers, used, strict=True)]
     others = (_busy_seconds() - busy - sum(used)) / (time.perf_counter() - began)
     return rounds, used, max(others, 0.0)
 
 
 def _busy_seconds() -> float:
-    """Processor time that the machine has spent on all processes."""
+    """Processor seconds that the machine has spent on all processes."""
     times = psutil.cpu_times()
     return float(times.user + times.system)
 
 
-def say(text: str) -> None:
-    """A line of progress, on standard error."""
+def log(text: str) -> None:
+    """Prints a line of progress on standard error."""
     print(text, file=sys.stderr, flush=True)

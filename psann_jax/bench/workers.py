@@ -1,8 +1,8 @@
-"""Contenders of a measurement, each in a process of its own.
+"""Contenders of a measurement, each in its own process.
 
-The parent asks one process at a time to work and the others wait, so that contenders can take turns in a few
-seconds' rhythm, on a machine whose speed changes, and yet share neither thread pools nor memory: the peak
-memory of a process is that of its contender alone.
+The parent lets one process work at a time while the others wait. So contenders can alternate every few seconds, on a
+machine whose speed changes, without sharing thread pools or memory: the peak memory of a process is that of its
+contender alone.
 """
 
 import importlib
@@ -26,25 +26,26 @@ class Contender(Protocol):
     facts: dict[str, Any]
 
     def run(self, n_steps: int) -> list[float]:
-        """Takes training steps; seconds of each."""
+        """Runs training steps; returns the seconds of each."""
 
     def peak_memory_mb(self) -> float:
-        """The most memory in use so far, in 10^6 bytes."""
+        """Returns the peak memory so far, in 10^6 bytes."""
 
 
 class Worker:
-    """A process that makes a contender and does what it is asked to.
+    """A process that holds a contender and calls its methods on request.
 
     Attributes:
-      name: for messages.
-      facts: of the contender, once it is made.
+      name: the contender's name in messages.
+      facts: the contender's facts.
     """
 
     def __init__(self, name: str, module: str, *args: Any):
-        """Starts the process and waits until ``module.make(*args)`` is done.
+        """Starts the process and waits until ``module.make(*args)`` returns.
 
         Raises:
           UserError: as raised in the process, or the process died.
+          RuntimeError: any other exception in the process; the message has its traceback.
         """
         self.name = name
         self._connection, theirs = Pipe()
@@ -52,7 +53,7 @@ class Worker:
             [sys.executable, "-m", "psann_jax.bench.workers", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,  # Ctrl-C in a terminal is for this process alone, which then ends the other
+            start_new_session=True,  # Ctrl-C in a terminal reaches only the parent, which then kills the worker
         )
         theirs.close()
         try:
@@ -63,12 +64,12 @@ class Worker:
             raise
 
     def ask(self, method: str, *args: Any) -> Any:
-        """Calls a method of the contender and waits for its result."""
+        """Calls a method of the contender and returns its result; raises as `__init__`."""
         self._connection.send((method, args))
         return self._receive()
 
     def cpu_seconds(self) -> float:
-        """Processor time that the process has used so far, over all cores."""
+        """Returns the processor seconds of the process so far, over all cores."""
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
@@ -77,19 +78,17 @@ class Worker:
             kind, value = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             code = self._process.wait()
-            raise UserError(
-                f"{self.name}: its process ended with code {code}; -9 hints at too little memory"
-            ) from error
-        if kind == "mistake":
+            raise UserError(f"{self.name}: its process ended with code {code}; -9 often means out of memory") from error
+        if kind == "user error":
             raise UserError(value)
         if kind == "crash":
             raise RuntimeError(f"{self.name}: {value}")
         return value
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process."""
         self._connection.close()
-        self._process.kill()  # it has nothing to lose
+        self._process.kill()
         self._process.wait()
 
     def __enter__(self) -> "Worker":
@@ -102,7 +101,7 @@ class Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """The life of a worker's process; it ends when the parent does."""
+    """Serves requests until the parent closes the connection or ends."""
     try:
         module, args = connection.recv()
         contender: Contender = importlib.import_module(module).make(*args)
@@ -113,7 +112,7 @@ def _serve(connection: Connection) -> None:
     except (EOFError, ConnectionError):
         return
     except UserError as error:
-        connection.send(("mistake", str(error)))
+        connection.send(("user error", str(error)))
     except Exception:
         connection.send(("crash", traceback.format_exc()))
 

@@ -1,9 +1,8 @@
-"""Weights from one form to another: psann-jax convert --from=SOURCE --to=DESTINATION.
+"""Converts weights: psann-jax convert --from=SOURCE --to=DESTINATION.
 
 SOURCE is a run's workdir, a .safetensors file, a directory with model.safetensors, or a .pt file of psannlm or of
 the Newton Gravity Transformer.
-DESTINATION is a .safetensors file, or a new directory that becomes a workdir for psann_jax.cli.generate and
-psann_jax.cli.evaluate.
+DESTINATION is a .safetensors file, or a new directory that becomes a workdir for the commands on trained runs.
 """
 
 import argparse
@@ -12,19 +11,19 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.run_flags import StrictParser, run_command
+from psann_jax.cli.flags import StrictParser
 from psann_jax.utils.errors import UserError
 
 _FILE = ".safetensors"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads the weights, checks them and writes them in the other form."""
+    """Reads the weights, checks them and writes them in the other format."""
     flags = _parse(argv)
     source, destination = Path(flags.source).expanduser(), Path(flags.destination).expanduser()
     if destination.exists() and destination.suffix == _FILE and not flags.overwrite:
         raise UserError(f"{destination}: exists; name another file, or give --overwrite")
-    # Imported late, so that a mistake on the command line is told at once.
+    # Imported late, so that an error in the command line shows at once.
     from psann_jax.convert.psannlm import PsannlmWarning
     from psann_jax.convert.read import read_weights
     from psann_jax.convert.run import write_run
@@ -43,29 +42,34 @@ def main(argv: Sequence[str]) -> None:
         write_safetensors(destination, weights)
     else:
         write_run(destination, weights, str(source))
-    model = weights.config.model
-    print(f"{destination}: {model.base}, {weights.network().n_params:,} parameters, vocabulary {model.vocab_size:,}")
+    network = weights.network()
+    model = network.config
+    print(f"{destination}: {model.base}, {network.n_params:,} parameters, vocabulary {model.vocab_size:,}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = StrictParser("psann_jax.cli.convert", "Weights from one form to another.")
+    parser = StrictParser("convert", "Converts weights between runs, .safetensors files and PyTorch files.")
     add = parser.add_argument
     add(
         "--from",
         dest="source",
         required=True,
         metavar="SOURCE",
-        help=f"a workdir, a {_FILE} or a .pt file of psannlm or NGT",
+        help=f"a workdir, a {_FILE} file, or a .pt file of psannlm or NGT",
     )
     add("--to", dest="destination", required=True, metavar="DESTINATION", help=f"a {_FILE} file or a new workdir")
-    add("--checkpoint", metavar="WHICH", help="of a workdir: last, best (by validation) or a step; default last")
-    add("--tokenizer", metavar="FILE", help="for weights without one: a tokenizer.json or sentencepiece .model")
-    add("--n_heads", type=int, metavar="N", help="of a psannlm file that does not say")
-    add("--positional_encoding", choices=("rope", "alibi", "sinusoidal"), help="likewise; default rope")
-    add("--max_length", type=int, metavar="N", help="the context of a model from a psannlm file; default 1024")
-    add("--overwrite", action="store_true", help=f"replaces an existing {_FILE} file")
+    add(
+        "--checkpoint",
+        metavar="WHICH",
+        help="if SOURCE is a workdir: last, best (by validation) or a step; default last",
+    )
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json or sentencepiece .model, if SOURCE has no tokenizer")
+    add("--n_heads", type=int, metavar="N", help="number of heads, for a psannlm file without it")
+    add(
+        "--positional_encoding",
+        choices=("rope", "alibi", "sinusoidal"),
+        help="encoding of positions, for a psannlm file without it; default rope",
+    )
+    add("--max_length", type=int, metavar="N", help="context length of a model from a psannlm file; default 1024")
+    add("--overwrite", action="store_true", help=f"replace an existing {_FILE} file")
     return parser.parse_strictly(argv)
-
-
-if __name__ == "__main__":
-    run_command(main)

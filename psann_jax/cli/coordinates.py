@@ -1,4 +1,4 @@
-"""The coordinates of a trained gravity model as a page: psann-jax coordinates --workdir=RUN [--text=TEXT].
+"""Writes the token coordinates of a gravity model as a page: psann-jax coordinates --workdir=RUN [--text=TEXT].
 
 The page is one HTML file that needs no network: tokens in 3D, layer by layer, and what each attends to.
 """
@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.run_flags import RunParser, load_options, run_command
+from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.utils.extras import require_extra
 
 
 def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its path."""
     flags = _parse(argv)
-    # Imported late, so that a mistake on the command line is told at once.
+    require_extra("coordinates page", "plotly")
+    # Imported late, so that an error in the command line shows at once.
     from psann_jax.plots.coordinates import write_coordinates
     from psann_jax.runs.restore import load_text_run
 
@@ -28,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = RunParser(
-        "psann_jax.cli.coordinates",
-        "A page with the tokens of a text in the coordinates of a trained run of base ngt.",
+        "coordinates",
+        "Writes a page that shows the tokens of a text in the coordinates of a trained run of base ngt.",
         precision="auto",
     )
     add = parser.add_argument
@@ -42,7 +44,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--out", metavar="FILE", help="the page; default coordinates.html in the workdir")
     return parser.parse_strictly(argv)
-
-
-if __name__ == "__main__":
-    run_command(main)

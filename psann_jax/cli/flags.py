@@ -4,7 +4,6 @@ Nothing here imports JAX, so an error in a command line or a config file shows a
 """
 
 import argparse
-import faulthandler
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from ml_collections import config_dict
 
 from psann_jax.config import Config
 from psann_jax.config.files import apply_overrides, load_config_file
-from psann_jax.config.io import nearest, parse
+from psann_jax.config.io import parse
+from psann_jax.config.names import nearest
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.huge_pages import restart_with_huge_pages
 
@@ -232,7 +232,6 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     A UserError ends it with one line and code 2, Ctrl-C with code 130.
     """
     restart_with_huge_pages()
-    faulthandler.enable()
     try:
         command(sys.argv[1:])
     except UserError as error:

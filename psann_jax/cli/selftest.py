@@ -1,7 +1,7 @@
-"""Checks the device at hand: psann-jax selftest [--only=GPU-01,GPU-05] [--out=DIR].
+"""Tests this machine: psann-jax selftest [--only=GPU-01,GPU-05] [--out=DIR].
 
-Each of the checks GPU-01 to GPU-08 compares what it measures with a threshold; docs/validation.md tells what they
-prove. The exit code is 0 if all passed or were skipped, 1 if one failed, 2 for a mistake on the command line.
+Each of the checks GPU-01 to GPU-08 compares measured values with thresholds; docs/selftest.md describes them. The exit
+code is 0 if all checks passed or were skipped, 1 if one failed, 2 for an error in the command line.
 """
 
 import argparse
@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psann_jax.bench.results import check_writable
-from psann_jax.cli.run_flags import StrictParser, run_command
-from psann_jax.config.io import nearest
+from psann_jax.cli.flags import StrictParser, writable_file
+from psann_jax.config.names import nearest
 from psann_jax.selftest import IDS
 from psann_jax.utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the checks and writes the report; ends with code 1 if one has failed."""
+    """Runs the checks and writes the report; exits with code 1 if one failed."""
     flags = _parse(argv)
     ids = _chosen(flags.only)
     now = datetime.datetime.now(datetime.UTC)
     out = Path(flags.out or f"reports/validation/{now:%Y%m%d_%H%M%S}-{socket.gethostname()}")
-    # Imported late, so that a mistake on the command line is told at once.
+    # Imported late, so that an error in the command line shows at once.
     from psann_jax.selftest.basics import system
     from psann_jax.selftest.check import Machine, run_checks
     from psann_jax.selftest.child import in_child
@@ -34,8 +33,6 @@ def main(argv: Sequence[str]) -> None:
 
     if flags.scale is not None:
         check_scale(flags.scale)
-    if flags.json:
-        check_writable(Path(flags.json))
     prepare(out)
     facts = in_child(system)
     machine = Machine(facts["backend"], facts["n_devices"])
@@ -46,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         summary["results"] = records
         write_report(out, summary)
         if flags.json:
-            write_summary(Path(flags.json), summary)
+            write_summary(flags.json, summary)
 
     records = run_checks([CHECKS[i] for i in ids], sizes, machine, write)
     print(readme(summary))
@@ -56,20 +53,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = StrictParser("psann_jax.cli.selftest", "Checks the device at hand.")
+    parser = StrictParser("selftest", "Checks that this machine trains, divides, generates and resumes correctly.")
     add = parser.add_argument
-    add("--only", metavar="IDS", help=f"some of the checks, with commas between; default all, {IDS[0]} to {IDS[-1]}")
-    add("--out", metavar="DIR", help="for the report; default reports/validation/TIME-HOST")
-    add("--json", metavar="FILE", help="another file for the content of summary.json")
-    add("--scale", type=int, metavar="S", help="divides the batch_tokens of GPU-03; default 1, on a CPU 64")
+    add("--only", metavar="IDS", help=f"checks to run, with commas between; default all, {IDS[0]} to {IDS[-1]}")
+    add("--out", metavar="DIR", help="folder of the report; default reports/validation/TIME-HOST")
+    add("--json", type=writable_file, metavar="FILE", help="write the content of summary.json to this file too")
+    add("--scale", type=int, metavar="S", help="divide the batch_tokens of GPU-03 by S; default 1, on a CPU 64")
     return parser.parse_strictly(argv)
 
 
 def _chosen(only: str | None) -> list[str]:
-    """The checks to run, in their order.
+    """The checks to run, in the order of the suite.
 
     Raises:
-      UserError: an unknown one.
+      UserError: an unknown check.
     """
     if only is None:
         return list(IDS)
@@ -78,7 +75,3 @@ def _chosen(only: str | None) -> list[str]:
         if name not in IDS:
             raise UserError(f"--only: {name!r} is no check{nearest(name, IDS)}; choose from {', '.join(IDS)}")
     return [i for i in IDS if i in asked]
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,4 +1,4 @@
-"""What training has made of a run's sine activations: psann-jax sine --workdir=RUN.
+"""Shows how training changed a run's sine activations: psann-jax sine --workdir=RUN.
 
 Draws the distributions of amplitude, frequency and damping by layer, before and after, and prints their medians.
 """
@@ -8,23 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.run_flags import RunParser, load_options, run_command
+from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.utils.files import storage_errors
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the picture, prints the medians and its path."""
+    """Writes the figure, prints the medians and its path."""
     flags = _parse(argv)
-    # Imported late, so that a mistake on the command line is told at once.
+    # Imported late, so that an error in the command line shows at once.
     import numpy as np
 
     from psann_jax.plots.sine import VALUES, draw_sine
     from psann_jax.runs.restore import load_run
-    from psann_jax.utils.files import storage_errors
 
     run = load_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
-    with storage_errors(Path(path)):
+    with storage_errors(path):
         values = draw_sine(path, run)
     print("medians before -> after")
     print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
@@ -38,11 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = RunParser(
-        "psann_jax.cli.sine", "Amplitude, frequency and damping before and after training.", precision="run"
+        "sine", "Draws amplitude, frequency and damping of a run before and after training.", precision="run"
     )
-    parser.add_argument("--out", metavar="FILE", help="the picture; default sine_parameters.png in the workdir")
+    parser.add_argument("--out", metavar="FILE", help="the figure; default sine_parameters.png in the workdir")
     return parser.parse_strictly(argv)
-
-
-if __name__ == "__main__":
-    run_command(main)

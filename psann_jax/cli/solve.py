@@ -1,7 +1,7 @@
-"""Puzzles solved by a trained network: psann-jax solve --workdir=RUN [--puzzle=TEXT | --data=FILE.csv].
+"""Solves Sudoku puzzles with a trained network: psann-jax solve --workdir=RUN [--puzzle=TEXT | --data=FILE.csv].
 
-One puzzle is shown with its solution. Many, by default those that the run is validated on, give the shares of solved
-ones by numbers of iterations and ratings.
+With --puzzle it prints one solution. Otherwise it solves many puzzles, by default the run's validation puzzles, and
+prints the fraction solved by number of iterations and rating.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from psann_jax.cli.run_flags import RunParser, load_options, run_command
+from psann_jax.cli.flags import RunParser, load_options
 from psann_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ _OF_ONE, _OF_MANY = ("watch", "pictures"), ("max_puzzles", "batch_size", "never_
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a grid, or a table; a puzzle that is not solved ends with exit code 1."""
+    """Prints a grid or a table; exits with code 1 if the one puzzle is not solved."""
     flags = _parse(argv)
-    # Imported late, so that a mistake on the command line is told at once.
+    # Imported late, so that an error in the command line shows at once.
     from psann_jax.data.sudoku.rules import parse_grid
     from psann_jax.data.sudoku.solver import solve_one
 
     puzzle = None
     if flags.puzzle is not None:
         puzzle = parse_grid(flags.puzzle, "--puzzle")
-        solve_one(puzzle, "--puzzle")  # tells whether there is one solution, and is not looked at
+        solve_one(puzzle, "--puzzle")  # raises unless there is exactly one solution
     from psann_jax.config import PuzzlesConfig
     from psann_jax.runs.restore import load_run
 
@@ -46,19 +46,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = RunParser(
-        "psann_jax.cli.solve", "Solves Sudoku puzzles with the network of a trained run.", precision="auto"
-    )
+    parser = RunParser("solve", "Solves Sudoku puzzles with the network of a trained run.", precision="auto")
     add = parser.add_argument
-    add("--puzzle", metavar="TEXT", help="81 characters, row by row; . or 0 for an empty cell")
+    add("--puzzle", metavar="TEXT", help="one puzzle: 81 characters, row by row, with . or 0 for an empty cell")
     add("--data", metavar="FILE", help="a CSV with question, answer and rating; default the run's validation puzzles")
-    add("--iterations", type=int, default=1024, metavar="N", help="at most; default 1024")
-    add("--json", action="store_true", help="one JSON object instead of grids and tables")
-    add("--watch", action="store_true", help="of one puzzle: shows the grid after every iteration")
-    add("--pictures", metavar="DIR", help="of one puzzle: confidence.png and attention.png are written there")
-    add("--max_puzzles", type=int, metavar="N", help="of many: only the first N")
-    add("--batch_size", type=int, metavar="N", help="of many: puzzles at once; default 256")
-    add("--never_stop", action="store_true", help="of many: all iterations for all, whether solved or not")
+    add("--iterations", type=int, default=1024, metavar="N", help="maximum number of iterations; default 1024")
+    add("--json", action="store_true", help="print one JSON object instead of grids and tables")
+    add("--watch", action="store_true", help="with --puzzle: show the grid after every iteration")
+    add("--pictures", metavar="DIR", help="with --puzzle: write confidence.png and attention.png there")
+    add("--max_puzzles", type=int, metavar="N", help="without --puzzle: only the first N puzzles")
+    add("--batch_size", type=int, metavar="N", help="without --puzzle: puzzles per batch; default 256")
+    add("--never_stop", action="store_true", help="without --puzzle: run all iterations even for solved puzzles")
     flags = parser.parse_strictly(argv)
     if flags.puzzle is not None and flags.data is not None:
         parser.error("--data: cannot be used together with --puzzle")
@@ -102,7 +100,7 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
 
 
 def _show(grid: str, title: str, first: bool) -> None:
-    """Prints a grid; on a terminal in the place of the one before."""
+    """Prints a grid; on a terminal it overwrites the previous one."""
     if sys.stdout.isatty() and not first:
         print(f"\x1b[{grid.count(chr(10)) + 2}A", end="")
     print(f"{title}\n{grid}", flush=True)
@@ -110,17 +108,17 @@ def _show(grid: str, title: str, first: bool) -> None:
 
 def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:
     from psann_jax.plots.sudoku import draw_attention, draw_confidence
-    from psann_jax.runs.sudoku_solver import attention_of
+    from psann_jax.runs.sudoku_solver import attention_weights
 
     cell = int(np.flatnonzero(puzzle_81 == 0)[0])
     try:
         directory.mkdir(parents=True, exist_ok=True)
         draw_confidence(directory / "confidence.png", puzzle_81, probabilities_Tx81x9)
-        weights = attention_of(run, puzzle_81, iteration=len(probabilities_Tx81x9))
+        weights = attention_weights(run, puzzle_81, iteration=len(probabilities_Tx81x9))
         draw_attention(directory / "attention.png", weights[:, :, cell], puzzle_81, cell)
     except OSError as error:
         raise UserError(f"--pictures: cannot write to {directory}: {error.strerror}") from error
-    print(f"pictures in {directory}", file=sys.stderr)
+    print(f"figures in {directory}", file=sys.stderr)
 
 
 # --- many puzzles ---------------------------------------------------------------------------------------
@@ -128,10 +126,10 @@ def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndar
 
 def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     from psann_jax.plots.sudoku import draw_accuracy
-    from psann_jax.runs.sudoku_solver import chosen_puzzles, solve
+    from psann_jax.runs.sudoku_solver import select_puzzles, solve
     from psann_jax.tasks.sudoku_scores import shares_at
 
-    puzzles = chosen_puzzles(run, flags.data, flags.max_puzzles, progress=True)
+    puzzles = select_puzzles(run, flags.data, flags.max_puzzles, progress=True)
     found = solve(
         run,
         puzzles.puzzles_Nx81,
@@ -143,7 +141,7 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     print(puzzles.describe(), file=sys.stderr)
     n_solved = int(found.valid_NxM[:, -1].sum())
     rate = n_solved / found.seconds if found.seconds else 0.0
-    speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation left out"
+    speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation excluded"
     print(f"{speed}: {rate:,.1f} solved puzzles/s", file=sys.stderr)
     rows = {m: shares_at(found.valid_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
     if flags.json:
@@ -160,7 +158,7 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
 
 
 def _table(rows: dict[int, dict[str, float]]) -> str:
-    """Percentages with two standard errors, a line for each number of iterations."""
+    """Percentages with two standard errors, one line for each number of iterations."""
     names = [name for name in next(iter(rows.values())) if not name.endswith("_2se")]
     titles = [name.removeprefix("solved").removeprefix("_") or "all" for name in names]
     lines = ["iterations" + "".join(f"{title:>15}" for title in titles)]
@@ -168,7 +166,3 @@ def _table(rows: dict[int, dict[str, float]]) -> str:
         cells = (f"{100 * shares[name]:6.2f} +- {100 * shares[f'{name}_2se']:<4.2f}" for name in names)
         lines.append(f"{iterations:>10}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join((*lines, "% of the puzzles solved, by rating, +- two standard errors"))
-
-
-if __name__ == "__main__":
-    run_command(main)

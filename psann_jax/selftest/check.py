@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from psann_jax.bench.turns import say
+from psann_jax.bench.turns import log
 from psann_jax.selftest.child import ChildError
 from psann_jax.selftest.sizes import Sizes
 
@@ -102,9 +102,9 @@ def run_checks(
     """
     records: list[dict[str, Any]] = []
     for check in checks:
-        say(f"{check.id} {check.title} ...")
+        log(f"{check.id} {check.title} ...")
         records.append(record := run_check(check, sizes, machine))
         reason = f": {record['reason']}" if "reason" in record else ""
-        say(f"{check.id} {record['status']} in {record['seconds']:.1f} s{reason}")
+        log(f"{check.id} {record['status']} in {record['seconds']:.1f} s{reason}")
         write(records)
     return records

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psann_jax.bench.results import write_result
 from psann_jax.selftest.pictures import draw_throughput
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import write_json
 
 SUMMARY = "summary.json"
 _CSV_COLUMNS = ("timestamp", "base", "batch_tokens", "tokens_per_s")
@@ -71,7 +71,7 @@ def write_report(directory: Path, summary: Mapping[str, Any]) -> None:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Writes the summary as JSON."""
-    write_result(path, _for_json(summary))
+    write_json(path, _for_json(summary))
 
 
 def _write(path: Path, text: str) -> None:

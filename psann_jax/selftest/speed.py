@@ -5,8 +5,8 @@ import statistics
 import traceback
 from typing import Any
 
-from psann_jax.bench.laps import lap_times
 from psann_jax.bench.ours import Ours
+from psann_jax.bench.timing import time_steps
 from psann_jax.config import Config
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.selftest import child
@@ -95,7 +95,7 @@ def _judge_rates(found: Findings, entries: list[dict[str, Any]]) -> None:
 def measure_memory(config: Config) -> dict[str, Any]:
     """Memory and time of training steps on one device."""
     training = Training(config, make_mesh(ONE_DEVICE, all_devices=False)).take(_WARMUP_STEPS)
-    laps = lap_times(training.start_step, _MEMORY_STEPS, ahead=False)
+    laps = time_steps(training.start_step, _MEMORY_STEPS, ahead=False)
     return {
         "base": config.model.base,
         "d_model": config.model.d_model,

@@ -9,7 +9,7 @@ import pytest
 from test_weights_safetensors import TOKENIZER, weights_of
 
 from psann_jax.cli import convert
-from psann_jax.cli.config_flags import fail
+from psann_jax.cli.flags import fail
 from psann_jax.convert.run import read_run, write_run
 from psann_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from psann_jax.convert.weights import Weights, flat_params

@@ -14,10 +14,9 @@ from importlib import import_module
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
-from psann_jax import main
-from psann_jax.cli.config_flags import parse_flags
+from psann_jax.cli.flags import run_command
+from psann_jax.cli.train import main
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
@@ -140,4 +139,4 @@ FAULTS = {
 if __name__ == "__main__":
     fault, _, at = sys.argv.pop(1).partition("=")
     FAULTS[fault](int(at or 0))
-    app.run(main.main, flags_parser=parse_flags)
+    run_command(main)

@@ -1,0 +1,1 @@
+"""The commands psann-jax bench MEASUREMENT, one file each."""

@@ -1,0 +1,61 @@
+"""Measures generation: psann-jax bench generate [--config=FILE] [--peer=psannlm]."""
+
+import argparse
+from collections.abc import Sequence
+
+from psann_jax.cli.bench.result import add_json_flag, show
+from psann_jax.cli.flags import ConfigParser, positive_int, read_config
+from psann_jax.sample.settings import Sampling
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints tokens/s, time to the first token and time per token for each batch size."""
+    flags = _parse(argv)
+    config = read_config(flags)
+    sampling = Sampling(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p)
+    sampling.check()
+    # Imported late, so that an error in a config shows at once.
+    from psann_jax.bench.generate import measure, report
+
+    result = measure(
+        config,
+        sampling,
+        peer_name=flags.peer,
+        batches=flags.batch or [1, 8],
+        prompt_tokens=flags.prompt_tokens,
+        max_new_tokens=flags.max_new_tokens,
+        repeats=flags.repeats,
+    )
+    show(report(result), result, flags.json)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ConfigParser(
+        "bench generate",
+        "Measures generated tokens/s with random weights and prompts, alone or in turn with psannlm.",
+        default_file="configs/proxy_13m.py",
+        default_overrides=("train.precision=fp32",),
+    )
+    add = parser.add_argument
+    add("--peer", choices=("psannlm",), help="compare with this implementation of the same model")
+    add(
+        "--batch",
+        action="append",
+        type=positive_int,
+        metavar="N",
+        help="texts generated at once; can be repeated; default 1 and 8",
+    )
+    add("--prompt_tokens", type=positive_int, default=64, metavar="N", help="length of each prompt; default 64")
+    add("--max_new_tokens", type=positive_int, default=128, metavar="N", help="tokens generated per text; default 128")
+    add("--repeats", type=positive_int, default=10, metavar="N", help="generations per batch size; default 10")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 takes the most probable token; default 1")
+    add("--top_k", type=int, default=0, metavar="K", help="sample from the K most probable tokens; default 0, all")
+    add(
+        "--top_p",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="sample from the most probable tokens whose probabilities sum to P; default 0.9",
+    )
+    add_json_flag(parser)
+    return parser.parse_strictly(argv)

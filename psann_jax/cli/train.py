@@ -1,0 +1,49 @@
+"""Trains an experiment: psann-jax train --config=configs/quickstart.py [--workdir=DIR] [--config.train.lr=1e-3].
+
+A run that was interrupted resumes when the same command is given again.
+"""
+
+import argparse
+import faulthandler
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.flags import ConfigParser, default_workdir, positive_int, read_settings
+from psann_jax.config.io import parse
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains the experiment of --config, or resumes it from its last checkpoint."""
+    flags = _parse(argv)
+    settings = read_settings(flags)
+    config = parse(settings)
+    if flags.print_config:
+        print(settings)
+        return
+    # Imported late, so that an error in a config shows at once.
+    from psann_jax.data.cache import cache_root
+    from psann_jax.runs.training import train_run
+    from psann_jax.train.compilation import enable_compilation_cache
+    from psann_jax.train.processes import join
+
+    faulthandler.enable()
+    join(flags.join_timeout)
+    enable_compilation_cache(cache_root(config.data.cache_dir) / "programs")
+    workdir = Path(flags.workdir or default_workdir(flags.config_file))
+    train_run(config, workdir, profile_steps=flags.profile_steps)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ConfigParser("train", "Trains the experiment of a config file, or resumes it.")
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", help="where the run's files go; default runs/ and the config's path below configs/")
+    add("--profile_steps", default="", metavar="FIRST:LAST", help="steps to trace, into profile/ in the workdir")
+    add(
+        "--join_timeout",
+        type=positive_int,
+        default=300,
+        metavar="S",
+        help="seconds to wait for the other processes of a run; default 300",
+    )
+    add("--print_config", action="store_true", help="print the settings with all overrides, and exit")
+    return parser.parse_strictly(argv)
