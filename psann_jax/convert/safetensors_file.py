@@ -11,13 +11,13 @@ import safetensors
 import safetensors.numpy
 
 from psann_jax.config import ConfigError
-from psann_jax.config.io import parse, to_dict
+from psann_jax.config.io import parse, to_dict, upgrade_saved
 from psann_jax.convert.weights import Weights, check_weights, flat_params, nested_params
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
-VERSION = 1
+VERSION = 2  # 1: psann_jax 0.1, with older names of settings; see `upgrade_saved`
 _KEY = "psann_jax"  # the only one: with several, the library would write them in any order
 SUFFIX = ".safetensors"
 DEFAULT_NAME = f"model{SUFFIX}"
@@ -68,7 +68,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> Weights:
         version = int(about["version"])
         if version > VERSION:
             raise UserError(f"{path}: has format {version}, but this psann_jax reads up to {VERSION}")
-        config, saved = parse(about["config"]), about.get("tokenizer")
+        config, saved = parse(upgrade_saved(about["config"])), about.get("tokenizer")
         tokenizer = None if saved is None else Tokenizer.from_bytes(saved.encode())
     except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
         raise UserError(f"{path}: its config or tokenizer cannot be read: {error}") from error

@@ -1,16 +1,16 @@
-"""What the run is on: devices, peak memory, and model FLOP/s utilisation where the hardware's peak is known."""
+"""Devices, peak memory and model FLOP/s utilisation."""
 
-import os
 import platform
 import re
 from pathlib import Path
 
 import jax
-import psutil
+
+from psann_jax.utils.host import peak_resident_bytes, usable_cores
 
 # Peak dense matrix FLOP/s by `jax.Device.device_kind`: (pattern, with 16-bit inputs, with float32 inputs).
-# float32 is the rate of TF32, in which XLA multiplies float32 on these GPUs by default; TPUs have no such figure.
-# Vendors' sheets often state twice as much, "with sparsity". Variants that are not listed (laptop and MIG devices,
+# float32 is the TF32 rate, because XLA multiplies float32 in TF32 on these GPUs by default; no such figure is published
+# for TPUs. Data sheets often state twice these values, "with sparsity". Unlisted variants (laptop and MIG devices,
 # other boards) differ, so they must not match.
 _PEAKS: tuple[tuple[str, float, float | None], ...] = (
     # NVIDIA A100 Tensor Core GPU datasheet (2021)
@@ -38,11 +38,11 @@ _PEAKS: tuple[tuple[str, float, float | None], ...] = (
 
 
 def peak_flops(device_kind: str, precision: str) -> float | None:
-    """The peak dense matrix FLOP/s of one device; None if it is not known.
+    """Returns the peak dense matrix FLOP/s of one device; None if unknown.
 
     Args:
-      device_kind: as `jax.Device.device_kind` has it.
-      precision: of the computation, as in `TrainConfig`: fp32, bf16 or fp16.
+      device_kind: value of `jax.Device.device_kind`.
+      precision: of the computation: fp32, bf16 or fp16.
     """
     for pattern, half, single in _PEAKS:
         if re.fullmatch(pattern, device_kind):
@@ -52,32 +52,13 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
     return None
 
 
-def training_flops_per_token(matmul_params: int, n_layers: int, d_model: float, length: int) -> float:
-    """Matrix FLOPs of one token's forward and backward pass in a decoder, without recomputation.
-
-    Six for every parameter that multiplies (Kaplan et al., 2020, "Scaling Laws for Neural Language Models"), and
-    ``6 * n_layers * length * d_model`` for attention. Attention counts causally: a token sees half of the window on
-    average, so this is half of what a count over the full square gives. Document masks are not taken into account.
-
-    Args:
-      matmul_params: weights that take part in matrix products; not the embedding table, which is looked up.
-      n_layers: layers with attention.
-      d_model: width of queries, keys and values over all heads; the mean of keys and values where they differ.
-      length: tokens in a window.
-    """
-    return 6.0 * matmul_params + 6.0 * n_layers * length * d_model
-
-
 def mfu(tokens_per_s: float, flops_per_token: float, precision: str) -> float | None:
-    """Model FLOP/s utilisation (Chowdhery et al., 2022, "PaLM"), over all devices; None on unknown hardware.
+    """Returns the model FLOP/s utilisation (Chowdhery et al., 2022, "PaLM"), a fraction; None on unknown hardware.
 
     Args:
-      tokens_per_s: of the whole run, over all devices.
-      flops_per_token: see `training_flops_per_token`.
+      tokens_per_s: throughput over all devices.
+      flops_per_token: see `psann_jax.models.flops`.
       precision: of the computation: fp32, bf16 or fp16.
-
-    Returns:
-      A share between 0 and 1.
     """
     devices = jax.devices()
     peak = peak_flops(devices[0].device_kind, precision)
@@ -85,36 +66,21 @@ def mfu(tokens_per_s: float, flops_per_token: float, precision: str) -> float | 
 
 
 def peak_memory_mb() -> float:
-    """The most memory in use so far, in 10^6 bytes.
+    """Returns the peak memory use so far, in 10^6 bytes.
 
-    On an accelerator, of the fullest of this process's devices; on CPU, the peak resident set of this process.
+    On an accelerator that is the maximum over this process's devices, on CPU the peak resident set of this process.
     """
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
-    return (max(peaks) if peaks else _peak_resident_bytes()) / 1e6
-
-
-def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: its ru_maxrss survives exec, so a child would report its parent's size.
-        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if match:
-            return int(match[1]) * 1024
-    if platform.system() == "Windows":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    return (max(peaks) if peaks else peak_resident_bytes()) / 1e6
 
 
 def device_description() -> str:
-    """For example "8 x NVIDIA H200 in 2 processes" or "1 x CPU (AMD EPYC 7763, 2 cores)"."""
+    """Returns for example "8 x NVIDIA H200 in 2 processes" or "1 x CPU (AMD EPYC 7763, 2 cores)"."""
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = f"CPU ({_cpu_name()}, {_usable_cores()} cores)"
+        kind = f"CPU ({_cpu_name()}, {usable_cores()} cores)"
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{len(devices)} x {kind}{processes}"
 
@@ -123,10 +89,3 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     match = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Cores that this process may run on, which in a container or job can be fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
