@@ -1,15 +1,14 @@
-"""Mistakes on the command line: one line that names what is wrong, code 2, nothing written."""
+"""The training command: an error in a flag or setting is one line with exit code 2, and nothing is written."""
 
 import subprocess
 import sys
 
 import pytest
 
-from psann_jax.cli import config_flags as command_line
 from tests.support.processes import TESTS, environment
 from tests.support.tiny import write_text
 
-MISTAKES = {
+ERRORS = {
     "--config.train.lrr=1": "--config.train.lrr: unknown key, did you mean train.lr?",
     "--config.model.base=wavresnet": "model.base: unknown base 'wavresnet', did you mean waveresnet?",
     "--config.train.lr=-1": "train.lr: is -1.0, must be positive",
@@ -28,8 +27,8 @@ def run_main(*flags, cwd):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
-@pytest.mark.parametrize("flag", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(flag, tmp_path):
+@pytest.mark.parametrize("flag", ERRORS)
+def test_an_error_is_one_line_and_code_2(flag, tmp_path):
     done = run_main(
         f"--config={TESTS.parent}/configs/quickstart.py", f"--workdir={tmp_path / 'run'}", flag, cwd=tmp_path
     )
@@ -37,7 +36,7 @@ def test_a_mistake_is_one_line_and_code_2(flag, tmp_path):
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ")
-    assert MISTAKES[flag] in done.stderr
+    assert ERRORS[flag] in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -58,20 +57,6 @@ def test_a_broken_config_file_is_named(content, message, tmp_path):
     assert done.stderr.startswith(f"error: {path}: ")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("configs/quickstart.py", "runs/quickstart"),
-        ("/home/me/configs/old/configs/sudoku/quickstart.py", "runs/sudoku/quickstart"),
-        ("/tmp/mine.py", "runs/mine"),
-    ],
-)
-def test_configs_of_one_name_have_workdirs_of_their_own(path, expected, monkeypatch):
-    monkeypatch.setattr(command_line.flags, "FLAGS", {"config": path})
-    monkeypatch.setattr(command_line.config_flags, "get_config_filename", lambda flag: flag)
-    assert str(command_line.default_workdir()) == expected
 
 
 def test_an_unwritable_workdir_is_named_before_any_work(tmp_path):
