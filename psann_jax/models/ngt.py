@@ -1,4 +1,4 @@
-"""The Newton Gravity Transformer: tokens attend by the distance of coordinates that evolve from layer to layer."""
+"""The Newton Gravity Transformer: attention by the distance of coordinates that each layer updates."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,33 +8,53 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import NGTConfig
-from psann_jax.models.layered import Cache
-from psann_jax.models.vanilla import TiedHead
+from psann_jax.models.text_network import Cache
+from psann_jax.models.vanilla import TiedHead, mlp_options
 from psann_jax.nn.context import Context, LayerCache, make_context
-from psann_jax.nn.gravity import GravityAttention, Masses, repulsion
+from psann_jax.nn.gravity import GravityAttention, GravityOptions, Masses, repulsion
 from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import param
-from psann_jax.ops.tiles import visible_whole
+from psann_jax.ops.gravity_scores import GravityForm
+from psann_jax.ops.tiles import window_visible
 
 Stream = tuple[jax.Array, jax.Array]
 
 
+def _attention_options(config: NGTConfig) -> GravityOptions:
+    attractive = config.variant == "attractive"
+    return GravityOptions(
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        d_coord=config.d_coord,
+        d_head_coord=config.d_head_coord,
+        form=GravityForm(
+            attractive=attractive,
+            cutoff=config.cutoff,
+            eps=config.eps or (0.1 if attractive else 1e-6),
+            rsqrt=config.rsqrt,
+        ),
+        mass=config.mass,
+        radius_init=config.radius_init,
+        dropout=config.dropout,
+        implementation=config.attention,
+    )
+
+
 class NGTBlock(nnx.Module):
-    """Gravity attention and an MLP on the residual stream x; the coordinates z follow the attention's output.
+    """Gravity attention and an MLP on the residual stream x; the output of the attention updates the coordinates z.
 
     o = attention(norm1(x), z); x = x + o; x = x + mlp(norm2(x)); z = coord_norm(z + next(o))
     """
 
     def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs):
-        """Args: config; rngs."""
         d, c, initial = config.d_model, config.d_coord, INITIALS[config.init]
         self.norm1 = LayerNorm(d, rngs=rngs)
-        self.attn = GravityAttention(config, rngs=rngs)
+        self.attn = GravityAttention(_attention_options(config), initial=initial, rngs=rngs)
         self.norm2 = LayerNorm(d, rngs=rngs)
-        self.mlp = MLP(config, config.mlp_activation, inner_dropout=True, initial=initial, rngs=rngs)
+        self.mlp = MLP(mlp_options(config), initial=initial, rngs=rngs)
         evolves, axes = config.coordinate_evolution, ("embed", None)
         self.next = Linear((d, c), axes, bias=True, kind="coordinate", initial=initial, rngs=rngs) if evolves else None
         self.coord_norm = LayerNorm(c, rngs=rngs) if evolves else None
@@ -47,7 +67,7 @@ class NGTBlock(nnx.Module):
         cache: LayerCache | None,
         key: jax.Array | None,
     ) -> tuple[Stream, LayerCache]:
-        """Runs the block.
+        """Applies the block.
 
         Args:
           stream: x (B, L, D) and z (B, L, C).
@@ -70,12 +90,12 @@ class NGTBlock(nnx.Module):
 
 
 class NGT(TiedHead):
-    """Embedding without positions, gravity blocks, a final norm and a tied head; positions are in the coordinates."""
+    """Embedding, gravity blocks, a final norm and a tied head. The coordinates encode the positions."""
 
     config: NGTConfig
 
     def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs, **options: Any):
-        """Makes the initial parameters, in float32; `options` are those of `Layered`."""
+        """Creates the float32 parameters; `options` are those of `Layered`."""
         table = INITIALS[config.init].embedding
         self.mass = param(rngs, table, (config.vocab_size, 1), "table", ("vocab", None))
         self.coords = param(rngs, table, (config.n_positions, config.d_coord), "table", (None, None))
@@ -83,7 +103,7 @@ class NGT(TiedHead):
 
     @staticmethod
     def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """The implementation of gravity attention that runs."""
+        """See `TextNetwork`."""
         return "plain" if config.attention == "plain" else "tiled"
 
     def hidden(
@@ -95,7 +115,7 @@ class NGT(TiedHead):
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-        """Runs the network up to the final norm; see `Decoder.hidden`.
+        """Applies the network up to the final norm; see `TextNetwork`.
 
         Returns:
           Hidden states; the cache; and, without a cache, "coordinates" (B, L, C) after the last block and "mass"
@@ -127,7 +147,7 @@ class NGT(TiedHead):
         key: jax.Array,
         step: jax.Array,
     ) -> jax.Array:
-        """See `Layered`: the repulsion of the last coordinates, in the updates that have it."""
+        """See `TextNetwork`: the repulsion of the last coordinates, in every `interval`-th update."""
         config = self.config.repulsion
         if not config.weight:
             return jnp.zeros(())
@@ -135,7 +155,7 @@ class NGT(TiedHead):
         return jnp.where(step % config.interval == 0, config.weight * jnp.sum(rows_B * weight_B), 0.0)
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
+        """See `TextNetwork`."""
         c, wide = self.config, jnp.promote_types(self.dtype, jnp.float32)
         a, v = ((batch, c.n_heads, length, size) for size in (c.d_head_coord, c.d_model // c.n_heads))
         layers = [{"a": jnp.zeros(a, wide), "v": jnp.zeros(v, self.dtype)} for _ in range(c.n_layers)]
@@ -145,7 +165,7 @@ class NGT(TiedHead):
         return cache
 
     def cache_axes(self) -> Cache:
-        """The logical axes of every array of `init_cache`, in its structure."""
+        """See `TextNetwork`."""
         entry = dict.fromkeys(("a", "v"), ("batch", "heads", None, None))
         axes: Cache = {"length": ("batch",), "layers": [entry] * self.config.n_layers}
         return axes | ({"mass": ("batch", None)} if self.config.mass == "score" else {})
@@ -153,11 +173,11 @@ class NGT(TiedHead):
     def inspect(
         self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None = None, positions_BxL: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """What the layers do with a window.
+        """Returns the internals of all layers on a window.
 
         Returns:
-          mass (B, L); for N layers coordinates (N + 1, B, L, C), before the first and after each layer, weights and
-          squared distances d2, each (N, B, H, L, L), gamma (N, H) and radius (N,).
+          mass (B, L); for N layers: coordinates (N + 1, B, L, C), before the first and after each layer; weights and
+          squared distances d2, each (N, B, H, L, L); gamma (N, H) and radius (N,).
         """
         stream, masses, context = self._begin(tokens_BxL, segment_ids_BxL, positions_BxL, None)
         coordinates, layers = [stream[1]], []
@@ -173,15 +193,15 @@ class NGT(TiedHead):
     def statistics(
         self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Of every layer, means over heads and visible pairs or tokens.
+        """Computes means over heads and visible pairs or tokens, for each layer.
 
         Returns:
-          For layer i, with the ending "/layer_i": gamma; radius; distance, and attended_distance, weighted by
-          attention; entropy of the weights of a token, in nats; sparsity, the share of the visible tokens with less
-          than a hundredth of the weight that all would have if they had the same.
+          For layer i, with the suffix "/layer_i": gamma; radius; distance, and attended_distance, weighted by
+          attention; entropy of the weights of a token, in nats; sparsity, the fraction of the visible tokens whose
+          weight is less than a hundredth of the uniform weight.
         """
         seen = self.inspect(tokens_BxL, segment_ids_BxL, positions_BxL)
-        _, visible = visible_whole(tokens_BxL.shape[1], segment_ids_BxL)
+        _, visible = window_visible(tokens_BxL.shape[1], segment_ids_BxL)
         if segment_ids_BxL is not None:
             visible &= (segment_ids_BxL > 0)[:, None, :, None]
         weights, distance = seen["weights"], jnp.sqrt(seen["d2"])
@@ -207,7 +227,7 @@ class NGT(TiedHead):
         positions_BxL: jax.Array | None,
         cache: Cache | None,
     ) -> tuple[Stream, Masses, Context]:
-        """What enters the first block, and what all blocks share."""
+        """Returns the input of the first block, and the masses and context that all blocks share."""
         context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL

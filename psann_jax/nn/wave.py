@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import DecoderConfig
-from psann_jax.nn.causal_filter import causal_filter, next_history
+from psann_jax.config import SineConfig, WaveConfig
 from psann_jax.nn.context import Context, LayerCache
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import param
+from psann_jax.ops.causal_filter import causal_filter, next_history
 from psann_jax.ops.dropout import dropout
 
 
@@ -23,16 +23,15 @@ def _tap_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 class Wave(nnx.Module):
     """dropout(proj(activation(conv(rmsnorm(x))))), the convolution depthwise, dilated and causal.
 
-    It pads on the left only. The original code pads on both sides and so shows every layer the next token.
+    It pads on the left only. The original code pads on both sides, so that each layer sees the next token.
     """
 
-    def __init__(self, config: DecoderConfig, activation: str, *, rngs: nnx.Rngs):
-        """Args: config; activation, one of sine, gelu (exact) and relu; rngs."""
-        self.config = config.wave
-        features = config.d_model
+    def __init__(self, features: int, config: WaveConfig, activation: str, sine: SineConfig, *, rngs: nnx.Rngs):
+        """Creates the parameters; for `activation` and `sine` see `psann_jax.nn.mlp.make_activation`."""
+        self.config = config
         self.norm = RMSNorm(features, rngs=rngs)
-        self.conv = param(rngs, _tap_init, (config.wave.kernel, features), "conv", (None, None))
-        self.act = make_activation(activation, features, config.sine, None, rngs=rngs)
+        self.conv = param(rngs, _tap_init, (config.kernel, features), "conv", (None, None))
+        self.act = make_activation(activation, features, sine, None, rngs=rngs)
         self.proj = Linear((features, features), ("embed", None), bias=True, rngs=rngs)
 
     def __call__(
@@ -45,7 +44,7 @@ class Wave(nnx.Module):
         dilation: int | jax.Array,
         max_shift: int,
     ) -> tuple[jax.Array, LayerCache]:
-        """The branch without its residual.
+        """Computes the branch, without adding the residual.
 
         Args:
           x_BxLxD: the residual stream.

@@ -1,1 +1,1 @@
-"""Fast paths: pure functions on arrays, each beside its plain reference."""
+"""Fused and tiled array functions with custom gradients, each next to a plain reference."""

@@ -1,16 +1,56 @@
-"""A depthwise causal filter with many taps, with gradients that XLA can vectorise."""
+"""Depthwise causal filters that stop at document borders, with gradients that XLA vectorises on CPUs."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-_POSITIONS = 16  # that one pass over the sums of the taps' gradient takes in
+_POSITIONS = 16  # positions per pass over the sums of the taps' gradient
 
 
-def shifted_sum(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation: int | Array = 1) -> Array:
-    """`causal_filter` in its plain form, differentiated by JAX; and for taps that are `dilation` tokens apart.
+def causal_filter(
+    x_BxLxD: Array,
+    taps_KxD: Array,
+    reach_BxL: Array,
+    *,
+    dilation: int | Array = 1,
+    max_shift: int,
+    history_BxWxD: Array | None = None,
+) -> Array:
+    """Computes y[t] = sum_k taps[k] * x[t - k * dilation] over the k with t - k * dilation in the document of t.
 
-    A traced dilation needs (K - 1) * dilation earlier positions, or a reach that stays below their number.
+    Args:
+      x_BxLxD: input.
+      taps_KxD: filter taps; tap 0 is the weight of the token itself.
+      reach_BxL: number of earlier tokens of its document that each token has, the farthest the filter looks back.
+      dilation: distance between taps in tokens; may be traced.
+      max_shift: static upper bound of (K - 1) * dilation.
+      history_BxWxD: the W = max_shift inputs before x when decoding with a cache, zeros before the first token.
+
+    Returns:
+      (B, L, D) in the type of x; summed in float32 or wider.
+    """
+    length = x_BxLxD.shape[1]
+    if history_BxWxD is None:
+        pad = min(max_shift, length)  # taps that look back farther than the window have no effect
+        padded = jnp.pad(x_BxLxD, ((0, 0), (pad, 0), (0, 0)))
+    else:
+        padded = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
+    if isinstance(dilation, int) and dilation == 1:
+        return padded_filter(padded, taps_KxD, reach_BxL)
+    return padded_filter_reference(padded, taps_KxD, reach_BxL, dilation)
+
+
+def next_history(history_BxWxD: Array, x_BxLxD: Array, valid_B: Array) -> Array:
+    """Returns the last W inputs, (B, W, D), after the first `valid` tokens of each row of x."""
+    width = history_BxWxD.shape[1]
+    both = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
+    return jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, width))(both, valid_B)
+
+
+def padded_filter_reference(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation: int | Array = 1) -> Array:
+    """Reference for `padded_filter`, differentiated by JAX; supports taps that are `dilation` tokens apart.
+
+    A traced dilation needs (K - 1) * dilation earlier positions, or a reach below their number.
     """
     length = reach_BxL.shape[1]
     pad = padded_BxPxD.shape[1] - length
@@ -19,7 +59,7 @@ def shifted_sum(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation
     for k in range(taps_KxD.shape[0]):
         shift = k * dilation
         if isinstance(shift, int):
-            before = max(shift - pad, 0)  # positions that would look past the beginning
+            before = max(shift - pad, 0)  # positions whose source lies before the padding
             if before >= length:
                 break
             start = max(pad - shift, 0)
@@ -32,22 +72,22 @@ def shifted_sum(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dilation
 
 
 @jax.custom_vjp
-def causal_filter(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array) -> Array:
-    """y[t] = sum_k taps[k] * x[t - k] over the taps that reach back no farther than the document of t goes.
+def padded_filter(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array) -> Array:
+    """Computes y[t] = sum_k taps[k] * x[t - k] over the k <= reach[t].
 
     Args:
-      padded_BxPxD: x, (B, L, D), behind P - L earlier positions, at least min(K - 1, L) of them.
-      taps_KxD: tap 0 weighs the position itself.
-      reach_BxL: integers; position t sees that many positions before it, at most t + P - L.
+      padded_BxPxD: x (B, L, D) preceded by P - L earlier positions, at least min(K - 1, L) of them.
+      taps_KxD: filter taps; tap 0 is the weight of the position itself.
+      reach_BxL: integers, the number of earlier positions that position t sees, at most t + P - L.
 
     Returns:
-      (B, L, D), in the dtype of x; the sums are of float32 at least.
+      (B, L, D) in the type of x; summed in float32 or wider.
     """
-    return shifted_sum(padded_BxPxD, taps_KxD, reach_BxL)
+    return padded_filter_reference(padded_BxPxD, taps_KxD, reach_BxL)
 
 
 def _forward(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array) -> tuple[Array, tuple[Array, ...]]:
-    return shifted_sum(padded_BxPxD, taps_KxD, reach_BxL), (padded_BxPxD, taps_KxD, reach_BxL)
+    return padded_filter_reference(padded_BxPxD, taps_KxD, reach_BxL), (padded_BxPxD, taps_KxD, reach_BxL)
 
 
 def _backward(saved: tuple[Array, ...], dy_BxLxD: Array) -> tuple[Array, Array, None]:
@@ -57,29 +97,29 @@ def _backward(saved: tuple[Array, ...], dy_BxLxD: Array) -> tuple[Array, Array, 
     return dpadded.astype(padded_BxPxD.dtype), dtaps.astype(taps_KxD.dtype), None
 
 
-causal_filter.defvjp(_forward, _backward)
+padded_filter.defvjp(_forward, _backward)
 
 
 def _input_gradient(padded_BxPxD: Array, taps_KxD: Array, reach_BxL: Array, dy_BxLxD: Array) -> Array:
-    """One sum for every element, where JAX's own rule adds up K padded arrays."""
+    """Computes the gradient of `padded` with one sum per element, where JAX's own rule adds K padded arrays."""
     size, length, last = padded_BxPxD.shape[1], dy_BxLxD.shape[1], taps_KxD.shape[0] - 1
-    around = (size - length, last)
-    dy = jnp.pad(dy_BxLxD, ((0, 0), around, (0, 0)))
-    reach = jnp.pad(reach_BxL, ((0, 0), around), constant_values=-1)
+    padding = (size - length, last)
+    dy = jnp.pad(dy_BxLxD, ((0, 0), padding, (0, 0)))
+    reach = jnp.pad(reach_BxL, ((0, 0), padding), constant_values=-1)
     wide = jnp.promote_types(dy.dtype, jnp.float32)
     dx = jnp.zeros(padded_BxPxD.shape, wide)
     for k in range(last + 1):
-        seen = reach[:, k : k + size, None] >= k
-        dx += jnp.where(seen, dy[:, k : k + size] * taps_KxD[k].astype(wide), 0)
+        visible = reach[:, k : k + size, None] >= k
+        dx += jnp.where(visible, dy[:, k : k + size] * taps_KxD[k].astype(wide), 0)
     return dx
 
 
 def _taps_gradient(padded_BxPxD: Array, n_taps: int, reach_BxL: Array, dy_BxLxD: Array) -> Array:
-    """dtaps[k] = sum over rows and t of dy[t] * x[t - k].
+    """Computes dtaps[k] = sum over rows and t of dy[t] * x[t - k].
 
-    K reductions over all positions, which XLA's CPU backend does not vectorise. Here the sums for all taps of a row,
-    (K, D), stay in the cache while a loop goes through the positions. Backwards in time, so that the earlier inputs
-    of a position lie in the order of the taps.
+    XLA's CPU backend does not vectorise K reductions over all positions. Instead, the sums of all taps, (K, D) per row,
+    stay in the caches while a loop visits the positions. x is reversed in time, so that the inputs that a position sees
+    lie in the order of the taps.
     """
     batch, length, features = dy_BxLxD.shape
     fill = -length % _POSITIONS
@@ -96,9 +136,9 @@ def _taps_gradient(padded_BxPxD: Array, n_taps: int, reach_BxL: Array, dy_BxLxD:
         x = lax.dynamic_slice_in_dim(reversed_x, first, _POSITIONS + n_taps - 1, 1)
         for t in range(_POSITIONS):
             offset = _POSITIONS - 1 - t
-            seen_BxK = reach_BxT[:, t, None] >= jnp.arange(n_taps)
+            visible_BxK = reach_BxT[:, t, None] >= jnp.arange(n_taps)
             product_BxKxD = x[:, offset : offset + n_taps].astype(wide) * dy_BxTxD[:, t, None]
-            sums_BxKxD += jnp.where(seen_BxK[..., None], product_BxKxD, 0)
+            sums_BxKxD += jnp.where(visible_BxK[..., None], product_BxKxD, 0)
         return sums_BxKxD
 
     zeros = jnp.zeros((batch, n_taps, features), wide)

@@ -1,4 +1,4 @@
-"""Cross entropy over a vocabulary that never holds the logits of a whole batch."""
+"""Cross entropy over a vocabulary, without ever storing the logits of a whole batch."""
 
 import math
 from functools import partial
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Rows of logits that a device holds at once. On a CPU few, for the caches; elsewhere enough for the matrix units.
+# Tokens per chunk and device: few on a CPU, to fit its caches; elsewhere enough to fill the matrix units.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 4096
-# Lifts fp16 gradients of logits, most of them below the least normal fp16, before they enter a matmul.
-_FP16_LIFT = 256.0
+# Scales fp16 gradients of logits, most of which are below the smallest normal fp16 number, before a matmul.
+_FP16_SCALE = 256.0
 
 
 def cross_entropy_reference(
@@ -24,7 +24,7 @@ def cross_entropy_reference(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
-    """`cross_entropy` in its plain form: all logits at once, differentiated by JAX."""
+    """Reference for `cross_entropy`: computes all logits at once and is differentiated by JAX."""
     V = kernel_DxV.shape[1]
     wide = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
     kernel_DxV = kernel_DxV.astype(x_BxLxD.dtype)
@@ -36,8 +36,8 @@ def cross_entropy_reference(
     loss_BxL = (1 - label_smoothing) * nll_BxL - label_smoothing * logp_BxLxV.mean(2)
     loss_BxL += z_loss * jax.nn.logsumexp(logits_BxLxV, axis=2) ** 2
     w_BxL = weights_BxL.astype(wide)
-    hit_BxL = logits_BxLxV.argmax(2) == targets_BxL
-    stats = {"nll": (w_BxL * nll_BxL).sum(), "correct": (w_BxL * hit_BxL).sum(), "weight": w_BxL.sum()}
+    correct_BxL = logits_BxLxV.argmax(2) == targets_BxL
+    stats = {"nll": (w_BxL * nll_BxL).sum(), "correct": (w_BxL * correct_BxL).sum(), "weight": w_BxL.sum()}
     return (w_BxL * loss_BxL).sum(), jax.lax.stop_gradient(stats)
 
 
@@ -52,33 +52,33 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum over tokens of the cross entropy between softmax(x @ kernel + bias) and the targets.
+    """Sums the cross entropy between softmax(x @ kernel + bias) and the targets over tokens, weighted.
 
-    For one token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps for
-    `label_smoothing` (Szegedy et al., "Rethinking the Inception Architecture", 2016; z-loss after PaLM, 2022).
+    Per token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps = `label_smoothing`
+    (Szegedy et al., "Rethinking the Inception Architecture", 2016; z-loss: Chowdhery et al., "PaLM", 2022).
 
-    The logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
-    forms the gradients of x, kernel and bias chunk by chunk, so that the logits are computed once; the
-    backward pass only scales them. Otherwise no gradient work is done. As they belong to the sum, not to a mean,
-    they do not underflow in fp16; the scale of the loss and of a mean is applied in float32.
+    Only the logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
+    computes the gradients of x, kernel and bias chunk by chunk, so that logits are computed once, and the backward
+    pass only scales them. Without differentiation it does no gradient work. The gradients are those of the sum, not
+    of a mean, so they do not underflow in fp16; the factors of a mean and of loss scaling are applied in float32.
 
     Args:
-        x_BxLxD: last hidden states; bf16, fp16, float32 or float64 (then all is computed in float64).
-        kernel_DxV: cast to the type of x for the matmuls. Its gradient is summed in float32 and has its own
-            type, so that a float32 master kernel gets a float32 gradient.
-        targets_BxL: token ids. One outside [0, V) makes the loss NaN, unless its weight is 0.
-        weights_BxL: of each token; 0 ignores it. Differentiable.
-        bias_V: added to the logits.
-        label_smoothing: eps, in [0, 1).
-        z_loss: weight of the squared log-normaliser.
-        chunk_tokens: tokens of a chunk, over all devices; rounded so that whole columns of the batch form a
-            chunk. The default is 512 for each CPU device and 4096 for each other one: with data parallelism
-            the gradient of the kernel is summed over the devices once a chunk.
+      x_BxLxD: last hidden states, bf16, fp16, float32 or float64 (then everything is float64).
+      kernel_DxV: cast to the type of x for the matmuls. Its gradient is summed in float32 and returned in the kernel's
+        own type, so a float32 master kernel gets a float32 gradient.
+      targets_BxL: token ids. An id outside [0, V) makes the loss NaN, unless its weight is 0.
+      weights_BxL: weight per token; 0 ignores the token. Differentiable.
+      bias_V: added to the logits.
+      label_smoothing: eps, in [0, 1).
+      z_loss: weight of the squared logsumexp.
+      chunk_tokens: tokens per chunk over all devices, rounded so that a chunk has all rows of the batch. The default
+        is 512 per CPU device and 4096 per other device: with data parallelism, the gradient of the kernel is summed
+        over the devices once per chunk.
 
     Returns:
-        The sum (float32), and stats, which are not differentiated: `nll`, the weighted sum of -log p(target);
-        `correct`, the weights of the tokens whose target has a higher logit than every other id (a tie is no
-        hit); `weight`, the sum of the weights.
+      The weighted sum of losses, float32, and statistics that are not differentiated: `nll`, the weighted sum of
+      -log p(target); `correct`, the summed weights of tokens whose target has a higher logit than every other id (a
+      tie counts as wrong); `weight`, the sum of the weights.
     """
     B, L, _ = x_BxLxD.shape
     if chunk_tokens is None:
@@ -140,14 +140,14 @@ def _scan_chunks(
     *,
     with_gradients: bool,
 ) -> tuple[dict[str, Array], tuple[Array, Array, Array | None] | None]:
-    """Loss, nll and correctness of every token (B, L), and the gradients of the weighted loss for x, kernel, bias."""
+    """Returns loss, nll and correctness per token, (B, L), and the gradients of x, kernel and bias, if asked for."""
     B, L, _ = x_BxLxD.shape
     n = options.n_chunks
     dtype, wide = x_BxLxD.dtype, jnp.promote_types(x_BxLxD.dtype, jnp.float32)
     w_DxV = kernel_DxV.astype(dtype)
     length = math.ceil(L / n)
 
-    # A chunk is all of the batch and some positions, so that a batch sharded over devices stays in place.
+    # A chunk has all rows of the batch and some positions, so that a batch sharded over devices is not moved.
     def split(a: Array) -> Array:
         a = jnp.pad(a, [(0, 0), (0, n * length - L)] + [(0, 0)] * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(B, n, length, *a.shape[2:]), 1, 0).reshape(n, B * length, *a.shape[2:])
@@ -164,12 +164,12 @@ def _scan_chunks(
         if not with_gradients:
             return None, (tokens, None)
         dkernel, dbias = sums
-        lift = _FP16_LIFT if dtype == jnp.float16 else 1.0
-        d_RxV = (lift * dlogits_RxV).astype(dtype)
-        dx_RxD = jnp.dot(d_RxV, w_DxV.T, preferred_element_type=wide) / lift
-        # The barrier makes XLA's CPU backend copy the small transposed operand; its product without the copy takes
-        # 1.7 times as long.
-        dkernel = dkernel + jnp.dot(jax.lax.optimization_barrier(x_RxD.T), d_RxV, preferred_element_type=wide) / lift
+        scale = _FP16_SCALE if dtype == jnp.float16 else 1.0
+        d_RxV = (scale * dlogits_RxV).astype(dtype)
+        dx_RxD = jnp.dot(d_RxV, w_DxV.T, preferred_element_type=wide) / scale
+        # The barrier makes XLA's CPU backend copy the small transposed operand; without the copy the product takes 1.7
+        # times as long.
+        dkernel = dkernel + jnp.dot(jax.lax.optimization_barrier(x_RxD.T), d_RxV, preferred_element_type=wide) / scale
         dbias = None if bias_V is None else dbias + dlogits_RxV.sum(0)
         return (dkernel, dbias), (tokens, dx_RxD.astype(dtype))
 
@@ -183,15 +183,15 @@ def _scan_chunks(
 def _token_losses(
     options: _Options, logits_RxV: Array, targets_R: Array, weights_R: Array
 ) -> tuple[dict[str, Array], Array]:
-    """Loss, nll and correctness of each row, and the gradient of the weighted sum of losses for the logits."""
+    """Returns loss, nll and correctness per token, and the gradient of the weighted sum of losses by the logits."""
     V = logits_RxV.shape[1]
     eps, z_loss = options.label_smoothing, options.z_loss
     weights_R = weights_R.astype(logits_RxV.dtype)
-    inside_R = (targets_R >= 0) & (targets_R < V)
-    hot_RxV = jnp.arange(V)[None] == targets_R[:, None]
+    valid_R = (targets_R >= 0) & (targets_R < V)
+    is_target_RxV = jnp.arange(V)[None] == targets_R[:, None]
     target_R = jnp.take_along_axis(logits_RxV, jnp.clip(targets_R, 0, V - 1)[:, None], axis=1)[:, 0]
-    target_R = jnp.where(inside_R | (weights_R == 0), target_R, jnp.nan)
-    hit_R = inside_R & (target_R > jnp.where(hot_RxV, -jnp.inf, logits_RxV).max(1))
+    target_R = jnp.where(valid_R | (weights_R == 0), target_R, jnp.nan)
+    correct_R = valid_R & (target_R > jnp.where(is_target_RxV, -jnp.inf, logits_RxV).max(1))
 
     max_R = logits_RxV.max(1)
     exp_RxV = jnp.exp(logits_RxV - max_R[:, None])
@@ -200,8 +200,8 @@ def _token_losses(
     nll_R = lse_R - target_R
     loss_R = (1 - eps) * nll_R + z_loss * lse_R**2
     dlogits_RxV = exp_RxV * (weights_R * (1 + 2 * z_loss * lse_R) / sum_R)[:, None]
-    dlogits_RxV -= jnp.where(hot_RxV, ((1 - eps) * weights_R)[:, None], 0)
+    dlogits_RxV -= jnp.where(is_target_RxV, ((1 - eps) * weights_R)[:, None], 0)
     if eps:
         loss_R += eps * (lse_R - logits_RxV.mean(1))
         dlogits_RxV -= (eps / V * weights_R)[:, None]
-    return {"loss": loss_R, "nll": nll_R, "correct": hit_R}, dlogits_RxV
+    return {"loss": loss_R, "nll": nll_R, "correct": correct_R}, dlogits_RxV

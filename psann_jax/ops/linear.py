@@ -5,24 +5,24 @@ from jax import Array, lax
 
 
 def matmul_reference(x: Array, kernel_DxF: Array) -> Array:
-    """`matmul` in its plain form, differentiated by JAX."""
+    """Reference for `matmul`, differentiated by JAX."""
     return x @ kernel_DxF
 
 
 @jax.custom_vjp
 def matmul(x: Array, kernel_DxF: Array) -> Array:
-    """x @ kernel, with the gradient of the kernel as one product over all rows, the narrower factor on the left.
+    """Multiplies x by a kernel, with a kernel gradient in the operand order that is fastest on CPUs.
 
-    On CPUs the product a^T b over R rows wants the narrower of the two as a, and neither transposed in memory.
-    JAX's own rule has the gradient of x @ kernel on the left always, and XLA then copies one of them, which
-    can take three times as long as the product.
+    The gradient is the product a^T b over R rows. It is fastest when a is the narrower operand and neither is
+    transposed in memory. JAX's rule always puts the gradient of the output on the left; XLA then copies one operand,
+    which can take three times as long as the product itself.
 
     Args:
-        x: (..., D).
-        kernel_DxF: of the same type as x.
+      x: (..., D).
+      kernel_DxF: kernel, of the same type as x.
 
     Returns:
-        (..., F) in the type of x.
+      (..., F) in the type of x.
     """
     return matmul_reference(x, kernel_DxF)
 
@@ -37,7 +37,7 @@ def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     if x_RxD.shape[1] <= g_RxF.shape[1]:
         dkernel_DxF = x_RxD.T @ g_RxF
     else:
-        # Without the barrier XLA would move the outer transpose inwards, to x^T g.
+        # Without the barrier XLA would fold the outer transpose into the product, giving x^T g.
         dkernel_DxF = lax.optimization_barrier(g_RxF.T @ x_RxD).T
     return g @ kernel_DxF.T, dkernel_DxF
 

@@ -1,4 +1,4 @@
-"""The damped sine activation, with a sine for CPUs that XLA can vectorise."""
+"""Damped sine activation, with a sine that XLA vectorises on CPUs."""
 
 import math
 from collections.abc import Callable
@@ -11,22 +11,22 @@ from jax import Array, lax
 
 DecayMode = Literal["abs", "relu", "none"]
 
-# pi as a sum of three float32. The first two have at most 11 significant bits, so that their products with a
-# whole number below 2^13 are exact (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
+# pi as a sum of three float32 numbers. The first two have at most 11 significant bits, so that their products with
+# an integer below 2^13 are exact (Cody and Waite, "Software Manual for the Elementary Functions", 1980).
 _PI_PARTS = (3.140625, 9.675025939941406e-4, 1.5099580252808664e-07)
-# sin r = r + r^3 * _SIN(r^2) and cos r = 1 + r^2 * _COS(r^2) for |r| <= _REACH, a little over pi/2 because the
-# quotient x / pi is rounded before it is made whole. Minimax polynomials, errors below 6e-9 before rounding.
-_REACH = 1.6
+# Minimax polynomials: sin r = r + r^3 * _SIN(r^2) and cos r = 1 + r^2 * _COS(r^2) for |r| <= _MAX_REMAINDER, with
+# errors below 6e-9 before rounding. The range is a little over pi/2, as x / pi is rounded to float32 first.
+_MAX_REMAINDER = 1.6
 _SIN = (-0.16666655242443085, 0.008332980796694756, -0.0001980401575565338, 2.5943759283109102e-06)
 _COS = (-0.5, 0.04166663810610771, -0.0013888347893953323, 2.47589050559327e-05, -2.60230223148028e-07)
 
-_BLOCK = 2**18  # elements, 1 MiB of float32: the caches of a core
+_BLOCK = 2**18  # elements per block of the backward pass: 1 MiB of float32, which fits the caches of a core
 
 
 def damped_sine_reference(
     z: Array, amplitude_F: Array, frequency_F: Array, decay_F: Array, *, decay_mode: DecayMode = "abs"
 ) -> Array:
-    """`damped_sine` in its plain form, differentiated by JAX."""
+    """Reference for `damped_sine`, differentiated by JAX."""
     x = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     g = {"abs": jnp.abs, "relu": jax.nn.relu, "none": jnp.zeros_like}[decay_mode](x)
     A, f, d = (jnp.broadcast_to(p, z.shape) for p in (amplitude_F, frequency_F, decay_F))
@@ -36,21 +36,21 @@ def damped_sine_reference(
 def damped_sine(
     z: Array, amplitude_F: Array, frequency_F: Array, decay_F: Array, *, decay_mode: DecayMode = "abs"
 ) -> Array:
-    """A * exp(-d * g(z)) * sin(f * z) for every feature, g being |z|, relu(z) or 0.
+    """Computes A * exp(-d * g(z)) * sin(f * z) per feature, with g(z) = |z|, relu(z) or 0.
 
-    The backward pass keeps z and the parameters only and computes sine, cosine and exponential once. It is
-    reverse-mode only. On CPUs the sine is accurate to 1.2e-7 for |f * z| up to a few tens and to 1e-6 up to
-    1e4; beyond 2.5e4 the error grows like the rounding of f * z itself, and the value stays within [-A, A].
+    The backward pass saves only z and the parameters, and computes sine, cosine and exponential once. Supports
+    reverse-mode differentiation only. On CPUs the error of the sine is at most 1.2e-7 for |f * z| up to a few tens and
+    1e-6 up to 1e4. Beyond 2.5e4 it grows like the rounding error of f * z itself, and the value stays within [-A, A].
 
     Args:
-        z: (..., F) of any float type; computed in float32, or in float64 when z is.
-        amplitude_F: A, float32 (float64 when z is), as are the next two.
-        frequency_F: f, positive.
-        decay_F: d, positive; without effect when `decay_mode` is "none".
-        decay_mode: g: "abs", "relu" or "none".
+      z: (..., F) of any float type; computed in float32, or in float64 if z is float64.
+      amplitude_F: A, float32 (float64 if z is float64), like the next two.
+      frequency_F: f, positive.
+      decay_F: d, positive; unused if `decay_mode` is "none".
+      decay_mode: selects g: "abs", "relu" or "none".
 
     Returns:
-        (..., F) in the type of z; NaN where z is NaN or infinite.
+      (..., F) in the type of z; NaN where z is NaN or infinite.
     """
     return _damped_sine(decay_mode, z, amplitude_F, frequency_F, decay_F)
 
@@ -90,7 +90,7 @@ def _gradients(
     d_F: Array,
     dy: Array,
 ) -> tuple[Array, ...]:
-    """The gradient for z, and for A, f / A and -d / A summed over all axes but the last."""
+    """Returns the gradient of z and, summed over all axes but the last, those of A, f / A and -d / A."""
     x, g, slope = _decay(decay_mode, z)
     A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
     sin, cos = sincos(f * x)
@@ -101,11 +101,11 @@ def _gradients(
 
 
 def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and_dy: Array) -> tuple[Array, ...]:
-    """`gradients` in a loop over blocks of positions (the last axis but one), for CPUs.
+    """Calls `gradients` in a loop over blocks of positions (the last axis but one), for CPUs.
 
-    What a block computes stays in the caches until it is summed. And XLA's CPU backend computes an elementwise
-    result anew for each consumer, even for a transposed copy, where it no longer vectorises; the result of a
-    loop it computes once. This halves the time of an MLP of 4096 x 256 x 1024, forward and backward.
+    The arrays of a block stay in the caches until they are summed. And XLA's CPU backend recomputes an elementwise
+    result for each consumer, even for a transposed copy, where it no longer vectorises; it computes the result of a
+    loop once. This halves the time of an MLP of 4096 x 256 x 1024, forward and backward.
     """
     if z.ndim == 1:
         return gradients(z, *params_and_dy)
@@ -121,22 +121,22 @@ def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_an
         return dz, *(a + b for a, b in zip(sums, block_sums, strict=True))
 
     zero = jnp.zeros(z.shape[-1:], jnp.promote_types(z.dtype, jnp.float32))
-    # dz takes the place of dy, which nothing else reads, block by block.
+    # dz overwrites dy block by block; nothing else reads dy.
     carry = lax.fori_loop(0, length // size, lambda i, c: add_block(i * size, size, c), (dy, zero, zero, zero))
-    rest = length % size
-    return add_block(length - rest, rest, carry) if rest else carry
+    remainder = length % size
+    return add_block(length - remainder, remainder, carry) if remainder else carry
 
 
 def _by_platform(fast: Callable[..., Any], plain: Callable[..., Any], z: Array, *rest: Array) -> Any:
-    """Runs `fast` where the program is compiled for a CPU and z is not float64, else `plain`."""
+    """Runs `fast` if the program is compiled for a CPU and z is not float64, else `plain`."""
     if z.dtype == jnp.float64:
         return plain(z, *rest)
-    # Chosen when the program is lowered: the default backend may be a GPU while the mesh is of CPUs.
+    # Chosen when the program is lowered: the default backend may be a GPU while the mesh consists of CPUs.
     return lax.platform_dependent(z, *rest, cpu=fast, default=plain)
 
 
 def _decay(decay_mode: DecayMode, z: Array) -> tuple[Array, Array, Array]:
-    """z in the type of the computation, g(z) and its slope."""
+    """Returns z in the type of the computation, g(z) and g'(z)."""
     x = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     if decay_mode == "abs":
         return x, jnp.abs(x), jnp.sign(x)
@@ -146,11 +146,11 @@ def _decay(decay_mode: DecayMode, z: Array) -> tuple[Array, Array, Array]:
 
 
 def _fast_sincos(x: Array) -> tuple[Array, Array]:
-    """Sine and cosine of float32 x, in operations that XLA vectorises on CPUs."""
-    # lax.round, as XLA folds the usual addition and subtraction of 1.5 * 2^23 away.
+    """Returns the sine and cosine of float32 x, with operations that XLA vectorises on CPUs."""
+    # lax.round because XLA would fold the usual trick, adding and subtracting 1.5 * 2^23, to nothing.
     n = lax.round(x * (1 / math.pi), lax.RoundingMethod.TO_NEAREST_EVEN)
     r = ((x - n * _PI_PARTS[0]) - n * _PI_PARTS[1]) - n * _PI_PARTS[2]
-    r = lax.clamp(-_REACH, r, _REACH)  # keeps huge arguments within [-1, 1]
+    r = lax.clamp(-_MAX_REMAINDER, r, _MAX_REMAINDER)  # keeps the results for huge arguments within [-1, 1]
     sign_bit = lax.shift_left(n.astype(jnp.int32), jnp.int32(31))
 
     def signed(value: Array) -> Array:

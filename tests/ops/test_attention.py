@@ -1,4 +1,4 @@
-"""ops/attention.py: the tiled form against the dense one, the dense one against numpy."""
+"""ops/attention.py: the tiled implementation against the plain one, the plain one against numpy."""
 
 from functools import partial
 
@@ -17,13 +17,13 @@ close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 
 def draw(B, L, H, K, seed=0, n=4):
-    """q, k, v and a cotangent."""
+    """q, k, v and the gradient of the output."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((B, L, H, K)) for _ in range(n)]
 
 
 def documents(B, L, seed):
-    """Segment numbers of random documents, with padding (0) at the end of some rows."""
+    """Segment ids of random documents, with padding (0) at the end of some rows."""
     rng = np.random.default_rng(seed)
     segment_ids = 1 + np.cumsum(rng.random((B, L)) < rng.choice([0, 0.05, 0.5]), axis=1)
     padding = rng.integers(0, L, B) * rng.integers(0, 2, B)
@@ -40,8 +40,8 @@ def value_and_gradients(q, k, v, dout, **kwargs):
     return run(q, k, v, dout)
 
 
-def by_hand(q, k, v, segment_ids, slopes):
-    """One query at a time."""
+def by_loop(q, k, v, segment_ids, slopes):
+    """Attention with a loop over queries."""
     out = np.zeros_like(q)
     for b, i, h in np.ndindex(q.shape[:3]):
         seen = [j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i]]
@@ -52,14 +52,14 @@ def by_hand(q, k, v, segment_ids, slopes):
 
 
 @pytest.mark.parametrize("implementation", ["plain", "xla"])
-def test_equals_one_query_at_a_time(implementation, x64, monkeypatch):
+def test_equals_a_loop_over_queries(implementation, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 5)
     q, k, v = draw(2, 13, 3, 4, n=3)
     segment_ids, slopes = documents(2, 13, 3), np.array(alibi_slopes(3), "float64")
     got = causal_attention(q, k, v, segment_ids_BxL=segment_ids, alibi_slopes_H=slopes, implementation=implementation)
-    close(got, by_hand(q, k, v, segment_ids, slopes))
+    close(got, by_loop(q, k, v, segment_ids, slopes))
     got = causal_attention(q, k, v, implementation=implementation)
-    close(got, by_hand(q, k, v, np.ones((2, 13)), np.zeros(3)))
+    close(got, by_loop(q, k, v, np.ones((2, 13)), np.zeros(3)))
 
 
 @settings(deadline=None, max_examples=6)
@@ -103,7 +103,7 @@ def test_lower_precision(dtype, tolerance):
 
 
 @pytest.mark.parametrize("implementation", ["plain", "xla"])
-def test_the_future_changes_nothing(implementation):
+def test_later_tokens_change_nothing(implementation):
     q, k, v = (a.astype("float32") for a in draw(1, 300, 2, 8, n=3))
     before = causal_attention(q, k, v, implementation=implementation)
     for a in (q, k, v):
@@ -114,7 +114,7 @@ def test_the_future_changes_nothing(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["plain", "xla"])
-def test_a_document_in_a_window_equals_it_alone(implementation, x64, monkeypatch):
+def test_a_packed_document_equals_the_document_alone(implementation, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 16)
     inputs = draw(1, 60, 2, 8)
     segment_ids = np.repeat([[1, 2, 0]], [23, 30, 7], axis=1)
@@ -124,17 +124,17 @@ def test_a_document_in_a_window_equals_it_alone(implementation, x64, monkeypatch
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
 
 
-def test_scores_too_large_for_exp_give_finite_values():
+def test_scores_that_overflow_exp_give_finite_values():
     q, k, v, dout = draw(1, 40, 1, 8)
     got = value_and_gradients(1e4 * q, 1e4 * k, v, dout, implementation="xla")
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(got))
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
+def test_dropout_drops_its_rate_and_keeps_the_mean(monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 16)
     L = 40
     q, k = (jnp.zeros((4, L, 2, L)) for _ in range(2))
-    v = jnp.broadcast_to(jnp.eye(L)[None, :, None], q.shape)  # the output shows the weights themselves
+    v = jnp.broadcast_to(jnp.eye(L)[None, :, None], q.shape)  # makes the output the weights themselves
 
     @jax.jit
     def weights(seed):
@@ -144,8 +144,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch):
     p = np.asarray(weights(0))
     lower = np.broadcast_to(np.tril(np.ones((L, L), bool)), p.shape)
     assert abs((p[lower] == 0).mean() - 0.25) < 0.01
-    kept = lower & (p > 0)
-    np.testing.assert_allclose(p[kept], (1 / 0.75 / np.arange(1, L + 1))[np.nonzero(kept)[2]], rtol=1e-5)
+    keep_mask = lower & (p > 0)
+    np.testing.assert_allclose(p[keep_mask], (1 / 0.75 / np.arange(1, L + 1))[np.nonzero(keep_mask)[2]], rtol=1e-5)
     assert (p[~lower] == 0).all()
     np.testing.assert_array_equal(p, weights(0))
     for a, b in (
@@ -173,7 +173,7 @@ def test_memory_is_linear_in_length():
     assert temporaries(4096) < 2.5 * temporaries(2048)
 
 
-def test_the_backward_pass_keeps_nothing_of_size_length_squared():
+def test_no_square_array_is_saved_for_the_backward_pass():
     q, k, v, _ = (jnp.asarray(a, "float32") for a in draw(1, 256, 2, 8))
     _, vjp = jax.vjp(partial(causal_attention, implementation="xla"), q, k, v)
     assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) == 4 * q.size + q.size // 8  # q, k, v, out, logsumexp
@@ -205,16 +205,16 @@ def test_under_checkpoint_scan_and_vmap():
 
 
 @pytest.mark.parametrize("alibi", [False, True])
-def test_cached_attention_equals_the_full_pass(alibi, x64):
+def test_cached_attention_equals_the_full_forward_pass(alibi, x64):
     B, L, S = 2, 9, 14
     q, k, v = draw(B, S, 3, 4, n=3)
     slopes = alibi_slopes(3) if alibi else None
     full = causal_attention(q, k, v, alibi_slopes_H=slopes, implementation="plain")
-    index = np.array([np.arange(L), np.arange(L) + 4])  # rows at different places of their sequences
+    index = np.array([np.arange(L), np.arange(L) + 4])  # rows at different positions of their sequences
     queries = np.take_along_axis(q, index[:, :, None, None], axis=1)
     got = cached_attention(queries, k, v, index, alibi_slopes_H=slopes)
     close(got, np.take_along_axis(np.asarray(full), index[:, :, None, None], axis=1))
-    k[0, L:], v[0, L:] = 99.0, -99.0  # slots that row 0 has not written
+    k[0, L:], v[0, L:] = 99.0, -99.0  # slots not yet written by row 0
     close(cached_attention(queries, k, v, index, alibi_slopes_H=slopes), got)
 
 
@@ -246,7 +246,7 @@ def test_choose_attention():
 
 
 @pytest.mark.parametrize(
-    ("obstacle", "reason"),
+    ("option", "reason"),
     [
         ({"platform": "cpu"}, "not on cpu"),
         ({"dtype": jnp.float32}, "not in float32"),
@@ -257,25 +257,25 @@ def test_choose_attention():
         ({"dropout": 0.1}, "drop"),
     ],
 )
-def test_cudnn_is_refused_where_it_cannot_honour_an_option(obstacle, reason):
-    options = CUDNN | obstacle
+def test_cudnn_is_rejected_if_it_does_not_support_an_option(option, reason):
+    options = CUDNN | option
     assert choose_attention("auto", **options) == "xla"
     with pytest.raises(ConfigError, match=rf"^model\.attention: cudnn .*{reason}.*; use auto or xla$"):
         choose_attention("cudnn", **options)
 
 
-def test_cudnn_is_called_causal_with_the_same_scale(monkeypatch):
+def test_cudnn_gets_the_causal_flag_and_the_same_scale(monkeypatch):
     q, k, v = (jnp.asarray(a, "bfloat16") for a in draw(1, 20, 2, 8, n=3))
     want = causal_attention(q, k, v, implementation="plain")
-    asked = []
+    implementations = []
 
     def spy(*args, implementation, **kwargs):
-        asked.append(implementation)
+        implementations.append(implementation)
         return original(*args, implementation="xla", **kwargs)
 
     original = jax.nn.dot_product_attention
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
     got = causal_attention(q, k, v)
-    assert asked == ["cudnn"]
+    assert implementations == ["cudnn"]
     np.testing.assert_allclose(np.asarray(got, "float32"), np.asarray(want, "float32"), atol=0.03)

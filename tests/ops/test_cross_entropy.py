@@ -1,4 +1,4 @@
-"""ops/cross_entropy.py: the chunked form against the plain one, the plain one against numpy."""
+"""ops/cross_entropy.py: the chunked implementation against the reference, the reference against numpy."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from psann_jax.ops.cross_entropy import cross_entropy, cross_entropy_reference
 
 
 def draw(B, L, D, V, seed=0):
-    """x, kernel, targets, weights, bias; some tokens are ignored and have an impossible target."""
+    """x, kernel, targets, weights, bias; some tokens have weight 0 and an invalid target."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, V, (B, L))
     weights = rng.choice([0.0, 1.0, 0.5], (B, L))
@@ -23,7 +23,7 @@ def draw(B, L, D, V, seed=0):
 
 
 def value_and_gradients(fn, x, kernel, targets, weights, bias=None, **kwargs):
-    """Loss, stats, and the gradients for x, kernel, weights and bias of 3 * loss."""
+    """Loss, statistics, and the gradients of 3 * loss by x, kernel, weights and bias."""
 
     @jax.jit
     def run(x, kernel, weights, bias, targets):
@@ -93,7 +93,7 @@ def test_lower_precision(dtype, tolerance):
 
 
 def test_fp16_gradients_do_not_underflow():
-    # A mean over 2^16 tokens; of 2000 classes many have a probability below 6e-8, the least positive fp16.
+    # A mean over 2^16 tokens; many of 2000 classes have a probability below 6e-8, the smallest positive fp16 number.
     x, kernel, targets, _, _ = draw(2, 8, 8, 2000)
     x, kernel = (jnp.asarray(1.5 * a, "float16") for a in (x, kernel))
 
@@ -106,14 +106,14 @@ def test_fp16_gradients_do_not_underflow():
 
     with jax.enable_x64(True):
         want = gradients(*(np.asarray(a, "float64") for a in (x, kernel)))
-    with jax.disable_jit():  # XLA's CPU backend would leave the rounding to fp16 out
+    with jax.disable_jit():  # compiled, XLA's CPU backend would skip the rounding to fp16
         got = gradients(x, kernel.astype("float32"))
     for a, b in zip(got, want, strict=True):
         error = np.abs(np.asarray(a, "float64") - np.asarray(b)) / np.abs(np.asarray(b))
         assert error.mean() < 0.005
 
 
-def test_targets_of_weight_zero_may_be_anything_others_must_be_ids():
+def test_only_targets_of_weight_zero_may_be_invalid():
     x, kernel, targets, _, _ = draw(2, 6, 3, 7)
     targets = targets.clip(0, 6)
     weights = np.ones((2, 6), "float32")
@@ -122,7 +122,7 @@ def test_targets_of_weight_zero_may_be_anything_others_must_be_ids():
     for ignored in (-100, 7, 10**6):
         targets[0, 2] = ignored
         got = value_and_gradients(cross_entropy, x, kernel, targets, weights)
-        # The gradient of a weight is the loss of its token, which has none.
+        # The gradient of a weight is the loss of its token, which is undefined for an invalid target.
         jax.tree.map(np.testing.assert_array_equal, (got[:2], got[2][:2]), (want[:2], want[2][:2]))
         assert np.isfinite(got[2][2]).all()
     for bad in (-1, 7):
@@ -130,7 +130,7 @@ def test_targets_of_weight_zero_may_be_anything_others_must_be_ids():
         assert np.isnan(cross_entropy(x, kernel, targets, weights)[0])
 
 
-def test_a_tie_is_no_hit():
+def test_a_tie_counts_as_wrong():
     x, targets, weights = np.ones((1, 3, 1)), np.array([[0, 1, 2]]), np.ones((1, 3))
     for kernel, correct in (([[0, 0, 0]], 0), ([[1, 2, 0]], 1), ([[2, 2, 1]], 0)):
         _, stats = cross_entropy(x, np.array(kernel, "float32"), targets, weights)
@@ -138,14 +138,14 @@ def test_a_tie_is_no_hit():
 
 
 def primitives(jaxpr):
-    """All equations, inner ones too."""
+    """All equations, including nested ones."""
     for eqn in jaxpr.eqns:
         yield eqn
         for sub in jaxprs_in_params(eqn.params):
             yield from primitives(sub)
 
 
-def test_no_array_of_batch_by_vocabulary_and_no_gradient_work_in_evaluation():
+def test_no_logits_of_the_whole_batch_and_no_gradient_work_in_evaluation():
     B, L, D, V = 2, 64, 3, 50
     x, kernel, targets, weights, _ = draw(B, L, D, V)
 
@@ -160,7 +160,7 @@ def test_no_array_of_batch_by_vocabulary_and_no_gradient_work_in_evaluation():
     assert counts == [1, 3]
 
 
-def test_inside_scan_over_micro_batches_and_checkpoint():
+def test_under_scan_over_micro_batches_and_checkpoint():
     x, kernel, targets, weights, bias = (jnp.asarray(a, "float32") for a in draw(4, 10, 3, 7))
     targets = targets.astype(int)
 

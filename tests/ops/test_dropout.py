@@ -1,4 +1,4 @@
-"""Which elements dropout keeps."""
+"""ops/dropout.py: statistics of the masks, and the gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -7,38 +7,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psann_jax.ops.dropout import dropout, kept
+from psann_jax.ops.dropout import dropout, keep_mask
 
 
 def mask(key, rate, *shape):
-    return np.asarray(kept(key, rate, shape)[0], float)
+    return np.asarray(keep_mask(key, rate, shape)[0], float)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(1, 7), st.integers(0, 2**31 - 1))
-def test_the_share_is_kept_everywhere(rate, width, seed):
-    stays, share = kept(jax.random.key(seed), rate, (4000, width))
-    assert stays.shape == (4000, width)
-    assert abs(share - (1 - rate)) <= 2**-32
-    # Five standard errors, of each column: no place is treated otherwise.
-    np.testing.assert_allclose(stays.mean(axis=0), share, atol=5 * np.sqrt(share * (1 - share) / 4000) + 1e-3)
+def test_every_column_keeps_the_expected_fraction(rate, width, seed):
+    keep, keep_prob = keep_mask(jax.random.key(seed), rate, (4000, width))
+    assert keep.shape == (4000, width)
+    assert abs(keep_prob - (1 - rate)) <= 2**-32
+    tolerance = 5 * np.sqrt(keep_prob * (1 - keep_prob) / 4000) + 1e-3  # five standard errors
+    np.testing.assert_allclose(keep.mean(axis=0), keep_prob, atol=tolerance)
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("shape", [(2**16, 8), (8, 2**16), (2**8, 8, 2**8)])
-def test_places_are_independent(impl, shape):
-    """Places next to each other along any axis, and a power of two apart, agree as often as chance has it."""
-    stays = mask(jax.random.key(3, impl=impl), 0.3, *shape)
+def test_elements_are_independent(impl, shape):
+    """Elements a power of two apart along any axis are uncorrelated."""
+    keep = mask(jax.random.key(3, impl=impl), 0.3, *shape)
     for axis, size in enumerate(shape):
         for distance in (2**i for i in range(16) if 2**i < size):
-            first, second = (np.take(stays, np.arange(a, a + size - distance), axis).ravel() for a in (0, distance))
+            first, second = (np.take(keep, np.arange(a, a + size - distance), axis).ravel() for a in (0, distance))
             correlation = np.corrcoef(first, second)[0, 1]
             assert abs(correlation) < 5 / np.sqrt(len(first)), (axis, distance)
 
 
-def test_runs_are_as_long_as_chance_has_it():
-    stays = mask(jax.random.key(5), 0.5, 2**20) > 0
-    changes = np.flatnonzero(np.diff(stays))
+def test_run_lengths_are_geometric():
+    keep = mask(jax.random.key(5), 0.5, 2**20) > 0
+    changes = np.flatnonzero(np.diff(keep))
     lengths = np.diff(changes)
     for length in range(1, 10):
         expected = 2.0**-length
@@ -52,15 +52,15 @@ def test_keys_give_independent_masks():
     np.testing.assert_allclose(correlation, np.eye(24), atol=5 / np.sqrt(2**14))
 
 
-def test_no_key_gives_the_mask_of_another_in_another_order(monkeypatch):
-    words = {1: (5, 7), 2: (5 ^ 1, 9)}  # the first words differ as neighbouring places do
+def test_no_mask_is_a_permutation_of_another(monkeypatch):
+    words = {1: (5, 7), 2: (5 ^ 1, 9)}  # the first words differ like neighbouring indices
     monkeypatch.setattr(jax.random, "bits", lambda key, *_: jnp.array(words[key], jnp.uint32))
     one, other = (mask(key, 0.5, 2**14) for key in words)
-    exchanged = other.reshape(-1, 2)[:, ::-1].ravel()
-    assert abs(np.corrcoef(one, exchanged)[0, 1]) < 5 / np.sqrt(2**14)
+    permuted = other.reshape(-1, 2)[:, ::-1].ravel()
+    assert abs(np.corrcoef(one, permuted)[0, 1]) < 5 / np.sqrt(2**14)
 
 
-def test_what_stays_keeps_the_mean():
+def test_dropout_keeps_the_mean():
     x = jnp.full((300, 301), 2.0)
     y = dropout(x, 0.25, jax.random.key(0))
     assert set(np.unique(y)) == {0.0, np.float32(2 / 0.75)}
@@ -72,7 +72,7 @@ def test_what_stays_keeps_the_mean():
     assert jnp.isfinite(almost).all()
 
 
-def test_the_gradient_passes_where_the_value_did_and_no_mask_is_stored():
+def test_the_gradient_has_the_same_mask_and_no_mask_is_saved():
     key, x = jax.random.key(1), jnp.linspace(1.0, 2.0, 600).reshape(20, 30)
     y, pull = jax.vjp(lambda x: dropout(x, 0.4, key), x)
     np.testing.assert_array_equal(pull(jnp.ones_like(x))[0] != 0, y != 0)

@@ -1,4 +1,4 @@
-"""ops/gravity_attention.py: the tiled form against the plain one, the plain one against numpy, in every mode."""
+"""ops/gravity_attention.py: the tiled implementation against the plain one, the plain one against numpy."""
 
 import itertools
 from dataclasses import replace
@@ -15,14 +15,14 @@ from psann_jax.ops import tiles
 from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
 from psann_jax.ops.gravity_scores import GravityForm
 
-REFERENCE = [GravityForm(cutoff=c) for c in ("hard", "soft", "decay", "none")]
+REPULSIVE = [GravityForm(cutoff=c) for c in ("hard", "soft", "decay", "none")]
 ATTRACTIVE = [GravityForm(attractive=True, eps=0.05, cutoff=c) for c in ("hard", "decay", "none")]
-FORMS = [*REFERENCE, *ATTRACTIVE, GravityForm(rsqrt=True)]
+FORMS = [*REPULSIVE, *ATTRACTIVE, GravityForm(rsqrt=True)]
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 
 
 def draw(B=2, L=29, H=3, C=4, K=5, seed=0, dtype="float64", mass=True):
-    """Arguments of `gravity_attention`: some tokens have nobody within the radius, one stands far from all."""
+    """Arguments of `gravity_attention`; some tokens have no other within the radius, one is far from all others."""
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((B, L, H, C))
     a[:, L // 2] += 100
@@ -38,15 +38,15 @@ def draw(B=2, L=29, H=3, C=4, K=5, seed=0, dtype="float64", mass=True):
 
 
 def packed(L, seed=0):
-    """Segments of two rows, padding at the end of the second."""
+    """Segment ids of two rows, with padding at the end of the second."""
     rng = np.random.default_rng(seed)
     rows = [np.sort(rng.integers(1, 4, L)), np.sort(rng.integers(1, 3, L))]
     rows[1][L - L // 5 :] = 0
     return jnp.asarray(rows)
 
 
-def by_numpy(form, arrays, segment_ids=None):
-    """One loop a query, as the formulas read."""
+def by_loop(form, arrays, segment_ids=None):
+    """Gravity attention with a loop over queries, written as in the formulas."""
     a, v, gamma, bias, radius, mass = (None if x is None else np.asarray(x) for x in arrays.values())
     B, L, H, _ = a.shape
     out = np.zeros(v.shape)
@@ -74,7 +74,7 @@ def by_numpy(form, arrays, segment_ids=None):
 
 
 def gradients(form, arrays, segment_ids=None, key=None, implementation="tiled"):
-    """Output and all gradients for a fixed cotangent."""
+    """Output and all gradients for a fixed gradient of the output."""
     fixed = {name: x for name, x in arrays.items() if x is None}
     attend = partial(
         gravity_attention, form, segment_ids_BxL=segment_ids, dropout_key=key, implementation=implementation, **fixed
@@ -98,17 +98,17 @@ def close(got, want, tolerance):
 
 @every_form
 @pytest.mark.parametrize("mass", [True, False])
-def test_plain_form_equals_numpy(form, mass, x64):
+def test_plain_equals_a_loop_over_queries(form, mass, x64):
     arrays = draw(L=11, mass=mass)
     segment_ids = packed(11)
     for seg in (None, segment_ids):
         got = gravity_attention(form, **arrays, segment_ids_BxL=seg, implementation="plain")
-        np.testing.assert_allclose(got, by_numpy(form, arrays, seg), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(got, by_loop(form, arrays, seg), rtol=1e-10, atol=1e-10)
 
 
 @every_form
 @pytest.mark.parametrize("mass", [True, False])
-def test_tiled_form_equals_the_plain_one_in_float64(form, mass, x64, monkeypatch):
+def test_tiled_equals_plain_in_float64(form, mass, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(mass=mass)
     for segment_ids in (None, packed(29)):
@@ -121,14 +121,14 @@ def test_tiled_form_equals_the_plain_one_in_float64(form, mass, x64, monkeypatch
 
 @every_form
 @pytest.mark.parametrize("mass", [True, False])
-def test_tiled_form_equals_the_plain_one_in_float32(form, mass, monkeypatch):
+def test_tiled_equals_plain_in_float32(form, mass, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(mass=mass, dtype="float32", C=16)
     close(gradients(form, arrays), gradients(form, arrays, implementation="plain"), 1e-4)
 
 
-def test_a_token_that_sees_only_itself_gives_gamma_and_mass_no_gradient(monkeypatch):
-    """Its weight is 1 whatever gamma is, but the derivative of its score is -1e6."""
+def test_a_token_that_sees_only_itself_contributes_no_gradient(monkeypatch):
+    """Its weight is 1 for every gamma, but the derivative of its score is -1e6."""
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(dtype="float32") | {"radius": jnp.float32(1e-3)}
     out, grads = gradients(GravityForm(), arrays)
@@ -139,7 +139,7 @@ def test_a_token_that_sees_only_itself_gives_gamma_and_mass_no_gradient(monkeypa
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 9), st.sampled_from(FORMS), st.integers(0, 99))
-def test_any_length_and_tile(length, tile, form, seed):
+def test_tiled_equals_plain_for_any_length_and_tile(length, tile, form, seed):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr(tiles, "_CPU_TILE", tile)
         arrays, segment_ids = draw(L=length, seed=seed), packed(length, seed)
@@ -147,7 +147,7 @@ def test_any_length_and_tile(length, tile, form, seed):
 
 
 @every_form
-def test_dropout_drops_the_same_weights_in_both_forms(form, x64, monkeypatch):
+def test_tiled_and_plain_drop_the_same_weights(form, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     form, arrays, key = replace(form, dropout_rate=0.3), draw(), jax.random.key(1)
     got, want = (gradients(form, arrays, key=key, implementation=name) for name in ("tiled", "plain"))
@@ -155,7 +155,7 @@ def test_dropout_drops_the_same_weights_in_both_forms(form, x64, monkeypatch):
     assert np.abs(got[0] - gradients(form, arrays)[0]).max() > 0.1
 
 
-def test_the_reference_prefers_far_tokens_and_the_attractive_form_near_ones(x64):
+def test_far_tokens_are_preferred_and_near_ones_if_attractive(x64):
     a = jnp.asarray([0.0, 3.0, 5.0, 5.5])[None, :, None, None] * jnp.ones((1, 4, 1, 1))
     v = jnp.eye(4)[None, :, None]
     common = {"gamma_H": jnp.ones(1), "bias_H": jnp.zeros(1), "radius": jnp.array(100.0)}
@@ -166,7 +166,7 @@ def test_the_reference_prefers_far_tokens_and_the_attractive_form_near_ones(x64)
 
 
 @every_form
-def test_cached_form_equals_the_full_one(form, x64):
+def test_cached_attention_equals_the_full_forward_pass(form, x64):
     arrays = draw(L=13)
     full = gravity_attention(form, **arrays, implementation="plain")
     a, v, mass = (jnp.pad(x, ((0, 0), (0, 4)) + ((0, 0),) * (x.ndim - 2)) for x in
@@ -180,7 +180,7 @@ def test_cached_form_equals_the_full_one(form, x64):
     np.testing.assert_allclose(got, full[row, index], rtol=1e-9, atol=1e-9)
 
 
-def test_no_square_array_is_kept_for_the_backward_pass():
+def test_no_square_array_is_saved_for_the_backward_pass():
     def saved(length):
         arrays = draw(L=length, B=1, H=2, C=16, K=16, dtype="float32")
         a = arrays.pop("a_BxLxHxC")

@@ -1,4 +1,4 @@
-"""ops/linear.py: the matrix product against its plain form."""
+"""ops/linear.py: the matrix product against its reference."""
 
 import re
 from functools import partial
@@ -47,7 +47,7 @@ def test_lower_precision(dtype, tolerance):
 
 
 @pytest.mark.parametrize(("D", "F"), [(16, 64), (64, 16)])
-def test_the_wider_factor_of_the_kernels_gradient_is_not_transposed_in_memory(D, F):
+def test_the_kernel_gradient_does_not_transpose_its_wider_operand(D, F):
     x, kernel, g = (jnp.asarray(a, "float32") for a in draw((4, 32, D), F))
     gradient = jax.jit(lambda x, kernel, g: jax.vjp(matmul, x, kernel)[1](jax.nn.relu(g))[1])
     text = gradient.lower(jax.nn.relu(x), kernel, g).compile().as_text()

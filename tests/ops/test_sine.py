@@ -1,4 +1,4 @@
-"""ops/sine.py: the damped sine against its plain form and against numpy."""
+"""ops/sine.py: the damped sine against its reference and against numpy."""
 
 from functools import partial
 
@@ -13,13 +13,13 @@ from psann_jax.ops import sine
 from psann_jax.ops.sine import damped_sine, damped_sine_reference
 
 MODES = ("abs", "relu", "none")
-# The last bits depend on fused multiply-adds, which the suite's own level of optimisation does without.
-as_users_run_it = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+# As in normal use. The suite's lower optimisation level has no fused multiply-adds, which change the last bits.
+optimized_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 fuzz = settings(deadline=None, max_examples=6)
 
 
 def draw(shape, dtype="float64", seed=0, spread=2.0):
-    """z, A, f, d and a cotangent, as numpy."""
+    """z; A, f and d; and the gradient of the output, as numpy arrays."""
     rng = np.random.default_rng(seed)
     F = shape[-1]
     z = (spread * rng.standard_normal(shape)).astype(dtype)
@@ -28,7 +28,7 @@ def draw(shape, dtype="float64", seed=0, spread=2.0):
 
 
 def value_and_gradients(fn, z, params, dy, **kwargs):
-    @as_users_run_it
+    @optimized_jit
     def run(dy, *args):
         y, vjp = jax.vjp(partial(fn, **kwargs), *args)
         return y, vjp(dy.astype(y.dtype))
@@ -70,7 +70,7 @@ def test_blocks_of_the_backward_pass_equal_the_whole(shape, x64, monkeypatch):
     z, params, dy = draw(shape)
     gradients = partial(sine._gradients, "abs", lambda x: (jnp.sin(x), jnp.cos(x)))
     want = gradients(z, *params, dy)
-    for positions in (1, 4, 11, 100):  # of a block
+    for positions in (1, 4, 11, 100):  # per block
         monkeypatch.setattr(sine, "_BLOCK", positions * z.size // z.shape[-2] if z.ndim > 1 else 1)
         got = sine._by_blocks(gradients, z, *params, dy)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), got, want)
@@ -89,7 +89,7 @@ def test_equals_the_float64_reference_in_float32(B, L, mode, spread):
         wide = [p.astype("float64") for p in params]
         want = value_and_gradients(damped_sine_reference, z.astype("float64"), wide, dy, decay_mode=mode)
     y, grads = value_and_gradients(damped_sine, z, params, dy.astype("float32"), decay_mode=mode)
-    # The rounding of f * z alone moves the phase by up to 2^-24 of it.
+    # The rounding of f * z alone changes the phase by up to 2^-24 of itself.
     phase = 2e-6 + 2**-23 * np.abs(params[1] * z).max()
     np.testing.assert_allclose(y, want[0], atol=2 * phase)
     for got, ref in zip(grads, want[1], strict=True):
@@ -114,12 +114,12 @@ def test_half_precision_computes_in_float32(dtype):
 @pytest.mark.parametrize(("reach", "error"), [(2, 1.5e-7), (50, 2e-7), (1e4, 1e-6), (2.5e4, 2e-6)])
 def test_fast_sincos_is_accurate(reach, error):
     x = np.random.default_rng(0).uniform(-reach, reach, 500_000).astype("float32")
-    sin, cos = as_users_run_it(sine._fast_sincos)(x)
+    sin, cos = optimized_jit(sine._fast_sincos)(x)
     np.testing.assert_allclose(sin, np.sin(x.astype("float64")), atol=error, rtol=0)
     np.testing.assert_allclose(cos, np.cos(x.astype("float64")), atol=error, rtol=0)
 
 
-def test_fast_sincos_keeps_the_sign_and_the_size_of_small_arguments():
+def test_fast_sincos_is_accurate_for_small_arguments():
     x = np.array([1e-30, 1e-8, 1e-3, 0.1], "float32")
     for signed in (x, -x):
         np.testing.assert_allclose(jax.jit(sine._fast_sincos)(signed)[0], np.sin(signed.astype("float64")), rtol=2e-7)
@@ -136,16 +136,16 @@ def test_huge_and_non_finite_arguments():
         assert jnp.isnan(jax.jit(jax.grad(lambda z: damped_sine(z, one, one, one).sum()))(z)).all()
 
 
-def test_the_backend_chooses_the_sine_when_the_program_is_lowered():
+def test_the_sine_is_chosen_when_the_program_is_lowered():
     z, params, _ = draw((4, 3), "float32")
     traced = jax.jit(jax.grad(lambda z: damped_sine(z, *params).sum())).trace(z)
-    for platform, own in (("cpu", True), ("tpu", False), ("cuda", False)):
+    for platform, fast in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert ("stablehlo.sine" not in text) == own
-        assert ("stablehlo.round_nearest_even" in text) == own
+        assert ("stablehlo.sine" not in text) == fast
+        assert ("stablehlo.round_nearest_even" in text) == fast
 
 
-def test_the_backward_pass_keeps_z_and_the_parameters_only():
+def test_only_z_and_the_parameters_are_saved_for_the_backward_pass():
     z, params, _ = draw((5, 11, 3), "float32")
     _, vjp = jax.vjp(damped_sine, z, *params)
     assert sorted(leaf.size for leaf in jax.tree.leaves(vjp)) == [3, 3, 3, z.size]
