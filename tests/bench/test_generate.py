@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from psann_jax.bench import generate, our_sampler
-from psann_jax.bench.random_text import random_prompts
 from psann_jax.config import Config, DataConfig, DecoderConfig, TrainConfig
-from psann_jax.sample.next_token import Sampling
+from psann_jax.data.random_text import random_prompts
+from psann_jax.sample.settings import Sampling
 from psann_jax.utils.errors import UserError
 
 TINY = Config(
@@ -95,7 +95,7 @@ def test_the_command(tmp_path):
     ("flag", "message"),
     [
         ("--top_p=0", "top_p: is 0.0"),
-        ("--batch=0", "flag --batch=0"),
+        ("--batch=0", "--batch: is '0', must be a whole number of at least 1"),
         ("--prompt_tokens=17", "--prompt_tokens: is 17, but data.max_length is 16"),
         ("--temperature=-1", "temperature: is -1.0"),
         ("--json=/nowhere/x.json", "--json: /nowhere/x.json: there is no directory"),
@@ -120,4 +120,4 @@ def test_without_a_config_the_proxy_is_measured(tmp_path):
 def test_models_that_psannlm_does_not_have_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "psannlm", None)
     with pytest.raises(UserError, match=r"needs .*psannlm; pip install"):
-        generate.measure(TINY, Sampling(), peer_name="psannlm", prompt_tokens=4)
+        generate.measure(TINY, Sampling(top_p=1.0), peer_name="psannlm", prompt_tokens=4)

@@ -1,4 +1,4 @@
-"""What --print_sharding shows: numbers against a count by hand, on a mesh that this machine does not have."""
+"""The layout of a run on a mesh that this machine does not have, against counts by hand."""
 
 import re
 import subprocess
@@ -20,9 +20,9 @@ def get_config():
 """
 
 
-def print_sharding(tmp_path, *flags):
+def show_layout(tmp_path, *flags):
     (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, "-m", "psann_jax.main", f"--config={tmp_path}/config.py", "--print_sharding", *flags]
+    command = [sys.executable, "-m", "psann_jax", "bench", "layout", f"--config={tmp_path}/config.py", *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
 
 
@@ -32,7 +32,7 @@ def row(text, name):
 
 
 def test_a_mesh_of_eight(tmp_path):
-    done = print_sharding(tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    done = show_layout(tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     assert done.returncode == 0, done.stderr
     assert "8 x CPU" in done.stdout
     assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
@@ -48,14 +48,14 @@ def test_a_mesh_of_eight(tmp_path):
 
 
 def test_one_device_sends_nothing(tmp_path):
-    done = print_sharding(tmp_path)
+    done = show_layout(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "collectives: none" in done.stdout
     assert "not split" in row(done.stdout, "head")
 
 
 def test_a_mesh_that_does_not_fit_is_one_line(tmp_path):
-    done = print_sharding(tmp_path, "--config.mesh.tensor=8", "--config.mesh.data=1")
+    done = show_layout(tmp_path, "--config.mesh.tensor=8", "--config.mesh.data=1")
     assert done.returncode == 2
     assert done.stderr == "error: mesh.tensor: is 8, which does not divide model.n_heads=4\n"
 

@@ -18,13 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.bench import ours, peer, throughput
-from psann_jax.bench.laps import lap_times
-from psann_jax.bench.random_text import RandomText, with_vocabulary
+from psann_jax.bench.random_task import with_vocabulary
+from psann_jax.bench.timing import time_steps
 from psann_jax.bench.turns import take_turns
 from psann_jax.bench.workers import Worker
+from psann_jax.cli.bench import throughput as throughput_command
 from psann_jax.config import Config, ConfigError, DataConfig, DecoderConfig, TokenizerConfig, TrainConfig, WaveConfig
-from psann_jax.tasks.lm import make_network
-from psann_jax.train.hardware import training_flops_per_token
+from psann_jax.data.random_text import RandomText
+from psann_jax.models.flops import matmul_params, training_flops
+from psann_jax.models.network import make_network
 from psann_jax.utils.errors import UserError
 
 TINY = Config(
@@ -193,14 +195,14 @@ def test_contenders_take_turns(n_steps, monkeypatch):
     assert log[:4] == ["a", "b", "b", "a"][: len(log)]
 
 
-def test_every_lap_holds_one_step():
+def test_every_time_covers_one_step():
     """Where a step ends before it returns, and where it ends in the background."""
 
     def step_at_once():
         time.sleep(0.05)
         return lambda: None
 
-    assert min(lap_times(step_at_once, 4, ahead=False)) >= 0.05
+    assert min(time_steps(step_at_once, 4, ahead=False)) >= 0.05
 
     events, number = [], itertools.count()
 
@@ -209,16 +211,16 @@ def test_every_lap_holds_one_step():
         events.append(f"start {i}")
         return lambda: events.append(f"end {i}")
 
-    assert len(lap_times(step_in_background, 3, ahead=True)) == 3
+    assert len(time_steps(step_in_background, 3, ahead=True)) == 3
     assert events == ["start 0", "start 1", "end 0", "start 2", "end 1", "end 2"]
-    assert lap_times(step_in_background, 0, ahead=True) == []
+    assert time_steps(step_in_background, 0, ahead=True) == []
 
 
 def test_matrix_parameters_are_those_that_multiply():
     """By hand: attention 4 d^2 and MLP 2 d m a layer, and the head; not the embedding table."""
     network = make_network(TINY, 50)
-    assert ours.matrix_params(network) == 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 50
-    assert training_flops_per_token(10, 2, 16, 8) == 6 * 10 + 6 * 2 * 16 * 8
+    assert matmul_params(network) == 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 50
+    assert training_flops(10, 2, 16, 8) == 6 * 10 + 6 * 2 * 16 * 8
 
 
 @pytest.mark.parametrize(
@@ -323,36 +325,33 @@ def test_no_worker_outlives_the_measurement(sign, delay, config_file):
             os.killpg(parent.pid, signal.SIGKILL)
 
 
-# --- mistakes -----------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a subcommand is missing; choose from throughput"),
-        (["speed"], "'speed' is no subcommand; choose from throughput"),
-        (["throughput"], "--config: name a config file"),
-        (["throughput", "--config=CONFIG", "--stepz=3"], "Unknown command line flag 'stepz'. Did you mean: steps ?"),
-        (["throughput", "--config=CONFIG", "--steps=0"], "flag --steps=0"),
-        (
-            ["throughput", "--config=CONFIG", "--peer=other"],
-            "flag --peer=other: value should be one of <psannlm|torch>",
-        ),
-        (["throughput", "--config=CONFIG", "--against=missing.py"], "--against: missing.py: there is no such config"),
-        (["throughput", "--config=CONFIG", "--against=CONFIG", "--against.train.lrr=1"], "'lrr'"),
-        (["throughput", "--config=CONFIG", "--against=CONFIG", "--peer=psannlm"], "--against: cannot be used together"),
-        (["throughput", "--config=CONFIG", "--json=/nowhere/x.json"], "--json: /nowhere/x.json: there is no directory"),
-        (["throughput", "--config=CONFIG", "--config.model.n_heads=3"], "model.d_model: is 16"),
+        ([], "--config: name a config file"),
+        (["--config=CONFIG", "--stepz=3"], "--stepz: unknown argument, did you mean --steps?"),
+        (["--config=CONFIG", "--steps=0"], "--steps: is '0', must be a whole number of at least 1"),
+        (["--config=CONFIG", "--peer=other"], "--peer: invalid choice: 'other'"),
+        (["--config=CONFIG", "--batch_tokens=-1"], "--batch_tokens: is -1, must be at least 0"),
+        (["--config=CONFIG", "--against=missing.py"], "missing.py: there is no such config file"),
+        (["--config=CONFIG", "--against=CONFIG", "--against.train.lrr=1"], "--against.train.lrr: unknown key"),
+        (["--config=CONFIG", "--against.train.lr=1"], "--against.train.lr=1: has no effect without --against"),
+        (["--config=CONFIG", "--against=CONFIG", "--peer=psannlm"], "--against: cannot be used together"),
+        (["--config=CONFIG", "--json=/nowhere/x.json"], "--json: /nowhere/x.json: there is no directory"),
+        (["--config=CONFIG", "--config.model.n_heads=3"], "model.d_model: is 16"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(arguments, message, config_file):
-    arguments = [a.replace("CONFIG", str(config_file)) for a in arguments]
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+def test_errors_are_one_line_and_code_2(arguments, message, config_file, capsys):
+    with pytest.raises((SystemExit, UserError)) as ended:
+        throughput_command.main([a.replace("CONFIG", str(config_file)) for a in arguments])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    error = str(ended.value) if ended.type is not SystemExit else shown.err.removeprefix("error: ")
+    assert error.startswith(message)
+    assert len(error.splitlines()) == 1
 
 
 # --- psannlm, without torch ---------------------------------------------------------------------------
