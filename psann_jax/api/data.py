@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.api import keywords as settings
-from psann_jax.config import DataConfig, TokenizerConfig, require
+from psann_jax.config import DataConfig, TokenizerConfig, require, text_data
 from psann_jax.config.io import parse
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.files import TEXT_FORMATS
@@ -74,7 +74,7 @@ class psannLMDataPrep:
             sections = settings.DATA.section({**given, "max_length": max_length})
             sections["data"]["sources"] = sources
             sections["train"] = {"batch_tokens": max_length or DataConfig.max_length}
-            self._config: DataConfig = parse(sections).data
+            self._config = text_data(parse(sections))
 
     @property
     def text(self) -> TextData:

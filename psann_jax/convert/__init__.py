@@ -1,1 +1,4 @@
-"""Trained weights in and out: safetensors files, runs, and the checkpoints of psannlm."""
+"""Import and export of weights: safetensors files, runs, and checkpoints of psannlm and NGT.
+
+Start with `psann_jax.convert.read.read_weights`, `safetensors_file.write_safetensors` and `run.write_run`.
+"""

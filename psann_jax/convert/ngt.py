@@ -1,18 +1,19 @@
-"""Weights of the checkpoints of the Newton Gravity Transformer's PyTorch trainer and of its vanilla baseline."""
+"""Reads checkpoints of the Newton Gravity Transformer's PyTorch trainer and of its vanilla baseline."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from psann_jax.config import require
+from psann_jax.config import VanillaConfig, require
 from psann_jax.config.io import parse
 from psann_jax.convert.ngt_names import from_ngt
 from psann_jax.convert.torch_file import load_torch
 from psann_jax.convert.weights import Weights, check_weights
 from psann_jax.utils.errors import UserError
 
+# Their config keys -> keys of the `model` section.
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_dim": "d_model",
@@ -25,55 +26,57 @@ _SIZES = {
 
 
 def is_ngt(path: Path) -> bool:
-    """Whether a .pt file is such a checkpoint.
+    """Whether a .pt file is a checkpoint of NGT's trainer.
 
     Raises:
-      UserError: see `load_torch`.
+      UserError: the file cannot be read, see `load_torch`.
     """
     return "model_state" in load_torch(path)
 
 
 def read_ngt(path: Path) -> Weights:
-    """The weights of a checkpoint; its tokenizer is not read.
+    """Reads the weights of a checkpoint, without a tokenizer.
 
     Raises:
-      UserError: no torch, no such file, a truncated or foreign one, a model without a counterpart here, or parameters
-        of other sizes than the file says.
+      UserError: torch is not installed, the file is missing, truncated or of another program, its model has no
+        counterpart here, or its parameters contradict the sizes in its config.
     """
     payload = load_torch(path)
-    state, said = payload.get("model_state"), payload.get("config")
+    state, settings = payload.get("model_state"), payload.get("config")
     if (
         not isinstance(state, Mapping)
-        or not isinstance(said, Mapping)
-        or not {"hidden_dim", "max_seq_len"} <= set(said)
+        or not isinstance(settings, Mapping)
+        or not {"hidden_dim", "max_seq_len"} <= set(settings)
     ):
         raise UserError(f"{path}: is not a checkpoint of a Newton Gravity Transformer")
     arrays = {name: t.detach().float().numpy() for name, t in state.items()}
-    length = said["max_seq_len"]
-    train = {"precision": "fp32", "batch_tokens": length}  # of which the file says nothing
-    config = parse({"model": _model(said, arrays, path), "data": {"max_length": length}, "train": train})
-    if any(name.endswith("coord_proj_next.weight") and a.shape[1] != said["hidden_dim"] for name, a in arrays.items()):
+    length = settings["max_seq_len"]
+    train = {"precision": "fp32", "batch_tokens": length}  # not in the file
+    config = parse({"model": _model(settings, arrays, path), "data": {"max_length": length}, "train": train})
+    if any(
+        name.endswith("coord_proj_next.weight") and a.shape[1] != settings["hidden_dim"] for name, a in arrays.items()
+    ):
         raise UserError(
-            f"{path}: is of version 0.1, whose coordinates follow the input of the attention; not supported"
+            f"{path}: is of version 0.1, which computes coordinates from the attention's input; not supported"
         )
-    return check_weights(Weights(config, from_ngt(arrays, config.model), None), path)
+    return check_weights(Weights(config, from_ngt(arrays, cast(VanillaConfig, config.model)), None), path)
 
 
-def _model(said: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-    """The `model` section."""
-    model: dict[str, Any] = {ours: said[theirs] for theirs, ours in _SIZES.items() if theirs in said}
-    model |= {"dropout": float(said.get("dropout", 0.0)), "init": "reference"}
-    if "coord_dim" not in said:
+def _model(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """Returns the `model` section."""
+    model: dict[str, Any] = {ours: settings[theirs] for theirs, ours in _SIZES.items() if theirs in settings}
+    model |= {"dropout": float(settings.get("dropout", 0.0)), "init": "reference"}
+    if "coord_dim" not in settings:
         return {"base": "vanilla", **model}
-    soft, radius = said.get("use_soft_cutoff", False), said.get("use_radius_cutoff", True)
+    soft, radius = settings.get("use_soft_cutoff", False), settings.get("use_radius_cutoff", True)
     require(radius or not soft, "cutoff", f"{path} asks for a soft cutoff without a radius")
     first = arrays.get("layers.0.attn.coord_proj_attn.weight")
-    head = {} if first is None else {"d_head_coord": first.shape[0] // said["num_heads"]}
+    head = {} if first is None else {"d_head_coord": first.shape[0] // settings["num_heads"]}
     return {
         "base": "ngt",
         **model,
         **head,
-        "mass": "value" if said.get("mass_in_value") else "score",
+        "mass": "value" if settings.get("mass_in_value") else "score",
         "cutoff": ("soft" if soft else "hard") if radius else "none",
-        "rsqrt": bool(said.get("use_rsqrt", False)),
+        "rsqrt": bool(settings.get("use_rsqrt", False)),
     }

@@ -1,4 +1,4 @@
-"""The parameter names of the Newton Gravity Transformer's PyTorch models, mapped to ours."""
+"""Mapping of the Newton Gravity Transformer's PyTorch parameter names to ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import numpy as np
 
 from psann_jax.config import VanillaConfig
-from psann_jax.convert.renaming import Renaming, Table, same, transpose
+from psann_jax.convert.renaming import Renaming, Table, identity, transpose
 
 
 def _linear(theirs: str, ours: str) -> Table:
-    return {f"{theirs}.weight": (f"{ours}.kernel", transpose), f"{theirs}.bias": (f"{ours}.bias", same)}
+    return {f"{theirs}.weight": (f"{ours}.kernel", transpose), f"{theirs}.bias": (f"{ours}.bias", identity)}
 
 
 def _norm(theirs: str, ours: str) -> Table:
-    return {f"{theirs}.weight": (f"{ours}.scale", same), f"{theirs}.bias": (f"{ours}.bias", same)}
+    return {f"{theirs}.weight": (f"{ours}.scale", identity), f"{theirs}.bias": (f"{ours}.bias", identity)}
 
 
 _TOP: Table = {
-    "token_emb.weight": ("embed", same),
-    "pos_emb.weight": ("positions", same),
-    "mass_emb.weight": ("mass", same),
-    "coord_emb.weight": ("coords", same),
-    "head.bias": ("head_bias", same),
+    "token_emb.weight": ("embed", identity),
+    "pos_emb.weight": ("positions", identity),
+    "mass_emb.weight": ("mass", identity),
+    "coord_emb.weight": ("coords", identity),
+    "head.bias": ("head_bias", identity),
     **_norm("norm", "norm"),
 }
 _BLOCK: Table = {
@@ -43,9 +43,9 @@ _BLOCK: Table = {
 
 
 def from_ngt(arrays: Mapping[str, np.ndarray], config: VanillaConfig) -> dict[str, Any]:
-    """Our nested parameters of an NGT or its vanilla baseline from a state dict; see `Renaming.nested`.
+    """Converts a state dict of an NGT or its vanilla baseline to nested parameters; see `Renaming.nested`.
 
-    The head's weight is left out: it is the embedding.
+    The head's weight is omitted, because it is tied to the embedding.
     """
     own = {name: array for name, array in arrays.items() if name != "head.weight"}
     return Renaming("NGT", "layers", _TOP, _BLOCK).nested(own, config.n_layers)

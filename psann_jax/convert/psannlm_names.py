@@ -1,4 +1,4 @@
-"""The parameter names of psannlm's PyTorch models, mapped to ours."""
+"""Mapping of psannlm's PyTorch parameter names to ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,41 +6,41 @@ from typing import Any
 import numpy as np
 
 from psann_jax.config import DecoderConfig
-from psann_jax.convert.renaming import Renaming, Table, same, transpose
+from psann_jax.convert.renaming import Renaming, Table, identity, transpose
 
 _TOP: Table = {
-    "embed.weight": ("embed", same),
+    "embed.weight": ("embed", identity),
     "lm_head.weight": ("head", transpose),
-    "ln_f.scale": ("norm.scale", same),
-    "ln_f.weight": ("norm.scale", same),
-    "ln_f.bias": ("norm.bias", same),
+    "ln_f.scale": ("norm.scale", identity),
+    "ln_f.weight": ("norm.scale", identity),
+    "ln_f.bias": ("norm.bias", identity),
 }
 _BLOCK: Table = {
-    "alpha": ("alpha", same),
+    "alpha": ("alpha", identity),
     **{f"attn.{p}_proj.weight": (f"attn.{p}.kernel", transpose) for p in "qkvo"},
-    **{f"norm{i}.scale": (f"norm{i}.scale", same) for i in (1, 2)},
-    **{f"norm{i}.weight": (f"norm{i}.scale", same) for i in (1, 2)},
-    **{f"norm{i}.bias": (f"norm{i}.bias", same) for i in (1, 2)},
+    **{f"norm{i}.scale": (f"norm{i}.scale", identity) for i in (1, 2)},
+    **{f"norm{i}.weight": (f"norm{i}.scale", identity) for i in (1, 2)},
+    **{f"norm{i}.bias": (f"norm{i}.bias", identity) for i in (1, 2)},
     **{
         f"mlp.{theirs}.{kind}": (f"mlp.{ours}.{'kernel' if kind == 'weight' else 'bias'}", transpose)
         for theirs, ours in (("fc1", "fc1"), ("fc2", "fc2"), ("0", "fc1"), ("2", "fc2"))
         for kind in ("weight", "bias")
     },
     **{
-        f"{module}.act._{letter}": (f"{module}.act.{name}", same)
+        f"{module}.act._{letter}": (f"{module}.act.{name}", identity)
         for module in ("mlp", "wave")
         for letter, name in (("A", "amplitude"), ("f", "frequency"), ("d", "decay"))
     },
-    "spectral.mask": ("gate.mask", same),
+    "spectral.mask": ("gate.mask", identity),
     "spectral.mix.weight": ("gate.mix", lambda a: a[:, 0, 0] if a.shape[1] == 1 else a[:, :, 0].T),
-    # Their convolution counts taps from the oldest token, ours from the newest.
+    # Their convolution orders taps from the oldest token, ours from the newest.
     "wave.dw.weight": ("wave.conv", lambda a: a[:, 0, ::-1].T),
     "wave.proj.weight": ("wave.proj.kernel", transpose),
-    "wave.proj.bias": ("wave.proj.bias", same),
-    "wave.norm.scale": ("wave.norm.scale", same),
+    "wave.proj.bias": ("wave.proj.bias", identity),
+    "wave.norm.scale": ("wave.norm.scale", identity),
 }
 
 
 def from_psannlm(arrays: Mapping[str, np.ndarray], config: DecoderConfig) -> dict[str, Any]:
-    """Our nested parameters from psannlm's state dict; see `Renaming.nested`."""
+    """Converts psannlm's state dict to nested parameters; see `Renaming.nested`."""
     return Renaming("psannlm", "blocks", _TOP, _BLOCK).nested(arrays, config.n_layers)

@@ -1,4 +1,4 @@
-"""The tokenizers that psannlm 2.0 keeps in its files."""
+"""Converts the tokenizers in psannlm 2.0's files."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.data.tokenizer_models import SentencePieceModel, TokenizersModel, sentencepiece_library
 from psann_jax.utils.errors import UserError
 
-# psannlm's ids 0 to 3, where it has them beside a model of its own.
+# psannlm's special tokens, ids 0 to 3, if they are not part of the tokenizer's own vocabulary.
 _NAMES = {role: f"<|psannlm {role}|>" for role in SPECIAL_TOKENS}
 
 
 def tokenizer_from_state(state: Mapping[str, Any], path: Path) -> Tokenizer:
-    """The tokenizer that psannlm describes, with the same ids.
+    """Converts a tokenizer of psannlm to one with the same ids.
 
     Args:
-      state: of its Tokenizer.to_state.
-      path: of the file, for the message.
+      state: from psannlm's Tokenizer.to_state.
+      path: the file, for messages.
 
     Raises:
-      UserError: there is no such tokenizer here, or its library is missing.
+      UserError: the tokenizer has no counterpart here or cannot be read, or its library is not installed.
     """
     try:
         if state["backend"] == "sentencepiece":
@@ -30,13 +30,13 @@ def tokenizer_from_state(state: Mapping[str, Any], path: Path) -> Tokenizer:
         if state["backend"] == "simple":
             return Tokenizer(TokenizersModel(_characters(state["vocabulary"])), _NAMES)
         if state["passthrough_ids"]:
-            return _as_it_is(state["model"], state["special_ids"])
+            return _passthrough(state["model"], state["special_ids"])
         return Tokenizer(TokenizersModel(_shifted(state["model"])), _NAMES)
     except UserError:
         raise
     except Exception as error:  # the libraries raise plain Exception and RuntimeError
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: its tokenizer cannot be read: {reason}; name one with --tokenizer") from error
+        raise UserError(f"{path}: its tokenizer cannot be read: {reason}; give one with --tokenizer") from error
 
 
 def _sentencepiece(proto: bytes) -> Tokenizer:
@@ -44,7 +44,7 @@ def _sentencepiece(proto: bytes) -> Tokenizer:
     return Tokenizer(SentencePieceModel(proto), {role: pieces.id_to_piece(i) for i, role in enumerate(SPECIAL_TOKENS)})
 
 
-def _as_it_is(description: str, special_ids: Mapping[str, int]) -> Tokenizer:
+def _passthrough(description: str, special_ids: Mapping[str, int]) -> Tokenizer:
     model = TokenizersModel(description)
     content = json.loads(description)
     vocabulary = _vocabulary(content["model"]) | {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -53,13 +53,13 @@ def _as_it_is(description: str, special_ids: Mapping[str, int]) -> Tokenizer:
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id of a model of the `tokenizers` library; of unigram it is a list."""
+    """Returns the ids by token of a model of the `tokenizers` library, which stores a list for unigram models."""
     vocabulary = model["vocab"]
     return dict(vocabulary) if isinstance(vocabulary, dict) else {piece[0]: i for i, piece in enumerate(vocabulary)}
 
 
 def _shifted(description: str) -> str:
-    """psannlm's ids are the model's plus four, after its own special tokens."""
+    """Shifts the model's ids by four, to make room for psannlm's special tokens."""
     content, n = json.loads(description), len(_NAMES)
     model = content["model"]
     if isinstance(model["vocab"], dict):
@@ -74,7 +74,7 @@ def _shifted(description: str) -> str:
 
 
 def _characters(vocabulary: list[str]) -> str:
-    """psannlm's tokenizer of single characters as one of the `tokenizers` library."""
+    """Describes psannlm's character tokenizer in the format of the `tokenizers` library."""
     names = [*_NAMES.values(), *vocabulary]
     return json.dumps(
         {

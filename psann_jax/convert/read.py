@@ -1,4 +1,4 @@
-"""Weights from whatever a path names."""
+"""Reads weights from a path of any supported format."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.config import require
-from psann_jax.config.io import nearest
+from psann_jax.config.names import nearest
 from psann_jax.convert.ngt import is_ngt, read_ngt
 from psann_jax.convert.psannlm import read_psannlm
 from psann_jax.convert.run import read_run
@@ -22,33 +22,34 @@ _RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint",), ("n_heads", "positional_encodi
 
 
 def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None, **options: Any) -> Weights:
-    """The weights of a .safetensors file, a directory with one, a workdir, or a checkpoint of psannlm or NGT.
+    """Reads weights from a .safetensors file, a directory with one, a workdir, or a .pt file of psannlm or NGT.
 
     Args:
-      path: of one of these.
-      tokenizer: for weights that come without one.
-      **options: of a workdir checkpoint, as `read_run` has it as step; of a psannlm file n_heads,
+      path: the file or directory.
+      tokenizer: for weights without one.
+      **options: for a workdir, `checkpoint`: the argument `step` of `read_run`. For a .pt file of psannlm, n_heads,
         positional_encoding and max_length, see `read_psannlm`.
 
     Raises:
-      UserError: there is no such thing, it is truncated or foreign, an option does not belong to it, or the tokenizer
-        does not fit it.
+      UserError: the path is missing, truncated or of another program, an option does not apply to it, or the tokenizer
+        does not fit the model.
     """
     path = Path(path).expanduser()
     valid, read = _reader(path)
     for name in options:
-        other = name in (*_RUN_OPTIONS, *_PSANNLM_OPTIONS)
-        suggestion = "" if other else nearest(name, valid)
-        require(name in valid, name, f"{'has no effect for' if other else 'unknown argument for'} {path}{suggestion}")
+        is_known = name in (*_RUN_OPTIONS, *_PSANNLM_OPTIONS)
+        suggestion = "" if is_known else nearest(name, valid)
+        problem = "has no effect for" if is_known else "unknown argument for"
+        require(name in valid, name, f"{problem} {path}{suggestion}")
     weights = read(**{"step" if name == "checkpoint" else name: value for name, value in options.items()})
     if tokenizer is None:
         return weights
-    require(weights.tokenizer is None, "tokenizer", f"{path} comes with its own; leave it out")
+    require(weights.tokenizer is None, "tokenizer", f"{path} has its own; omit this one")
     return check_weights(dataclasses.replace(weights, tokenizer=tokenizer), path)
 
 
 def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
-    """The options that a path takes, and how its weights are read."""
+    """Returns the names of the options that a path accepts, and the function that reads it."""
     if path.suffix in _PICKLED and is_ngt(path):
         return (), lambda: read_ngt(path)
     if path.suffix in _PICKLED:
@@ -60,5 +61,5 @@ def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
     if (path / CONFIG).exists():
         return _RUN_OPTIONS, lambda **options: read_run(path, **options)
     raise UserError(
-        f"{path}: is no {SUFFIX} file, no directory with {DEFAULT_NAME} or a run, and no .pt file of psannlm or NGT"
+        f"{path}: must be a {SUFFIX} file, a directory with {DEFAULT_NAME} or a run, or a .pt file of psannlm or NGT"
     )

@@ -1,4 +1,4 @@
-"""From the flat state dict of a PyTorch model to our nested parameters, by a table of names."""
+"""Conversion of a PyTorch model's flat state dict to nested parameters, by a table of names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,28 +9,29 @@ import numpy as np
 
 from psann_jax.config import require
 
+# Their name -> our dotted path, and the function that converts the array.
 Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
 
 
-def same(a: np.ndarray) -> np.ndarray:
-    """An array as it is."""
+def identity(a: np.ndarray) -> np.ndarray:
+    """Returns the array unchanged."""
     return a
 
 
 def transpose(a: np.ndarray) -> np.ndarray:
-    """PyTorch's Linear weights are (out, in)."""
+    """Transposes a Linear weight: (out, in) in PyTorch, (in, out) here."""
     return a.T
 
 
 @dataclass(frozen=True)
 class Renaming:
-    """Their name -> (path in our tree, how their array becomes ours).
+    """The names of one PyTorch project.
 
     Attributes:
-      origin: whose names they are, for messages.
-      blocks: what the names of a block's parameters begin with, before the layer's number.
-      top: names outside of blocks.
-      block: names in a block, without blocks and number.
+      origin: name of the project, for messages.
+      blocks: prefix of the parameters in blocks, before the block's number.
+      top: table of the parameters outside blocks.
+      block: table of the parameters in a block, without prefix and number.
     """
 
     origin: str
@@ -39,14 +40,14 @@ class Renaming:
     block: Table
 
     def nested(self, arrays: Mapping[str, np.ndarray], n_layers: int) -> dict[str, Any]:
-        """Our nested parameters, those of blocks stacked; gradients map the same way.
+        """Returns nested parameters with those of the blocks stacked; gradients are converted the same way.
 
         Args:
-          arrays: their names to arrays.
-          n_layers: blocks that there must be.
+          arrays: arrays by their names.
+          n_layers: expected number of blocks.
 
         Raises:
-          ConfigError: a name that no model here has, or blocks that do not fit n_layers.
+          ConfigError: a parameter has no counterpart here, or the blocks are not numbered 0 to n_layers - 1.
         """
         flat: dict[str, Any] = {}
         layers: dict[str, dict[int, np.ndarray]] = {}
@@ -60,7 +61,11 @@ class Renaming:
             else:
                 flat[path] = convert(array)
         for path, by_layer in layers.items():
-            require(sorted(by_layer) == list(range(n_layers)), "model.n_layers", f"is {n_layers}, {path} not")
+            require(
+                sorted(by_layer) == list(range(n_layers)),
+                "model.n_layers",
+                f"is {n_layers}, but {path} is in {len(by_layer)} blocks",
+            )
             flat[path] = np.stack([by_layer[i] for i in range(n_layers)])
         nested: dict[str, Any] = {}
         for path, value in flat.items():

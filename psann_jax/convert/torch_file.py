@@ -1,4 +1,4 @@
-"""PyTorch's checkpoint files: pickles, read by its restricted unpickler, which makes arrays and plain values only."""
+"""Reads PyTorch checkpoints with its restricted unpickler, which creates only arrays and plain values."""
 
 import pickle
 from pathlib import Path
@@ -9,10 +9,10 @@ from psann_jax.utils.extras import require_extra
 
 
 def load_torch(path: Path) -> dict[str, Any]:
-    """What a .pt file holds, by names.
+    """Returns the content of a .pt file, a dict.
 
     Raises:
-      UserError: no torch, no such file, or a file of something else or with other code in it.
+      UserError: torch is not installed, or the file is missing, contains code or is not a checkpoint.
     """
     require_extra(str(path), "torch")
     import torch
@@ -23,11 +23,11 @@ def load_torch(path: Path) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: is refused: it is no checkpoint, or one that would run code of its own when read"
+            f"{path}: is refused, because it is not a checkpoint or would run its own code when read"
         ) from error
-    except Exception as error:  # torch raises what its many parts raise
+    except Exception as error:  # torch raises exceptions of many types
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: is not a whole checkpoint of torch: {reason}") from error
+        raise UserError(f"{path}: is not a complete PyTorch checkpoint: {reason}") from error
     if not isinstance(payload, dict) or not all(isinstance(key, str) for key in payload):
         raise UserError(f"{path}: is not a checkpoint of psannlm or of a Newton Gravity Transformer")
     return payload

@@ -1,1 +1,1 @@
-"""Pictures of trained networks."""
+"""Figures of runs and trained networks, and the style shared by all figures (`style`)."""

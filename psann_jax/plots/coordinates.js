@@ -1,23 +1,23 @@
-// The program of coordinates.html. `state` says what is shown; `show` draws it.
+// The program of coordinates.html. `state` holds what is displayed; `show` draws it.
 "use strict";
 (() => {
-const STRONGEST = 6;  // tokens that get a line from the chosen one
+const STRONGEST = 6;  // tokens connected to the chosen one by a line
 const LISTED = 15;
 const byId = (id) => document.getElementById(id);
 const content = JSON.parse(byId("content").textContent);
 const plot = byId("plot");
-const { tokens, mass, points, shares, maxima } = content;
+const { tokens, mass, points, variance, maxima } = content;
 const nLayers = maxima.length;
 const weights = content.weights.map((layer) => Uint8Array.from(atob(layer), (c) => c.charCodeAt(0)));
 const state = { layer: nLayers, token: null };
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const total = (row) => row.reduce((sum, share) => sum + share, 0);
-// Plotly reads a few tags in its texts.
+const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
+const total = (row) => row.reduce((sum, value) => sum + value, 0);
+// Plotly interprets a few HTML tags in its texts.
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const range = (values) => values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
 
-/** The weights that a token gives to all tokens in the layer that led to the coordinates shown; null without one. */
+/** The attention weights of the chosen token in the displayed layer; null if there is no token or no layer. */
 function attention() {
   if (state.token === null || state.layer === 0) return null;
   const row = (state.token * (state.token + 1)) / 2;
@@ -25,30 +25,30 @@ function attention() {
   return tokens.map((_, j) => (j > state.token ? 0 : weights[state.layer - 1][row + j] * unit));
 }
 
-/** Places of the largest values that are not 0, the largest first. */
+/** Indices of the largest positive values, in descending order. */
 function largest(values, count) {
-  const places = [...values.keys()].filter((i) => values[i] > 0);
-  return places.sort((i, j) => values[j] - values[i]).slice(0, count);
+  const positive = [...values.keys()].filter((i) => values[i] > 0);
+  return positive.sort((i, j) => values[j] - values[i]).slice(0, count);
 }
 
 function hoverTexts(given) {
   const [x, y, z] = points[state.layer];
   return tokens.map((token, i) => [
     `<b>${escaped(token)}</b>`,
-    `place ${i} of ${tokens.length - 1}`,
+    `position ${i} of ${tokens.length - 1}`,
     ...[x, y, z].map((axis, k) => `PC${k + 1} ${axis[i].toFixed(3)}`),
     `Mass ${mass[i].toFixed(4)}`,
     ...(given ? [`Attention ${percent(given[i])}`] : []),
   ].join("<br>"));
 }
 
-/** From 0 for the least value to 1 for the largest. */
+/** Scales values to the range from 0 to 1. */
 function minmax(values) {
   const [low, high] = range(values);
   return values.map((v) => (high > low ? (v - low) / (high - low) : 0));
 }
 
-/** A diamond for the chosen token; open circles for those after it, which it cannot attend to. */
+/** A diamond for the chosen token, and open circles for later tokens, which it cannot attend to. */
 function symbol(i) {
   if (state.token === null || i < state.token) return "circle";
   return i === state.token ? "diamond" : "circle-open";
@@ -69,21 +69,21 @@ function tokenTrace(given) {
   };
 }
 
-/** Lines from the chosen token to those that it attends to most. */
+/** Lines from the chosen token to the tokens it attends to most. */
 function lineTrace(given) {
   const ends = given ? largest(given, STRONGEST).filter((i) => i !== state.token) : [];
   const [x, y, z] = points[state.layer].map((axis) => ends.flatMap((i) => [axis[state.token], axis[i], null]));
   return { type: "scatter3d", mode: "lines", name: "strongest", x, y, z, hoverinfo: "skip", line: { color: "#444", width: 3 } };
 }
 
-/** The labels of all tokens, if asked for, else of the chosen one and those that it attends to most. */
+/** Labels of all tokens if requested, otherwise of the chosen one and the tokens it attends to most. */
 function labels(given) {
   const [x, y, z] = points[state.layer];
   const at = (i) => ({ x: x[i], y: y[i], z: z[i], text: escaped(tokens[i]), font: { size: 12, color: "#111" } });
   if (byId("labels").checked) return tokens.map((_, i) => ({ ...at(i), showarrow: false, yshift: 11 }));
   if (state.token === null) return [];
   const ends = given ? largest(given, STRONGEST).filter((i) => i !== state.token) : [];
-  // Each is drawn out in a direction of its own, as these tokens often lie close together.
+  // Each label is moved in its own direction, because these tokens are often close together.
   return [state.token, ...ends].map((i, k, all) => {
     const angle = (2 * Math.PI * k) / all.length - Math.PI / 2;
     const far = k === 0 ? 90 : 60;
@@ -99,17 +99,17 @@ function axis(k) {
   const [low, high] = range(shown.flatMap((layer) => layer[k]));
   const margin = 0.06 * (high - low) || 1;
   return {
-    title: { text: `PC${k + 1} (${percent(shares[nLayers][k])})` }, range: [low - margin, high + margin],
+    title: { text: `PC${k + 1} (${percent(variance[nLayers][k])})` }, range: [low - margin, high + margin],
     backgroundcolor: "#fff", gridcolor: "#ddd", zerolinecolor: "#bbb", showspikes: false,
   };
 }
 
 function explained() {
-  const fit = shares[nLayers];
-  const each = fit.map((share, k) => `PC${k + 1} ${percent(share)}`).join(", ");
+  const fit = variance[nLayers];
+  const each = fit.map((fraction, k) => `PC${k + 1} ${percent(fraction)}`).join(", ");
   const lines = [`Explained variance: ${each}, total ${percent(total(fit))}`];
-  const here = percent(total(shares[state.layer]));
-  if (state.layer !== nLayers) lines.push(`after layer ${nLayers}, where the axes are fitted; of the variance shown here: ${here}`);
+  const here = percent(total(variance[state.layer]));
+  if (state.layer !== nLayers) lines.push(`of layer ${nLayers}, where the axes are fitted; of the layer shown: ${here}`);
   return lines.join("<br>");
 }
 
@@ -137,35 +137,35 @@ function element(name, properties, ...children) {
 }
 
 function tokenButton(i) {
-  return element("button", { type: "button", textContent: tokens[i], title: `place ${i}`, onclick: () => choose(i) });
+  return element("button", { type: "button", textContent: tokens[i], title: `position ${i}`, onclick: () => choose(i) });
 }
 
-/** Title, note, places and values of the list. */
+/** Title, note, token indices and values of the list. */
 function listed(given) {
   if (given) {
     const top = largest(given, LISTED);
     const sum = percent(total(top.map((i) => given[i])));
-    const title = `What \u201c${tokens[state.token]}\u201d (place ${state.token}) attends to`;
-    return [title, `In layer ${state.layer}, mean over heads. These ${top.length} have ${sum} of the weight.`, top, given];
+    const title = `What \u201c${tokens[state.token]}\u201d (position ${state.token}) attends to`;
+    return [title, `Layer ${state.layer}, mean over heads. These ${top.length} tokens have ${sum} of the weight.`, top, given];
   }
-  // Equal tokens have equal masses: each is listed once.
+  // Equal tokens have equal masses, so each token is listed once.
   const firsts = mass.map((m, i) => (tokens.indexOf(tokens[i]) === i ? m : 0));
   const note = state.token === null
-    ? `Of ${tokens.length}, each where it comes first. A token has the same mass in all places and layers.`
-    : "No layer has attended to anything yet: choose layer 1 or a later one.";
+    ? `Of ${tokens.length} tokens, at their first positions. A token has the same mass at all positions and in all layers.`
+    : "There is no attention before layer 1: choose a later layer.";
   return ["The heaviest tokens", note, largest(firsts, LISTED), mass];
 }
 
 function showList(given) {
-  const [title, note, places, values] = listed(given);
+  const [title, note, indices, values] = listed(given);
   const lengths = given ?? minmax(mass);
   byId("list-title").textContent = title;
   byId("list-note").textContent = note;
   byId("list-value").textContent = given ? "weight" : "mass";
-  byId("list").replaceChildren(...places.map((i) => element("tr", {},
+  byId("list").replaceChildren(...indices.map((i) => element("tr", {},
     element("td", {}, tokenButton(i)), element("td", { textContent: i }),
     element("td", { textContent: given ? percent(values[i]) : values[i].toFixed(4) }),
-    element("td", { className: "bar" }, element("i", { style: `width: ${(100 * lengths[i]) / lengths[places[0]]}%` })),
+    element("td", { className: "bar" }, element("i", { style: `width: ${(100 * lengths[i]) / lengths[indices[0]]}%` })),
   )));
 }
 
@@ -175,12 +175,12 @@ function showText(given) {
     button.style.setProperty("--value", `${8 * thickness[i]}px`);
     button.setAttribute("aria-pressed", i === state.token);
   });
-  byId("text-note").textContent = `The text: the thicker the line, the ${given ? "stronger the attention" : "heavier the token"}.`;
+  byId("text-note").textContent = `The text. A thicker line means ${given ? "more attention" : "a heavier token"}.`;
 }
 
 function show() {
   const given = attention();
-  byId("layer-name").textContent = state.layer ? `${state.layer} of ${nLayers}: after layer ${state.layer}` : "0: the positions' own coordinates";
+  byId("layer-name").textContent = state.layer ? `${state.layer} of ${nLayers}: after layer ${state.layer}` : "0: initial coordinates of the positions";
   showList(given);
   showText(given);
   return Plotly.react(plot, [tokenTrace(given), lineTrace(given)], layout(given), { responsive: true, displaylogo: false });
@@ -192,14 +192,14 @@ function choose(token) {
 }
 
 /**
- * Plotly tells of a click on a 3D point at every frame while the button is down, so also while the picture is turned.
- * What counts here is a press and a release at one place; beside all points it ends the choice.
+ * Plotly reports a click on a 3D point at every frame while the button is down, also while the plot is rotated.
+ * Here a click is a press and a release at the same position. A click beside all points clears the choice.
  */
 function chooseByClick() {
   let under = null, pressed = null;
   const enter = ({ points: [point] }) => { under = point.curveNumber === 0 ? point.pointNumber : null; };
   plot.on("plotly_hover", enter);
-  plot.on("plotly_click", enter);  // without a mouse nothing hovers
+  plot.on("plotly_click", enter);  // for touch screens, where nothing hovers
   plot.on("plotly_unhover", () => { under = null; });
   plot.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; }, true);
   plot.addEventListener("pointerup", (event) => {

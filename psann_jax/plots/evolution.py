@@ -1,4 +1,4 @@
-"""How the tokens of one text move through the coordinates of a gravity model, in numbers."""
+"""Token coordinates, masses and attention of a gravity model on one text, layer by layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import numpy as np
 
 from psann_jax.models.network import Params
 from psann_jax.runs.restore import TextRun
-from psann_jax.train.mesh import batch_shards
+from psann_jax.train.mesh import num_batch_shards
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """One text of L tokens in a gravity model of N layers, all float64.
+    """One text of L tokens in a gravity model of N layers, in float64.
 
     Attributes:
-      mass_L: of the tokens.
-      coordinates_KxLxC: of the positions, then after each layer; K = N + 1.
-      weights_NxLxL: attention weights, mean over heads; row i holds those that token i gives.
+      mass_L: masses of the tokens.
+      coordinates_KxLxC: initial coordinates, which depend on the position only, then those after each layer; K = N + 1.
+      weights_NxLxL: attention weights (queries, keys), averaged over heads.
     """
 
     mass_L: np.ndarray
@@ -27,19 +27,19 @@ class Evolution:
     weights_NxLxL: np.ndarray
 
     def is_finite(self) -> bool:
-        """Whether there is no NaN or infinity in it."""
+        """Whether all values are finite."""
         return all(np.isfinite(a).all() for a in (self.mass_L, self.coordinates_KxLxC, self.weights_NxLxL))
 
 
 def evolve(run: TextRun, ids: Sequence[int]) -> Evolution:
-    """Runs a gravity model on the tokens of one text."""
+    """Runs a gravity model on the token ids of one text."""
 
     def inspect(params: Params, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        seen = run.network.merge(params).inspect(tokens_BxL)
-        return seen["mass"][0], seen["coordinates"][:, 0], jnp.mean(seen["weights"][:, 0], axis=1)
+        found = run.network.merge(params).inspect(tokens_BxL)
+        return found["mass"][0], found["coordinates"][:, 0], jnp.mean(found["weights"][:, 0], axis=1)
 
-    # One row for every part of the mesh that a batch is divided over; all are the same.
-    tokens_BxL = jnp.tile(jnp.asarray(ids, jnp.int32), (batch_shards(run.mesh), 1))
+    # Identical rows, one for each batch shard of the mesh.
+    tokens_BxL = jnp.tile(jnp.asarray(ids, jnp.int32), (num_batch_shards(run.mesh), 1))
     with jax.set_mesh(run.mesh):
         arrays = jax.device_get(jax.jit(inspect)(run.params, tokens_BxL))
     return Evolution(*(array.astype(np.float64) for array in arrays))
@@ -47,23 +47,26 @@ def evolve(run: TextRun, ids: Sequence[int]) -> Evolution:
 
 @dataclass(frozen=True)
 class Projection:
-    """Coordinates along the three principal components of the last layer's.
+    """Coordinates projected on the three principal components of the last layer.
 
     Attributes:
-      points_KxLx3: of all layers along the same axes.
-      shares_Kx3: of each layer's own variance, what lies along each axis; 0 where a layer has no variance. The last
-        row is the explained variance of the fit.
+      points_KxLx3: projected coordinates of all layers.
+      variance_fractions_Kx3: fraction of each layer's own variance along each axis; 0 for a layer without variance.
+        The last row is the explained variance of the fit.
     """
 
     points_KxLx3: np.ndarray
-    shares_Kx3: np.ndarray
+    variance_fractions_Kx3: np.ndarray
 
 
 def project(coordinates_KxLxC: np.ndarray) -> Projection:
-    """Principal component analysis, fitted on the last layer and used for all.
+    """Projects all layers on the principal components of the last one.
 
-    Each axis points to where its largest loading is positive, so that equal runs give equal pictures. With less than
-    three coordinates or four tokens, the axes that are missing are 0.
+    The sign of each axis makes its largest loading positive, so that equal runs give equal plots. With fewer than three
+    coordinates or four tokens, the missing axes are 0.
+
+    Args:
+      coordinates_KxLxC: from `Evolution`.
     """
     z_LxC = coordinates_KxLxC[-1]
     mean_C = z_LxC.mean(axis=0)

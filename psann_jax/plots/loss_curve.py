@@ -1,4 +1,4 @@
-"""``loss_curve.png``: what a run's record looks like."""
+"""``loss_curve.png``: training loss, validation loss and learning rate of a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ _RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3
 def plot_loss_curve(
     rows: Sequence[dict[str, Any]], path: str | Path, title: str = "", phases: Mapping[int, str] | None = None
 ) -> None:
-    """Draws training loss, validation loss and learning rate over the steps, as a PNG.
+    """Plots training loss, validation loss and learning rate against the step, as a PNG.
 
     Args:
-      rows: from `psann_jax.train.metrics.read_metrics`: "train" rows with loss and lr, "eval" rows with loss.
-        Values that are missing or not finite are left out.
+      rows: from `psann_jax.train.metrics.read_metrics`: "train" rows with loss and lr, "eval" rows with loss. Missing
+        and non-finite values are skipped.
       path: the file to write.
-      title: the run's name.
-      phases: steps at which the training data change, and what follows.
+      title: title of the figure, usually the run's name.
+      phases: names of the training phases by their first step.
     """
     figure = new_figure(9, 6)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -32,7 +32,13 @@ def plot_loss_curve(
     window = steps.size // 30
     if window > 1:
         losses.plot(steps, loss, color=_RAW, linewidth=1, label="train")
-        losses.plot(steps, _smooth(loss, window), color=_SMOOTH, linewidth=1.8, label=f"train, mean of {window} rows")
+        losses.plot(
+            steps,
+            _smooth(loss, window),
+            color=_SMOOTH,
+            linewidth=1.8,
+            label=f"train, mean of {window} rows",
+        )
     elif steps.size:
         losses.plot(steps, loss, color=_SMOOTH, marker=".", label="train")
     eval_steps, val_loss = _series(rows, "eval", "loss")
@@ -51,9 +57,9 @@ def plot_loss_curve(
 
     for step, name in (phases or {}).items():
         losses.axvline(step, color=_PHASE, linestyle="--", linewidth=2)
-        place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
-        losses.annotate(name, (step, 0.98), **place, rotation=90, va="top", fontsize=8, color=_PHASE)
-    losses.set_ylabel("cross entropy (nats a token)")
+        position = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
+        losses.annotate(name, (step, 0.98), **position, rotation=90, va="top", fontsize=8, color=_PHASE)
+    losses.set_ylabel("cross entropy (nats per token)")
     losses.set_title(title)
     losses.grid(alpha=0.3)
     if steps.size or eval_steps.size:
@@ -68,14 +74,14 @@ def plot_loss_curve(
 
 
 def _series(rows: Sequence[dict[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one quantity."""
+    """Returns the steps and the finite values of one metric."""
     points = [(r["step"], r[name]) for r in rows if r["kind"] == kind and math.isfinite(r.get(name, math.nan))]
     steps_and_values = np.array(points, float).reshape(-1, 2)
     return steps_and_values[:, 0], steps_and_values[:, 1]
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over about `window` values around each; over fewer near the ends."""
+    """Centred moving average over about `window` values, over fewer near the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(values.size)
     starts = np.maximum(middle - window // 2, 0)

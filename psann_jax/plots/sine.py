@@ -1,4 +1,4 @@
-"""Amplitude, frequency and damping of the sine activations, layer by layer, before and after training."""
+"""Distributions of amplitude, frequency and damping of the sine activations before and after training."""
 
 import os
 
@@ -20,35 +20,39 @@ _BEFORE, _AFTER = COLOURS[4], COLOURS[0]
 
 
 def sine_values(network: Network, params: Params) -> dict[str, np.ndarray]:
-    """The values in use of all sine activations of a network.
+    """Returns the effective values of all sine activations of a network.
 
     Returns:
-      Place in a block, as in "mlp" and "wave" -> amplitude, frequency and damping, (3, layers, features).
+      By module of a block, such as "mlp" and "wave": amplitude, frequency and damping, (3, layers, features).
 
     Raises:
-      UserError: it has none.
+      UserError: the network has no sine activations.
     """
 
     def values(params: Params) -> dict[str, list[jax.Array]]:
         found: dict[str, list[jax.Array]] = {}
         for path, module in nnx.iter_graph(network.merge(params)):
             if isinstance(module, Sine):
-                # Layers that are compiled as one have their features stacked.
+                # Scanned layers have their features stacked.
                 layers = jnp.stack([jnp.atleast_2d(value) for value in module.values()])
                 found.setdefault(str(path[-2]), []).append(layers)
         return found
 
-    places = jax.device_get(jax.jit(values)(params))
-    if not places:
-        raise UserError(f"model.mlp_activation: is {network.config.mlp_activation}; there is no sine to look at")
-    return {place: np.concatenate(layers, axis=1).astype(np.float64) for place, layers in places.items()}
+    modules = jax.device_get(jax.jit(values)(params))
+    if not modules:
+        raise UserError(f"model.mlp_activation: is {network.config.mlp_activation}; there are no sine activations")
+    return {name: np.concatenate(layers, axis=1).astype(np.float64) for name, layers in modules.items()}
 
 
 def draw_sine(path: str | os.PathLike[str], run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
-    """Draws a run's distributions as a PNG: boxes of the middle half, with lines for the middle nine tenths.
+    """Plots box plots by layer as a PNG: boxes from the 25th to the 75th percentile, whiskers from the 5th to the 95th.
+
+    Args:
+      path: the file to write.
+      run: from `load_run`.
 
     Returns:
-      "before", the values that the run's seed gives, and "after", as `sine_values`.
+      The values of `sine_values` "before" training, drawn with the run's seed, and "after".
 
     Raises:
       UserError: the run has no sine activations.
@@ -57,14 +61,14 @@ def draw_sine(path: str | os.PathLike[str], run: LoadedRun) -> dict[str, dict[st
     before = sine_values(run.network, jax.jit(run.network.init)(jax.random.key(run.config.seed)))
     figure = new_figure(12, 0.6 + 3.6 * len(after))
     grid = figure.subplots(len(after), len(VALUES), squeeze=False)
-    for row, (place, arrays) in zip(grid, after.items(), strict=True):
-        for axes, name, early, late in zip(row, VALUES, before[place], arrays, strict=True):
+    for row, (module, arrays) in zip(grid, after.items(), strict=True):
+        for axes, name, early, late in zip(row, VALUES, before[module], arrays, strict=True):
             _boxes(axes, early, -0.2, _BEFORE, "//")
             _boxes(axes, late, 0.2, _AFTER, "")
             layers = np.arange(1, len(late) + 1)
             axes.set_xticks(layers, [str(layer) for layer in layers])
             axes.set_xlabel("layer")
-            axes.set_ylabel(f"{name} ({place})")
+            axes.set_ylabel(f"{name} ({module})")
             axes.grid(alpha=0.3, axis="y")
     handles = [
         Patch(facecolor="white", edgecolor=_BEFORE, hatch="//", label="before training"),

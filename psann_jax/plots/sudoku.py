@@ -1,4 +1,4 @@
-"""Pictures of an iterative Sudoku network: what it solves, how sure it grows, what a cell looks at."""
+"""Figures of an iterative Sudoku network: accuracy by iterations, confidence on one puzzle, attention of a cell."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.plots.style import line_style, new_figure
 
-_GIVEN, _SHOWN_ITERATIONS = "#9a9a9a", 12
+_CLUE_COLOUR, _MAX_PANELS = "#9a9a9a", 12
 
 
 def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stopped: bool) -> None:
-    """The share of solved puzzles against the number of iterations, a line for each rating and mean, as a PNG.
+    """Plots the fraction of solved puzzles against the number of iterations, by rating and on average, as a PNG.
 
     Args:
-      path: the file.
-      rows: number of iterations -> `psann_jax.tasks.sudoku_scores.shares_at`.
+      path: the file to write.
+      rows: by number of iterations, the result of `psann_jax.tasks.sudoku_scores.shares_at`.
       stopped: whether puzzles end at their first valid grid, for the title.
     """
     figure = new_figure(8, 5)
@@ -26,33 +26,35 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
     names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
     one_rating = sum(name.removeprefix("solved_") in BUCKETS for name in names) == 1
     for i, name in enumerate(names[-1:] if one_rating else names):
-        shares, errors = (np.array([rows[m][key] for m in marks]) for key in (name, f"{name}_2se"))
+        fractions, errors = (np.array([rows[m][key] for m in marks]) for key in (name, f"{name}_2se"))
         title = name.removeprefix("solved").removeprefix("_") or "all"
-        line = axes.errorbar(marks, 100 * shares, 100 * errors, label=title, markersize=5, capsize=3, **line_style(i))
+        line = axes.errorbar(
+            marks, 100 * fractions, 100 * errors, label=title, markersize=5, capsize=3, **line_style(i)
+        )
         if name in ("solved", "solved_balanced", "solved_natural"):
             line.lines[0].set_linewidth(2.5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(marks, [str(m) for m in marks])
     axes.set_ylim(-2, 102)
     axes.set_xlabel("iterations")
-    axes.set_ylabel("solved puzzles (%), with two standard errors")
-    axes.set_title("found by the first valid grid" if stopped else "valid after exactly so many iterations")
+    axes.set_ylabel("solved puzzles (%), ± two standard errors")
+    axes.set_title("solved by the first valid grid" if stopped else "valid after exactly this number of iterations")
     axes.grid(alpha=0.3)
     axes.legend(title="rating")
     figure.savefig(path, format="png")
 
 
 def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray) -> None:
-    """The most probable digit of every cell and its probability, after up to 12 of the iterations, as a PNG.
+    """Shows the most probable digit of every cell and its probability after up to 12 iterations, as a PNG.
 
     Args:
-      path: the file.
-      puzzle_81: clues, shown in grey.
-      probabilities_Tx81x9: after every iteration.
+      path: the file to write.
+      puzzle_81: the clues, shown in grey; 0 for empty cells.
+      probabilities_Tx81x9: probabilities of the digits after every iteration.
     """
     count = len(probabilities_Tx81x9)
-    spread = np.geomspace(1, count, _SHOWN_ITERATIONS).round().astype(int)
-    shown = np.unique(spread) if count > _SHOWN_ITERATIONS else 1 + np.arange(count)
+    spread = np.geomspace(1, count, _MAX_PANELS).round().astype(int)
+    shown = np.unique(spread) if count > _MAX_PANELS else 1 + np.arange(count)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     figure = new_figure(3 * columns, 3.2 * lines)
@@ -60,13 +62,13 @@ def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     for panel, iteration in zip(panels, shown.tolist(), strict=False):
-        sure_81 = probabilities_Tx81x9[iteration - 1].max(axis=1)
+        confidence_81 = probabilities_Tx81x9[iteration - 1].max(axis=1)
         digits_81 = np.where(puzzle_81 > 0, puzzle_81, 1 + probabilities_Tx81x9[iteration - 1].argmax(axis=1))
         image = panel.imshow(
-            np.where(puzzle_81 > 0, np.nan, sure_81).reshape(9, 9), vmin=0, vmax=1, cmap="YlGnBu", aspect="equal"
+            np.where(puzzle_81 > 0, np.nan, confidence_81).reshape(9, 9), vmin=0, vmax=1, cmap="YlGnBu", aspect="equal"
         )
         for cell, digit in enumerate(digits_81.tolist()):
-            colour = _GIVEN if puzzle_81[cell] else "white" if sure_81[cell] > 0.6 else "black"
+            colour = _CLUE_COLOUR if puzzle_81[cell] else "white" if confidence_81[cell] > 0.6 else "black"
             panel.text(cell % 9, cell // 9, str(digit), ha="center", va="center", fontsize=8, color=colour)
         panel.set_title(f"iteration {iteration}", fontsize=10)
         _grid_lines(panel)
@@ -75,13 +77,13 @@ def draw_confidence(path: Path, puzzle_81: np.ndarray, probabilities_Tx81x9: np.
 
 
 def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray, cell: int) -> None:
-    """What one cell attends to, a panel for each layer and head, as a PNG.
+    """Shows the attention of one cell to all cells, with a panel for each layer and head, as a PNG.
 
     Args:
-      path: the file.
-      weights_NxHx81: its weights on all cells.
-      puzzle_81: clues.
-      cell: 0 to 80, marked.
+      path: the file to write.
+      weights_NxHx81: attention weights of the cell.
+      puzzle_81: the clues, 0 for empty cells.
+      cell: index of the cell, 0 to 80, which is marked.
     """
     n_layers, n_heads, _ = weights_NxHx81.shape
     figure = new_figure(2.2 * n_heads, 2.4 * n_layers)
@@ -95,7 +97,7 @@ def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray
             panel.plot(cell % 9, cell // 9, "s", markerfacecolor="none", markeredgecolor="red", markersize=9)
             panel.set_title(f"layer {layer}, head {head}", fontsize=8)
             _grid_lines(panel)
-    figure.suptitle(f"attention of row {cell // 9 + 1}, column {cell % 9 + 1}, each panel to its own scale")
+    figure.suptitle(f"attention of row {cell // 9 + 1}, column {cell % 9 + 1}, each panel with its own scale")
     figure.savefig(path, format="png")
 
 

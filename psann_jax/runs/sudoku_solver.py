@@ -1,7 +1,7 @@
-"""Solving puzzles with a trained network: as many iterations as it takes, finished puzzles making room for others.
+"""Solves Sudoku puzzles with a trained network, in batches whose finished puzzles are replaced by new ones.
 
-Puzzles have one solution. So a full grid that holds the clues and follows the rules is the solution, and the first such
-grid ends a search without a look at the answer.
+Start with `solve` for many puzzles, or with `trace` to follow one. A puzzle has exactly one solution, so a full grid
+that keeps the clues and follows the rules is the solution. The search stops at the first such grid.
 """
 
 import sys
@@ -10,37 +10,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from psann_jax.config import PuzzlesConfig
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.loader import load_puzzles
 from psann_jax.data.sudoku.puzzles import Puzzles
 from psann_jax.data.sudoku.rules import UNITS_27x9, is_solved
-from psann_jax.utils.errors import UserError
 from psann_jax.models.network import Network, Params
 from psann_jax.models.sudoku import filled
 from psann_jax.runs.restore import LoadedRun
-from psann_jax.train.mesh import batch_sharding, batch_shards, replicated
+from psann_jax.train.mesh import batch_sharding, num_batch_shards, replicated
+from psann_jax.utils.errors import UserError
 
-_CHUNK = 64  # iterations between two looks from outside, for progress and interruption
+_CHUNK = 64  # iterations per call of the compiled search, for progress and interruption
 
 
 @dataclass(frozen=True)
 class Solutions:
-    """What came of N puzzles.
+    """Results for N puzzles.
 
     Attributes:
-      grids_Nx81: the solution where one was found, else the grid of the last iteration, uint8.
-      first_N: the iteration, from 1 on, that gave the first valid grid; 0 where none did.
-      marks_M: numbers of iterations.
-      valid_NxM: whether the grid of exactly so many iterations is valid. A search that stops at the first valid grid
-        has it still.
-      seconds: that the search took, without compilation.
+      grids_Nx81: the solution if one was found, otherwise the grid of the last iteration, uint8.
+      first_N: the first iteration, counted from 1, with a valid grid; 0 if there is none.
+      marks_M: numbers of iterations at which validity is recorded.
+      valid_NxM: whether the grid after exactly that many iterations is valid. If the search stops at the first valid
+        grid, the grid stays valid at all later marks.
+      seconds: duration of the search without compilation.
     """
 
     grids_Nx81: np.ndarray
@@ -51,7 +52,7 @@ class Solutions:
 
 
 def marks_up_to(iterations: int, least: int) -> tuple[int, ...]:
-    """`least`, its double and so on, as far as they are below a number of iterations; and that number."""
+    """Returns `least` and its doublings below `iterations`, followed by `iterations`."""
     marks = []
     while least < iterations:
         marks.append(least)
@@ -60,40 +61,42 @@ def marks_up_to(iterations: int, least: int) -> tuple[int, ...]:
 
 
 def is_valid(grids_Bx81: jax.Array) -> jax.Array:
-    """Whether each full grid has all nine digits in every row, column and box, (B,) bool."""
+    """Checks that every row, column and box of full grids has all nine digits; returns (B,) bool."""
     bits_Bx27x9 = 1 << grids_Bx81.astype(jnp.int32)[:, UNITS_27x9]
     return jnp.all(jax.lax.reduce_or(bits_Bx27x9, axes=(2,)) == 0b1111111110, axis=1)
 
 
-def chosen_puzzles(run: LoadedRun, file: str | None, max_puzzles: int | None = None, *, progress: bool = False) -> Puzzles:
-    """Puzzles to be solved.
+def select_puzzles(
+    run: LoadedRun, file: str | None, max_puzzles: int | None = None, *, progress: bool = False
+) -> Puzzles:
+    """Loads puzzles to solve.
 
     Args:
       run: from `load_run`.
-      file: a CSV with question, answer and rating; None: those that the run is validated on.
-      max_puzzles: only the first so many; None: all.
-      progress: whether a bar is shown, on a terminal.
+      file: a CSV file with columns question, answer and rating; None means the run's validation puzzles.
+      max_puzzles: use only the first max_puzzles puzzles; None means all.
+      progress: whether to show a progress bar on a terminal.
 
     Raises:
-      UserError: the file cannot be read, or the run's puzzles are no longer what they were.
+      UserError: the file cannot be read, or the run's puzzles have changed.
     """
     if file is not None:
         puzzles = read_puzzles(Path(file), progress=progress)
     else:
-        data = load_puzzles(run.config.data, progress)
+        data = load_puzzles(cast(PuzzlesConfig, run.config.data), progress)
         if data.fingerprint != run.data:
-            raise UserError("data: the puzzles are not those that the run was trained on; name a file with --data")
+            raise UserError("data: the puzzles differ from those that the run was trained on; name a file with --data")
         puzzles = data.valid
     return puzzles.take(np.arange(len(puzzles))[:max_puzzles])
 
 
 def trace(run: LoadedRun, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The probabilities (81, 9) and the filled grid (81,) after every iteration on one puzzle, to its first valid grid.
+    """Yields the probabilities (81, 9) and the filled grid (81,) after each iteration, up to the first valid grid.
 
     Args:
       run: from `load_run`.
-      puzzle_81: clues.
-      iterations: at most.
+      puzzle_81: the clues, 0 for empty cells.
+      iterations: most iterations.
     """
     puzzle = jnp.asarray(puzzle_81, jnp.uint8)[None]
 
@@ -111,8 +114,8 @@ def trace(run: LoadedRun, puzzle_81: np.ndarray, *, iterations: int = 1024) -> I
                 return
 
 
-def attention_of(run: LoadedRun, puzzle_81: np.ndarray, iteration: int) -> np.ndarray:
-    """The attention weights (layers, H, 81, 81), of queries on keys, in an iteration (from 1 on) on one puzzle."""
+def attention_weights(run: LoadedRun, puzzle_81: np.ndarray, iteration: int) -> np.ndarray:
+    """Returns the attention weights (layers, H, queries, keys) of one puzzle in an iteration, counted from 1."""
     puzzle = jnp.asarray(puzzle_81, jnp.uint8)[None]
 
     @jax.jit
@@ -134,38 +137,38 @@ def solve(
     batch_size: int = 256,
     progress: bool = False,
 ) -> Solutions:
-    """Runs the network on puzzles.
+    """Runs the network on puzzles until they are solved or run out of iterations.
 
-    All places of a batch are busy until the puzzles run out: one whose puzzle is finished takes the next.
+    A batch slot whose puzzle is finished takes the next puzzle, so that all slots are busy until the puzzles run out.
 
     Args:
       run: from `load_run`.
-      puzzles_Nx81: digits, 0 for empty cells, each puzzle with one solution.
-      iterations: for each puzzle, at most.
-      stop_at_valid: ends a puzzle at its first valid grid; False: all iterations for all, which also shows whether a
-        solution that was found is kept.
-      batch_size: puzzles at once, raised to what the devices can share.
-      progress: whether a bar is shown, on a terminal.
+      puzzles_Nx81: digits, 0 for empty cells; each puzzle has exactly one solution.
+      iterations: most iterations per puzzle.
+      stop_at_valid: whether a puzzle ends at its first valid grid. If False, every puzzle gets all iterations, which
+        shows whether the network keeps a solution it has found.
+      batch_size: puzzles solved at once, rounded up to a multiple of the mesh's batch shards.
+      progress: whether to show a progress bar on a terminal.
 
     Returns:
-      Grids, and when they were valid.
+      The final grids, and the iterations at which they were valid.
     """
     n, marks = len(puzzles_Nx81), marks_up_to(iterations, run.network.config.iterations)
     if not n:
         empty = np.zeros(0, np.int32)
         return Solutions(np.zeros((0, 81), np.uint8), empty, marks, np.zeros((0, len(marks)), bool), 0.0)
-    shards = batch_shards(run.mesh)
+    shards = num_batch_shards(run.mesh)
     size = -(-min(batch_size, n) // shards) * shards
     jitted = jax.jit(partial(_search, run.network, stop_at_valid, marks), donate_argnums=2)
     with jax.set_mesh(run.mesh), tqdm(total=n, unit=" puzzles", disable=not (progress and sys.stderr.isatty())) as bar:
         puzzles, state = _first_state(run, puzzles_Nx81, size, len(marks))
         search = jitted.lower(run.params, puzzles, state).compile()
-        finished, began = 0, time.perf_counter()
+        finished, start_time = 0, time.perf_counter()
         while finished < n:
             state = search(run.params, puzzles, state)
             before, finished = finished, int(state["next"]) - int(jnp.sum(state["puzzle"] < n))
             bar.update(finished - before)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         first_N, valid_NxM, grids_Nx81 = (np.asarray(state[name])[:-1] for name in ("first", "valid", "grids"))
     if stop_at_valid:
         valid_NxM = (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks))
@@ -173,12 +176,12 @@ def solve(
 
 
 def _first_state(run: LoadedRun, puzzles_Nx81: np.ndarray, size: int, n_marks: int) -> tuple[jax.Array, dict[str, Any]]:
-    """The puzzles, and places that all wait for one."""
+    """Returns the puzzles on the devices, and a search state in which all batch slots are free."""
     n = len(puzzles_Nx81)
-    # The last row is where places without a puzzle write to.
+    # Slots without a puzzle write to an extra last row.
     puzzles = jnp.concatenate([jnp.asarray(puzzles_Nx81, jnp.uint8), jnp.ones((1, 81), jnp.uint8)])
     start = jax.eval_shape(lambda p: run.network.merge(p).start(puzzles[:size]), run.params)
-    places = {
+    slots = {
         "grid": jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), start),
         "puzzle": jnp.full(size, n, jnp.int32),
         "age": jnp.zeros(size, jnp.int32),
@@ -190,14 +193,14 @@ def _first_state(run: LoadedRun, puzzles_Nx81: np.ndarray, size: int, n_marks: i
         "valid": jnp.zeros((n + 1, n_marks), bool),
     }
     everywhere = replicated(run.mesh)
-    state = jax.device_put(places, batch_sharding(run.mesh)) | jax.device_put(results, everywhere)
+    state = jax.device_put(slots, batch_sharding(run.mesh)) | jax.device_put(results, everywhere)
     return jax.device_put(puzzles, everywhere), state
 
 
 def _search(
     network: Network, stop_at_valid: bool, marks: tuple[int, ...], params: Params, puzzles: jax.Array, state: Any
 ) -> Any:
-    """Iterations until no puzzle is left, `_CHUNK` of them at most."""
+    """Iterates until no puzzle is left, at most `_CHUNK` times."""
     model, n = network.merge(params), puzzles.shape[0] - 1
 
     def busy(carry: tuple[jax.Array, Any]) -> jax.Array:
@@ -214,15 +217,15 @@ def _search(
         done = age == marks[-1]
         row, known = state["puzzle"], state["first"][state["puzzle"]]
         found = valid & (known == 0)
-        # After the first valid grid, the answer stays.
-        kept = jnp.where((known > 0)[:, None], state["grids"][row], digits)
+        # After the first valid grid, the answer is final.
+        answer = jnp.where((known > 0)[:, None], state["grids"][row], digits)
         if stop_at_valid:
             done |= valid
         at_mark = age[:, None] == jnp.asarray(marks)
         return count + 1, state | {
             "grid": grid,
             "age": age,
-            "grids": state["grids"].at[row].set(kept),
+            "grids": state["grids"].at[row].set(answer),
             "first": state["first"].at[row].set(jnp.where(found, age, known)),
             "valid": state["valid"].at[row].set(jnp.where(at_mark, valid[:, None], state["valid"][row])),
             "puzzle": jnp.where(done, n, row),
@@ -232,10 +235,10 @@ def _search(
 
 
 def _take_puzzles(model: Any, puzzles: jax.Array, state: Any) -> Any:
-    """Gives each free place the next puzzle, while there are any."""
+    """Assigns the next puzzles to the free slots."""
     n = puzzles.shape[0] - 1
     free = state["puzzle"] == n
-    number = state["next"] + jnp.cumsum(free) - 1  # of the puzzle that each free place would get
+    number = state["next"] + jnp.cumsum(free) - 1  # index of the puzzle that each free slot would take
     taking = free & (number < n)
     puzzle = jnp.where(taking, number, state["puzzle"]).astype(jnp.int32)
     fresh = model.start(puzzles[puzzle])

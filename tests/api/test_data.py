@@ -1,4 +1,4 @@
-"""The text of the public API: every keyword acts or raises."""
+"""psannLMDataPrep: every keyword takes effect or raises an error."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.support.tiny import prepared, sentences
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_data_has_its_parts():
+def test_the_parts_of_the_data():
     data = prepared(val_split=0.1, seed=3)
     assert data.vocab_size == 260
     assert data.pad_id == data.tokenizer.pad_id == 0
@@ -26,7 +26,7 @@ def test_data_has_its_parts():
     assert 15 <= len(kept) <= 20
 
 
-def test_texts_and_paths_are_the_same_text(tmp_path):
+def test_texts_and_paths_give_the_same_windows(tmp_path):
     path = tmp_path / "some text.txt"
     path.write_text("\n".join(sentences(50)) + "\n")
     options = {"tokenizer": "bytes", "max_length": 16}
@@ -37,12 +37,12 @@ def test_texts_and_paths_are_the_same_text(tmp_path):
             np.testing.assert_array_equal(a["tokens"], b["tokens"])
 
 
-def test_the_same_texts_are_the_same_file():
+def test_equal_texts_share_a_file():
     first, second, other = (psannLMDataPrep(sentences(20, seed)) for seed in (0, 0, 1))
     assert first._config.sources == second._config.sources != other._config.sources
 
 
-def test_unusual_texts_come_back():
+def test_unusual_texts_are_restored():
     texts = ["zwei\nZeilen\r\n", "  blanks  ", "日本語 \u2028 🙂", "null \0 byte", '{"text": 1}'] * 4
     data = psannLMDataPrep(texts, tokenizer="bytes", max_length=8, val_split=0.1)
     tokens = np.concatenate([data.dataset[0]["tokens"][:1], *(w["tokens"][1:] for w in data.dataset)])
@@ -50,7 +50,7 @@ def test_unusual_texts_come_back():
     assert all(t in text for t in texts)
 
 
-def test_every_data_option_acts():
+def test_every_data_option_takes_effect():
     data = prepared(pack_sequences=False, num_workers=1)
     assert (data.config.pack, data.config.num_workers) == (False, 1)
     assert len(data) > 180, "one document a row"
@@ -68,15 +68,15 @@ def test_a_given_tokenizer_is_used(tmp_path):
     assert third.tokenizer.fingerprint == first.tokenizer.fingerprint
 
 
-def test_a_window_longer_than_the_text_is_cut_with_a_note(capsys):
+def test_a_window_longer_than_the_text_is_shortened_with_a_note(capsys):
     data = psannLMDataPrep(["hello world", "goodnight moon"], tokenizer="bytes", max_length=1024)
     assert data.max_length < 16
     assert f"note: max_length is {data.max_length}, not 1024" in capsys.readouterr().err
 
 
-DATA_MISTAKES = {
+DATA_ERRORS = {
     "no text": (lambda: psannLMDataPrep([]), "texts: is empty"),
-    "blank": (lambda: psannLMDataPrep([" ", "\n"]), "texts: holds no text"),
+    "blank": (lambda: psannLMDataPrep([" ", "\n"]), "texts: contain only white space"),
     "number": (lambda: psannLMDataPrep(["a", 3]), "texts[1]: is of type int"),
     "not a list": (lambda: psannLMDataPrep(3), "texts: is int"),
     "a text": (lambda: psannLMDataPrep("the sun sings"), "texts: there is no file 'the sun sings'"),
@@ -97,9 +97,9 @@ DATA_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", DATA_MISTAKES)
-def test_a_mistake_in_data_is_named(mistake):
-    make, message = DATA_MISTAKES[mistake]
+@pytest.mark.parametrize("case", DATA_ERRORS)
+def test_an_error_in_data_names_the_cause(case):
+    make, message = DATA_ERRORS[case]
     with pytest.raises(UserError) as caught:
         make()
     assert message in str(caught.value)

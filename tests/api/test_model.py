@@ -1,4 +1,4 @@
-"""The public API: it learns, resumes, goes on, saves and loads; every keyword acts or raises."""
+"""psannLM: it trains, resumes, saves, loads and generates; every keyword takes effect or raises an error."""
 
 import json
 import subprocess
@@ -32,10 +32,10 @@ def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-# --- the three lines ------------------------------------------------------------------------------------
+# --- three lines ----------------------------------------------------------------------------------------
 
 
-def test_the_three_lines_learn():
+def test_three_lines_train_a_model():
     texts = sentences(300)
     model = psannLM(base="waveresnet")
     model.fit(psannLMDataPrep(texts))
@@ -46,13 +46,13 @@ def test_the_three_lines_learn():
     assert set(model.generate("the sun", max_new_tokens=30, seed=1).split()) & set(WORDS)
 
 
-def test_the_names_are_those_of_the_package():
+def test_the_public_names():
     assert psann_jax.__all__ == ["psannLM", "psannLMDataPrep"]
     with pytest.raises(AttributeError, match="psannXX"):
         _ = psann_jax.psannXX
 
 
-def test_a_mistake_in_a_config_does_not_wait_for_jax():
+def test_importing_the_command_does_not_import_jax():
     command = [sys.executable, "-c", "import psann_jax.main, sys; print('jax' in sys.modules)"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False"
@@ -84,7 +84,7 @@ def test_every_option_of_the_model_has_a_keyword():
     assert psannLM(d_model=64)._model.d_mlp == 256
 
 
-MODEL_MISTAKES = {
+MODEL_ERRORS = {
     "base": ({"base": "wavresnet"}, "base: unknown base 'wavresnet', did you mean waveresnet?"),
     "unknown": ({"n_layer": 3}, "n_layer: unknown argument, did you mean n_layers?"),
     "wave": ({"wave_kernel_size": 3}, "wave_kernel_size: unknown argument, did you mean wave_kernel?"),
@@ -97,15 +97,15 @@ MODEL_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MODEL_MISTAKES)
-def test_a_mistake_in_the_model_is_named(mistake):
-    given, message = MODEL_MISTAKES[mistake]
+@pytest.mark.parametrize("case", MODEL_ERRORS)
+def test_an_error_in_the_model_names_the_cause(case):
+    given, message = MODEL_ERRORS[case]
     with pytest.raises(ConfigError) as caught:
         psannLM(**given)
     assert message in str(caught.value)
 
 
-def test_a_model_without_weights_says_so(tmp_path):
+def test_a_model_without_weights_raises(tmp_path):
     for use in (lambda m: m.generate("a"), lambda m: m.save(tmp_path / "x"), lambda m: m.params):
         with pytest.raises(UserError, match="has no weights yet; call fit or load first"):
             use(psannLM(**SMALL))
@@ -145,7 +145,7 @@ def test_every_option_of_training_has_a_keyword(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["lr"] == 0.02
 
 
-FIT_MISTAKES = {
+FIT_ERRORS = {
     "unknown": ({"learning_rate": 1.0}, "learning_rate: unknown argument"),
     "renamed": ({"precision": "fp32"}, "precision: unknown argument, it is called amp here"),
     "typo": ({"warmup_step": 3}, "warmup_step: unknown argument, did you mean warmup_steps?"),
@@ -160,16 +160,16 @@ FIT_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", FIT_MISTAKES)
-def test_a_mistake_in_fit_is_named(mistake):
-    given, message = FIT_MISTAKES[mistake]
+@pytest.mark.parametrize("case", FIT_ERRORS)
+def test_an_error_in_fit_names_the_cause(case):
+    given, message = FIT_ERRORS[case]
     with pytest.raises(UserError) as caught:
         psannLM(**SMALL).fit(prepared(), **given)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_model_and_the_text_must_fit():
+def test_model_and_text_must_match():
     with pytest.raises(UserError, match=r"^train_data: must be a psannLMDataPrep"):
         psannLM(**SMALL).fit(sentences())
     with pytest.raises(UserError, match=r"vocab_size: is 99, but the tokenizer has 260"):
@@ -196,7 +196,7 @@ def test_number_of_steps(given, steps):
     assert api_settings.number_of_steps(*given) == steps
 
 
-def test_a_batch_is_no_more_than_the_text(capsys):
+def test_a_batch_is_at_most_the_text(capsys):
     model = psannLM(**SMALL).fit(prepared(), epochs=2, batch_tokens=131072)
     windows = len(prepared())
     assert model.config.train.batch_tokens == windows * 32
@@ -204,25 +204,25 @@ def test_a_batch_is_no_more_than_the_text(capsys):
     assert f"note: batch_tokens is {windows * 32}, not 131072" in capsys.readouterr().err
 
 
-def test_the_same_workdir_goes_on_exactly(tmp_path):
+def test_the_same_workdir_resumes_exactly(tmp_path):
     data = prepared()
     options = {"lr": 1e-2, "schedule": "constant"}
     whole = psannLM(**SMALL).fit(data, max_steps=6, batch_tokens=256, warmup_steps=0, workdir=tmp_path / "a", **options)
     psannLM(**SMALL).fit(data, max_steps=4, batch_tokens=256, workdir=tmp_path / "b", **options)
-    # What the first fit chose for itself is the run's: a tenth of 4 steps of warm-up, and no other batch.
+    # Defaults chosen by the first fit are kept: the warm-up, a tenth of 4 steps, and the batch size.
     parts = psannLM(**SMALL).fit(data, max_steps=6, workdir=tmp_path / "b", **options)
     assert equal(whole.params, parts.params)
     with pytest.raises(UserError, match=r"holds another run: train.lr is 0.01 there and 0.5 here"):
         psannLM(**SMALL).fit(data, max_steps=8, lr=0.5, schedule="constant", workdir=tmp_path / "b")
 
 
-def test_a_second_fit_begins_with_the_weights_and_takes_its_own_arguments():
+def test_a_second_fit_starts_from_the_weights_with_its_own_arguments():
     data = prepared()
     model = quick(psannLM(**SMALL), data, lr=1e-2, max_steps=20)
     reached = model.summary["val_loss"]
     quick(model, data, lr=1e-9, max_steps=2, weight_decay=0.0)
-    begins = next(row["loss"] for row in model.history if row["kind"] == "eval")
-    assert begins == pytest.approx(reached, abs=1e-6)
+    first_loss = next(row["loss"] for row in model.history if row["kind"] == "eval")
+    assert first_loss == pytest.approx(reached, abs=1e-6)
     assert model.summary["val_loss"] == pytest.approx(reached, abs=1e-4)
     assert model.config.train.lr == 1e-9
     before = model.params
@@ -232,14 +232,14 @@ def test_a_second_fit_begins_with_the_weights_and_takes_its_own_arguments():
 
 def test_val_data_is_encoded_by_the_training_tokenizer():
     data = psannLMDataPrep(sentences(100), "bpe", vocab_size=300, max_length=32)
-    other = psannLMDataPrep(["the sun sings under the moon"])  # one text: enough for validation
+    other = psannLMDataPrep(["the sun sings under the moon"])  # one text is enough for validation
     model = quick(psannLM(**SMALL), data, val_data=other)
     n_tokens = next(row["tokens"] for row in model.history if row["kind"] == "eval")
     assert n_tokens == len(data.tokenizer.encode("the sun sings under the moon")) + 1
     assert model.tokenizer.fingerprint == data.tokenizer.fingerprint
 
 
-def test_no_workdir_leaves_nothing(tmp_path, monkeypatch):
+def test_without_a_workdir_no_files_remain(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -267,9 +267,11 @@ def test_generate_is_generate_batch(model):
     assert texts == [model.generate(prompt, **options) for prompt in prompts]
     assert len(set(texts)) == 3
     assert model.generate("the", temperature=0) == model.generate("the", top_k=1)
+    assert model.generate("the", seed=2) == model.generate("the", seed=2, top_p=0.9, overflow="slide")
+    assert model.generate("the", seed=2) != model.generate("the", seed=2, top_p=None)
 
 
-def test_generation_goes_past_the_window(model):
+def test_generation_continues_past_the_window(model):
     done = model.complete(["the sun"], max_new_tokens=60, temperature=0)[0]
     assert done.finish in ("length", "eos")
     stopped = model.complete(["the " * 6], max_new_tokens=60, temperature=0, overflow="stop")[0]
@@ -278,7 +280,7 @@ def test_generation_goes_past_the_window(model):
     assert model.generate("the ", stop=" ", temperature=0) == model.generate("the ", stop=[" "], temperature=0)
 
 
-GENERATE_MISTAKES = {
+GENERATE_ERRORS = {
     "unknown": ({"max_tokens": 3}, "max_tokens: unknown argument, did you mean max_new_tokens?"),
     "top_p": ({"top_p": 0.0}, "top_p: is 0.0, must be above 0"),
     "temperature": ({"temperature": -1.0}, "temperature: is -1.0"),
@@ -287,21 +289,21 @@ GENERATE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", GENERATE_MISTAKES)
-def test_a_mistake_in_generate_is_named(model, mistake):
-    given, message = GENERATE_MISTAKES[mistake]
+@pytest.mark.parametrize("case", GENERATE_ERRORS)
+def test_an_error_in_generate_names_the_cause(model, case):
+    given, message = GENERATE_ERRORS[case]
     with pytest.raises(UserError) as caught:
         model.generate("the", **given)
     assert message in str(caught.value)
 
 
-def test_a_list_is_wanted_for_a_batch(model):
+def test_a_batch_must_be_a_list(model):
     with pytest.raises(UserError, match=r"^prompts: is one text"):
         model.generate_batch("the")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "directory"])
-def test_what_is_saved_is_loaded(model, name, tmp_path):
+def test_a_saved_model_is_loaded(model, name, tmp_path):
     model.save(tmp_path / name)
     loaded = psannLM.load(tmp_path / name)
     assert equal(model.params, loaded.params)
@@ -311,7 +313,7 @@ def test_what_is_saved_is_loaded(model, name, tmp_path):
     assert loaded.generate("the", max_new_tokens=12) == model.generate("the", max_new_tokens=12)
 
 
-def test_a_loaded_model_is_trained_on(model, tmp_path):
+def test_a_loaded_model_continues_training(model, tmp_path):
     model.save(tmp_path / "m.safetensors")
     loaded = quick(psannLM.load(tmp_path / "m.safetensors"), prepared(), lr=1e-9, weight_decay=0.0)
     first, *_ = (row["loss"] for row in loaded.history if row["kind"] == "eval")
@@ -324,7 +326,7 @@ def test_a_run_is_loaded(tmp_path):
     assert equal(psannLM.load(tmp_path / "run", checkpoint=3).params, model.params)
     with pytest.raises(UserError, match=r"^n_heads: has no effect for"):
         psannLM.load(tmp_path / "run", n_heads=2)
-    with pytest.raises(UserError, match=r"is no \.safetensors file"):
+    with pytest.raises(UserError, match=r"must be a \.safetensors file"):
         psannLM.load(tmp_path)
 
 

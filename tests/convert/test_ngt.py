@@ -1,4 +1,4 @@
-"""Checkpoints of the Newton Gravity Transformer's trainer: the original's logits, and refusals."""
+"""Import of the Newton Gravity Transformer's checkpoints: logits of the original, and rejected files."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ NGT = SIZES | {"coord_dim": 12, "dropout": 0.1, "use_rsqrt": True}
 
 
 def saved(path, name, config, change=lambda state: None):
-    """A file as the original's trainer writes it, with the weights of a golden file."""
+    """Writes a checkpoint as the original's trainer does, with the weights of a golden file."""
     arrays = np.load(GOLDEN / f"ngt_{name}.npz")
     state = {k.removeprefix("param/"): torch.tensor(arrays[k]) for k in arrays.files if k.startswith("param/")}
     state["head.weight"] = state["token_emb.weight"]
@@ -69,7 +69,7 @@ def test_an_imported_model_has_the_originals_logits(name, config, tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(config, change, message, tmp_path):
+def test_an_unsupported_checkpoint_is_rejected(config, change, message, tmp_path):
     path, _ = saved(tmp_path / "model.pt", "massscore_hard", config, change)
     with pytest.raises(UserError, match=message) as error:
         read_weights(path)

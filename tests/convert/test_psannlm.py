@@ -1,4 +1,4 @@
-"""psannlm's own files, made by psannlm itself: the same logits, the same greedy text, and nothing is executed."""
+"""Import of files written by psannlm itself: same logits, same greedy text, and no code is executed."""
 
 import os
 import pickle
@@ -36,14 +36,14 @@ CAUSAL = {
     "waveresnet": {"base": "waveresnet"},
 }
 LOOKING_AHEAD = {
-    "interleave": ({"base": "waveresnet", "wave_interleave": True, "wave_kernel_size": 5}, "2 taps ahead"),
+    "interleave": ({"base": "waveresnet", "wave_interleave": True, "wave_kernel_size": 5}, "2 tokens ahead"),
     "replace": ({"base": "waveresnet", "wave_interleave": True, "wave_replace": True}, "residual"),
     "sgrpsann": ({"base": "sgrpsann", "use_spectral_gate": True, "k_fft": 6, "gate_strength": 0.5}, "spectral gate"),
 }
 
 
 def their_model(options, seed=0):
-    """A model of psannlm with every parameter moved away from its initial value."""
+    """A model of psannlm whose parameters all differ from their initial values."""
     from psannlm.lm.models.sine import SineConfig
 
     torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def their_model(options, seed=0):
 
 
 def saved(path, model):
-    """The file that psannLM.save of 2.0 writes."""
+    """Writes the file that psannLM.save of 2.0 writes."""
     from psannlm.persistence import model_payload
 
     torch.save(model_payload(model, None), path)
@@ -89,7 +89,7 @@ def test_logits_are_psannlms(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", LOOKING_AHEAD)
-def test_what_looks_ahead_is_imported_with_a_warning(name, tmp_path):
+def test_models_that_look_ahead_are_imported_with_a_warning(name, tmp_path):
     options, message = LOOKING_AHEAD[name]
     model = their_model(options)
     with pytest.warns(PsannlmWarning, match=message):
@@ -99,7 +99,7 @@ def test_what_looks_ahead_is_imported_with_a_warning(name, tmp_path):
 
 
 def test_a_wave_kernel_keeps_its_past_taps(tmp_path):
-    """With the taps that look ahead at zero and the others moved one back, both convolutions are the same."""
+    """If the tap that looks ahead is zero and the others are shifted by one, both convolutions are equal."""
     model = their_model({"base": "waveresnet", "wave_interleave": True})
     with torch.no_grad():
         for block in model.blocks:
@@ -111,7 +111,7 @@ def test_a_wave_kernel_keeps_its_past_taps(tmp_path):
     np.testing.assert_allclose(our_logits(weights, TOKENS), their_logits(model, TOKENS), rtol=0, atol=1e-4)
 
 
-# --- forms of files -------------------------------------------------------------------------------------
+# --- file formats ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def trained(tmp_path_factory):
     return model, data, out
 
 
-def test_a_trainers_file_and_a_saved_model_are_the_same(trained):
+def test_the_trainers_file_equals_the_saved_model(trained):
     model, _, out = trained
     network = model._model.eval()
     for name in ("final.pt", "saved.pt"):
@@ -147,7 +147,7 @@ def test_a_trainers_file_and_a_saved_model_are_the_same(trained):
 
 
 def test_the_same_greedy_text(trained):
-    """Theirs by the full forward of every prefix; psannlm's own sampler begins after an eos."""
+    """Theirs by a full forward pass per token, because psannlm's own sampler starts after an eos."""
     model, data, out = trained
     weights = read_psannlm(out / "saved.pt", max_length=64)
     network, tokenizer = model._model.eval(), data.tokenizer
@@ -167,7 +167,7 @@ def test_the_same_greedy_text(trained):
 
 
 def version_012(model, *, prefix=""):
-    """The dict of the trainer's files of 0.12: no config, no tokenizer."""
+    """The content of the trainer's files of 0.12, without config and tokenizer."""
     state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
     return {
         "state": {"step": 7, "epoch": 1},
@@ -182,9 +182,9 @@ def test_a_trainers_file_of_012_needs_n_heads(prefix, tmp_path):
     model = their_model({"base": "respsann"})
     path = tmp_path / "old.pt"
     torch.save(version_012(model, prefix=prefix), path)
-    with pytest.raises(UserError, match=r"^n_heads: .*does not say"):
+    with pytest.raises(UserError, match=r"^n_heads: is missing; .*does not contain it"):
         read_psannlm(path)
-    with pytest.warns(PsannlmWarning, match="positional_encoding: taken to be rope"):
+    with pytest.warns(PsannlmWarning, match="positional_encoding; rope is assumed"):
         weights = read_psannlm(path, n_heads=4)
     np.testing.assert_allclose(our_logits(weights, TOKENS), their_logits(model, TOKENS), rtol=0, atol=1e-4)
 
@@ -193,20 +193,20 @@ def test_a_saved_model_of_012(tmp_path):
     model = their_model({"base": "waveresnet", "positional_encoding": "sinusoidal"})
     config = {"base": "waveresnet", **SIZES, "rope": False, "positional_encoding": "sinusoidal", "vocab_size": None}
     config["sine"] = {"amp_init": 1.0, "freq_init": 1.0, "damp_init": 0.01, "trainable": True}
-    config["overrides"] = {"wave_interleave": True, "k_fft": 4}  # kept by psannlm, and never used
+    config["overrides"] = {"wave_interleave": True, "k_fft": 4}  # saved by psannlm, but never used
     torch.save({"config": config, "state_dict": model.state_dict(), "device": "cpu"}, tmp_path / "old.pt")
     weights = read_psannlm(tmp_path / "old.pt")
     assert weights.config.model.wave.interleave is False
     np.testing.assert_allclose(our_logits(weights, TOKENS), their_logits(model, TOKENS), rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match=r"^n_heads: is 2, but .* says 4"):
+    with pytest.raises(UserError, match=r"^n_heads: is 2, but 4 in "):
         read_psannlm(tmp_path / "old.pt", n_heads=2)
 
 
 @pytest.mark.parametrize("shape", [{"wave_interleave": True}, {"use_spectral_gate": True, "k_fft": 6}])
-def test_a_file_without_a_config_shows_its_base(shape, tmp_path):
+def test_the_base_of_a_file_without_a_config_is_inferred(shape, tmp_path):
     base = "waveresnet" if "wave_interleave" in shape else "sgrpsann"
     torch.save(version_012(their_model({"base": base, **shape})), tmp_path / "old.pt")
-    with pytest.warns(PsannlmWarning, match="taken to be"):
+    with pytest.warns(PsannlmWarning, match="assumed"):
         weights = read_psannlm(tmp_path / "old.pt", n_heads=4)
     assert weights.config.model.base == base
     assert weights.config.model.spectral.k_fft == (6 if base == "sgrpsann" else 64)
@@ -238,7 +238,7 @@ def test_tokenizers_give_the_same_ids(backend):
     assert (ours.pad_id, ours.bos_id, ours.eos_id, ours.unk_id) == (0, 1, 2, 3)
 
 
-# --- what must be refused -------------------------------------------------------------------------------
+# --- rejected files --------------------------------------------------------------------------------------
 
 
 class Malicious:
@@ -251,7 +251,7 @@ class Malicious:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["torch", "torch_old", "plain"])
-def test_a_strangers_pickle_is_not_executed(form, tmp_path):
+def test_code_in_a_pickle_is_not_executed(form, tmp_path):
     mark, path = tmp_path / "executed", tmp_path / "evil.pt"
     payload = {"config": {}, "state_dict": {"embed.weight": Malicious(mark)}}
     if form == "plain":
@@ -265,7 +265,7 @@ def test_a_strangers_pickle_is_not_executed(form, tmp_path):
     assert not mark.exists()
 
 
-def test_broken_and_foreign_files_are_named(tmp_path):
+def test_invalid_files_are_named(tmp_path):
     whole = saved(tmp_path / "whole.pt", their_model({"base": "respsann"}))
     truncated = tmp_path / "truncated.pt"
     truncated.write_bytes(whole.read_bytes()[:5000])
@@ -282,7 +282,7 @@ def test_broken_and_foreign_files_are_named(tmp_path):
         assert name == "lacking" or f"{name}.pt" in str(caught.value)
 
 
-def test_models_without_a_counterpart_are_refused(tmp_path):
+def test_models_without_a_counterpart_are_rejected(tmp_path):
     attention_only = their_model({"base": "waveresnet", "wave_replace": True})
     with pytest.raises(UserError, match="attention only"):
         read_psannlm(saved(tmp_path / "a.pt", attention_only))

@@ -1,4 +1,4 @@
-"""A safetensors file gives back the same bits, config and tokenizer, and what is not one is named."""
+"""A safetensors file restores the same bits, config and tokenizer; invalid files are named."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_without_a_tokenizer(tmp_path):
 
 
 def broken_files(directory):
-    """Name -> what the message must say."""
+    """Writes invalid files and returns a part of the expected message by file name."""
     weights = weights_of("respsann")
     write_safetensors(directory / "whole.safetensors", weights)
     whole = (directory / "whole.safetensors").read_bytes()
@@ -74,10 +74,10 @@ def broken_files(directory):
         return safetensors.numpy.save(kept, {"psann_jax": json.dumps({"version": 1, "config": config, **about})})
 
     contents = {
-        "empty": (b"", "is not a whole safetensors file"),
-        "truncated": (whole[:-100], "is not a whole safetensors file"),
-        "header": (whole[:50], "is not a whole safetensors file"),
-        "text": (b"hello " * 100, "is not a whole safetensors file"),
+        "empty": (b"", "is not a complete safetensors file"),
+        "truncated": (whole[:-100], "is not a complete safetensors file"),
+        "header": (whole[:50], "is not a complete safetensors file"),
+        "text": (b"hello " * 100, "is not a complete safetensors file"),
         "foreign": (safetensors.numpy.save(arrays, {"format": "pt"}), "of another program"),
         "metadata": (safetensors.numpy.save(arrays, {"psann_jax": "[1]"}), "its config or tokenizer"),
         "newer": (file(version=9), "has format 9"),
@@ -86,14 +86,14 @@ def broken_files(directory):
         "list": (file(config=[1]), "its config or tokenizer"),
         "tokenizer": (file(tokenizer="[]"), "its config or tokenizer"),
         "vocabulary": (file(config={**config, "model": {**config["model"], "vocab_size": 9}}), "embed: "),
-        "lacking": (file({"embed": arrays["embed"]}), "blocks/mlp/fc1/kernel: missing in the checkpoint"),
+        "lacking": (file({"embed": arrays["embed"]}), "blocks/mlp/fc1/kernel: missing, must be"),
     }
     for name, (content, _) in contents.items():
         (directory / f"{name}.safetensors").write_bytes(content)
     return {name: message for name, (_, message) in contents.items()} | {"missing": "there is no such file"}
 
 
-def test_broken_and_foreign_files_are_named(tmp_path):
+def test_invalid_files_are_named(tmp_path):
     for name, message in broken_files(tmp_path).items():
         path = tmp_path / f"{name}.safetensors"
         with pytest.raises(UserError) as caught:

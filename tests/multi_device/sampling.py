@@ -9,8 +9,8 @@ from psann_jax.config import MeshConfig
 from psann_jax.models import network as registry
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.sample.generation import generate
-from psann_jax.sample.next_token import Sampling
 from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.settings import Sampling
 from tests.support.variants import SIZES, variant
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}

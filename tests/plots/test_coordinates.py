@@ -1,4 +1,4 @@
-"""The coordinates page: its numbers by hand, its text, mistakes, and what a browser makes of it."""
+"""The coordinates page: its numbers, its text, errors, and its behaviour in a browser."""
 
 import base64
 import html
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import coordinates as command
+from psann_jax.cli.flags import run_command
 from psann_jax.config.io import default_config, parse
 from psann_jax.plots.coordinates import DEFAULT_TEXT, page, page_content, visible, write_coordinates
 from psann_jax.plots.evolution import Evolution, evolve, project
@@ -30,7 +31,7 @@ IDS = [TOKENIZER.bos_id, *TOKENIZER.encode(TEXT)]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """The workdir of a gravity model with parameters at random."""
+    """The workdir of a gravity model with random parameters."""
     tmp_path = tmp_path_factory.mktemp("ngt")
     config = default_config("ngt")
     config.model.update(d_model=16, n_layers=2, n_heads=2, d_mlp=32, d_coord=6, d_head_coord=4, variant="attractive")
@@ -43,18 +44,18 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workdir):
-    """The run, read once."""
+    """The loaded run."""
     return load_text_run(workdir)
 
 
 def embedded(path_or_text):
-    """The content of a page."""
+    """The data embedded in a page."""
     text = path_or_text if isinstance(path_or_text, str) else path_or_text.read_text(encoding="utf-8")
     return json.loads(re.search(r'<script type="application/json" id="content">(.*?)</script>', text, re.DOTALL)[1])
 
 
 def decoded(content):
-    """The weights (N, L, L) of a page."""
+    """The attention weights (N, L, L) in the data of a page."""
     L = len(content["tokens"])
     weights = np.zeros((len(content["weights"]), L, L))
     for layer, text in zip(weights, content["weights"], strict=True):
@@ -63,7 +64,7 @@ def decoded(content):
 
 
 def random_evolution(n_layers, L, C=5, seed=0):
-    """An evolution that no model has made."""
+    """An evolution with random values."""
     rng = np.random.default_rng(seed)
     weights = np.tril(rng.random((n_layers, L, L)) ** 4 + 1e-3)
     mass, coordinates = rng.random(L) + 0.1, rng.normal(size=(n_layers + 1, L, C))
@@ -80,23 +81,23 @@ def test_the_axes_are_the_principal_components_of_the_last_layer():
     vectors = vectors[:, ::-1][:, :3]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])
     np.testing.assert_allclose(projection.points_KxLx3, (z_KxLxC - z_KxLxC[-1].mean(axis=0)) @ vectors, atol=1e-9)
-    np.testing.assert_allclose(projection.shares_Kx3[-1], variances[::-1][:3] / variances.sum())
+    np.testing.assert_allclose(projection.variance_fractions_Kx3[-1], variances[::-1][:3] / variances.sum())
     along = np.diag(vectors.T @ np.cov(z_KxLxC[0].T) @ vectors) / np.trace(np.cov(z_KxLxC[0].T))
-    np.testing.assert_allclose(projection.shares_Kx3[0], along)
+    np.testing.assert_allclose(projection.variance_fractions_Kx3[0], along)
 
 
-def test_axes_that_are_missing_are_0():
+def test_missing_axes_are_0():
     z_KxLxC = np.random.default_rng(0).normal(size=(2, 9, 2))
     z_KxLxC[0] = 1.0
     projection = project(z_KxLxC)
     assert projection.points_KxLx3.shape == (2, 9, 3)
     np.testing.assert_array_equal(projection.points_KxLx3[..., 2], 0)
-    assert projection.shares_Kx3[1].sum() == pytest.approx(1)
-    np.testing.assert_array_equal(projection.shares_Kx3[0], 0)
+    assert projection.variance_fractions_Kx3[1].sum() == pytest.approx(1)
+    np.testing.assert_array_equal(projection.variance_fractions_Kx3[0], 0)
     np.testing.assert_array_equal(project(np.ones((2, 2, 1))).points_KxLx3, 0)
 
 
-def test_the_evolution_is_that_of_the_model(run):
+def test_evolve_returns_the_values_of_the_model(run):
     evolution = evolve(run, IDS)
     aux = jax.jit(lambda params: run.network.merge(params).hidden(jnp.array([IDS]))[2])(run.params)
     L = len(IDS)
@@ -113,7 +114,7 @@ def test_the_page_has_the_numbers_of_the_evolution():
     content = embedded(page(page_content(evolution, list("abcdefg"), "run")))
     projection = project(evolution.coordinates_KxLxC)
     np.testing.assert_allclose(content["points"], projection.points_KxLx3.swapaxes(1, 2), atol=1e-6)
-    np.testing.assert_allclose(content["shares"], projection.shares_Kx3, atol=1e-6)
+    np.testing.assert_allclose(content["variance"], projection.variance_fractions_Kx3, atol=1e-6)
     np.testing.assert_allclose(content["mass"], evolution.mass_L, atol=1e-6)
     largest = evolution.weights_NxLxL.max(-1, keepdims=True)
     assert (np.abs(decoded(content) - evolution.weights_NxLxL) <= largest / 510 + 1e-6).all()
@@ -135,29 +136,29 @@ def test_the_page_has_the_numbers_of_the_evolution():
         (b"</script>", "</script>"),
     ],
 )
-def test_every_token_can_be_seen(piece, shown):
+def test_every_token_is_visible(piece, shown):
     assert visible(piece) == shown
 
 
-def test_the_page_shows_the_tokens_of_the_text_and_nothing_in_it_is_markup(run, tmp_path):
+def test_the_page_shows_the_tokens_and_interprets_none_as_markup(run, tmp_path):
     write_coordinates(tmp_path / "page.html", run, TEXT, name="</script><i>")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     content = embedded(text)
     assert content["tokens"] == ["<bos>", *"the\u2423moon\u2423falls\u2423</script>\u21b5<b>", "\\xc3", "\\xa9"]
     assert content["subtitle"].startswith("</script><i>, step 5: 2 layers, 2 heads, attractive")
     assert text.count("</script>") == 3
-    assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', text), "the page needs no network"
+    assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', text), "the page must work offline"
     np.testing.assert_allclose(decoded(content), evolve(run, IDS).weights_NxLxL, atol=0.01)
 
 
-def test_a_long_text_is_cut_to_the_window_or_to_max_tokens(run, tmp_path):
+def test_a_long_text_is_truncated_to_the_window_or_max_tokens(run, tmp_path):
     write_coordinates(tmp_path / "page.html", run)
     assert "".join(embedded(tmp_path / "page.html")["tokens"][1:]) == DEFAULT_TEXT[:63].replace(" ", "\u2423")
     write_coordinates(tmp_path / "page.html", run, TEXT, max_tokens=3)
     assert embedded(tmp_path / "page.html")["tokens"] == ["<bos>", "t", "h"]
 
 
-def test_the_command_writes_beside_the_run_or_where_it_is_told(workdir, tmp_path, capsys):
+def test_the_command_writes_to_the_workdir_or_to_out(workdir, tmp_path, capsys):
     command.main([f"--workdir={workdir}", "--text=su"])
     out, err = capsys.readouterr()
     assert out == f"{workdir / 'coordinates.html'}\n"
@@ -167,7 +168,7 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(workdir, tmp_path
     assert embedded(tmp_path / "a.html")["tokens"] == ["<bos>", "m", "o"]
 
 
-# --- mistakes -------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,50 +179,50 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(workdir, tmp_path
         (["--max_tokens=1"], "max_tokens: is 1, must be from 2 to the 64 of the run's data.max_length"),
         (["--max_tokens=65"], "max_tokens: is 65, must be from 2 to the 64"),
         (["--max_tokens=few"], "--max_tokens: invalid int value: 'few'"),
-        (["--out=/nowhere/page.html"], "/nowhere/page.html: No such file or directory"),
+        (["--out=/nowhere/page.html"], "/nowhere/page.html"),
         (["--checkpoint=9"], "{workdir}/checkpoints/step_9: no such checkpoint; there are [5]"),
         (["--workdir=/nowhere"], "/nowhere: there is no such directory"),
         (["--txt=a"], "--txt: unknown argument, did you mean --text?"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(workdir, run, capsys, monkeypatch, flags, message):
+def test_an_error_is_one_line_with_exit_code_2(workdir, run, capsys, monkeypatch, flags, message):
     if not any(flag.startswith(("--checkpoint", "--workdir")) for flag in flags):
         monkeypatch.setattr("psann_jax.runs.restore.load_text_run", lambda *args, **kwargs: run)
     monkeypatch.setattr(sys, "argv", ["coordinates", f"--workdir={workdir}", *flags])
     with pytest.raises(SystemExit) as ended:
-        command.run_command(command.main)
+        run_command(command.main)
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message.format(workdir=workdir)}")
 
 
-def test_another_base_and_a_diverged_run_are_refused(run, tmp_path):
+def test_another_base_and_a_diverged_run_are_rejected(run, tmp_path):
     config = tiny_config(tmp_path, model__n_layers=1)
     save_run(tmp_path / "other", config, {1: 1.0})
-    with pytest.raises(UserError, match=r"^workdir: holds a run of base waveresnet; only ngt has coordinates$"):
+    with pytest.raises(UserError, match=r"^workdir: has a run of base waveresnet; only ngt has coordinates$"):
         write_coordinates(tmp_path / "page.html", load_text_run(tmp_path / "other"))
     diverged = replace(run, params=jax.tree.map(lambda p: p * jnp.nan, run.params))
-    with pytest.raises(UserError, match=r"^workdir: holds a run that has diverged: at step 5"):
+    with pytest.raises(UserError, match=r"^workdir: has a run that has diverged: values at step 5"):
         write_coordinates(tmp_path / "page.html", diverged)
     assert not (tmp_path / "page.html").exists()
 
 
 # --- in a browser ---------------------------------------------------------------------------------------
 
-_TELLING = """<script>
-const told = { errors: [] };
-addEventListener("error", (event) => told.errors.push(String(event.message)));
-addEventListener("unhandledrejection", (event) => told.errors.push(String(event.reason)));
-console.error = (...what) => told.errors.push(what.join(" "));
+_ERROR_LISTENER = """<script>
+const seen = { errors: [] };
+addEventListener("error", (event) => seen.errors.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
+console.error = (...what) => seen.errors.push(what.join(" "));
 </script>"""
 
-# Does what a reader does, and leaves what is then to be seen in the document.
+# Acts like a reader, and writes what is displayed into the document.
 _READER = """<script>
 addEventListener("load", async () => {
   const settled = () => new Promise((resolve) => setTimeout(resolve, 400));
   const byId = (id) => document.getElementById(id), plot = byId("plot");
   const look = async (name) => {
     await settled();
-    told[name] = {
+    seen[name] = {
       data: plot.data.map(({ x, y, z, hovertext, marker }) => ({ x, y, z, hovertext, marker })),
       axes: ["xaxis", "yaxis", "zaxis"].map((axis) => plot._fullLayout.scene[axis].title.text),
       title: [document.title, plot._fullLayout.title.text],
@@ -242,7 +243,7 @@ addEventListener("load", async () => {
   press("pointerdown"); press("pointerup"); await look("clicked");
   const result = document.createElement("pre");
   result.id = "result";
-  result.textContent = JSON.stringify(told);
+  result.textContent = JSON.stringify(seen);
   document.body.append(result);
 });
 </script>"""
@@ -250,14 +251,14 @@ addEventListener("load", async () => {
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """The content of a page, and what a reader sees of it."""
+    """The data of a page, and what a browser displays."""
     if CHROMIUM is None:
         pytest.skip("needs chromium")
     tmp_path = tmp_path_factory.mktemp("browser")
     tokens = ["<bos>", "</script>", "<b>x</b>", "&lt;", "\u2423%{x}", "\u21b5"]
     text = page(page_content(random_evolution(n_layers=2, L=6), tokens, "<i>run</i>"))
     path = tmp_path / "page.html"
-    head, body = text.replace("<head>", f"<head>{_TELLING}", 1), text.rindex("</body>") + len(_TELLING)
+    head, body = text.replace("<head>", f"<head>{_ERROR_LISTENER}", 1), text.rindex("</body>") + len(_ERROR_LISTENER)
     path.write_text(head[:body] + _READER + head[body:], encoding="utf-8")
     flags = ["--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader"]
     flags += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=15000", "--enable-logging=stderr", "--dump-dom"]
@@ -270,9 +271,9 @@ def seen(tmp_path_factory):
 
 
 def test_a_browser_draws_the_last_layer_by_mass(seen):
-    content, told = seen
-    assert told["errors"] == []
-    start = told["start"]
+    content, shown = seen
+    assert shown["errors"] == []
+    start = shown["start"]
     tokens = start["data"][0]
     assert start["title"] == ["NGT Coordinate Space - 3D PCA"] * 2
     assert [tokens[axis] for axis in "xyz"] == content["points"][-1]
@@ -282,48 +283,48 @@ def test_a_browser_draws_the_last_layer_by_mass(seen):
     assert tokens["marker"]["colorscale"] == "Viridis"
     assert tokens["marker"]["colorbar"]["title"]["text"] == "Mass"
     assert tokens["marker"]["line"] == {"color": "white", "width": 0.5}
-    shares = [f"{100 * share:.1f} %" for share in content["shares"][-1]]
-    assert start["axes"] == [f"PC{k} ({share})" for k, share in enumerate(shares, start=1)]
-    assert all(share in start["note"] for share in [*shares, f"total {100 * sum(content['shares'][-1]):.1f} %"])
+    percentages = [f"{100 * fraction:.1f} %" for fraction in content["variance"][-1]]
+    assert start["axes"] == [f"PC{k} ({text})" for k, text in enumerate(percentages, start=1)]
+    assert all(text in start["note"] for text in [*percentages, f"total {100 * sum(content['shares'][-1]):.1f} %"])
 
 
-def test_a_browser_shows_tokens_as_they_are(seen):
-    content, told = seen
+def test_a_browser_shows_tokens_unchanged(seen):
+    content, shown = seen
     x, y, z = (axis[1] for axis in content["points"][-1])
-    assert told["start"]["data"][0]["hovertext"][1].split("<br>") == [
+    assert shown["start"]["data"][0]["hovertext"][1].split("<br>") == [
         "<b>&lt;/script&gt;</b>",
-        "place 1 of 5",
+        "position 1 of 5",
         f"PC1 {x:.3f}",
         f"PC2 {y:.3f}",
         f"PC3 {z:.3f}",
         f"Mass {content['mass'][1]:.4f}",
     ]
-    assert told["start"]["data"][0]["hovertext"][3].startswith("<b>&amp;lt;</b>")
-    assert set(told["chosen"]["labels"]) >= set(content["tokens"][:5])
+    assert shown["start"]["data"][0]["hovertext"][3].startswith("<b>&amp;lt;</b>")
+    assert set(shown["chosen"]["labels"]) >= set(content["tokens"][:5])
 
 
 def test_the_slider_moves_the_tokens(seen):
-    content, told = seen
+    content, shown = seen
     for name, layer in (("positions", 0), ("chosen", 1), ("start", 2)):
-        assert [told[name]["data"][0][axis] for axis in "xyz"] == content["points"][layer]
-    assert [told[name]["layer"][0] for name in ("positions", "chosen", "start")] == ["0", "1", "2"]
-    assert f"{100 * sum(content['shares'][0]):.1f} %" in told["positions"]["note"]
+        assert [shown[name]["data"][0][axis] for axis in "xyz"] == content["points"][layer]
+    assert [shown[name]["layer"][0] for name in ("positions", "chosen", "start")] == ["0", "1", "2"]
+    assert f"{100 * sum(content['shares'][0]):.1f} %" in shown["positions"]["note"]
 
 
 def test_a_chosen_token_shows_its_attention_until_it_is_chosen_again(seen):
-    content, told = seen
+    content, shown = seen
     weights = decoded(content)[0, 4]
-    shown = told["chosen"]["data"]
-    np.testing.assert_allclose(shown[0]["marker"]["color"], weights, atol=1e-9)
-    assert shown[0]["marker"]["symbol"] == ["circle"] * 4 + ["diamond", "circle-open"]
-    assert shown[0]["hovertext"][0].endswith(f"Attention {100 * weights[0]:.1f} %")
+    chosen = shown["chosen"]["data"]
+    np.testing.assert_allclose(chosen[0]["marker"]["color"], weights, atol=1e-9)
+    assert chosen[0]["marker"]["symbol"] == ["circle"] * 4 + ["diamond", "circle-open"]
+    assert chosen[0]["hovertext"][0].endswith(f"Attention {100 * weights[0]:.1f} %")
     strongest = int(np.argmax(weights))
-    assert told["chosen"]["list"][:2] == [
-        "What \u201c\u2423%{x}\u201d (place 4) attends to",
+    assert shown["chosen"]["list"][:2] == [
+        "What \u201c\u2423%{x}\u201d (position 4) attends to",
         f"{content['tokens'][strongest]}{strongest}{100 * weights[strongest]:.1f} %",
     ]
-    ends = [x for x in shown[1]["x"] if x is not None]
+    ends = [x for x in chosen[1]["x"] if x is not None]
     assert set(ends) == {content["points"][1][0][i] for i in range(5)}
-    assert told["again"]["data"][0]["marker"]["color"] == content["mass"]
-    assert told["again"]["data"][1]["x"] == []
-    assert told["clicked"]["list"][0] == "What \u201c&lt;\u201d (place 3) attends to"
+    assert shown["again"]["data"][0]["marker"]["color"] == content["mass"]
+    assert shown["again"]["data"][1]["x"] == []
+    assert shown["clicked"]["list"][0] == "What \u201c&lt;\u201d (position 3) attends to"

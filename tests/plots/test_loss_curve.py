@@ -1,3 +1,5 @@
+"""The loss curve: which curves are drawn for which rows."""
+
 import math
 
 import matplotlib.image
@@ -12,7 +14,7 @@ def train_rows(n, loss=lambda i: 3 + 5 / (i + 1)):
 
 
 def colours(path):
-    """The set of (red, green, blue) in a picture."""
+    """The set of (red, green, blue) in an image file."""
     pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
     assert pixels.shape[0] > 500
     assert pixels.shape[1] > 800
@@ -36,7 +38,7 @@ EVALS = [{"step": s, "kind": "eval", "loss": 4.0} for s in (0, 50, 100)]
         ([{"step": 1, "kind": "train", "grad_norm": 1.0}], set()),
     ],
 )
-def test_draws_what_there_is(tmp_path, rows, shown):
+def test_the_available_curves_are_drawn(tmp_path, rows, shown):
     path = tmp_path / "loss_curve.png"
     plot_loss_curve(rows, path, "run")
     assert colours(path) & {RAW, SMOOTH, VALID, RATE} == shown

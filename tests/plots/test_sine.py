@@ -1,4 +1,4 @@
-"""What training has made of the sine activations: values, picture, command."""
+"""Values of the sine activations before and after training: numbers, figure, command."""
 
 import jax
 import numpy as np
@@ -16,14 +16,14 @@ from tests.support.variants import variant
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_values_are_those_in_use(scan_layers):
+def test_values_are_the_effective_ones(scan_layers):
     config = variant(
         "waveresnet_dilated", sine=SineConfig(amp_init=1.5, freq_init=2.0, freq_init_std=0.0, damp_init=0.25)
     )
     network = build(config, scan_layers=scan_layers)
     values = sine_values(network, network.init(jax.random.key(0)))
     layers = config.n_layers
-    shapes = {place: array.shape for place, array in values.items()}
+    shapes = {module: array.shape for module, array in values.items()}
     assert shapes == {"mlp": (3, layers, config.d_mlp), "wave": (3, layers, config.d_model)}
     for array in values.values():
         for value, want in zip(array, (1.5, 2.0, 0.25), strict=True):
@@ -34,10 +34,10 @@ def test_a_sudoku_transformer_has_them_too():
     config = SudokuConfig(d_model=16, n_layers=2, n_heads=2, d_mlp=24, mlp_activation="sine")
     network = build(config)
     values = sine_values(network, network.init(jax.random.key(0)))
-    assert {place: array.shape for place, array in values.items()} == {"blocks": (3, 2, 24)}
+    assert {module: array.shape for module, array in values.items()} == {"mlp": (3, 2, 24)}
 
 
-def test_before_is_what_the_seed_gives_and_after_is_the_run(tmp_path, capsys):
+def test_before_follows_from_the_seed_and_after_from_the_run(tmp_path, capsys):
     config = tiny_config(tmp_path, model__sine__freq_init_std=0.5)
     saved = save_run(tmp_path / "run", config, {4: 1.0})[4]
     run = load_text_run(tmp_path / "run")
@@ -55,10 +55,10 @@ def test_before_is_what_the_seed_gives_and_after_is_the_run(tmp_path, capsys):
     assert lines[3].endswith(f"-> {median:.4f}")
 
 
-def test_mistakes_are_named(tmp_path):
+def test_errors_name_the_cause(tmp_path):
     save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
     with pytest.raises(UserError, match=r"/no/such/x\.png: cannot be written"):
         command.main([f"--workdir={tmp_path / 'run'}", "--out=/no/such/x.png"])
     save_run(tmp_path / "plain", tiny_config(tmp_path, model__mlp_activation="gelu"), {4: 1.0})
-    with pytest.raises(UserError, match=r"model\.mlp_activation: is gelu; there is no sine to look at"):
+    with pytest.raises(UserError, match=r"model\.mlp_activation: is gelu; there are no sine activations"):
         command.main([f"--workdir={tmp_path / 'plain'}"])

@@ -1,4 +1,4 @@
-"""The evaluate command: the run's own validation loss again, other texts, mistakes."""
+"""The evaluate command: reproduces the run's validation loss, evaluates other texts, reports errors."""
 
 import json
 import math
@@ -6,20 +6,20 @@ import math
 import jax
 import numpy as np
 import pytest
-from tests.support.tiny import tiny_config, write_text
 
 from psann_jax.cli import evaluate as command
 from psann_jax.data.loader import load_text
-from psann_jax.utils.errors import UserError
 from psann_jax.runs.evaluate import evaluate, text_of, validation_text
-from psann_jax.tasks.lm import LanguageModel
 from psann_jax.runs.restore import load_text_run
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
+from psann_jax.utils.errors import UserError
+from tests.support.tiny import tiny_config, write_text
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A trained run with validation text in a file of its own, and its summary."""
+    """A directory with a trained run whose validation text is a separate file, and the run's summary."""
     tmp_path = tmp_path_factory.mktemp("trained")
     valid = write_text(tmp_path / "valid.txt", n_lines=60, seed=7)
     config = tiny_config(
@@ -31,25 +31,25 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(trained):
-    """The run, read once."""
+    """The loaded run."""
     return load_text_run(trained[0] / "run")
 
 
-def assert_is_the_runs_own(result, summary):
+def assert_equals_summary(result, summary):
     for name in ("loss", "ppl", "accuracy", "bits_per_byte"):
         assert result[name] == pytest.approx(summary[f"val_{name}"], rel=1e-6), name
 
 
-def test_the_runs_own_validation_text_gives_its_val_loss(trained, run):
+def test_the_validation_text_of_the_run_gives_its_val_loss(trained, run):
     result = evaluate(run, validation_text(run))
-    assert_is_the_runs_own(result, trained[1])
-    assert result["tokens"] == validation_text(run).n_valid_tokens - 60, "every token but the first of a document"
+    assert_equals_summary(result, trained[1])
+    assert result["tokens"] == validation_text(run).n_valid_tokens - 60, "all tokens but the first of each document"
 
 
-def test_the_same_text_named_as_a_source_gives_the_same(trained, run):
+def test_the_same_text_as_a_source_gives_the_same_loss(trained, run):
     tmp_path, summary = trained
-    assert_is_the_runs_own(evaluate(run, text_of(run, str(tmp_path / "valid.txt"))), summary)
-    assert_is_the_runs_own(evaluate(run, text_of(run, str(tmp_path / "valid.txt")), batch_size=2), summary)
+    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt"))), summary)
+    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt")), batch_size=2), summary)
 
 
 def test_a_short_text_is_evaluated_to_its_last_token(run, tmp_path):
@@ -73,7 +73,7 @@ def test_a_short_text_is_evaluated_to_its_last_token(run, tmp_path):
     assert result["bits_per_byte"] == pytest.approx(nll / math.log(2) / len("the moonsea"), rel=1e-5)
 
 
-def test_documents_and_fields_are_read_as_asked(run, tmp_path):
+def test_document_and_text_field_take_effect(run, tmp_path):
     (tmp_path / "a.txt").write_text("the moon\nsea\n")
     (tmp_path / "a.jsonl").write_text('{"body": "the moon\\nsea\\n"}\n')
     lines, whole = (text_of(run, str(tmp_path / "a.txt"), document=document) for document in ("line", "file"))
@@ -83,7 +83,7 @@ def test_documents_and_fields_are_read_as_asked(run, tmp_path):
     assert (whole.n_valid_tokens, lines.n_valid_tokens) == (len("the moon\nsea\n") + 2, len("the moonsea") + 4)
 
 
-def test_a_prefix_is_in_whole_windows(run):
+def test_max_tokens_is_rounded_down_to_whole_windows(run):
     length = run.config.data.max_length
     n = evaluate(run, validation_text(run), max_tokens=3 * length + 1)["tokens"]
     assert 2 * length < n <= 3 * length
@@ -99,7 +99,7 @@ def test_the_command_prints_lines_or_json(trained, capsys):
     command.main([f"--workdir={tmp_path / 'run'}", f"--data={source}", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert (result["data"], result["step"]) == (source, 3)
-    assert_is_the_runs_own(result, summary)
+    assert_equals_summary(result, summary)
 
 
 def test_a_changed_validation_text_is_refused(trained, run):
@@ -108,16 +108,16 @@ def test_a_changed_validation_text_is_refused(trained, run):
     before = valid.read_text()
     valid.write_text("another text\nof two lines\n")
     try:
-        with pytest.raises(UserError, match=r"^data.sources: are another text than the run was trained on"):
+        with pytest.raises(UserError, match=r"^data.sources: differ from the text that the run was trained on"):
             validation_text(run)
     finally:
         valid.write_text(before)
     assert load_text(run.config.data).fingerprint == run.data
 
 
-def test_mistakes_are_named(trained, run, tmp_path, capsys):
+def test_errors_name_the_cause(trained, run, tmp_path, capsys):
     (tmp_path / "blank.txt").write_text("\n \n")
-    with pytest.raises(UserError, match=r"blank.txt: holds no text"):
+    with pytest.raises(UserError, match=r"blank.txt: has no text"):
         text_of(run, str(tmp_path / "blank.txt"))
     with pytest.raises(UserError, match=r"^--data: there is no file 'nowhere.txt'"):
         text_of(run, "nowhere.txt")

@@ -1,4 +1,4 @@
-"""A run on tasks of lm_eval that are local files, against direct computation."""
+"""A run on lm_eval tasks in local files, compared with direct computation."""
 
 import json
 import math
@@ -42,7 +42,7 @@ metric_list: [{metric: exact_match}]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with parameters at random."""
+    """The workdir of a run with random parameters."""
     tmp_path = tmp_path_factory.mktemp("judged")
     save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
     return tmp_path / "run"
@@ -50,13 +50,13 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workdir):
-    """It, read."""
+    """The loaded run."""
     return load_text_run(workdir)
 
 
 @pytest.fixture(scope="module")
 def scorer(run):
-    """Of its network."""
+    """A scorer of the run."""
     return Scorer(run)
 
 
@@ -90,7 +90,7 @@ def results_of(workdir, folder, *flags):
 
 @pytest.fixture(scope="module")
 def found(workdir, tasks):
-    """What the command finds; answers are kept in a file."""
+    """Results of the command, which caches answers in a file."""
     names = "--tasks=tiny_choice,tiny_rolling,tiny_generate"
     return results_of(workdir, tasks[0], names, "--limit=6", f"--use_cache={tasks[0] / 'answers'}")
 
@@ -100,14 +100,14 @@ def logprob(run, scorer, context, text):
     return scorer([(ids, run.tokenizer.encode(text))])[0].logprob
 
 
-def test_choices_are_those_of_the_direct_computation(found, run, scorer, tasks):
-    right = normed = 0
+def test_accuracies_equal_the_direct_computation(found, run, scorer, tasks):
+    correct = normed = 0
     for doc in tasks[1][:6]:
-        # lm_eval puts a space between the two and scores it with the choice.
+        # lm_eval puts a space between context and choice and scores it with the choice.
         scores = [logprob(run, scorer, doc["context"], f" {choice}") for choice in doc["choices"]]
-        right += max(range(3), key=scores.__getitem__) == doc["label"]
+        correct += max(range(3), key=scores.__getitem__) == doc["label"]
         normed += max(range(3), key=lambda i: scores[i] / len(doc["choices"][i])) == doc["label"]
-    assert found["results"]["tiny_choice"]["acc,none"] == pytest.approx(right / 6)
+    assert found["results"]["tiny_choice"]["acc,none"] == pytest.approx(correct / 6)
     assert found["results"]["tiny_choice"]["acc_norm,none"] == pytest.approx(normed / 6)
     assert (found["step"], found["tasks"][0], found["limit"]) == (4, "tiny_choice", 6)
 
@@ -117,7 +117,7 @@ def test_whole_texts_are_scored_window_by_window(found, run, scorer, tasks):
     for doc in tasks[1][:6]:
         ids = [run.tokenizer.bos_id, *run.tokenizer.encode(doc["context"])]
         n_bytes += len(doc["context"].encode())
-        # Every window is full, with only its new tokens counted.
+        # Every window is full, but only its new tokens are scored.
         for start in range(0, len(ids) - 1, 32):
             new = ids[1 + start : 33 + start]
             context = ids[max(0, start + len(new) - 32) : 1 + start]
@@ -146,7 +146,7 @@ def test_generation_is_greedy_and_limited(run):
         assert len(want.tokens) <= 6
         assert model._scorer([(ids, want.tokens)])[0].greedy
     first = texts[0][:1]
-    assert ask(until=first, max_gen_toks=6)[0] == "", "a stop string that comes at once"
+    assert ask(until=first, max_gen_toks=6)[0] == "", "a stop string at the very beginning"
     assert ask(until=["~"], max_gen_toks=6, do_sample=True, temperature=1.0) != texts
     with pytest.raises(UserError, match="gen_kwargs: num_beams: not supported"):
         ask(num_beams=4)
@@ -154,7 +154,7 @@ def test_generation_is_greedy_and_limited(run):
         ask(max_gen_toks=32)
 
 
-def test_answers_are_kept_and_used_again(found, workdir, tasks, monkeypatch, capsys):
+def test_answers_are_cached_and_reused(found, workdir, tasks, monkeypatch, capsys):
     monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: pytest.fail("scored again"))
     flags = ("--tasks=tiny_choice,tiny_rolling", "--limit=6", f"--use_cache={tasks[0] / 'answers'}")
     again = results_of(workdir, tasks[0], *flags)["results"]
@@ -170,19 +170,19 @@ def test_answers_are_kept_and_used_again(found, workdir, tasks, monkeypatch, cap
         (["--tasks=tiny_choice", "--workdir=/no/such/run"], "there is no such directory"),
     ],
 )
-def test_mistakes_are_named(workdir, tasks, flags, message):
+def test_errors_name_the_cause(workdir, tasks, flags, message):
     with pytest.raises(UserError, match=message):
         command.main([f"--workdir={workdir}", f"--include_path={tasks[0]}", *flags])
 
 
-def test_data_that_cannot_be_had_is_named(workdir, tasks, tmp_path):
+def test_missing_task_data_is_named(workdir, tasks, tmp_path):
     text = TASK.format(name="tiny_gone", data=tmp_path / "gone.jsonl", kind="multiple_choice", text="x")
     (tmp_path / "tiny_gone.yaml").write_text(text + CHOICE)
     with pytest.raises(UserError, match=r"--tasks: the data of tiny_gone cannot be had: .*gone\.jsonl"):
         command.main([f"--workdir={workdir}", f"--include_path={tmp_path}", "--tasks=tiny_gone"])
 
 
-def test_without_the_library_it_says_so(workdir, monkeypatch):
+def test_the_missing_library_is_named(workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"lm_eval: needs lm_eval; pip install 'psann_jax\[lm_eval\]'"):
         command.main([f"--workdir={workdir}", "--tasks=x"])

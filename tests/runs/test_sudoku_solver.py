@@ -1,4 +1,4 @@
-"""The search for solutions, with a network that is told when to find them."""
+"""The search for solutions, with a stand-in network that finds them at given iterations."""
 
 from types import SimpleNamespace
 
@@ -14,25 +14,25 @@ from psann_jax.data.sudoku.rules import is_solved
 from psann_jax.models.network import build
 from psann_jax.models.sudoku import Sudoku
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
-from psann_jax.runs.sudoku_solver import attention_of, is_valid, marks_up_to, solve, trace
+from psann_jax.runs.sudoku_solver import attention_weights, is_valid, marks_up_to, solve, trace
 
 SOLUTION = np.array([(3 * (row % 3) + row // 3 + column) % 9 + 1 for row in range(9) for column in range(9)], np.uint8)
 MESH = make_mesh(ONE_DEVICE, all_devices=False)
-REMEMBERED = 5  # iterations that the network below keeps a solution for
+REMEMBERED = 5  # iterations for which the network below keeps a solution
 
 
 class Oracle:
-    """Fills a puzzle of n holes with `SOLUTION` in the iterations n .. n + REMEMBERED - 1, else with ones."""
+    """Fills a puzzle of n empty cells with `SOLUTION` in iterations n .. n + REMEMBERED - 1, otherwise with ones."""
 
     def start(self, puzzles):
-        holes = jnp.sum(puzzles == 0, axis=1, dtype=jnp.float32)
-        return jnp.stack([holes, jnp.zeros_like(holes)], -1)[:, None], jnp.zeros((*puzzles.shape, 9))
+        n_empty = jnp.sum(puzzles == 0, axis=1, dtype=jnp.float32)
+        return jnp.stack([n_empty, jnp.zeros_like(n_empty)], -1)[:, None], jnp.zeros((*puzzles.shape, 9))
 
     def iterate(self, grid):
         (state, _), right = grid, jax.nn.one_hot(SOLUTION - 1, 9)
         state = state.at[..., 1].add(1)
-        holes, age = state[:, 0, 0], state[:, 0, 1]
-        knows = (age >= holes) & (age < holes + REMEMBERED)
+        n_empty, age = state[:, 0, 0], state[:, 0, 1]
+        knows = (age >= n_empty) & (age < n_empty + REMEMBERED)
         logits = jnp.where(knows[:, None, None], right, jax.nn.one_hot(jnp.zeros(81, jnp.int32), 9))
         return (state, logits), logits
 
@@ -41,33 +41,33 @@ NETWORK = SimpleNamespace(merge=lambda params: Oracle(), config=SimpleNamespace(
 RUN = SimpleNamespace(network=NETWORK, params={}, mesh=MESH)
 
 
-def puzzles_with(holes):
-    """Puzzles with so many holes each; without ones among them, so that a grid of ones in them is never valid."""
+def puzzles_with(counts):
+    """Puzzles with these numbers of empty cells, none of which is a one, so that filling in ones is never valid."""
     cells = np.flatnonzero(SOLUTION != 1)
-    grids = np.repeat(SOLUTION[None], len(holes), 0)
-    for grid, n in zip(grids, holes, strict=True):
+    grids = np.repeat(SOLUTION[None], len(counts), 0)
+    for grid, n in zip(grids, counts, strict=True):
         grid[cells[:n]] = 0
     return grids
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 8))
-def test_every_puzzle_is_solved_at_its_own_iteration(holes, batch_size):
-    found = solve(RUN, puzzles_with(holes), iterations=32, batch_size=batch_size)
-    assert found.first_N.tolist() == [n if n <= 32 else 0 for n in holes]
+def test_every_puzzle_is_solved_at_its_own_iteration(counts, batch_size):
+    found = solve(RUN, puzzles_with(counts), iterations=32, batch_size=batch_size)
+    assert found.first_N.tolist() == [n if n <= 32 else 0 for n in counts]
     assert found.marks_M == (16, 32)
-    assert found.valid_NxM.tolist() == [[n <= 16, n <= 32] for n in holes]
+    assert found.valid_NxM.tolist() == [[n <= 16, n <= 32] for n in counts]
     assert ((found.grids_Nx81 == SOLUTION).all(axis=1) == (found.first_N > 0)).all()
 
 
-def test_all_iterations_show_what_is_lost_again():
+def test_without_stopping_lost_solutions_show():
     found = solve(RUN, puzzles_with([3, 14, 30, 40]), iterations=32, stop_at_valid=False, batch_size=3)
     assert found.first_N.tolist() == [3, 14, 30, 0]
     assert found.valid_NxM.tolist() == [[False, False], [True, False], [False, True], [False, False]]
-    assert (found.grids_Nx81[:3] == SOLUTION).all(), "the first valid grid stays"
+    assert (found.grids_Nx81[:3] == SOLUTION).all(), "the first valid grid is the answer"
 
 
-def test_no_puzzles():
+def test_an_empty_list_of_puzzles():
     found = solve(RUN, np.zeros((0, 81), np.uint8), iterations=40)
     assert found.grids_Nx81.shape == (0, 81)
     assert found.valid_NxM.shape == (0, 3)
@@ -78,7 +78,7 @@ def test_marks(n, marks):
     assert marks_up_to(n, 6) == marks
 
 
-def test_validity_by_the_rules():
+def test_is_valid_checks_the_rules():
     swapped = SOLUTION.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     grids = np.stack([SOLUTION, swapped, np.ones(81, np.uint8), SOLUTION.reshape(9, 9).T.ravel()])
@@ -105,7 +105,7 @@ def test_a_real_network_iterates_as_in_training():
     *_, (probabilities, grid) = trace(run, puzzles[1], iterations=7)
     np.testing.assert_array_equal(grid, expected[1])
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits[-1, 1]), atol=1e-5)
-    weights = attention_of(run, puzzles[1], iteration=3)
+    weights = attention_weights(run, puzzles[1], iteration=3)
     assert weights.shape == (2, 2, 81, 81)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-    assert not np.allclose(weights, attention_of(run, puzzles[1], iteration=1), atol=1e-3)
+    assert not np.allclose(weights, attention_weights(run, puzzles[1], iteration=1), atol=1e-3)
