@@ -26,9 +26,9 @@ from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.step import State, init_state
 from psann_jax.train.task import Task
-from psann_jax.train.workdir import SUMMARY, claim
+from psann_jax.train.workdir import SUMMARY, claim, read_summary
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import read_json, write_json
+from psann_jax.utils.files import write_json
 
 
 def train(
@@ -71,8 +71,7 @@ def train(
             _log(message)
         with raise_together():
             _check_resumable(saved_step, checkpoints, task, config, workdir)
-        summary_path = workdir / SUMMARY
-        summary = broadcast_from_leader(read_json(summary_path) if summary_path.exists() else {})
+        summary = broadcast_from_leader(read_summary(workdir) if jax.process_index() == 0 else {})
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)

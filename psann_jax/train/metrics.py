@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line in ``metrics.jsonl``, and the same values for TensorBoard."""
+"""Metrics of a run: one JSON object per line in ``metrics.jsonl``, and the same values for TensorBoard."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-# SummaryWriter would hand the events to a thread, and wait for ever once that has met a full disk.
+# Not SummaryWriter: it writes in a thread, and blocks forever once that thread has met a full disk.
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -20,7 +20,7 @@ from psann_jax.utils.files import atomic_write, storage_errors
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-_FLUSH_SECONDS = 10  # of the events; their flush waits for the disk
+_FLUSH_SECONDS = 10  # between flushes of the events, which wait for the disk
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -28,19 +28,19 @@ class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` and scalars to the TensorBoard events in ``tensorboard/``.
 
     A row is ``{"step": 120, "kind": "train", "loss": 3.2, ...}``, where step is the number of updates done. JSON has
-    no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity", which `read_metrics` turns back.
+    no NaN or infinity, so they are stored as "NaN", "Infinity" and "-Infinity"; `read_metrics` converts them back.
     """
 
     def __init__(self, workdir: str | Path, *, resume_step: int = 0, enabled: bool = True) -> None:
-        """Rows of steps after `resume_step` are dropped: the run that wrote them ended before it was saved there.
+        """Opens the files and deletes rows of steps after `resume_step`, which the resumed run computes again.
 
         Args:
           workdir: the run's directory; must exist.
-          resume_step: the step that training goes on from.
-          enabled: False on all processes but one; then nothing is read or written.
+          resume_step: the step from which training resumes.
+          enabled: False in all processes but one; then nothing is read or written.
 
         Raises:
-          UserError: the workdir cannot be written, or a line of the record is not JSON.
+          UserError: the workdir cannot be written, or a line of metrics.jsonl is not JSON.
         """
         self._path = Path(workdir) / METRICS
         self._rows: TextIO | None = None
@@ -53,14 +53,14 @@ class MetricsWriter:
             self._rows = self._path.open("a", encoding="utf-8")
             events = Path(workdir) / TENSORBOARD
             events.mkdir(exist_ok=True)
-            # The file's name counts seconds only, and opening it empties it.
+            # The suffix makes the name unique: by default it has the time in seconds only, and opening truncates.
             self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
-            # Tells TensorBoard to forget later steps that an earlier file holds.
-            forget = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(step=resume_step + 1, wall_time=time.time(), session_log=forget))
+            # Makes TensorBoard drop later steps in earlier files.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=resume_step + 1, wall_time=time.time(), session_log=start))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Records one row.
+        """Writes one row.
 
         Args:
           kind: "train" or "eval"; TensorBoard shows the values as ``kind/name``.
@@ -68,7 +68,7 @@ class MetricsWriter:
           values: name -> number, or array of one element.
 
         Raises:
-          UserError: the disk is full or gone.
+          UserError: the row cannot be written, for example because the disk is full.
         """
         if self._rows is None or self._events is None:
             return
@@ -84,8 +84,8 @@ class MetricsWriter:
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes what TensorBoard's file still buffers and closes both files."""
-        with contextlib.suppress(OSError):  # of a row whose `write` has raised it before
+        """Flushes and closes both files."""
+        with contextlib.suppress(OSError):  # `write` has already raised it
             if self._rows is not None:
                 self._rows.close()
         with contextlib.suppress(OSError):
@@ -100,9 +100,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; none if there is no such file.
+    """Returns the rows of a ``metrics.jsonl``; none if there is no such file.
 
-    A last line without its end, as a killed run leaves it, is left out.
+    An incomplete last line, as a killed run leaves it, is skipped. Metrics of version 0.1 get their current names.
 
     Raises:
       UserError: another line is not a JSON object.
@@ -115,14 +115,14 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append({name: _NON_FINITE.get(value, value) for name, value in row.items()})
+            rows.append({current_name(name): _NON_FINITE.get(value, value) for name, value in row.items()})
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: line {number} is not a JSON object of numbers: {line[:60]!r}") from error
     return rows
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Rewrites the record without the rows after `step`; it is replaced as a whole or not at all."""
+    """Removes the rows after `step` from the file, atomically."""
     if not path.exists():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]
@@ -139,8 +139,13 @@ def _to_json(value: Any) -> Any:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def current_name(metric: str) -> str:
+    """Returns the current name of a metric, which version 0.1 may have called differently."""
+    return metric.replace("averaged_", "ema_").replace("top1", "accuracy")
+
+
 def perplexity(loss: float) -> float:
-    """``exp(loss)`` of a mean cross entropy in nats; infinite beyond the range of a float64, NaN for NaN."""
+    """Returns ``exp(loss)`` of a mean cross entropy in nats; inf above the range of float64, NaN for NaN."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,7 +1,7 @@
-"""AdamW, Adafactor and Muon over a nested dict of parameters, clipping by the global norm, and the step uphill of SAM.
+"""AdamW, Adafactor and Muon for a nested dict of parameters, clipping by the global norm, and SAM's ascent step.
 
-Every parameter has a description of the same place in a parallel dict (`psann_jax.nn.partition.ParamInfo`):
-what kind it is, the names of its axes and whether it is trained. Kinds decide on weight decay and on Muon.
+A parallel dict of `psann_jax.nn.partition.ParamInfo` describes every parameter: its kind, the names of its axes and
+whether it is trained. The kind decides on weight decay and on Muon.
 """
 
 from typing import Any
@@ -12,24 +12,24 @@ import optax
 
 from psann_jax.config import TrainConfig
 
-# Parameters that weight decay would pull away from their neutral value: a norm's scale and alpha from 1, the
-# raw sine parameters to softplus(0).
+# Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, and raw sine parameters
+# would decay towards softplus(0).
 UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity"})
 
 
 def make_optimizer(
     config: TrainConfig, infos: Any, learning_rate: float | jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of one update.
+    """Returns the optimizer for one update.
 
-    The rate is a value, not a schedule: build the transformation inside the jitted step with the step's rate.
-    The state neither holds nor depends on it, so any rate serves for `init`. Parameters that are not trained
-    get exactly zero updates and no state.
+    The learning rate is a value, not a schedule: build the transformation inside the jitted step, with the rate of that
+    step. The state does not depend on it, so any rate is fine for `init`. Frozen parameters get zero updates and no
+    state.
 
     Args:
       config: the training section (optimizer, betas, eps, weight decay).
       infos: dict with the structure of the parameters and their ParamInfo as leaves.
-      learning_rate: scalar, traced or not. Its scale is AdamW's for all three optimizers.
+      learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers.
 
     Returns:
       An optax transformation whose updates are added to the parameters.
@@ -55,16 +55,16 @@ def make_optimizer(
 
 
 def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated: Any) -> Any:
-    """The sharding of every array in the optimizer's state.
+    """Returns the sharding of every array in the optimizer's state; moments are sharded like their parameters.
 
     Args:
       optimizer: from `make_optimizer`.
       params: abstract or real parameters.
-      shardings: the parameters' shardings, in the same structure.
-      replicated: the sharding of all that has not a parameter's shape: counts and Adafactor's factored moments.
+      shardings: shardings of the parameters, in the same structure.
+      replicated: sharding of arrays without a parameter's shape: counts and Adafactor's factored moments.
 
     Returns:
-      A pytree with the structure of ``optimizer.init(params)``; moments are sharded like their parameters.
+      A pytree with the structure of ``optimizer.init(params)``.
     """
 
     def of_moment(moment: Any, param: Any, sharding: Any) -> Any:
@@ -84,15 +84,15 @@ def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated:
 
 
 def clip_by_global_norm(grads: Any, max_norm: float, infos: Any = None) -> tuple[Any, jax.Array]:
-    """Scales all gradients by one factor so that their joint L2 norm is at most `max_norm`.
+    """Scales all gradients by one factor so that their global L2 norm is at most `max_norm`.
 
     Args:
-      grads: pytree of arrays; the norm is formed in float32 at least.
-      max_norm: the bound; 0 changes nothing.
-      infos: as in `make_optimizer`; if given, parameters that are not trained do not count in the norm.
+      grads: pytree of arrays; the norm is computed in float32 or better.
+      max_norm: the bound; 0 disables clipping.
+      infos: as in `make_optimizer`; if given, frozen parameters do not count in the norm.
 
     Returns:
-      The gradients in their own types, and the norm before clipping (scalar).
+      The gradients, with unchanged types, and the norm before clipping (scalar).
     """
     norm = _global_norm(grads, infos)
     if not max_norm:
@@ -102,10 +102,10 @@ def clip_by_global_norm(grads: Any, max_norm: float, infos: Any = None) -> tuple
 
 
 def ascend(params: Any, grads: Any, rho: float, infos: Any) -> Any:
-    """The point at the distance rho from the parameters, in the direction in which the loss grows fastest.
+    """Returns SAM's perturbed parameters, at distance `rho` in the direction of steepest ascent of the loss.
 
-    Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021, take the gradient of an
-    update there. Parameters that are not trained stay where they are.
+    Foret et al. (2021), "Sharpness-Aware Minimization for Efficiently Improving Generalization", take the gradient of
+    an update there. Frozen parameters are not perturbed.
     """
     factor = rho / (_global_norm(grads, infos) + 1e-12)
     return jax.tree.map(lambda i, p, g: p + (factor * g).astype(p.dtype) if i.trainable else p, infos, params, grads)
@@ -125,10 +125,10 @@ def _adam(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransfo
 
 
 def _adafactor(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:
-    """Shazeer and Stern (2018), "Adafactor", without momentum and without the step relative to the weights.
+    """Shazeer and Stern (2018), "Adafactor", without momentum and without step sizes relative to the weights.
 
-    The relative step is left out so that `lr` has the meaning that it has for AdamW. Updates are clipped to a
-    root mean square of 1 for each layer's parameter on its own, as the paper has it for one weight matrix.
+    Relative step sizes are omitted so that `lr` means the same as for AdamW. Updates are clipped to a root mean square
+    of 1 separately for each layer of a stacked parameter, as in the paper for one weight matrix.
     """
     stacked = jax.tree.map(lambda i, g: _mask(g == "adafactor", i.axes[:1] == ("layers",)), infos, groups)
 
@@ -145,9 +145,9 @@ def _adafactor(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTr
 def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:
     """Jordan (2024), "Muon", with the update size of Liu et al. (2025), "Muon is Scalable for LLM Training".
 
-    A matrix parameter ends in (input, output) axes; all axes before them hold separate matrices, which are
-    orthogonalised each on its own. Updates are scaled by ``0.2 * sqrt(max(input, output))``, which gives them
-    AdamW's usual root mean square.
+    The last two axes of a matrix parameter are (input, output). All axes before them index separate matrices, which are
+    orthogonalised separately. Updates are scaled by ``0.2 * sqrt(max(input, output))``, which gives them the usual root
+    mean square of AdamW.
     """
     numbers = jax.tree.map(lambda g: _mask(g == "muon", optax.contrib.MuonDimensionNumbers(-2, -1)), groups)
 
@@ -157,6 +157,6 @@ def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransfo
     return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=lambda _: numbers), optax.stateless(scale))
 
 
-def _mask(keep: bool, value: Any) -> Any:
-    """`value`, or the node that `optax.partition` puts in the place of other groups' parameters."""
-    return value if keep else optax.MaskedNode()
+def _mask(in_group: bool, value: Any) -> Any:
+    """Returns `value`, or the node by which `optax.partition` replaces parameters of other groups."""
+    return value if in_group else optax.MaskedNode()

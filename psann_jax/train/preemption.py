@@ -1,4 +1,4 @@
-"""Ends a run in good order on SIGTERM, SIGUSR1 or Ctrl-C: the handlers set a flag, the loop asks for it."""
+"""Graceful stop on SIGTERM, SIGUSR1 or Ctrl-C: the handlers set a flag that the training loop checks."""
 
 import os
 import signal
@@ -10,21 +10,20 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-_CTRL_C = b"\nstopping as soon as the state is saved; press Ctrl-C again to interrupt at once\n"
+_CTRL_C_MESSAGE = b"\nstopping as soon as the state is saved; press Ctrl-C again to interrupt at once\n"
 
 
 class StopSignals:
-    """While in use, asks the loop to stop where the default action would kill the process.
+    """Context in which stop signals set a flag instead of killing the process.
 
-    SIGTERM is what cluster schedulers and container engines send before they kill; SIGUSR1 is what SLURM can be told
-    to send some time earlier (``--signal=USR1@120``). A second Ctrl-C raises KeyboardInterrupt. The earlier
-    handlers come back on exit.
+    Cluster schedulers and container engines send SIGTERM before they kill; SLURM can send SIGUSR1 some time earlier
+    (``--signal=USR1@120``). A second Ctrl-C raises KeyboardInterrupt. The previous handlers are restored on exit.
 
-    Several processes must stop after the same step, whichever of them got the signal. JAX's preemption service
-    brings that about: it listens for SIGTERM in each process and agrees on a step that none has begun, without any
-    work for the devices. There, the other signals are passed on to it as SIGTERM.
+    Several processes must stop after the same step, whichever of them got the signal. JAX's preemption service takes
+    care of that: it listens for SIGTERM in each process and agrees on a step that none has begun, without any work for
+    the devices. With several processes, the other signals are therefore forwarded to it as SIGTERM.
 
-    Handlers belong to the main thread; in another one nothing is installed and a warning says so.
+    Python allows handlers in the main thread only; in another thread nothing is installed, with a warning.
     """
 
     def __init__(self) -> None:
@@ -36,7 +35,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
             warnings.warn(
-                "not in the main thread: SIGTERM and Ctrl-C will not save the state before they end the run",
+                "not in the main thread: SIGTERM and Ctrl-C will end the run without saving its state",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -60,21 +59,21 @@ class StopSignals:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
-            os.write(2, _CTRL_C)  # unlike print, allowed in a handler that interrupts another print
+            os.write(2, _CTRL_C_MESSAGE)  # unlike print, safe in a handler that interrupts another print
         self._received = signal.Signals(number)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     @property
     def received(self) -> str | None:
-        """The name of the signal that this process got, for messages. Other processes may have got none."""
+        """The name of the signal that this process received, for messages; other processes may have received none."""
         return self._received.name if self._received else None
 
     def should_stop(self, step: int) -> bool:
-        """Whether to save and end the run now; once true, it stays true.
+        """Returns whether to save and end the run now; once true, it stays true.
 
-        Ask at every step boundary, in all processes. It may be asked between the batches of an evaluation too,
-        with the step of the evaluation: one process stops there, several go on to their agreed step.
+        Call it at every step boundary, in all processes. It may also be called between the batches of an evaluation,
+        with the step of the evaluation: a single process stops there, several continue to the step they agreed on.
 
         Args:
           step: number of updates done, the same in all processes.

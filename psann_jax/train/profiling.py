@@ -1,4 +1,4 @@
-"""A trace of some steps, on request."""
+"""Profiler traces of selected training steps."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,21 @@ from psann_jax.utils.errors import UserError
 
 
 class StepTrace:
-    """Records what host and devices do in the steps first..last of a run, for TensorBoard's profile plugin or Perfetto.
+    """Traces host and devices during some steps of a run, for TensorBoard's profile plugin or Perfetto.
 
     Attributes:
       directory: where the trace is written.
     """
 
     def __init__(self, steps: str, directory: Path) -> None:
-        """Args:
-        steps: "first:last", counted from 1, both included; "" for no trace.
-        directory: made when the trace begins.
+        """Parses the steps to trace.
+
+        Args:
+          steps: "FIRST:LAST", counted from 1, both included; "" for no trace.
+          directory: created when the trace begins.
 
         Raises:
-          UserError: `steps` is of another form.
+          UserError: `steps` has another form.
         """
         self.directory = directory
         self._first = self._last = 0
@@ -36,19 +38,19 @@ class StepTrace:
         require(1 <= self._first <= self._last, "--profile_steps", f"is {steps}, must be 1 <= FIRST <= LAST")
 
     def before(self, step: int) -> None:
-        """Begins the trace if `step`, about to be taken, is the first of it."""
+        """Starts the trace if `step`, about to begin, is the first one to trace."""
         if step == self._first:
             jax.profiler.start_trace(self.directory)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """Ends the trace if `step`, which gives `results`, is the last of it; waits for the results then."""
+        """Ends the trace if `step` is the last one to trace, after waiting for its results."""
         if self._running and step == self._last:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still running."""
+        """Ends the trace if it is still running."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

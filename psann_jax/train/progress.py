@@ -1,4 +1,4 @@
-"""What a person sees of a run: a header, a progress bar or plain lines, evaluations."""
+"""Progress of a run on the terminal: a header, a progress bar or plain lines, evaluations."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ _BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}
 
 
 class Progress:
-    """Shows a run on stderr: a bar on a terminal, a line every `log_every` steps anywhere else."""
+    """Shows a run on stderr: a progress bar on a terminal, otherwise a line every `log_every` steps."""
 
     def __init__(
         self,
@@ -23,13 +23,13 @@ class Progress:
         enabled: bool = True,
         stream: TextIO | None = None,
     ) -> None:
-        """Shows nothing yet.
+        """Stores the settings; shows nothing yet.
 
         Args:
           total: updates in the whole run.
-          start: updates done before, by the run that is resumed.
+          start: updates done before the run was resumed.
           log_every: steps between plain lines.
-          enabled: False on all processes but one; then nothing is shown.
+          enabled: False in all processes but one; then nothing is shown.
           stream: where to write; None is stderr.
         """
         self._total = total
@@ -43,13 +43,13 @@ class Progress:
         self._first_step = start
 
     def header(self, facts: Mapping[str, object]) -> None:
-        """Shows what is known before the first step, one aligned ``name  value`` a line."""
+        """Shows facts about the run, one aligned ``name  value`` per line."""
         width = max((len(name) for name in facts), default=0)
         for name, value in facts.items():
             self.message(f"{name:<{width}}  {value}")
 
     def message(self, text: str) -> None:
-        """Shows a line of its own, above the bar if there is one."""
+        """Shows a separate line, above the bar if there is one."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -62,11 +62,11 @@ class Progress:
 
         Args:
           step: number of updates done.
-          values: any of loss, ppl, lr, grad_norm, tokens_per_s and others, in the order to be shown.
+          values: metrics such as loss, ppl, lr and tokens_per_s, in the order to show them.
         """
         if not self._enabled:
             return
-        if self._first_time is None:  # the first step's time holds the compilation
+        if self._first_time is None:  # the ETA leaves out the first step, which is often slower
             self._first_time, self._first_step = time.monotonic(), step
         if self._stream.isatty():
             self._advance_bar(step, values)
@@ -78,7 +78,7 @@ class Progress:
         self.message(f"eval at step {step}  {_format(values)}")
 
     def close(self) -> None:
-        """Leaves the bar as it is and goes to the next line."""
+        """Ends the bar, which stays visible."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -103,8 +103,8 @@ class Progress:
     def _eta(self, step: int) -> str:
         if self._first_time is None or step <= self._first_step:
             return "?"
-        seconds_a_step = (time.monotonic() - self._first_time) / (step - self._first_step)
-        return str(tqdm.format_interval(seconds_a_step * (self._total - step)))
+        seconds_per_step = (time.monotonic() - self._first_time) / (step - self._first_step)
+        return str(tqdm.format_interval(seconds_per_step * (self._total - step)))
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ import jax
 
 from psann_jax.config import Config
 from psann_jax.config.io import flatten, to_dict, upgrade_saved
+from psann_jax.train.metrics import METRICS, current_name
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, storage_errors, write_json
 
@@ -65,9 +66,19 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return upgrade_saved(read_json(workdir / CONFIG))
 
 
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """Returns summary.json with the current names of all metrics; {} if the run is not complete.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / SUMMARY
+    return {current_name(name): value for name, value in read_json(path).items()} if path.exists() else {}
+
+
 def _check_same_run(workdir: Path, config: Config) -> None:
     if not (workdir / CONFIG).exists():
-        found = [p.name for p in workdir.iterdir() if p.name in ("checkpoints", "metrics.jsonl")]
+        found = [p.name for p in workdir.iterdir() if p.name in ("checkpoints", METRICS)]
         if found:
             raise UserError(f"{workdir}: holds {found[0]} but no {CONFIG}; choose another --workdir")
         return

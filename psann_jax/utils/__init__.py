@@ -1,1 +1,1 @@
-"""Errors, files and other things that know nothing of the rest."""
+"""Errors, files and other helpers that are independent of the rest of the package."""

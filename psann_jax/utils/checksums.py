@@ -1,7 +1,7 @@
-"""Checksums of the files of a checkpoint, by which damage is noticed before anything is read from them.
+"""Checksums of the files of a directory, to detect damage before the files are used.
 
-Orbax notices a file that is cut off, but not every changed byte in one. The checksums find what storage does to files
-by chance; they are no protection against anyone who means to change them.
+Orbax notices a truncated file, but not every changed byte. The checksums detect accidental damage by storage, not
+deliberate changes.
 """
 
 import json
@@ -16,10 +16,10 @@ _BLOCK = 1 << 20
 
 
 def write_checksums(directory: Path) -> None:
-    """Writes the sizes and checksums of all files of a directory into its checksums.json, whole or not at all.
+    """Writes sizes and checksums of all files of a directory to its checksums.json, atomically.
 
     Raises:
-      OSError: a file cannot be read, or the new one not written.
+      OSError: a file cannot be read, or checksums.json cannot be written.
     """
     content = {name: {"bytes": path.stat().st_size, "crc32": _hex(path)} for name, path in _files(directory)}
     # Without fsync, a power failure could leave an empty file, and an intact checkpoint would look damaged.
@@ -27,16 +27,15 @@ def write_checksums(directory: Path) -> None:
 
 
 def find_damage(directory: Path, parts: Collection[str] | None = None) -> str | None:
-    """The first file that is not as it was written, as "FILE: what is wrong"; None if all are sound.
+    """Returns "FILE: what is wrong" for the first damaged file, None if all files are intact.
 
-    A directory without checksums counts as sound. It is one that was written by an older version, or whose process
-    was killed between the rename that made it complete and the checksums: a moment at which nothing else is known to
-    go wrong. To count it as damaged would throw away the newest checkpoint after most kills of that kind, and all
-    checkpoints of older versions, for a fault that is much rarer.
+    A directory without checksums counts as intact. Either an older version wrote it, or its process was killed between
+    the rename that completed the directory and the writing of the checksums. Counting it as damaged would discard good
+    checkpoints because of a much rarer fault.
 
     Args:
-      directory: of the checkpoint.
-      parts: look only at the files beside the directories and into these directories; None: at all files.
+      directory: to verify.
+      parts: verify only the top-level files and these subdirectories; None verifies all files.
     """
     try:
         text = (directory / CHECKSUMS).read_text(encoding="utf-8")
@@ -47,7 +46,7 @@ def find_damage(directory: Path, parts: Collection[str] | None = None) -> str | 
     try:
         expected = {str(name): (int(facts["bytes"]), str(facts["crc32"])) for name, facts in json.loads(text).items()}
     except (ValueError, AttributeError, KeyError, TypeError):
-        return f"{CHECKSUMS}: is no list of checksums"
+        return f"{CHECKSUMS}: is not a list of checksums"
     for name, (size, crc32) in expected.items():
         if parts is not None and "/" in name and name.partition("/")[0] not in parts:
             continue

@@ -18,6 +18,11 @@ EXTRA_OF = {
 }
 
 
+def is_installed(module: str) -> bool:
+    """Returns whether a module can be imported, without importing it."""
+    return find_spec(module) is not None
+
+
 def require_extra(what: str, *modules: str, extra: str | None = None) -> None:
     """Checks that optional modules are installed, without importing them.
 
@@ -31,7 +36,7 @@ def require_extra(what: str, *modules: str, extra: str | None = None) -> None:
     Raises:
       UserError: a module is missing; the message names the modules and the pip command.
     """
-    missing = [name for name in modules if find_spec(name) is None]
+    missing = [name for name in modules if not is_installed(name)]
     if missing:
         extra = extra or EXTRA_OF[missing[0]]
         raise UserError(f"{what}: needs {', '.join(missing)}; pip install 'psann_jax[{extra}]'")

@@ -1,8 +1,8 @@
 """Huge pages for the memory of a command.
 
-On a CPU a step's temporary arrays are new memory every time, and in pages of 4 KiB it took the kernel a tenth to a
-quarter of most steps measured to hand them out (BENCHMARKS.md). Where it gives huge pages to those who ask, as most
-distributions have it, the C library can ask; but it reads that wish only when a program starts.
+On a CPU, every step allocates new memory for its temporary arrays. With 4 KiB pages, the kernel spent a tenth to a
+quarter of most measured steps on that (BENCHMARKS.md). Most distributions grant huge pages on request (madvise), and
+the C library can request them, but it reads that setting only when a program starts.
 """
 
 import os
@@ -15,27 +15,27 @@ _TUNABLE = "glibc.malloc.hugetlb"  # since glibc 2.35
 
 
 def restart_with_huge_pages() -> None:
-    """Starts this program again, as it was called, with an environment in which malloc asks for huge pages.
+    """Restarts this program, with the same arguments, with an environment in which malloc requests huge pages.
 
-    Does nothing where that has been done, would change nothing (another system, an older C library, a kernel that
-    grants always or never), or GLIBC_TUNABLES=glibc.malloc.hugetlb=0 forbids it.
+    Does nothing after such a restart, where it would have no effect (another system, an older C library, a kernel that
+    grants huge pages always or never), or if GLIBC_TUNABLES=glibc.malloc.hugetlb=0 forbids it.
     """
-    granted_on_request = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
-    environment = asking(os.environ, _c_library()) if granted_on_request else None
+    is_granted_on_request = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
+    environment = with_huge_pages(os.environ, _c_library()) if is_granted_on_request else None
     if environment is not None:
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def asking(environment: Mapping[str, str], c_library: str) -> dict[str, str] | None:
-    """The environment of a program that asks for huge pages.
+def with_huge_pages(environment: Mapping[str, str], c_library: str) -> dict[str, str] | None:
+    """Returns the environment of a program whose malloc requests huge pages.
 
     Args:
-      environment: of this one; what it says of GLIBC_TUNABLES is kept.
-      c_library: its name and version, as "glibc 2.36".
+      environment: of this program; other entries of GLIBC_TUNABLES are kept.
+      c_library: name and version, such as "glibc 2.36".
 
     Returns:
-      None if this environment decides the matter already, or the library could not ask.
+      None if `environment` already sets the option, or the C library does not have it.
     """
     name, _, version = c_library.partition(" ")
     tunables = environment.get("GLIBC_TUNABLES", "")

@@ -1,3 +1,5 @@
+"""Peak FLOP/s, peak memory and device names."""
+
 import os
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from psann_jax.train import hardware
         ("TPU v5", 459e12, None),
         ("TPU v5p", 459e12, None),
         ("TPU v6 lite", 918e12, None),
-        # Not listed, and not to be taken for a neighbour.
+        # Unlisted, and must not match a similar name.
         ("NVIDIA L40", None, None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
@@ -52,21 +54,13 @@ def test_no_mfu_on_unknown_hardware():
     assert hardware.mfu(1e6, 1e6, "bf16") is None
 
 
-def test_attention_flops_are_what_a_causal_loop_needs():
-    length, d_model, n_layers = 64, 16, 3
-    # Two products (scores and values) of multiply and add, for as many keys as a token sees; backward costs twice that.
-    forward = sum(2 * 2 * d_model * (t + 0.5) for t in range(length)) * n_layers / length
-    assert hardware.training_flops_per_token(0, n_layers, d_model, length) == pytest.approx(3 * forward)
-    assert hardware.training_flops_per_token(1000, 0, d_model, length) == 6000
-
-
-def test_peak_memory_of_accelerators_is_the_fullest_devices(monkeypatch):
+def test_peak_memory_of_accelerators_is_that_of_the_fullest_device(monkeypatch):
     devices = [SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (10**9, 3 * 10**9)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert hardware.peak_memory_mb() == 3000
 
 
-def test_peak_memory_on_cpu_keeps_what_was_freed():
+def test_peak_memory_on_cpu_includes_freed_memory():
     code = """
 import numpy as np
 from psann_jax.train.hardware import peak_memory_mb
@@ -77,13 +71,13 @@ print(peak_memory_mb())
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, out.stdout.split())
     assert 50 < before < after
-    assert 150 < after - before < 260  # the array has 200
+    assert 150 < after - before < 260  # the array has 200 MB
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux only")
 def test_peak_memory_is_not_inherited_from_the_parent():
-    block = np.ones(60_000_000)  # 480 MB, while the child starts
-    code = "from psann_jax.train.hardware import _peak_resident_bytes as p; print(p())"
+    block = np.ones(60_000_000)  # 480 MB in the parent while the child starts
+    code = "from psann_jax.utils.host import peak_resident_bytes; print(peak_resident_bytes())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     del block
     assert int(out.stdout) < 450e6

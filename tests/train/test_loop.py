@@ -1,4 +1,4 @@
-"""A run may be stopped anywhere and goes on as if it had not been."""
+"""Training runs: a run that is stopped anywhere resumes as if nothing had happened."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ TIMINGS = {"tokens_per_s", "data_wait"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A directory with the text, a config, its task, and the compiled steps shared by all runs of the module."""
+    """A directory with the text, a config, its task, and the compiled steps that all runs of the module share."""
     tmp_path = tmp_path_factory.mktemp("loop")
     config = tiny_config(tmp_path, eval__every=4)
     task = LanguageModel.load(config, progress=False)
@@ -39,7 +39,7 @@ def run(base, monkeypatch):
 
 @pytest.fixture(scope="module")
 def uninterrupted(base, tmp_path_factory):
-    """Rows and final state of a run that nothing disturbed."""
+    """Summary, rows and final state of an uninterrupted run."""
     _, config, task, _ = base
     workdir = tmp_path_factory.mktemp("whole") / "run"
     summary = loop.train(config, lambda: task, workdir)
@@ -63,17 +63,17 @@ def assert_same_end(workdir, base, uninterrupted):
 
 
 def stop_at(monkeypatch, *, step, call=0):
-    """Makes the signal handler report a signal at a step, from the call-th time it is asked there."""
-    asked = {"n": 0}
+    """Makes `should_stop` return True at a step, after `call` calls there."""
+    calls = {"n": 0}
 
     def should_stop(self, now):
-        asked["n"] += now == step
-        return now == step and asked["n"] > call
+        calls["n"] += now == step
+        return now == step and calls["n"] > call
 
     monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
 
 
-def test_a_whole_run_learns_and_writes_its_files(run, tmp_path, uninterrupted):
+def test_a_run_reduces_the_loss_and_writes_its_files(run, tmp_path, uninterrupted):
     summary, rows, _ = uninterrupted
     assert {"steps", "tokens", "train_loss", "val_loss", "val_ppl", "tokens_per_s", "compile_s"} <= summary.keys()
     assert {"peak_memory_mb", "n_params"} <= summary.keys()
@@ -85,7 +85,7 @@ def test_a_whole_run_learns_and_writes_its_files(run, tmp_path, uninterrupted):
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
     run(tmp_path / "run")
     written = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"checkpoints", "config.json", "loss_curve.png", "metrics.jsonl", "summary.json", "tensorboard"} <= written
+    assert {"checkpoints", "config.json", "metrics.jsonl", "summary.json", "tensorboard"} <= written
 
 
 @pytest.mark.parametrize("step", [0, 3, 7])
@@ -115,7 +115,7 @@ def test_stopped_during_evaluation_and_resumed_equals_uninterrupted(
 def test_killed_without_warning_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
     def should_stop(self, now):
         if now == step:
-            raise KeyboardInterrupt  # leaves the loop as a kill would, without its saving
+            raise KeyboardInterrupt  # leaves the loop without saving, as a kill does
         return False
 
     monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
@@ -127,7 +127,7 @@ def test_killed_without_warning_and_resumed_equals_uninterrupted(run, base, tmp_
     assert_same_end(tmp_path / "run", base, uninterrupted)
 
 
-def test_a_complete_run_says_so_and_goes_on_with_more_steps(base, tmp_path, capsys):
+def test_a_complete_run_says_so_and_continues_with_more_steps(base, tmp_path, capsys):
     _, _, task, _ = base
     short = tiny_config(base[0], train__steps=3, train__schedule="constant")
     long = tiny_config(base[0], train__steps=5, train__schedule="constant")
@@ -144,7 +144,7 @@ def test_a_complete_run_says_so_and_goes_on_with_more_steps(base, tmp_path, caps
         loop.train(short, lambda: task, workdir)
 
 
-def test_a_workdir_of_another_run_is_refused_and_left_alone(base, run, tmp_path):
+def test_the_workdir_of_another_run_is_refused_and_unchanged(base, run, tmp_path):
     workdir = tmp_path / "run"
     run(workdir)
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
@@ -153,14 +153,14 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(base, run, tmp_path)
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_non_finite_updates_are_skipped_counted_and_end_the_run_with_the_state_saved(base, tmp_path, monkeypatch):
+def test_non_finite_updates_are_skipped_and_counted_and_end_the_run_with_its_state_saved(base, tmp_path, monkeypatch):
     config = tiny_config(base[0], train__max_bad_steps=3)
     task = LanguageModel(config, base[2].data)
     loss = task.loss
 
     def poisoned(params, batch, key, step):
         value, stats = loss(params, batch, key, step)
-        # Rows of the batch are poisoned, not steps: the compiled step knows no Python counter.
+        # Depends on the content of the batch, because the compiled step sees no Python counter.
         return value + jax.numpy.where(batch["tokens"].sum() % 2 == 0, jax.numpy.nan, 0.0), stats
 
     monkeypatch.setattr(task, "loss", poisoned)
@@ -181,7 +181,7 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run_with_the_state_s
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
 
 
-def test_one_compilation_serves_all_steps(base, tmp_path, monkeypatch):
+def test_each_step_is_compiled_once(base, tmp_path, monkeypatch):
     _, config, task, _ = base
     compilations = []
     listener = functools.partial(_count, compilations)
@@ -197,6 +197,27 @@ def _count(compilations, event, duration, **kwargs):
         compilations.append(kwargs.get("fun_name", "").removeprefix("jit_").removeprefix("jit(").removesuffix(")"))
 
 
+def test_initial_parameters_start_a_new_run_and_are_ignored_by_a_resumed_one(
+    run, base, tmp_path, monkeypatch, uninterrupted
+):
+    _, config, task, compiled = base
+    _, rows, state = uninterrupted
+    params = jax.tree.map(np.asarray, state["params"])
+    last = [row for row in rows if row["kind"] == "eval"][-1]
+    loop.train(config, lambda: task, tmp_path / "whole", initial_params=params)
+    first = rows_of(tmp_path / "whole")[0]
+    assert (first["step"], first["loss"]) == (0, last["loss"])
+    for step in (0, 4):
+        stop_at(monkeypatch, step=step)
+        loop.train(config, lambda: task, tmp_path / "stopped", initial_params=params)
+        monkeypatch.undo()
+        monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
+    run(tmp_path / "stopped")
+    jax.tree.map(
+        np.testing.assert_array_equal, state_of(tmp_path / "stopped", base), state_of(tmp_path / "whole", base)
+    )
+
+
 def test_config_json_holds_the_config(run, base, tmp_path):
     from psann_jax.config.io import parse
 
@@ -204,15 +225,15 @@ def test_config_json_holds_the_config(run, base, tmp_path):
     assert parse(json.loads((tmp_path / "run" / "config.json").read_text())) == base[1]
 
 
-def test_the_step_loop_moves_nothing_between_host_and_device_unasked(base, run, tmp_path, monkeypatch):
-    """Batches and metrics are moved explicitly; anything else would make the device wait in every step."""
+def test_the_step_loop_has_no_implicit_transfers(base, run, tmp_path, monkeypatch):
+    """Batches and metrics are transferred explicitly; anything else would make the device wait in every step."""
     _, config, _, _ = base
     steps = loop._Run._steps
 
     def guarded(self):
         with jax.transfer_guard("disallow"):
             with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-                jax.numpy.add(np.ones(2), self.state["step"])  # the guard is in force
+                jax.numpy.add(np.ones(2), self.state["step"])  # the guard works
             return steps(self)
 
     monkeypatch.setattr(loop._Run, "_steps", guarded)
@@ -220,8 +241,8 @@ def test_the_step_loop_moves_nothing_between_host_and_device_unasked(base, run, 
     assert run(tmp_path / "run", config=quiet)["steps"] == 8
 
 
-def test_a_second_start_finds_the_programs_of_the_first(tmp_path):
-    """In processes of their own, and in the order of a user: the same command again."""
+def test_a_second_start_uses_the_compilation_cache_of_the_first(tmp_path):
+    """In separate processes, like a user who runs the same command twice."""
     script = """
 import sys
 from pathlib import Path

@@ -1,7 +1,8 @@
+"""metrics.jsonl, TensorBoard events, and progress on the terminal."""
+
 import io
 import json
 import math
-import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def tensorboard_scalars(workdir):
     return found
 
 
-def test_rows_come_back_and_are_flushed_at_once(tmp_path):
+def test_rows_are_flushed_immediately(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write("eval", 0, {"loss": 9.5})
         writer.write("train", 10, {"loss": jnp.float32(3.25), "lr": np.float32(0.5), "bad_steps": 2})
@@ -45,7 +46,7 @@ def test_rows_come_back_and_are_flushed_at_once(tmp_path):
     ]
 
 
-def test_what_is_not_finite_is_valid_json(tmp_path, capfd):
+def test_non_finite_values_are_valid_json(tmp_path, capfd):
     with MetricsWriter(tmp_path) as writer:
         writer.write("train", 1, {"loss": math.nan, "grad_norm": math.inf, "low": -math.inf, "lr": 0.1})
     line = (tmp_path / "metrics.jsonl").read_text()
@@ -62,7 +63,7 @@ def test_what_is_not_finite_is_valid_json(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_resume_drops_the_rows_of_steps_that_were_not_saved(tmp_path):
+def test_resuming_drops_rows_of_unsaved_steps(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(6):
             writer.write("train", step, {"loss": float(step) if step != 2 else math.nan})
@@ -72,10 +73,10 @@ def test_resume_drops_the_rows_of_steps_that_were_not_saved(tmp_path):
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
     assert math.isnan(rows[2]["loss"])
     assert rows[4]["loss"] == 40
-    assert os.listdir(tmp_path).count("metrics.tmp") == 0
+    assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out_and_then_removed(tmp_path):
+def test_a_line_truncated_by_a_kill_is_skipped_and_then_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kind": "train", "loss": 1.0}\n{"step": 2, "ki')
     assert [r["step"] for r in read_metrics(path)] == [1]
@@ -85,7 +86,7 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_then_removed(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"step": [1]}'])
-def test_another_broken_line_is_an_error_that_names_it(tmp_path, line):
+def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "kind": "train"}}\n{line}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 ") as caught:
@@ -93,7 +94,7 @@ def test_another_broken_line_is_an_error_that_names_it(tmp_path, line):
     assert "\n" not in str(caught.value)
 
 
-def test_no_record_is_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -109,8 +110,8 @@ def test_unwritable_workdir_is_named(tmp_path):
         MetricsWriter(tmp_path / "file")
 
 
-def test_full_disk_is_named_and_the_rows_before_are_kept(tmp_path):
-    """Stands for a full disk: a limit on the size of files, which the 4096th byte crosses."""
+def test_a_full_disk_is_reported_and_earlier_rows_are_kept(tmp_path):
+    """A limit on file sizes of 4096 bytes stands for a full disk."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -160,7 +161,7 @@ def show(stream, **kwargs):
                 progress.evaluation(step, {"loss": 2.75, "ppl": 15.64263, "accuracy": 0.4257})
 
 
-def test_plain_lines_where_there_is_no_terminal():
+def test_plain_lines_without_a_terminal():
     stream = io.StringIO()
     show(stream)
     text = stream.getvalue()
@@ -184,13 +185,13 @@ def test_bar_on_a_terminal_counts_from_the_resumed_step():
     assert " 12/20" in stream.getvalue()  # where the bar begins
 
 
-def test_evaluation_stands_on_a_line_of_its_own_above_the_bar():
+def test_an_evaluation_has_its_own_line_above_the_bar():
     stream = Terminal()
     show(stream)
     assert "\reval at step 10  loss 2.75  ppl 15.6  accuracy 0.4257\n" in stream.getvalue()
 
 
-def test_last_step_is_shown_even_between_log_steps():
+def test_the_last_step_is_shown_even_between_log_steps():
     stream = io.StringIO()
     with Progress(7, log_every=5, stream=stream) as progress:
         for step in range(1, 8):
@@ -198,7 +199,7 @@ def test_last_step_is_shown_even_between_log_steps():
     assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["step 5/7", "step 7/7"]
 
 
-def test_other_processes_are_quiet():
+def test_other_processes_show_nothing():
     stream = io.StringIO()
     show(stream, enabled=False)
     assert stream.getvalue() == ""

@@ -1,3 +1,5 @@
+"""Optimizers against their papers, and clipping."""
+
 import dataclasses
 
 import jax
@@ -51,7 +53,7 @@ def random_tree(seed: int, shapes=SHAPES, scale: float = 1.0):
 
 
 def run(config, infos, params, grads_of_steps, rates):
-    """Parameters after the updates, with the transformation rebuilt for each rate as the training step does."""
+    """Returns the parameters after updates with a transformation that is rebuilt for each rate, as in training."""
 
     @jax.jit
     def step(params, state, grads, rate):
@@ -95,8 +97,8 @@ def test_adamw_is_adamw(decay_on):
     assert_trees_close(run(config, INFOS, params, grads, rates), numpy_adamw(config, INFOS, params, grads, rates))
 
 
-def test_weight_decay_spares_what_it_would_pull_off_its_neutral_value():
-    """Without gradients only the decay acts."""
+def test_weight_decay_skips_kinds_whose_neutral_value_is_not_zero():
+    """With zero gradients, only weight decay acts."""
     config = TrainConfig(weight_decay=0.5)
     params = random_tree(0)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -155,11 +157,11 @@ def test_state_is_sharded_like_the_parameters(optimizer):
                 shape = shape[key.key]
             assert jax.tree_util.keystr(path).endswith(sharding)
             assert value.shape == shape
-    # Two moments of all but the frozen one; Muon has one of the two matrices; a factored one is not like any.
+    # Two moments for all but the frozen parameter; Muon has one for each matrix; factored moments are not counted.
     assert moments == {"adamw": 18, "muon": 16, "adafactor": 8}[optimizer]
 
 
-def test_muon_orthogonalises_every_layer_on_its_own():
+def test_muon_orthogonalises_every_layer_separately():
     config = TrainConfig(optimizer="muon", weight_decay=0.0)
     for shape in ((3, 8, 12), (3, 12, 8)):
         stacked = {"w": ParamInfo("matrix", ("layers", "embed", "mlp"))}
@@ -176,20 +178,20 @@ def test_muon_orthogonalises_every_layer_on_its_own():
             np.testing.assert_allclose(together[i], apart[str(i)], rtol=1e-4, atol=1e-6)
 
 
-def test_muon_update_is_nearly_orthogonal_and_as_large_as_adamws():
+def test_muon_updates_are_nearly_orthogonal_with_the_rms_of_adamw():
     params = {"w": jnp.zeros((2, 64, 32))}
     infos = {"w": ParamInfo("matrix", ("layers", "embed", "mlp"))}
     grads = random_tree(0, {"w": (2, 64, 32)})
     update = -run(TrainConfig(optimizer="muon"), infos, params, [grads], [1.0])["w"]
     for layer, gradient in zip(update, grads["w"], strict=True):
         singular = np.linalg.svd(layer / (0.2 * np.sqrt(64)), compute_uv=False)
-        assert 0.6 < singular.min() < singular.max() < 1.3  # the quintic iteration's band; of the gradient: 2.6 to 13
+        assert 0.6 < singular.min() < singular.max() < 1.3  # of the gradient: 2.6 to 13
         u, _, vt = np.linalg.svd(gradient, full_matrices=False)
         assert np.sum(np.asarray(layer) * (u @ vt)) / np.linalg.norm(layer) / np.sqrt(32) > 0.95
         assert 0.15 < np.sqrt(np.mean(np.square(layer))) < 0.25
 
 
-def test_muon_leaves_all_but_matrices_to_adamw():
+def test_muon_uses_adamw_for_all_but_matrices():
     muon = TrainConfig(optimizer="muon", betas=(0.8, 0.9), eps=1e-6, weight_decay=0.2)
     params, grads, rates = random_tree(0), [random_tree(i) for i in (1, 2, 3)], [0.1, 0.2, 0.3]
     after = run(muon, INFOS, params, grads, rates)
@@ -199,7 +201,7 @@ def test_muon_leaves_all_but_matrices_to_adamw():
         assert np.allclose(a, e, rtol=2e-6, atol=2e-6) != is_matrix
 
 
-def test_adafactor_is_the_papers_for_a_factored_matrix():
+def test_adafactor_equals_the_paper_for_a_factored_matrix():
     """Shazeer and Stern (2018), algorithm 4, with the decay 1 - t^-0.8 and without the relative step size."""
     config = TrainConfig(optimizer="adafactor", weight_decay=0.1)
     infos = {"w": ParamInfo("matrix", ("embed", "mlp"))}
@@ -218,7 +220,7 @@ def test_adafactor_is_the_papers_for_a_factored_matrix():
     np.testing.assert_allclose(run(config, infos, params, grads, [0.01] * 3)["w"], p, rtol=1e-5, atol=1e-6)
 
 
-def test_adafactor_clips_every_layer_on_its_own():
+def test_adafactor_clips_every_layer_separately():
     config = TrainConfig(optimizer="adafactor", weight_decay=0.0)
     params = random_tree(0, {"w": (3, 8, 12)})["w"]
     grads = [random_tree(i, {"w": (3, 8, 12)})["w"] for i in (1, 2)]
@@ -258,7 +260,7 @@ def test_minimises_a_quadratic(optimizer):
 # --- clipping -------------------------------------------------------------------------------------------
 
 
-def test_clip_scales_all_gradients_by_one_factor():
+def test_clipping_scales_all_gradients_by_one_factor():
     grads = {"a": jnp.array([3.0, 0.0]), "b": {"c": jnp.array([[4.0]])}}
     clipped, norm = clip_by_global_norm(grads, 2.0)
     assert norm == 5
@@ -267,14 +269,14 @@ def test_clip_scales_all_gradients_by_one_factor():
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 5.0, 100.0])
-def test_clip_leaves_small_gradients_bit_equal(max_norm):
+def test_clipping_leaves_small_gradients_bit_equal(max_norm):
     grads = {"a": jnp.array([3.0, 0.1]), "b": jnp.array([3.9])}
     clipped, norm = clip_by_global_norm(grads, max_norm)
     jax.tree.map(np.testing.assert_array_equal, clipped, grads)
     np.testing.assert_allclose(norm, np.sqrt(9 + 0.01 + 3.9**2), rtol=1e-6)
 
 
-def test_clip_forms_the_norm_in_float32():
+def test_the_norm_is_computed_in_float32():
     clipped, norm = clip_by_global_norm({"a": jnp.ones(100_000, jnp.bfloat16)}, 1.0)
     np.testing.assert_allclose(norm, np.sqrt(100_000), rtol=1e-6)
     assert clipped["a"].dtype == jnp.bfloat16
@@ -282,14 +284,14 @@ def test_clip_forms_the_norm_in_float32():
     assert norm == 600
 
 
-def test_clip_does_not_count_frozen_parameters():
+def test_frozen_parameters_do_not_count_in_the_norm():
     infos = {"a": ParamInfo("matrix", (None,)), "b": ParamInfo("sine", (None,), trainable=False)}
     clipped, norm = clip_by_global_norm({"a": jnp.array([3.0]), "b": jnp.array([4000.0])}, 3.0, infos)
     assert norm == 3
     np.testing.assert_array_equal(clipped["a"], [3.0])
 
 
-def test_clip_passes_on_what_is_not_finite():
+def test_clipping_keeps_non_finite_gradients_non_finite():
     _, norm = clip_by_global_norm({"a": jnp.array([jnp.nan])}, 1.0)
     assert np.isnan(norm)
     _, norm = clip_by_global_norm({"a": jnp.array([jnp.inf])}, 1.0)

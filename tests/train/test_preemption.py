@@ -1,3 +1,5 @@
+"""Stop signals in one process and in several."""
+
 import contextlib
 import os
 import signal
@@ -32,7 +34,7 @@ def test_the_second_ctrl_c_interrupts():
         assert stop.should_stop(1)
 
 
-def test_the_earlier_handlers_come_back():
+def test_the_previous_handlers_are_restored():
     watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(s) for s in watched]
     stop = StopSignals()
@@ -42,7 +44,7 @@ def test_the_earlier_handlers_come_back():
     assert [signal.getsignal(s) for s in watched] == before
 
 
-def test_each_use_begins_without_a_signal():
+def test_each_context_starts_without_a_signal():
     with StopSignals() as first:
         signal.raise_signal(signal.SIGTERM)
     with StopSignals() as second:
@@ -50,7 +52,7 @@ def test_each_use_begins_without_a_signal():
     assert first.should_stop(1)
 
 
-def test_in_another_thread_nothing_is_installed_and_a_warning_says_so():
+def test_in_another_thread_nothing_is_installed_with_a_warning():
     result = {}
 
     def work():
@@ -88,7 +90,7 @@ print("stopped after", step, "signal", stop.received)
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_processes_stop_after_the_same_step(name, free_port):
-    """Only one of two processes that run at different paces gets the signal."""
+    """Only one of two processes, which run at different speeds, gets the signal."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(free_port), str(i), name],

@@ -1,4 +1,4 @@
-"""How processes find one another; `tests/multi_device` trains with several."""
+"""Joining the processes of a run; `tests/multi_device` trains with several."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import pytest
 
 from psann_jax.config import ConfigError
 from psann_jax.train import processes
-from psann_jax.train.processes import _call_the_roll, _from_environment, broadcast_from_leader, join, raise_together
+from psann_jax.train.processes import _check_processes, _from_environment, broadcast_from_leader, join, raise_together
 from psann_jax.utils.errors import UserError
 
 LOCAL = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
@@ -37,19 +37,19 @@ def test_the_variables_of_the_launch_scripts():
         {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},  # in the script, not a step
     ],
 )
-def test_one_process_joins_nobody(environment):
+def test_a_single_process_joins_nothing(environment):
     assert _from_environment(environment) is None
 
 
 def test_slurm_is_left_to_jax(monkeypatch):
-    """What JAX makes of SLURM's variables, and that it is asked."""
-    asked = {}
-    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **kwargs: asked.update(kwargs))
+    """`join` calls JAX's own cluster detection, which reads SLURM's variables."""
+    passed = {}
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **kwargs: passed.update(kwargs))
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     join(timeout_s=7)
-    assert asked["initialization_timeout"] == 7
-    assert "coordinator_address" not in asked, "for JAX to find"
+    assert passed["initialization_timeout"] == 7
+    assert "coordinator_address" not in passed, "left to JAX"
     from jax._src.clusters import SlurmCluster
 
     assert SlurmCluster.is_env_present()
@@ -74,63 +74,62 @@ def test_contradictions_name_the_variable(changes, message):
         _from_environment(environment)
 
 
-# --- the roll -----------------------------------------------------------------------------------------
+# --- checking that all processes are there ------------------------------------------------------------
 
 
-def call(*callers, timeout_s=5):
-    """Has (number of processes, process) callers call the roll at once; the mistake of each, or None."""
+def check(*given, timeout_s=5):
+    """Runs the check at the same time for all given (number of processes, index); returns each one's error or None."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    outcomes = [None] * len(callers)
+    errors = [None] * len(given)
 
     def run(i):
         try:
-            _call_the_roll(f"127.0.0.1:{port}", *callers[i], timeout_s)
+            _check_processes(f"127.0.0.1:{port}", *given[i], timeout_s)
         except UserError as error:
-            outcomes[i] = str(error)
+            errors[i] = str(error)
 
-    num_workers = [threading.Thread(target=run, args=[i]) for i in range(len(callers))]
-    for thread in num_workers:
+    threads = [threading.Thread(target=run, args=[i]) for i in range(len(given))]
+    for thread in threads:
         thread.start()
-    for thread in num_workers:
+    for thread in threads:
         thread.join()
-    return outcomes
+    return errors
 
 
-def test_processes_that_agree_find_one_another():
-    assert call((3, 2), (3, 0), (3, 1)) == [None, None, None]
+def test_processes_that_agree_connect():
+    assert check((3, 2), (3, 0), (3, 1)) == [None, None, None]
 
 
-def test_counts_that_disagree_are_told_to_all():
+def test_counts_that_disagree_are_reported_in_all_processes():
     message = "JAX_NUM_PROCESSES: is 2 in process 0, but 3 in process 1"
-    assert call((2, 0), (3, 1)) == [message, message]
+    assert check((2, 0), (3, 1)) == [message, message]
 
 
-def test_a_number_given_twice():
-    outcomes = call((3, 0), (3, 1), (3, 1))
-    assert set(outcomes) == {"JAX_PROCESS_ID: is 1 in two processes"}
+def test_an_index_given_twice():
+    assert set(check((3, 0), (3, 1), (3, 1))) == {"JAX_PROCESS_ID: is 1 in two processes"}
 
 
-def test_a_process_that_does_not_come_is_named():
-    message = "JAX_NUM_PROCESSES: is 3, but process 2 did not come in 1 s"
-    assert call((3, 0), (3, 1), timeout_s=1) == [message, message]
+def test_a_missing_process_is_named():
+    message = "JAX_NUM_PROCESSES: is 3, but process 2 did not connect within 1 s"
+    assert check((3, 0), (3, 1), timeout_s=1) == [message, message]
 
 
 def test_a_coordinator_that_does_not_answer():
-    (outcome,) = call((2, 1), timeout_s=1)
-    assert outcome.startswith("JAX_COORDINATOR_ADDRESS: 127.0.0.1:")
-    assert "did not answer in 1 s (Connection refused)" in outcome
+    (error,) = check((2, 1), timeout_s=1)
+    assert error.startswith("JAX_COORDINATOR_ADDRESS: 127.0.0.1:")
+    assert "did not answer in 1 s (Connection refused)" in error
 
 
 def test_a_port_in_use():
     with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="cannot be opened: Address already"):
-        _call_the_roll(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, 1)
+        _check_processes(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, 1)
 
 
 # --- one process --------------------------------------------------------------------------------------
 
 
-def test_alone_nothing_is_exchanged():
+def test_a_single_process_exchanges_nothing():
     content = {"a": [1, None]}
     assert broadcast_from_leader(content) is content
     with pytest.raises(UserError, match="mine"), raise_together():

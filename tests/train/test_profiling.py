@@ -1,4 +1,4 @@
-"""A trace of chosen steps, on request."""
+"""Profiler traces of selected steps."""
 
 import jax.numpy as jnp
 import pytest
@@ -11,7 +11,7 @@ def traces(directory):
     return list(directory.rglob("*.xplane.pb"))
 
 
-def test_the_asked_steps_are_traced(tmp_path):
+def test_the_given_steps_are_traced(tmp_path):
     trace = StepTrace("2:3", tmp_path / "profile")
     for step in (1, 2, 3):
         trace.before(step)
@@ -24,7 +24,7 @@ def test_the_asked_steps_are_traced(tmp_path):
     assert len(traces(trace.directory)) == 1
 
 
-def test_a_run_that_ends_early_leaves_what_it_has(tmp_path):
+def test_a_run_that_ends_early_keeps_its_trace(tmp_path):
     trace = StepTrace("1:5", tmp_path / "profile")
     trace.before(1)
     trace.after(1, jnp.ones(3))
@@ -32,7 +32,7 @@ def test_a_run_that_ends_early_leaves_what_it_has(tmp_path):
     assert len(traces(trace.directory)) == 1
 
 
-def test_without_a_wish_nothing_is_written(tmp_path):
+def test_nothing_is_written_without_steps(tmp_path):
     trace = StepTrace("", tmp_path / "profile")
     trace.before(1)
     trace.after(1, None)
@@ -41,6 +41,6 @@ def test_without_a_wish_nothing_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("steps", ["3", "a:b", "3:2", "0:2", "1:", ":", "1:2:3"])
-def test_mistakes_name_the_flag(steps, tmp_path):
+def test_errors_name_the_flag(steps, tmp_path):
     with pytest.raises(UserError, match=r"^--profile_steps: is .*must be"):
         StepTrace(steps, tmp_path)

@@ -1,3 +1,5 @@
+"""Learning rate schedules."""
+
 import dataclasses
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def rates(config: TrainConfig, steps: int | None = None) -> np.ndarray:
     return np.array([learning_rate(i, config) for i in range(steps or config.steps)])
 
 
-def test_cosine_without_floor_is_the_originals():
+def test_cosine_without_a_floor_equals_the_original():
     config = TrainConfig(steps=8, warmup_steps=2, lr=0.01, end_lr_ratio=0.0)
     original = [0.005, 0.01, 0.00933, 0.0075, 0.005, 0.0025, 0.00067, 0.0]
     np.testing.assert_allclose(rates(config), original, atol=5e-6)
@@ -54,19 +56,19 @@ def test_wsd_is_stable_until_the_last_fraction():
     np.testing.assert_allclose(r[80:], 2.0 - np.arange(1, 21) / 20, rtol=1e-6)
 
 
-def test_wsd_decay_that_overlaps_the_warmup_begins_at_its_end():
+def test_wsd_decay_that_overlaps_the_warmup_begins_after_it():
     config = TrainConfig(steps=10, warmup_steps=6, lr=1.0, end_lr_ratio=0.0, schedule="wsd", decay_fraction=1.0)
     np.testing.assert_allclose(rates(config), [*np.arange(1, 7) / 6, 0.75, 0.5, 0.25, 0], rtol=1e-6, atol=1e-7)
 
 
-def test_wsd_without_decay_stays():
+def test_wsd_without_decay_is_constant():
     config = TrainConfig(steps=10, warmup_steps=0, lr=1.0, schedule="wsd", decay_fraction=0.0)
     np.testing.assert_array_equal(rates(config), 1.0)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("steps", [5, 8])
-def test_run_not_longer_than_the_warmup(schedule, steps):
+def test_a_run_not_longer_than_the_warmup(schedule, steps):
     config = TrainConfig(steps=steps, warmup_steps=8, lr=0.8, schedule=schedule)
     np.testing.assert_allclose(rates(config), np.arange(1, steps + 1) / 10, rtol=1e-6)
 
@@ -79,7 +81,7 @@ def test_run_not_longer_than_the_warmup(schedule, steps):
     ratio=st.floats(0, 1),
     fraction=st.floats(0, 1),
 )
-def test_rises_to_the_peak_then_never_rises(schedule, steps, warmup, ratio, fraction):
+def test_the_rate_rises_to_the_peak_and_never_rises_again(schedule, steps, warmup, ratio, fraction):
     config = TrainConfig(
         steps=steps, warmup_steps=warmup, lr=0.3, schedule=schedule, end_lr_ratio=ratio, decay_fraction=fraction
     )
@@ -87,13 +89,13 @@ def test_rises_to_the_peak_then_never_rises(schedule, steps, warmup, ratio, frac
     assert np.isfinite(r).all()
     assert r.max() <= 0.3 * (1 + 1e-6)
     assert (np.diff(r[:warmup]) > 0).all()
-    assert (np.diff(r[max(warmup - 1, 0) :]) <= 0.3 * 1e-6).all()  # of float32's rounding
+    assert (np.diff(r[max(warmup - 1, 0) :]) <= 0.3 * 1e-6).all()  # float32 rounding
     if steps > warmup and schedule in ("cosine", "linear"):
         np.testing.assert_allclose(r[steps - 1 :], 0.3 * ratio, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
-def test_traced_step_gives_the_same(schedule):
+def test_a_traced_step_gives_the_same_rate(schedule):
     config = TrainConfig(steps=30, warmup_steps=5, schedule=schedule)
     traced = jax.jit(lambda step: learning_rate(step, config))
     for step in (0, 4, 5, 17, 29):
@@ -103,7 +105,7 @@ def test_traced_step_gives_the_same(schedule):
         np.testing.assert_allclose(rate, learning_rate(step, config), rtol=1e-6)
 
 
-def test_more_steps_change_no_rate_of_the_warmup():
+def test_more_steps_do_not_change_the_warmup():
     short = TrainConfig(steps=20, warmup_steps=10)
     long = dataclasses.replace(short, steps=2000)
     np.testing.assert_array_equal(rates(short, 10), rates(long, 10))

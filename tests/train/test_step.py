@@ -1,4 +1,4 @@
-"""The training step against the steps that psannlm's PyTorch model took, and its own guards."""
+"""The training step against steps of psannlm's PyTorch model, and its handling of non-finite updates."""
 
 import dataclasses
 from pathlib import Path
@@ -8,31 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from psann_jax.config import Config, DataConfig, DecoderConfig, TrainConfig
 from psann_jax.convert.psannlm_names import from_psannlm
+from psann_jax.models import network as network_module
 from psann_jax.nn.mesh import make_mesh
-from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import init_state, make_train_step, state_spec
+from psann_jax.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "train_5_steps.npz"
 MODEL = DecoderConfig(base="waveresnet", vocab_size=61, d_model=32, n_layers=2, n_heads=4, d_mlp=48)
 
 
-def make(train, model=MODEL, document_mask=False):
-    """A jitted training step and its initial state; the text is only asked for its vocabulary."""
+def make(train, model=MODEL, document_mask=False, initial_params=None):
+    """Returns a jitted training step and its initial state."""
     config = Config(model=model, data=DataConfig(document_mask=document_mask), train=train)
     text = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=model.vocab_size))
     task, mesh = LanguageModel(config, text), make_mesh(config.mesh)
     spec = state_spec(task.network, train, mesh)
     step = make_train_step(task, train, spec, batch_sharding(mesh), config.seed)
-    return step, init_state(task.network, train, spec, config.seed)
+    return step, init_state(task.network, train, spec, config.seed, initial_params)
 
 
 def batch_of(tokens):
-    """Rows that are one document each."""
+    """Returns a batch whose rows are one document each."""
     tokens = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     return {"tokens": tokens, "segment_ids": jnp.ones_like(tokens), "positions": positions}
@@ -43,7 +45,7 @@ def random_batch(seed, rows=4, length=9):
 
 
 def copied(tree):
-    """Arrays that survive the donation of the originals."""
+    """Returns copies, which survive the donation of the originals."""
     return jax.tree.map(lambda a: np.array(a), tree)
 
 
@@ -54,7 +56,7 @@ def close(actual, expected, rtol):
 
 def test_five_steps_equal_the_original(x64, monkeypatch):
     """Losses, gradient norms before clipping, learning rates and the weights after the last update."""
-    monkeypatch.setitem(language_model.DTYPES, "fp32", jnp.float64)
+    monkeypatch.setitem(network_module.DTYPES, "fp32", jnp.float64)
     arrays = np.load(GOLDEN)
     train = TrainConfig(
         steps=5,
@@ -80,7 +82,7 @@ def test_five_steps_equal_the_original(x64, monkeypatch):
         state, metrics = step(state, batch_of(tokens))
         rows.append(jax.device_get(metrics))
     for ours, theirs in (("lr", "lr"), ("loss", "losses"), ("grad_norm", "grad_norms")):
-        # The original forms its rotary tables in float32, and the learning rate is float32 here.
+        # The original computes rotary tables in float32, and the learning rate is float32 here.
         np.testing.assert_allclose([row[ours] for row in rows], arrays[theirs], rtol=2e-6, atol=1e-10)
     assert jax.tree.structure(state["params"]) == jax.tree.structure(end)
     jax.tree.map(lambda a, b: close(a, b, 2e-6), state["params"], end)
@@ -104,8 +106,8 @@ def test_a_non_finite_update_changes_nothing_but_counters():
     assert np.any(np.asarray(healed["params"]["head"]) != before["params"]["head"])
 
 
-def test_accumulated_gradients_equal_the_big_batch():
-    """Also where micro-batches have different numbers of targets."""
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    """Also if micro-batches have different numbers of targets."""
     train = TrainConfig(precision="fp32", warmup_steps=0, batch_tokens=4096)
     batch = random_batch(3, rows=8)
     batch["segment_ids"] = batch["segment_ids"].at[2:5, 4:].set(0)
@@ -121,8 +123,8 @@ def test_accumulated_gradients_equal_the_big_batch():
     jax.tree.map(lambda a, b: close(a, b, 2e-4), moments_of_parts, moments)
 
 
-def test_the_gradient_of_sam_is_taken_uphill_at_the_distance_rho():
-    """Of the same batch, as a finite difference of the loss says; in micro-batches too."""
+def test_sam_takes_the_gradient_at_distance_rho_in_ascent_direction():
+    """The same with micro-batches."""
     train, batch, rho = TrainConfig(precision="fp32", warmup_steps=0, grad_clip=0.0), random_batch(3, rows=8), 0.3
     moments, losses = [], []
     for accum, sam_rho in ((1, 0.0), (1, rho), (4, rho)):
@@ -144,7 +146,7 @@ def test_the_gradient_of_sam_is_taken_uphill_at_the_distance_rho():
     jax.tree.map(lambda a, b: close(a, b / (1 - train.betas[0]), 1e-3), there, expected)
 
 
-def test_averaged_weights_follow_the_live_ones():
+def test_ema_parameters_follow_the_live_ones():
     step, state = make(TrainConfig(precision="fp32", warmup_steps=0, ema_decay=0.75))
     expected = copied(state["params"])
     jax.tree.map(np.testing.assert_array_equal, copied(state["ema_params"]), expected)
@@ -168,8 +170,31 @@ def test_fp16_lowers_its_loss_scale_until_gradients_are_finite():
         bad.append(int(metrics["bad_steps"]))
         if i and scales[-1] == scales[-2]:
             break
-    assert scales[0] == 2.0**39, "the first update overflows and halves the scale"
-    assert scales[-1] == scales[-2] < 2.0**39, "in the end updates are finite"
-    assert max(bad) == 0, "an overflow that a smaller scale cures is no bad step"
+    assert scales[0] == 2.0**39, "the first update must overflow and halve the scale"
+    assert scales[-1] == scales[-2] < 2.0**39, "updates must become finite"
+    assert max(bad) == 0, "an overflow that a smaller scale removes must not count as a bad step"
     assert np.isfinite(metrics["loss"])
     assert int(state["skipped_steps"]) == len(scales) - 1
+
+
+def test_given_parameters_are_copied_into_the_first_state():
+    train = TrainConfig(precision="fp32", warmup_steps=0, ema_decay=0.5)
+    step, state = make(train)
+    given = jax.tree.map(lambda a: a + 1, state["params"])
+    expected = copied(given)
+    _, started = make(train, initial_params=given)
+    for name in ("params", "ema_params"):
+        jax.tree.map(np.testing.assert_array_equal, started[name], expected)
+    step(started, random_batch(0))  # donates the state
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+    _, from_host = make(train, initial_params=expected)
+    jax.tree.map(np.testing.assert_array_equal, from_host["params"], expected)
+
+
+def test_given_parameters_must_fit_the_network():
+    _, state = make(TrainConfig(precision="fp32"))
+    given = state["params"] | {"head": state["params"]["head"].astype(jnp.bfloat16)}
+    with pytest.raises(
+        UserError, match=r"^initial_params do not fit the config\n  head: is bfloat16.*, must be float32"
+    ):
+        make(TrainConfig(precision="fp32"), initial_params=given)

@@ -1,4 +1,4 @@
-"""Commands start again with a C library that asks for huge pages, once, and only where that helps."""
+"""Commands restart once with malloc set to request huge pages, and only where that has an effect."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from psann_jax.utils import huge_pages
 
-# Shows what the program was given, each time that it starts.
+# Prints its process id, tunables and arguments at every start.
 PROGRAM = """
 import os, sys, pathlib
 from psann_jax.utils import huge_pages
@@ -20,7 +20,7 @@ print("works", sys.stdin.read())
 
 
 def starts(tmp_path, granted, **environment):
-    """(pid, tunables, arguments) at every start of a program, by a kernel that grants huge pages so."""
+    """Returns (pid, tunables, arguments) of every start of a program, given the kernel's setting of huge pages."""
     kernel = tmp_path / "enabled"
     kernel.write_text(granted)
     own = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
@@ -32,19 +32,19 @@ def starts(tmp_path, granted, **environment):
     return [tuple(line.split()[:2]) for line in lines]
 
 
-@pytest.mark.skipif(huge_pages.asking({}, huge_pages._c_library()) is None, reason="needs glibc 2.35")
-def test_a_program_starts_again_once_as_it_was_called(tmp_path):
+@pytest.mark.skipif(huge_pages.with_huge_pages({}, huge_pages._c_library()) is None, reason="needs glibc 2.35")
+def test_a_program_restarts_once_with_the_same_arguments(tmp_path):
     (first, before), (second, after) = starts(tmp_path, "always [madvise] never")
     assert first == second, "the same process, for those who signal it"
     assert (before, after) == ("None", "glibc.malloc.hugetlb=1")
 
 
 @pytest.mark.parametrize("granted", ["[always] madvise never", "always madvise [never]"])
-def test_a_kernel_that_cannot_be_asked_is_not(tmp_path, granted):
+def test_no_restart_if_the_kernel_takes_no_requests(tmp_path, granted):
     assert len(starts(tmp_path, granted)) == 1
 
 
-def test_a_user_may_forbid_it(tmp_path):
+def test_the_user_can_disable_it(tmp_path):
     assert len(starts(tmp_path, "always [madvise] never", GLIBC_TUNABLES="glibc.malloc.hugetlb=0")) == 1
 
 
@@ -59,8 +59,8 @@ def test_a_user_may_forbid_it(tmp_path):
         ("glibc 2.36", "glibc.malloc.hugetlb=2", None),
     ],
 )
-def test_what_the_environment_says_is_kept(library, tunables, expected):
+def test_existing_tunables_are_kept(library, tunables, expected):
     environment = {"HOME": "/"} | ({} if tunables is None else {"GLIBC_TUNABLES": tunables})
-    found = huge_pages.asking(environment, library)
+    found = huge_pages.with_huge_pages(environment, library)
     assert (found and found["GLIBC_TUNABLES"]) == expected
     assert found is None or found["HOME"] == "/"

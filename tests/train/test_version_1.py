@@ -1,0 +1,76 @@
+"""Checkpoints, config.json and metrics.jsonl of psann_jax 0.1 stay readable."""
+
+import json
+
+import pytest
+
+from psann_jax.config.io import to_dict
+from psann_jax.train import checkpoints as writer
+from psann_jax.train.checkpoint_format import split_items
+from psann_jax.train.metrics import MetricsWriter, read_metrics
+from psann_jax.train.workdir import claim, read_config, read_summary
+from psann_jax.utils.errors import UserError
+from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, flip_bit, make_state, open_checkpoints
+from tests.support.tiny import tiny_config
+
+
+def items_of_version_1(state):
+    items = split_items(state)
+    return {"averaged" if name == "ema_params" else name: value for name, value in items.items()}
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A directory with one checkpoint as version 0.1 wrote it."""
+    with monkeypatch.context() as patch, open_checkpoints(tmp_path / "ck") as checkpoints:
+        patch.setattr(writer, "FORMAT_VERSION", 1)
+        patch.setattr(writer, "split_items", items_of_version_1)
+        checkpoints.save(7, make_state(7), metadata=METADATA, final=True)
+    assert (tmp_path / "ck" / "step_7" / "averaged").is_dir()
+    return tmp_path / "ck"
+
+
+def test_the_whole_state_is_restored(saved):
+    checkpoints = open_checkpoints(saved)
+    assert checkpoints.metadata(7)["format_version"] == 1
+    assert checkpoints.newest_intact() == (7, [])
+    assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))
+
+
+def test_ema_parameters_are_restored_alone_and_verified(saved):
+    ema_params = make_state(7)["ema_params"]
+    restored = open_checkpoints(saved).restore(7, {"ema_params": abstract(ema_params)})
+    assert_bit_equal(restored, {"ema_params": ema_params})
+    flip_bit(next((saved / "step_7" / "averaged" / "d").iterdir()))
+    with pytest.raises(UserError, match=r"damaged; .*\(averaged/d/.*: its checksum differs\)$"):
+        open_checkpoints(saved).restore(7, {"ema_params": abstract(ema_params)})
+
+
+def test_the_next_save_has_the_current_format(saved):
+    with open_checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.save(8, make_state(8), metadata=METADATA, final=True)
+        assert checkpoints.steps() == [7, 8]
+        assert checkpoints.metadata(8)["format_version"] == 2
+        assert_bit_equal(checkpoints.restore(8, abstract(make_state(8))), make_state(8))
+
+
+def test_a_workdir_is_resumed_and_gets_the_current_names(tmp_path):
+    workdir, config = tmp_path / "run", tiny_config(tmp_path)
+    workdir.mkdir()
+    saved = to_dict(config)
+    saved["data"]["threads"] = saved["data"].pop("num_workers")
+    (workdir / "config.json").write_text(json.dumps(saved))
+    (workdir / "summary.json").write_text(json.dumps({"steps": 8, "val_top1": 0.5, "val_averaged_loss": 2.0}))
+    with claim(workdir, config):
+        assert read_config(workdir) == json.loads(json.dumps(to_dict(config)))
+        assert "num_workers" in json.loads((workdir / "config.json").read_text())["data"]
+    assert read_summary(workdir) == {"steps": 8, "val_accuracy": 0.5, "val_ema_loss": 2.0}
+
+
+def test_metrics_get_the_current_names(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "eval", "loss": 3.0, "top1": 0.1, "averaged_top1": 0.2}\n')
+    expected = [{"step": 1, "kind": "eval", "loss": 3.0, "accuracy": 0.1, "ema_accuracy": 0.2}]
+    assert read_metrics(path) == expected
+    MetricsWriter(tmp_path, resume_step=1).close()
+    assert json.loads(path.read_text()) == expected[0]

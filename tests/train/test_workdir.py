@@ -1,0 +1,61 @@
+"""The lock and config.json of a workdir."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from psann_jax.config.io import to_dict
+from psann_jax.train.workdir import claim
+from psann_jax.utils.errors import UserError
+from tests.support.processes import environment
+from tests.support.tiny import tiny_config
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tests.support.tiny import tiny_config
+from psann_jax.train.workdir import claim
+with claim(Path(sys.argv[1]) / "run", tiny_config(Path(sys.argv[1]))):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_and_a_killed_one_releases_the_lock(tmp_path):
+    workdir, config = tmp_path / "run", tiny_config(tmp_path)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "locked\n"
+            with pytest.raises(UserError, match=r"run: another process is training in this workdir$"):
+                claim(workdir, config).__enter__()
+        finally:
+            process.kill()
+    with claim(workdir, config):
+        pass
+
+
+def test_the_lock_is_released_after_an_error(tmp_path):
+    workdir, config = tmp_path / "run", tiny_config(tmp_path)
+    with claim(workdir, config):
+        pass
+    another = dataclasses.replace(config, seed=config.seed + 1)
+    with pytest.raises(UserError, match=r"holds another run: seed is 1337 there and 1338 here"):
+        claim(workdir, another).__enter__()
+    with claim(workdir, config):
+        assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(to_dict(config)))
+
+
+def test_a_workdir_without_config_is_refused(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
+        claim(tmp_path / "run", tiny_config(tmp_path)).__enter__()
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory"):
+        claim(tmp_path / "file" / "run", tiny_config(tmp_path)).__enter__()
