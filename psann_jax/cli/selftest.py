@@ -20,9 +20,9 @@ from psann_jax.utils.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """Runs the checks and writes the report; exits with code 1 if one failed."""
     flags = _parse(argv)
-    ids = _chosen(flags.only)
+    ids = _select(flags.only)
     now = datetime.datetime.now(datetime.UTC)
-    out = Path(flags.out or f"reports/validation/{now:%Y%m%d_%H%M%S}-{socket.gethostname()}")
+    out = Path(flags.out or f"reports/selftest/{now:%Y%m%d_%H%M%S}-{socket.gethostname()}")
     # Imported late, so that an error in the command line shows at once.
     from psann_jax.selftest.basics import system
     from psann_jax.selftest.check import Machine, run_checks
@@ -53,25 +53,25 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = StrictParser("selftest", "Checks that this machine trains, divides, generates and resumes correctly.")
+    parser = StrictParser("selftest", "Checks that this machine trains, shards, generates and resumes correctly.")
     add = parser.add_argument
-    add("--only", metavar="IDS", help=f"checks to run, with commas between; default all, {IDS[0]} to {IDS[-1]}")
-    add("--out", metavar="DIR", help="folder of the report; default reports/validation/TIME-HOST")
+    add("--only", metavar="IDS", help=f"checks to run, separated by commas; default all, {IDS[0]} to {IDS[-1]}")
+    add("--out", metavar="DIR", help="folder of the report; default reports/selftest/TIME-HOST")
     add("--json", type=writable_file, metavar="FILE", help="write the content of summary.json to this file too")
     add("--scale", type=int, metavar="S", help="divide the batch_tokens of GPU-03 by S; default 1, on a CPU 64")
     return parser.parse_strictly(argv)
 
 
-def _chosen(only: str | None) -> list[str]:
-    """The checks to run, in the order of the suite.
+def _select(only: str | None) -> list[str]:
+    """Returns the ids of the checks to run, in the order of the suite.
 
     Raises:
       UserError: an unknown check.
     """
     if only is None:
         return list(IDS)
-    asked = [name.strip().upper() for name in only.split(",")]
-    for name in asked:
+    names = [name.strip().upper() for name in only.split(",")]
+    for name in names:
         if name not in IDS:
-            raise UserError(f"--only: {name!r} is no check{nearest(name, IDS)}; choose from {', '.join(IDS)}")
-    return [i for i in IDS if i in asked]
+            raise UserError(f"--only: {name!r} is not a check{nearest(name, IDS)}; choose from {', '.join(IDS)}")
+    return [i for i in IDS if i in names]

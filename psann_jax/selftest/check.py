@@ -1,4 +1,4 @@
-"""What a check is, and how all of them are run."""
+"""Checks of the self-test and their runner."""
 
 import sys
 import time
@@ -14,11 +14,11 @@ from psann_jax.selftest.sizes import Sizes
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks run on.
+    """The hardware that the checks run on.
 
     Attributes:
-      platform: cpu, gpu or tpu.
-      n_devices: that one process sees.
+      platform: "cpu", "gpu" or "tpu".
+      n_devices: number of devices visible to one process.
     """
 
     platform: str
@@ -26,36 +26,36 @@ class Machine:
 
 
 class SkipError(Exception):
-    """A check that this machine cannot run; the message is the reason."""
+    """Raised by a check that this machine cannot run; the message is the reason."""
 
 
 @dataclass
 class Findings:
-    """What a check has found.
+    """Results of a check.
 
     Attributes:
-      measured: JSON-like.
-      failures: what is not as it should be, a line each.
+      measured: measured values, as for JSON.
+      failures: one line per failed expectation.
     """
 
     measured: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def expect(self, ok: bool, failure: str) -> None:
-        """Notes a failure unless `ok`; write comparisons so that NaN is not ok."""
+        """Records a failure unless `ok`. Write comparisons so that NaN fails."""
         if not ok:
             self.failures.append(failure)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One entry of the suite.
+    """One check of the suite.
 
     Attributes:
-      id: as --only names it.
-      title: what is checked.
-      threshold: name -> what `run` holds the measured values against.
-      run: the check itself. May raise SkipError; any other exception is a failure too.
+      id: identifier, as used by --only.
+      title: what the check compares.
+      threshold: limits that `run` applies to the measured values, by name.
+      run: performs the check. It may raise SkipError; any other exception is recorded as a failure.
     """
 
     id: str
@@ -65,8 +65,8 @@ class Check:
 
 
 def run_check(check: Check, sizes: Sizes, machine: Machine) -> dict[str, Any]:
-    """The record of a check: id, title, status, reason unless passed, threshold, measured, seconds."""
-    began = time.perf_counter()
+    """Runs a check; returns id, title, status, reason (unless passed), threshold, measured and seconds."""
+    start = time.perf_counter()
     findings, reason, status = Findings(), "", "passed"
     try:
         findings = check.run(sizes, machine)
@@ -83,22 +83,22 @@ def run_check(check: Check, sizes: Sizes, machine: Machine) -> dict[str, Any]:
     record = {"id": check.id, "title": check.title, "status": status, "threshold": dict(check.threshold)}
     if reason:
         record["reason"] = reason
-    return {**record, "measured": findings.measured, "seconds": round(time.perf_counter() - began, 2)}
+    return {**record, "measured": findings.measured, "seconds": round(time.perf_counter() - start, 2)}
 
 
 def run_checks(
     checks: Sequence[Check], sizes: Sizes, machine: Machine, write: Callable[[list[dict[str, Any]]], None]
 ) -> list[dict[str, Any]]:
-    """Runs checks one after the other, telling of each on standard error.
+    """Runs checks in order and reports each on standard error.
 
     Args:
-      checks: which.
-      sizes: for the machine.
-      machine: on which.
-      write: gets all records so far after every check, so that a kill loses none.
+      checks: the checks to run.
+      sizes: sizes of models and batches.
+      machine: the machine they run on.
+      write: called with all records so far after every check, so that no result is lost if the process is killed.
 
     Returns:
-      Their records.
+      The records of `run_check`.
     """
     records: list[dict[str, Any]] = []
     for check in checks:

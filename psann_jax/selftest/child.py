@@ -1,7 +1,7 @@
-"""A measurement in a process of its own, which alone uses the device.
+"""Runs a measurement in a child process, so that no other process uses the device.
 
-So a check that is killed, or whose library aborts, ends alone; the peak memory of a measurement is its own; and no
-process keeps from the next one memory of the device or, as on a TPU, the device itself.
+A crash or kill then affects one check only, the peak memory is that of one measurement, and no process holds device
+memory or, on a TPU, the device itself that the next measurement needs.
 """
 
 import faulthandler
@@ -16,11 +16,14 @@ from psann_jax.bench.workers import Worker
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LONGEST_S = 3600  # a measurement that hangs, in a collective say, is ended
+_TIMEOUT_S = 3600  # for measurements that hang, for example in a collective
 
 
 class ChildError(Exception):
-    """A measurement has raised an exception. The message is its type and first line; `details` the stack trace."""
+    """Raised if a measurement raised an exception.
+
+    The message has the exception's type and first line; `details` has the stack trace.
+    """
 
     def __init__(self, reason: str, details: str):
         super().__init__(reason)
@@ -29,17 +32,17 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class _Done:
-    """What a `psann_jax.bench.workers.Worker` hands to its parent."""
+    """The contender that `psann_jax.bench.workers.Worker` expects; its facts are sent to the parent."""
 
     facts: dict[str, Any]
 
 
 def in_child(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """The result of a function of a module, called in a process of its own; arguments and result are pickled.
+    """Calls a module-level function in a new process and returns its result; arguments and result are pickled.
 
     Raises:
-      ChildError: it has raised an exception.
-      UserError: its process was killed.
+      ChildError: The function raised an exception.
+      UserError: The process was killed.
     """
     with Worker(function.__name__, __name__, function, args, kwargs) as worker:
         facts = worker.facts
@@ -50,13 +53,13 @@ def in_child(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def for_each(function: Callable[[Any], R], arguments: dict[str, Any]) -> dict[str, R]:
-    """The results of several measurements in one process, by name."""
+    """Calls a function once per named argument and returns the results by name."""
     return {name: function(argument) for name, argument in arguments.items()}
 
 
 def make(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Done:
-    """In the child: calls the function."""
-    faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
+    """Calls the function, in the child."""
+    faulthandler.dump_traceback_later(_TIMEOUT_S, exit=True)
     try:
         return _Done({"result": function(*args, **kwargs)})
     except Exception as error:
@@ -65,13 +68,13 @@ def make(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def force_cpu_devices(n: int) -> None:
-    """In the child, before any use of a device: divides the CPU into so many."""
+    """Splits the CPU into n devices. Call it in the child, before any use of a device."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", n)
 
 
 def make_deterministic() -> None:
-    """In the child, before any use of a device: forbids a GPU to add in an order that changes from run to run."""
+    """Makes GPU reductions use a fixed order. Call it in the child, before any use of a device."""
     flag = "--xla_gpu_deterministic_ops=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

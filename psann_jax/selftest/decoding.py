@@ -1,4 +1,4 @@
-"""GPU-07: what is generated is what the model and the filters allow."""
+"""GPU-07: generated tokens agree with the logits of the full forward pass and with the sampling filters."""
 
 from typing import Any
 
@@ -13,13 +13,12 @@ from psann_jax.sample.generation import Row, generate
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import Sampling
 from psann_jax.selftest import child
-from psann_jax.selftest.basics import LEAST_FALL
 from psann_jax.selftest.check import Check, Findings, Machine
 from psann_jax.selftest.sizes import Sizes, small_experiment
-from psann_jax.selftest.training import Fall, Training
+from psann_jax.selftest.training import MIN_LOSS_DROP, Training, expect_loss_drop
 
 TOP_K, TOP_P = 3, 0.6
-# Flat enough that unfiltered tokens are outside the filters often, or else the filters would not be tested.
+# High enough that unfiltered tokens are often outside the filters; otherwise the filters would not be tested.
 _TEMPERATURE = 1.5
 SETTINGS = {
     "greedy": Sampling(temperature=0.0),
@@ -27,14 +26,13 @@ SETTINGS = {
     "top_p": Sampling(temperature=_TEMPERATURE, top_p=TOP_P),
     "unfiltered": Sampling(temperature=_TEMPERATURE, top_p=1.0),
 }
-_LEAST_OUTSIDE = 0.05  # of the unfiltered tokens
-# Logits of decoding with a cache and of the full forward pass differ by rounding.
-_SLACK = 1e-3
+_MIN_OUTSIDE = 0.05  # fraction of the unfiltered tokens
+_TOLERANCE = 1e-3  # in logits: cached decoding and the full forward pass round differently
 _N_ROWS, _PROMPT = 8, 8
 
 
 def measure_generation(config: Config) -> dict[str, Any]:
-    """Trains a little, generates with every setting, and looks at each token with the full forward pass."""
+    """Trains briefly, generates with every setting, and compares each token with the full forward pass."""
     with jax.default_matmul_precision("highest"):
         training = Training(config, make_mesh(ONE_DEVICE, all_devices=False)).take(config.train.steps)
         network, params = training.task.network, training.state["params"]
@@ -45,12 +43,12 @@ def measure_generation(config: Config) -> dict[str, Any]:
         result: dict[str, Any] = {"losses": training.losses}
         for name, sampling in SETTINGS.items():
             rows = generate(sampler, prompts, sampling, max_new_tokens=length - _PROMPT)
-            result[name] = judge_rows(rows, *_full_forward(network, params, rows, length))
+            result[name] = compare_rows(rows, *_full_forward(network, params, rows, length))
     return result
 
 
 def _full_forward(network: Network, params: Any, rows: list[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits at every position (B, L, V), and which positions have chosen a token (B, L)."""
+    """Returns the logits (B, L, V), and the positions whose logits chose a generated token (B, L)."""
     tokens_BxL, chose_BxL = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         text = [*row.prompt, *row.tokens]
@@ -64,17 +62,18 @@ def _full_forward(network: Network, params: Any, rows: list[Row], length: int) -
     return np.asarray(jax.jit(logits)(params, tokens_BxL)), chose_BxL
 
 
-def judge_rows(rows: list[Row], logits_BxLxV: np.ndarray, chose_BxL: np.ndarray) -> dict[str, Any]:
-    """Counts of produced tokens that are wrong in one way or another.
+def compare_rows(rows: list[Row], logits_BxLxV: np.ndarray, chose_BxL: np.ndarray) -> dict[str, Any]:
+    """Counts generated tokens that disagree with the logits.
 
     Args:
-      rows: the texts.
-      logits_BxLxV: by the full forward pass.
-      chose_BxL: at which positions a token was produced, row by row in the order of `rows`.
+      rows: generated rows.
+      logits_BxLxV: logits of the full forward pass.
+      chose_BxL: True at the positions whose logits chose a generated token, in the order of `rows`.
 
     Returns:
-      tokens, in all; invalid ids; not_finite, logits or log-probabilities; not_best, outside_top_k and outside_top_p,
-      by the logits; logprob_error, the greatest difference of the reported log-probabilities.
+      tokens: number of generated tokens; invalid: ids outside the vocabulary; not_finite: logits and
+      log-probabilities; not_best, outside_top_k, outside_top_p: tokens that the setting does not allow; logprob_error:
+      the largest error of the reported log-probabilities.
     """
     logits_TxV = logits_BxLxV[chose_BxL].astype(np.float64)
     tokens_T = np.array([t for row in rows for t in row.tokens])
@@ -86,54 +85,58 @@ def judge_rows(rows: list[Row], logits_BxLxV: np.ndarray, chose_BxL: np.ndarray)
         "tokens": len(tokens_T),
         "invalid": int(np.sum(~valid_T)),
         "not_finite": int(np.sum(~np.isfinite(logprobs_T)) + np.sum(~np.isfinite(logits_TxV))),
-        "not_best": int(np.sum(chosen_T < logits_TxV.max(axis=1) - _SLACK)),
-        "outside_top_k": int(np.sum(chosen_T < _least_of_top_k(logits_TxV) - _SLACK)),
-        "outside_top_p": int(np.sum(chosen_T < _least_of_nucleus(logits_TxV) - _SLACK)),
+        "not_best": int(np.sum(chosen_T < logits_TxV.max(axis=1) - _TOLERANCE)),
+        "outside_top_k": int(np.sum(chosen_T < _top_k_threshold(logits_TxV) - _TOLERANCE)),
+        "outside_top_p": int(np.sum(chosen_T < _top_p_threshold(logits_TxV) - _TOLERANCE)),
         "logprob_error": float(np.max(np.abs(logprobs_T - expected_T), initial=0)),
     }
 
 
-def _least_of_top_k(logits_TxV: np.ndarray) -> np.ndarray:
-    """The k-th greatest logit."""
+def _top_k_threshold(logits_TxV: np.ndarray) -> np.ndarray:
+    """Returns the k-th largest logit."""
     return np.sort(logits_TxV, axis=1)[:, -TOP_K]
 
 
-def _least_of_nucleus(logits_TxV: np.ndarray) -> np.ndarray:
-    """The least logit among the most probable tokens that first reach the share top_p."""
+def _top_p_threshold(logits_TxV: np.ndarray) -> np.ndarray:
+    """Returns the smallest logit in the smallest set of most probable tokens whose probabilities sum to top_p."""
     descending = -np.sort(-logits_TxV / _TEMPERATURE, axis=1)
-    shares = np.exp(descending - descending[:, :1])
-    reached = np.cumsum(shares, axis=1) / np.sum(shares, axis=1, keepdims=True)
-    # A rounding of the sum must not decide whether one more token belongs to it.
-    last = np.argmax(reached >= TOP_P + _SLACK, axis=1)
+    weights = np.exp(descending - descending[:, :1])
+    cumulative = np.cumsum(weights, axis=1) / np.sum(weights, axis=1, keepdims=True)
+    # The tolerance keeps rounding of the sum from excluding a token.
+    last = np.argmax(cumulative >= TOP_P + _TOLERANCE, axis=1)
     return np.take_along_axis(descending, last[:, None], 1)[:, 0] * _TEMPERATURE
 
 
 def check_generation(sizes: Sizes, machine: Machine) -> Findings:
-    """Every base: finite numbers, valid ids, filters that act, log-probabilities of the full forward pass."""
+    """Checks for each base: finite numbers, valid ids, effective filters, and log-probabilities."""
     del machine
     configs = {base: small_experiment(sizes, base) for base in sizes.bases}
     found = Findings(child.in_child(child.for_each, measure_generation, configs))
     for base, result in found.measured.items():
-        fall = Fall.of(result["losses"])
-        found.expect(fall.share >= LEAST_FALL, f"{base}: the loss went from {fall.first:.3f} to {fall.last:.3f}")
+        expect_loss_drop(found, base, result["losses"])
         for name in SETTINGS:
             one, where = result[name], f"{base}, {name}"
-            found.expect(one["tokens"] >= _N_ROWS, f"{where}: {one['tokens']} tokens from {_N_ROWS} prompts")
+            found.expect(one["tokens"] >= _N_ROWS, f"{where}: only {one['tokens']} tokens for {_N_ROWS} prompts")
             found.expect(one["invalid"] == 0, f"{where}: {one['invalid']} ids outside the vocabulary")
-            found.expect(one["not_finite"] == 0, f"{where}: {one['not_finite']} numbers that are not finite")
+            found.expect(
+                one["not_finite"] == 0, f"{where}: {one['not_finite']} logits or log-probabilities that are not finite"
+            )
             error = one["logprob_error"]
-            found.expect(error <= _SLACK, f"{where}: log-probabilities are off by {error:.2g}")
+            found.expect(error <= _TOLERANCE, f"{where}: log-probabilities are off by {error:.2g}")
         for name, count in (("greedy", "not_best"), ("top_k", "outside_top_k"), ("top_p", "outside_top_p")):
-            wrong = result[name][count]
-            found.expect(wrong == 0, f"{base}: {wrong} of {result[name]['tokens']} {name} tokens are {count}")
+            wrong, problem = result[name][count], count.replace("_", " ")
+            found.expect(wrong == 0, f"{base}: {wrong} of {result[name]['tokens']} {name} tokens are {problem}")
             outside = result["unfiltered"][count] / max(result["unfiltered"]["tokens"], 1)
-            found.expect(outside >= _LEAST_OUTSIDE, f"{base}: {outside:.2f} of the unfiltered tokens are {count}")
+            found.expect(
+                outside >= _MIN_OUTSIDE,
+                f"{base}: {outside:.0%} of the unfiltered tokens are {problem}, at least {_MIN_OUTSIDE:.0%} expected",
+            )
     return found
 
 
 GENERATION = Check(
     "GPU-07",
-    "generation: finite, valid, and within top-k and top-p",
-    {"wrong_tokens": 0, "logit_slack": _SLACK, "unfiltered_outside": _LEAST_OUTSIDE, "fall": LEAST_FALL},
+    "generation: finite, valid, within top-k and top-p",
+    {"wrong_tokens": 0, "logit_slack": _TOLERANCE, "unfiltered_outside": _MIN_OUTSIDE, "fall": MIN_LOSS_DROP},
     check_generation,
 )

@@ -1,4 +1,4 @@
-"""The files of a validation: summary.json, throughput.csv with its picture, memory.json and README.md."""
+"""The files of a self-test: summary.json, throughput.csv and .png, memory.json and README.md."""
 
 import csv
 import io
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psann_jax.selftest.pictures import draw_throughput
+from psann_jax.selftest.plots import draw_throughput
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import write_json
+from psann_jax.utils.files import atomic_write, storage_errors, write_json
 
 SUMMARY = "summary.json"
 _CSV_COLUMNS = ("timestamp", "base", "batch_tokens", "tokens_per_s")
-# Of an entry of memory.json; the first seven have the names of the original's benchmark plan.
+# Fields of an entry in memory.json; the first seven names come from the benchmark plan of the original PSANN.
 _MEMORY_FIELDS = (
     "base",
     "d_model",
@@ -36,10 +36,10 @@ Record = Mapping[str, Any]
 
 
 def prepare(directory: Path) -> None:
-    """Makes the directory of a validation.
+    """Creates the directory of a self-test.
 
     Raises:
-      UserError: it cannot be written, or holds another validation, whose files would be mixed with these.
+      UserError: The directory cannot be written, or contains another self-test, whose files would mix with these.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,40 +48,38 @@ def prepare(directory: Path) -> None:
     if not os.access(directory, os.W_OK | os.X_OK):
         raise UserError(f"--out: {directory}: cannot be written")
     if (directory / SUMMARY).exists():
-        raise UserError(f"--out: {directory}: holds another validation; choose another directory")
+        raise UserError(f"--out: {directory}: contains another self-test; choose another directory")
 
 
 def write_report(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Writes all files anew.
+    """Writes all files, replacing those of an earlier call.
 
     Args:
-      directory: see `prepare`.
-      summary: timestamp_utc, system and results, the records of the checks.
+      directory: a directory created by `prepare`.
+      summary: timestamp_utc, system, and results: the records of the checks.
+
+    Raises:
+      UserError: A file cannot be written.
     """
-    write_summary(directory / SUMMARY, summary)
-    measured = {record["id"]: record["measured"] for record in summary["results"]}
-    if rows := measured.get("GPU-03", {}).get("entries"):
-        _write(directory / "throughput.csv", throughput_csv(summary["timestamp_utc"], rows))
-        draw_throughput(directory / "throughput.png", rows)
-    if rows := measured.get("GPU-04", {}).get("entries"):
-        entries = [{name: row[name] for name in _MEMORY_FIELDS} for row in rows]
-        _write(directory / "memory.json", json.dumps(_for_json(entries), indent=2) + "\n")
-    _write(directory / "README.md", readme(summary))
+    with storage_errors(directory):
+        write_summary(directory / SUMMARY, summary)
+        measured = {record["id"]: record["measured"] for record in summary["results"]}
+        if rows := measured.get("GPU-03", {}).get("entries"):
+            atomic_write(directory / "throughput.csv", throughput_csv(summary["timestamp_utc"], rows))
+            draw_throughput(directory / "throughput.png", rows)
+        if rows := measured.get("GPU-04", {}).get("entries"):
+            entries = [{name: row[name] for name in _MEMORY_FIELDS} for row in rows]
+            atomic_write(directory / "memory.json", json.dumps(_for_json(entries), indent=2) + "\n")
+        atomic_write(directory / "README.md", readme(summary))
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Writes the summary as JSON."""
+    """Writes the summary as JSON, with NaN and infinity as strings."""
     write_json(path, _for_json(summary))
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _for_json(value: Any) -> Any:
-    """The same with NaN and infinity as strings, which JSON does not know."""
+    """Replaces NaN and infinity, which JSON does not allow, by strings."""
     if isinstance(value, Mapping):
         return {name: _for_json(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
@@ -90,7 +88,7 @@ def _for_json(value: Any) -> Any:
 
 
 def throughput_csv(timestamp: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of GPU-03 in four columns."""
+    """Returns the entries of GPU-03 as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -99,26 +97,26 @@ def throughput_csv(timestamp: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def readme(summary: Mapping[str, Any]) -> str:
-    """The tables."""
+    """Returns the report in Markdown."""
     system, results = summary["system"], summary["results"]
     versions = ", ".join(f"{name} {v}" for name, v in system["packages"].items() if name in ("psann_jax", "jax"))
     parts = [
-        f"# Validation of {summary['timestamp_utc']}\n\n{system['device']}; {versions}; Python {system['python']}.\n",
+        f"# Self-test of {summary['timestamp_utc']}\n\n{system['device']}; {versions}; Python {system['python']}.\n",
         _table(
-            ("check", "title", "status", "seconds", "what was measured"),
+            ("check", "title", "status", "seconds", "result"),
             [(r["id"], r["title"], r["status"], f"{r['seconds']:.1f}", highlights(r)) for r in results],
         ),
     ]
     measured = {record["id"]: record["measured"] for record in results}
     if rows := measured.get("GPU-03", {}).get("entries"):
-        parts += ["## Throughput, tokens/s in training\n", _throughput_table(rows), "![throughput](throughput.png)\n"]
+        parts += ["## Throughput, training tokens/s\n", _throughput_table(rows), "![throughput](throughput.png)\n"]
     if rows := measured.get("GPU-04", {}).get("entries"):
         parts += ["## Memory\n", _memory_table(rows)]
     return "\n".join(parts)
 
 
 def highlights(record: Record) -> str:
-    """What counts of a record, in a line."""
+    """Returns one line on a record: the reason unless it passed, else the main measurements."""
     if "reason" in record:
         return str(record["reason"]).replace("|", "/").replace("\n", " ")
     measured = record["measured"]
@@ -140,8 +138,8 @@ def _throughput(m: Any) -> str:
 
 
 def _memory(m: Any) -> str:
-    shares = m["with_over_without"]
-    return f"remat: {shares['compiler_memory_mb']:.2f} of the memory, {shares['step_s']:.2f} times the time"
+    ratios = m["with_over_without"]
+    return f"remat: {ratios['compiler_memory_mb']:.2f} times the memory, {ratios['step_s']:.2f} times the time"
 
 
 def _parity(m: Any) -> str:
@@ -154,13 +152,13 @@ def _parity(m: Any) -> str:
 
 def _generation(m: Any) -> str:
     filtered = sum(one[name]["tokens"] for one in m.values() for name in ("top_k", "top_p"))
-    free = [one["unfiltered"] for one in m.values()]
-    outside = sum(row["outside_top_k"] for row in free) / sum(row["tokens"] for row in free)
-    return f"{filtered} filtered tokens, none outside; unfiltered, {outside:.0%} are outside top-k"
+    unfiltered = [one["unfiltered"] for one in m.values()]
+    outside = sum(row["outside_top_k"] for row in unfiltered) / sum(row["tokens"] for row in unfiltered)
+    return f"{filtered} filtered tokens, none outside; {outside:.0%} of the unfiltered tokens are outside top-k"
 
 
 def _resume(m: Any) -> str:
-    return f"stopped after {m['stopped_at']} of {m['steps']} updates; all losses and arrays equal"
+    return f"stopped after {m['stopped_at']} of {m['steps']} updates; all losses and arrays are equal"
 
 
 _HIGHLIGHTS = {
@@ -184,7 +182,7 @@ def _throughput_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _memory_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ("base", "d_model", "layers", "precision", "remat", "compiler's account, MB", "peak, MB", "s a step")
+    header = ("base", "d_model", "n_layers", "precision", "remat", "compiler's estimate, MB", "peak, MB", "s per step")
     names = ("base", "d_model", "n_layers", "amp", "remat", "compiler_memory_mb", "max_memory_mb", "step_s")
     return _table(header, [tuple(str(row[name]) for name in names) for row in rows])
 

@@ -1,11 +1,9 @@
-"""How big the checks are, on a CPU and on an accelerator, and the experiments of these sizes."""
+"""Sizes of models and batches on CPUs and accelerators, and configs of these sizes."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from psann_jax.config import (
-    BASES,
-    DATA_SECTIONS,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -13,16 +11,16 @@ from psann_jax.config import (
     WaveConfig,
     require,
 )
-from psann_jax.config.io import model_section
+from psann_jax.config.families import families, family
 
-_BASES = tuple(sorted(set(BASES) - set(DATA_SECTIONS)))  # of language models
+_BASES = tuple(base for base, found in families().items() if found.data is DataConfig)
 _SCALES = [2**i for i in range(13)]
 _BATCH_TOKENS = (65_536, 131_072, 262_144)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its window."""
+    """Sizes of a model and its window."""
 
     d_model: int
     n_layers: int
@@ -32,30 +30,30 @@ class Shape:
     max_length: int
 
     def model(self, base: str) -> Any:
-        """The `model` section. Without its wave blocks, waveresnet would be respsann by another name."""
+        """Returns the `model` section. waveresnet gets wave blocks, without which it would equal respsann."""
         sizes = asdict(self)
         del sizes["max_length"]
-        extra = {"wave": WaveConfig(interleave=True)} if base == "waveresnet" else {}
-        return model_section(base)(base=base, **sizes, **extra)
+        extra: dict[str, Any] = {"wave": WaveConfig(interleave=True)} if base == "waveresnet" else {}
+        return family(base).model(base=base, **sizes, **extra)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the checks run on.
+    """Sizes of all checks.
 
     Attributes:
-      small: the model of the checks of values, from GPU-01 to GPU-08 without 03 and 04.
-      small_tokens: in one of its batches.
-      steps: updates that two trainings are compared over.
-      speed: the model of GPU-03.
-      speed_tokens: the batch_tokens that it is measured with.
-      speed_steps: that are timed, after two that are not.
-      memory: the model of GPU-04.
-      memory_tokens: in one of its batches.
-      precision: of GPU-03 and GPU-04.
-      bases: that are checked.
-      parallel_bases: that are trained on several devices; on a CPU one with every kind of layer but the spectral gate,
-        as compiling takes most of the time there.
+      small: model of all checks but GPU-03 and GPU-04.
+      small_tokens: tokens per batch of `small`.
+      steps: number of updates in runs that are compared.
+      speed: model of GPU-03.
+      speed_tokens: tokens per batch of `speed`, one measurement each.
+      speed_steps: timed updates per measurement.
+      memory: model of GPU-04.
+      memory_tokens: tokens per batch of `memory`.
+      precision: precision of GPU-03 and GPU-04.
+      bases: bases to check.
+      parallel_bases: bases to train on several devices. On a CPU, where compilation takes most of the time, only one,
+        which has every kind of layer but the spectral gate.
     """
 
     small: Shape = Shape(64, 2, 8, 256, 64, 64)
@@ -72,15 +70,15 @@ class Sizes:
 
 
 def sizes_for(platform: str, n_devices: int, scale: int | None = None) -> Sizes:
-    """The sizes for a device.
+    """Returns the sizes for a machine.
 
     Args:
-      platform: as `jax.default_backend()` has it.
-      n_devices: that a batch of GPU-03 and GPU-04 is divided over.
-      scale: divides the batch_tokens of GPU-03; None: 1, on a CPU 64.
+      platform: the value of `jax.default_backend()`.
+      n_devices: number of devices that a batch of GPU-03 is sharded over.
+      scale: divisor of the batch_tokens of GPU-03; None: 64 on a CPU, 1 elsewhere.
 
     Raises:
-      ConfigError: the scale cannot be used.
+      ConfigError: The scale is not a power of two in range.
     """
     on_cpu = platform == "cpu"
     sizes = Sizes()
@@ -97,18 +95,18 @@ def sizes_for(platform: str, n_devices: int, scale: int | None = None) -> Sizes:
     scale = (64 if on_cpu else 1) if scale is None else scale
     check_scale(scale)
     tokens = tuple(n // scale for n in _BATCH_TOKENS)
-    # Every device needs a window of the smallest batch.
+    # The smallest batch must have at least one window per device.
     length = min(sizes.speed.max_length, max(tokens[0] // n_devices, 2))
     return replace(sizes, speed=replace(sizes.speed, max_length=length), speed_tokens=tokens)
 
 
 def check_scale(scale: int) -> None:
-    """Raises ConfigError if the batch_tokens of GPU-03 cannot be divided by it."""
+    """Raises ConfigError unless the scale is a power of two that divides the batch_tokens of GPU-03."""
     require(scale in _SCALES, "--scale", f"is {scale}, must be a power of two from 1 to {_SCALES[-1]}")
 
 
 def experiment(shape: Shape, base: str, batch_tokens: int, *, dropout: float = 0.0, **train: Any) -> Config:
-    """A checked config; `train` are fields of TrainConfig."""
+    """Returns a checked config; `train` sets fields of TrainConfig."""
     config = Config(
         model=replace(shape.model(base), dropout=dropout),
         data=DataConfig(max_length=shape.max_length),
@@ -120,6 +118,6 @@ def experiment(shape: Shape, base: str, batch_tokens: int, *, dropout: float = 0
 
 
 def small_experiment(sizes: Sizes, base: str, *, dropout: float = 0.0, **train: Any) -> Config:
-    """The experiment of the checks of values: float32, and a learning rate at which its loss falls in 20 updates."""
+    """Returns a config of the small model: float32, with a learning rate at which the loss falls within 20 updates."""
     train = {"precision": "fp32", "steps": sizes.steps, "lr": 1e-2, **train}
     return experiment(sizes.small, base, sizes.small_tokens, dropout=dropout, **train)

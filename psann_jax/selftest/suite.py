@@ -1,4 +1,4 @@
-"""The checks, in the order of their numbers."""
+"""All checks, in the order of their ids."""
 
 from psann_jax.selftest.basics import ENVIRONMENT, PRECISION
 from psann_jax.selftest.check import Check

@@ -1,4 +1,4 @@
-"""Text that is made up: a Markov chain, so that there is something to learn and nothing to download."""
+"""Synthetic text from a Markov chain: learnable, with nothing to download."""
 
 import json
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import numpy as np
 
 from psann_jax.data.loader import TextData
 
-_SHARES = (0.6, 0.2, 0.15, 0.05)  # of the four tokens that can follow a token
-_VALID_SEED = 2**31  # no seed of training in these checks
+_PROBABILITIES = (0.6, 0.2, 0.15, 0.05)  # of the four possible successors of a token
+_VALID_SEED = 2**31  # differs from all training seeds of the checks
 
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """All that a task asks of a tokenizer."""
+    """The part of a tokenizer that a task uses."""
 
     vocab_size: int
 
@@ -24,39 +24,35 @@ class _Tokenizer:
 
 
 class MarkovText:
-    """Stands where `psann_jax.data.loader.TextData` does.
+    """A drop-in replacement for `psann_jax.data.loader.TextData`.
 
-    Each token is followed by one of four, with shares of 60, 20, 15 and 5 %, so the next-token loss can fall from
-    ln(vocab_size) to 1.06 nats. A window holds two documents, cut at random in its middle half. A batch is a
-    function of (seed, step), as in training on text.
+    Each token has four possible successors with probabilities 60, 20, 15 and 5 %, so the next-token loss can fall from
+    ln(vocab_size) to 1.06 nats per token. A window contains two documents; the border is random in its middle half. A
+    batch is a function of (seed, step), as in training on text.
     """
 
     bytes_per_token = 1.0
 
     def __init__(self, vocab_size: int, max_length: int):
-        """Args:
-        vocab_size: number of tokens.
-        max_length: of a window, as in DataConfig.
-        """
         self.tokenizer = _Tokenizer(vocab_size)
         self.fingerprint = f"markov chain of {vocab_size} tokens"
         self._length = max_length + 1
         rng = np.random.default_rng(vocab_size)
-        # Four different ones each: otherwise the known shares would not be those of the successors.
+        # Without replacement, as equal successors would change the probabilities.
         self._successors_Vx4 = np.stack([rng.choice(vocab_size, 4, replace=False) for _ in range(vocab_size)])
 
     def as_data(self) -> TextData:
-        """The same for a type checker."""
+        """Returns self, typed as TextData."""
         return cast(TextData, self)
 
     def describe(self) -> str:
-        """For the header of a run."""
+        """Returns a description for the header of a run."""
         return f"text {self.fingerprint}"
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, process_index: int, process_count: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """A process's rows of the batches from a step on: tokens, segments and positions, each (B, L + 1) int32."""
+        """Yields this process's rows of each batch: tokens, segment_ids and positions, each (B, L + 1) int32."""
         rows, step = batch_size // process_count, start_step
         while True:
             batch = self.batch((seed, step), batch_size)
@@ -66,19 +62,19 @@ class MarkovText:
     def valid_batches(
         self, *, batch_size: int, max_tokens: int, process_index: int, process_count: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """A process's rows of one batch, however many tokens are asked for."""
+        """Yields this process's rows of a single batch, regardless of max_tokens."""
         del max_tokens
         rows = batch_size // process_count
         batch = self.batch((_VALID_SEED, 0), batch_size)
         yield {name: x[process_index * rows : (process_index + 1) * rows] for name, x in batch.items()}
 
     def batch(self, key: tuple[int, int], batch_size: int) -> dict[str, np.ndarray]:
-        """The batch of a (seed, step)."""
+        """Returns the batch for a key (seed, step)."""
         rng = np.random.default_rng(key)
         shape = (batch_size, self._length)
         cut_Bx1 = rng.integers(self._length // 4, 3 * self._length // 4 + 1, (batch_size, 1))
-        choice_BxL = rng.choice(4, size=shape, p=_SHARES)
-        tokens_BxL = rng.integers(0, self.tokenizer.vocab_size, shape)  # what is not overwritten begins a document
+        choice_BxL = rng.choice(4, size=shape, p=_PROBABILITIES)
+        tokens_BxL = rng.integers(0, self.tokenizer.vocab_size, shape)  # those not overwritten below start a document
         for i in range(1, self._length):
             follows_B = self._successors_Vx4[tokens_BxL[:, i - 1], choice_BxL[:, i]]
             tokens_BxL[:, i] = np.where(cut_Bx1[:, 0] == i, tokens_BxL[:, i], follows_B)

@@ -1,4 +1,4 @@
-"""The validation suite: sound code passes its checks, and code that is broken in some way fails the one for it."""
+"""The checks of the self-test pass on correct code, and each fails on code that is broken in the way it looks for."""
 
 import copy
 import dataclasses
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psann_jax.cli import selftest as validate
-from psann_jax.cli.run_flags import run_command
+from psann_jax.cli import selftest
+from psann_jax.cli.flags import run_command
+from psann_jax.models import network as network_module
 from psann_jax.sample import next_token
 from psann_jax.selftest import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
 from psann_jax.selftest.check import Check, Findings, Machine, SkipError, run_check, run_checks
 from psann_jax.selftest.sizes import Shape, Sizes
 from psann_jax.selftest.suite import CHECKS
 from psann_jax.selftest.text import MarkovText
-from psann_jax.tasks import lm as language_model
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.mesh import put_batch
@@ -44,12 +44,12 @@ CPU = Machine("cpu", 1)
 
 
 def direct(function, *args, **kwargs):
-    """In the place of a process of its own."""
+    """Replaces `child.in_child`: calls the function in this process."""
     return function(*args, **kwargs)
 
 
 @pytest.fixture
-def here(monkeypatch):
+def in_process(monkeypatch):
     monkeypatch.setattr(child, "in_child", direct)
 
 
@@ -62,7 +62,7 @@ def failures(check, tiny=TINY, machine=CPU):
 # --- the text, the sizes, the runner ------------------------------------------------------------------
 
 
-def test_the_chain_is_a_function_of_seed_and_step_and_can_be_learnt():
+def test_the_chain_is_a_function_of_seed_and_step_with_four_successors_per_token():
     text = MarkovText(16, 40)
     options = {"batch_size": 64, "process_index": 0, "process_count": 1}
     batches = text.train_batches(seed=1, start_step=0, **options)
@@ -72,7 +72,7 @@ def test_the_chain_is_a_function_of_seed_and_step_and_can_be_learnt():
     np.testing.assert_equal(half["tokens"], later["tokens"][32:])
     inside = later["segment_ids"][:, 1:] == later["segment_ids"][:, :-1]
     pairs = set(zip(later["tokens"][:, :-1][inside], later["tokens"][:, 1:][inside], strict=True))
-    assert 16 * 3 < len(pairs) <= 16 * 4  # four successors each
+    assert 16 * 3 < len(pairs) <= 16 * 4  # four successors per token
     starts = later["positions"] == 0
     assert (starts.sum(axis=1) == 2).all()
     assert (np.diff(later["segment_ids"], axis=1) == starts[:, 1:]).all()
@@ -80,7 +80,7 @@ def test_the_chain_is_a_function_of_seed_and_step_and_can_be_learnt():
     assert later["tokens"].dtype == np.int32
 
 
-def test_batch_sizes_are_divided_by_the_scale():
+def test_the_scale_divides_batch_sizes():
     assert sizes.sizes_for("gpu", 1).speed_tokens == (65_536, 131_072, 262_144)
     on_cpu = sizes.sizes_for("cpu", 1)
     assert on_cpu.speed_tokens == (1024, 2048, 4096)
@@ -91,7 +91,7 @@ def test_batch_sizes_are_divided_by_the_scale():
         sizes.experiment(small.speed, base, small.speed_tokens[0])
 
 
-def test_what_crashes_fails_and_the_others_still_run(capsys):
+def test_a_check_that_raises_fails_and_the_others_still_run(capsys):
     def crash(*_):
         raise ZeroDivisionError("no")
 
@@ -113,7 +113,7 @@ def test_what_crashes_fails_and_the_others_still_run(capsys):
     assert "skip skipped" in capsys.readouterr().err
 
 
-def test_a_child_gives_results_and_tells_of_crashes_and_deaths():
+def test_a_child_returns_results_and_reports_exceptions_and_exits():
     assert child.in_child(math.hypot, 3, 4) == 5
     with pytest.raises(child.ChildError, match="JSONDecodeError: Expecting value"):
         child.in_child(json.loads, "x")
@@ -121,61 +121,61 @@ def test_a_child_gives_results_and_tells_of_crashes_and_deaths():
         child.in_child(os._exit, 3)
 
 
-# --- each check on sound and on broken code -----------------------------------------------------------
+# --- each check on correct and on broken code -----------------------------------------------------------
 
 
-def test_the_first_update(here, monkeypatch):
+def test_environment(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-01"], TINY, CPU)
     assert record["status"] == "passed", record
     bad = {**record["measured"]["bases"]["respsann"], "loss": math.nan, "wrong_arrays": ["head"], "grad_norm": math.inf}
     monkeypatch.setattr(child, "in_child", lambda *_: {"respsann": bad})
     reason = failures(CHECKS["GPU-01"])
-    assert "from uniform" in reason
-    assert "moved frozen ones: head" in reason
+    assert "from that of a uniform distribution" in reason
+    assert "changed frozen ones: head" in reason
     assert "the gradient norm is inf" in reason
 
 
-def test_frozen_arrays_stay_as_they_are():
+def test_frozen_arrays_do_not_change():
     found = basics.measure_step(sizes.small_experiment(TINY, "ngt", warmup_steps=0))
     assert found["wrong_arrays"] == []
     assert found["n_arrays"] > 20
 
 
 @pytest.mark.slow
-def test_precision(here, monkeypatch):
+def test_precision(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-02"], TINY, CPU)
     assert record["status"] == "passed", record
-    sound = record["measured"]["respsann"]
+    correct = record["measured"]["respsann"]
 
     def reason(change):
-        runs = copy.deepcopy(sound)
+        runs = copy.deepcopy(correct)
         change(runs)
         monkeypatch.setattr(child, "in_child", lambda *_: runs)
         return failures(CHECKS["GPU-02"])
 
     assert not reason(lambda runs: None)
-    losses = sound["fp32"]["losses"]
+    losses = correct["fp32"]["losses"]
     assert "bf16 losses differ" in reason(lambda runs: runs["bf16"]["losses"].__setitem__(7, losses[7] * 1.05))
     assert "fp16 losses differ" in reason(lambda runs: runs["fp16"]["losses"].__setitem__(-1, math.nan))
-    assert "fp32 loss went" in reason(lambda runs: [run.update(losses=[2.7] * 20) for run in runs.values()])
+    assert "fp32: the loss changed" in reason(lambda runs: [run.update(losses=[2.7] * 20) for run in runs.values()])
     assert "skipped 3 updates" in reason(lambda runs: runs["fp16"].update(skipped_steps=3))
 
 
-def test_a_precision_that_is_not_used_fails(here, monkeypatch):
-    monkeypatch.setitem(language_model.DTYPES, "bf16", jnp.float32)
-    monkeypatch.setattr(basics, "MOST_DIFFERENCE", {"bf16": 0.03})
-    assert "bf16 losses equal those of fp32" in failures(CHECKS["GPU-02"])
+def test_a_precision_that_is_not_in_use_fails(in_process, monkeypatch):
+    monkeypatch.setitem(network_module.DTYPES, "bf16", jnp.float32)
+    monkeypatch.setattr(basics, "MAX_DIFFERENCE", {"bf16": 0.03})
+    assert "bf16 losses are identical to fp32 losses" in failures(CHECKS["GPU-02"])
 
 
 @pytest.mark.slow
-def test_throughput(here, monkeypatch):
+def test_throughput(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-03"], TINY, CPU)
     entries = record["measured"]["entries"]
     assert [(e["base"], e["batch_tokens"]) for e in entries] == [("respsann", 64), ("respsann", 128)]
     cases = (
-        ({"mfu": 1.5}, "1.5 of the peak FLOP/s"),
+        ({"mfu": 1.5}, "MFU is 1.5"),
         ({"tokens_per_s": 0.0}, "0.0 tokens/s"),
-        ({"fastest_tokens_per_s": entries[0]["fastest_tokens_per_s"] / 3}, "the largest batch has"),
+        ({"fastest_tokens_per_s": entries[0]["fastest_tokens_per_s"] / 3}, "the largest batch reaches"),
         ({"error": "XlaRuntimeError: out of memory"}, "128 tokens: XlaRuntimeError: out of memory"),
     )
     for change, expected in cases:
@@ -190,18 +190,18 @@ def test_throughput(here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory(here, monkeypatch):
+def test_memory(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-04"], TINY, CPU)
     assert record["status"] == "passed", record
     entries = record["measured"]["entries"]
     assert [e["grad_checkpoint"] for e in entries] == [False, True]
-    for change, expected in (({"compiler_memory_mb": 1e6}, "compiler's account"), ({"losses": [1.0] * 7}, "changes")):
+    for change, expected in (({"compiler_memory_mb": 1e6}, "compiler's estimate"), ({"losses": [1.0] * 7}, "changes")):
         answers = iter((entries[0], {**entries[1], **change}))
         monkeypatch.setattr(child, "in_child", lambda *_, answers=answers: next(answers))
         assert expected in failures(CHECKS["GPU-04"])
 
 
-def test_several_devices_are_forced_on_a_cpu_and_skipped_on_one_accelerator():
+def test_a_cpu_is_split_into_devices_and_one_accelerator_skips():
     assert parallel.devices_to_use(CPU) == (8, 8)
     assert parallel.devices_to_use(Machine("cpu", 6)) == (4, 0)
     assert parallel.devices_to_use(Machine("tpu", 2)) == (2, 0)
@@ -212,10 +212,10 @@ def test_several_devices_are_forced_on_a_cpu_and_skipped_on_one_accelerator():
 
 
 def parity_results():
-    """In a process with four devices: GPU-05 on sound code, then with the same rows on all devices."""
+    """Runs GPU-05 on correct code, then with the same rows on all devices; for a process with four devices."""
     child.in_child = direct
     machine = Machine("cpu", jax.device_count())
-    sound = failures(CHECKS["GPU-05"], machine=machine)
+    correct = failures(CHECKS["GPU-05"], machine=machine)
 
     def same_rows(batch, sharding):
         if sharding.mesh.size > 1:
@@ -224,46 +224,46 @@ def parity_results():
         return put_batch(batch, sharding)
 
     training.put_batch = same_rows
-    return {"sound": sound, "same_rows": failures(CHECKS["GPU-05"], machine=machine)}
+    return {"correct": correct, "same_rows": failures(CHECKS["GPU-05"], machine=machine)}
 
 
 @pytest.mark.slow
 def test_parity_over_devices():
-    results = json.loads(run_script("test_validate.py", devices=4).splitlines()[-1])
-    assert results["sound"] == ""
+    results = json.loads(run_script("selftest/test_checks.py", devices=4).splitlines()[-1])
+    assert results["correct"] == ""
     assert "loss differs" in results["same_rows"]
     assert "params differs" in results["same_rows"]
 
 
-def test_an_undivided_model_and_an_untrained_one_fail(monkeypatch):
+def test_an_unsharded_model_and_an_untrained_one_fail(monkeypatch):
     mesh = {"axes": [1, 8, 1], "loss_difference": 0.0, "params_difference": 0.0, "share_held": 1.0}
     result = {"losses": [2.0, 1.99], "meshes": {"fsdp": mesh, "tensor": mesh, "mixed": mesh}}
     monkeypatch.setattr(child, "in_child", lambda *_, **__: result)
     reason = failures(CHECKS["GPU-06"])
     assert "a device holds 1.00 of the parameters" in reason
-    assert "the loss on one device went from" in reason
+    assert "respsann on one device: the loss changed from" in reason
 
 
 @pytest.mark.slow
-def test_generation(here, monkeypatch):
+def test_generation(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-07"], TINY, CPU)
     assert record["status"] == "passed", record
     monkeypatch.setattr(next_token, "filtered_weights", lambda s, sampling: jax.nn.softmax(s / sampling.temperature))
     reason = failures(CHECKS["GPU-07"])
-    assert "top_k tokens are outside_top_k" in reason
-    assert "top_p tokens are outside_top_p" in reason
-    sound = record["measured"]["respsann"]
-    unlike = {"invalid": 1, "not_finite": 2, "logprob_error": math.nan}
-    altered = {**sound, "unfiltered": sound["greedy"], "greedy": {**sound["greedy"], **unlike}}
+    assert "top_k tokens are outside top k" in reason
+    assert "top_p tokens are outside top p" in reason
+    correct = record["measured"]["respsann"]
+    wrong = {"invalid": 1, "not_finite": 2, "logprob_error": math.nan}
+    altered = {**correct, "unfiltered": correct["greedy"], "greedy": {**correct["greedy"], **wrong}}
     monkeypatch.setattr(child, "in_child", lambda *_: {"respsann": altered})
     reason = failures(CHECKS["GPU-07"])
-    assert "0.00 of the unfiltered tokens are outside_top_k" in reason
+    assert "0% of the unfiltered tokens are outside top k" in reason
     assert "greedy: 1 ids outside" in reason
-    assert "greedy: 2 numbers that are not finite" in reason
+    assert "greedy: 2 logits or log-probabilities that are not finite" in reason
     assert "greedy: log-probabilities are off by nan" in reason
 
 
-def test_a_network_that_gives_no_numbers_fails(here, monkeypatch):
+def test_a_network_that_returns_nan_fails(in_process, monkeypatch):
     init = decoding.Sampler.update
     bad = lambda self, params: init(self, jax.tree.map(lambda p: p * jnp.nan, params))  # noqa: E731
     monkeypatch.setattr(decoding.Sampler, "update", bad)
@@ -272,12 +272,12 @@ def test_a_network_that_gives_no_numbers_fails(here, monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The steps of the resume check, so that its six trainings compile once."""
-    config = resuming.experiment_of(TINY)
+    """The compiled steps of the resume check, shared by its runs."""
+    config = resuming.resume_experiment(TINY)
     return loop.compile_steps(training.make_task(config), config, loop.make_mesh(config.mesh))
 
 
-def test_resume(here, monkeypatch, compiled):
+def test_resume(in_process, monkeypatch, compiled):
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
     record = run_check(CHECKS["GPU-08"], TINY, CPU)
     assert record["status"] == "passed", record
@@ -287,9 +287,9 @@ def test_resume(here, monkeypatch, compiled):
 
 @pytest.mark.parametrize(
     ("broken", "expected"),
-    [("data", "the losses of updates [12"), ("params", "arrays of the final state differ"), ("lost", "goes on from 0")],
+    [("data", "the losses of updates [12"), ("params", "arrays of the final state differ"), ("lost", "resumed at 0")],
 )
-def test_a_broken_resume_fails(here, monkeypatch, compiled, broken, expected):
+def test_a_broken_resume_fails(in_process, monkeypatch, compiled, broken, expected):
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
     if broken == "data":
         batches = MarkovText.train_batches
@@ -298,7 +298,7 @@ def test_a_broken_resume_fails(here, monkeypatch, compiled, broken, expected):
         )
     elif broken == "params":
         restore = Checkpoints.restore
-        monkeypatch.setattr(Checkpoints, "restore", lambda self, *a: _nudged(restore(self, *a)))
+        monkeypatch.setattr(Checkpoints, "restore", lambda self, *a: _perturbed(restore(self, *a)))
     else:
         train = resuming._train
 
@@ -310,8 +310,8 @@ def test_a_broken_resume_fails(here, monkeypatch, compiled, broken, expected):
     assert expected in failures(CHECKS["GPU-08"])
 
 
-def _nudged(state):
-    """One weight a little greater."""
+def _perturbed(state):
+    """Changes one weight slightly."""
     head = state["params"]["head"]
     return {**state, "params": {**state["params"], "head": head.at[0, 0].add(1e-3)}}
 
@@ -319,10 +319,10 @@ def _nudged(state):
 # --- the command --------------------------------------------------------------------------------------
 
 
-def test_the_command_runs_a_check_and_reports(tmp_path, monkeypatch, capsys):
+def test_the_command_runs_a_check_and_writes_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sizes, "sizes_for", lambda *_: TINY)
     out, result = tmp_path / "a" / "out", tmp_path / "result.json"
-    validate.main(["--only=gpu-01", f"--out={out}", f"--json={result}"])
+    selftest.main(["--only=gpu-01", f"--out={out}", f"--json={result}"])
     assert {p.name for p in out.iterdir()} == {"summary.json", "README.md"}
     saved = json.loads(result.read_text())
     assert saved == json.loads((out / "summary.json").read_text())
@@ -331,31 +331,31 @@ def test_the_command_runs_a_check_and_reports(tmp_path, monkeypatch, capsys):
     assert set(only) == {"id", "title", "status", "threshold", "measured", "seconds"}
     assert saved["system"]["backend"] == "cpu"
     assert "GPU-01 passed in" in capsys.readouterr().err
-    with pytest.raises(UserError, match="holds another validation"):
-        validate.main(["--only=GPU-01", f"--out={out}"])
+    with pytest.raises(UserError, match="contains another self-test"):
+        selftest.main(["--only=GPU-01", f"--out={out}"])
     failing = dataclasses.replace(CHECKS["GPU-01"], run=lambda *_: Findings({}, ["bad"]))
     monkeypatch.setitem(CHECKS, "GPU-01", failing)
     with pytest.raises(SystemExit) as ended:
-        validate.main(["--only=GPU-01", f"--out={tmp_path / 'b'}"])
+        selftest.main(["--only=GPU-01", f"--out={tmp_path / 'b'}"])
     assert ended.value.code == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only=GPU-11"], "--only: 'GPU-11' is no check, did you mean GPU-01?; choose from GPU-01"),
+        (["--only=GPU-11"], "--only: 'GPU-11' is not a check, did you mean GPU-01?; choose from GPU-01"),
         (["--onyl=GPU-01"], "--onyl: unknown argument, did you mean --only?"),
-        (["--only="], "--only: '' is no check"),
+        (["--only="], "--only: '' is not a check"),
         (["--out=/dev/null/x"], "--out: /dev/null"),
         (["--json=/nowhere/x.json"], "--json: /nowhere/x.json: there is no directory"),
         (["--scale=3"], "--scale: is 3, must be a power of two from 1 to 4096"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, message, monkeypatch, capsys, tmp_path):
+def test_errors_are_reported_in_one_line(arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["validate", *arguments])
+    monkeypatch.setattr(sys, "argv", ["psann-jax", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_command(validate.main)
+        run_command(selftest.main)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
@@ -363,7 +363,7 @@ def test_mistakes_are_told_in_one_line(arguments, message, monkeypatch, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_names_are_those_of_the_checks():
+def test_ids_match_the_checks():
     assert tuple(CHECKS) == IDS
     assert speed.THROUGHPUT is CHECKS["GPU-03"]
 

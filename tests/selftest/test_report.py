@@ -1,4 +1,4 @@
-"""The files of a validation."""
+"""The files of a self-test."""
 
 import csv
 import json
@@ -20,16 +20,16 @@ def record(name, measured, status="passed", **more):
     return {"id": name, "title": "t", "status": status, "threshold": {}, "measured": measured, "seconds": 1.0, **more}
 
 
-def test_the_files_of_a_report(tmp_path):
+def test_report_files(tmp_path):
     entry = dict.fromkeys(report._MEMORY_FIELDS, 1) | {"losses": [1.0]}
-    shares = {"compiler_memory_mb": 0.5, "step_s": 1.2}
+    ratios = {"compiler_memory_mb": 0.5, "step_s": 1.2}
     rates = [
         {"base": "a", "batch_tokens": 8, "tokens_per_s": 1234.5},
         {"base": "a", "batch_tokens": 16, "tokens_per_s": 2},
     ]
     content = summary(
         record("GPU-03", {"entries": rates}),
-        record("GPU-04", {"entries": [entry, entry], "with_over_without": shares, "loss_difference": math.nan}),
+        record("GPU-04", {"entries": [entry, entry], "with_over_without": ratios, "loss_difference": math.nan}),
         record("GPU-05", {}, status="skipped", reason="needs 2 devices"),
     )
     report.write_report(tmp_path, content)

@@ -1,4 +1,4 @@
-"""The picture of a validation: training speed against the size of the batch."""
+"""The plot of a self-test: training speed against batch size."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from psann_jax.plots.style import line_style, new_figure
 
 
 def draw_throughput(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws tokens/s in training over the tokens of a batch, a line for each base, as a PNG.
+    """Plots training tokens/s against batch size, one line per base, as a PNG.
 
     Args:
-      path: the file.
-      rows: entries of GPU-03, with base, batch_tokens and tokens_per_s.
+      path: the file to write.
+      rows: entries of GPU-03 with base, batch_tokens and tokens_per_s.
     """
     figure = new_figure()
     axes = figure.subplots()
@@ -24,7 +24,7 @@ def draw_throughput(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens in a batch")
+    axes.set_xlabel("tokens per batch")
     axes.set_ylabel("training tokens/s")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
