@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespace) -> None:
-    from psann_jax.data.sudoku.rules import drawn, find_fault, grid_text, is_solved
+    from psann_jax.data.sudoku.rules import draw_grid, find_conflict, grid_text, is_solved
     from psann_jax.runs.sudoku_solver import trace
 
     grids, probabilities = [], []
@@ -82,7 +82,7 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
         probabilities.append(probabilities_81x9)
         grids.append(grid_81)
         if flags.watch:
-            _show(drawn(grid_81, puzzle_81), f"iteration {len(grids)}", first=len(grids) == 1)
+            _show(draw_grid(grid_81, puzzle_81), f"iteration {len(grids)}", first=len(grids) == 1)
     solved = bool(is_solved(grids[-1][None])[0])
     if flags.pictures:
         _draw(run, puzzle_81, np.stack(probabilities), Path(flags.pictures))
@@ -91,9 +91,9 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
         print(json.dumps({"workdir": flags.workdir, **answer, "iterations": len(grids)}))
     else:
         if not flags.watch:
-            print(drawn(grids[-1], puzzle_81))
+            print(draw_grid(grids[-1], puzzle_81))
         verdict = f"solved: valid after {len(grids)} iterations"
-        fault = f"not solved after {len(grids)} iterations: {find_fault(grids[-1])}"
+        fault = f"not solved after {len(grids)} iterations: {find_conflict(grids[-1])}"
         print(verdict if solved else fault)
     if not solved:
         raise SystemExit(_UNSOLVED)

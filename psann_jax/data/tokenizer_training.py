@@ -22,6 +22,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, progress: boo
     for every text. wordpiece is BERT's, case-sensitive; it loses spacing and unknown words. sentencepiece is a unigram
     model with byte fallback; it loses only U+2581, which it uses for spaces.
 
+    The same text gives the same tokenizer, except with unigram: its library does not order the pieces reproducibly.
+
     Args:
       texts: the training text, iterated over once.
       config: kind, vocab_size (including special tokens; the result is smaller if the text yields no more),

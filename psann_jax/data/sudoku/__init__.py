@@ -1,1 +1,1 @@
-"""Sudoku puzzles: rules, solver and rating, symmetries, generator, files and batches."""
+"""Sudoku puzzles: rules, solver and ratings, symmetries, generator, files and batches."""

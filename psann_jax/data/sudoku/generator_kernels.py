@@ -1,7 +1,7 @@
-"""The compiled inner loops of the generator; importing this module imports numba.
+"""Compiled inner loops of the generator; importing this module imports numba, see `solver.import_compiled`.
 
 Random numbers come from a state of one uint64 (splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", 2014), so that a puzzle depends on its own seed alone, whatever thread makes it.
+generators", 2014), so that a puzzle depends only on its own seed and not on the thread that generates it.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ from psann_jax.data.sudoku.kernels import (
 )
 from psann_jax.data.sudoku.rules import N_CELLS
 
-_MOST_DROPPED = 3  # clues that a step of a walk changes
-_PATIENCE = 300  # steps of a walk without a harder puzzle before it begins again elsewhere
+_MAX_REMOVED = 3  # clues that one step of a walk removes
+_PATIENCE = 300  # steps of a walk without a harder puzzle before it restarts from a random one
 
 
 @compiled
 def mixed(x: np.uint64) -> np.uint64:
-    """A number that shows nothing of the one it comes from; the finaliser of splitmix64."""
+    """Returns a hash of a number: the finaliser of splitmix64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -32,7 +32,7 @@ def mixed(x: np.uint64) -> np.uint64:
 
 @compiled
 def _below(state: np.ndarray, n: int) -> np.int64:
-    """A random whole number in [0, n)."""
+    """Returns a random integer in [0, n)."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     return np.int64((mixed(state[0]) >> np.uint64(33)) % np.uint64(n))
 
@@ -48,7 +48,7 @@ def _shuffled_cells(state: np.ndarray) -> np.ndarray:
 
 @compiled
 def _random_bit(state: np.ndarray, mask: int) -> np.int64:
-    """One of the bits of a set of candidates."""
+    """Returns a random bit of a set of candidates."""
     left = np.int64(mask)
     for _ in range(_below(state, N_BITS[mask])):
         left &= left - 1
@@ -57,7 +57,10 @@ def _random_bit(state: np.ndarray, mask: int) -> np.int64:
 
 @compiled
 def random_grid(state: np.ndarray, stack_82x81: np.ndarray, clues_81: np.ndarray, grid_81: np.ndarray) -> None:
-    """Writes a full valid grid that holds the clues: random cells get random candidates; a dead end begins again."""
+    """Writes a random solved grid that contains the clues.
+
+    Random cells get random candidates; a contradiction after propagation restarts the grid.
+    """
     cand, trial = stack_82x81[0], stack_82x81[1]
     done = False
     while not done:
@@ -81,14 +84,14 @@ def random_grid(state: np.ndarray, stack_82x81: np.ndarray, clues_81: np.ndarray
 
 
 @compiled
-def minimise(state: np.ndarray, stack_82x81: np.ndarray, puzzle_81: np.ndarray, wanted_81: np.ndarray) -> None:
-    """Takes clues away in place, in random order but the wanted ones last, each unless another solution comes up."""
+def minimise(state: np.ndarray, stack_82x81: np.ndarray, puzzle_81: np.ndarray, preferred_81: np.ndarray) -> None:
+    """Removes clues in place while the solution stays unique, in random order, the preferred clues last."""
     found = np.empty(N_CELLS, np.uint8)
     cells = _shuffled_cells(state)
-    for wanted in range(2):
+    for preferred in range(2):
         for cell in cells:
             digit = puzzle_81[cell]
-            if digit and (wanted_81[cell] > 0) == (wanted == 1):
+            if digit and (preferred_81[cell] > 0) == (preferred == 1):
                 puzzle_81[cell] = 0
                 candidates(puzzle_81, stack_82x81[0])
                 stack_82x81[0, cell] &= ~(1 << (digit - 1))
@@ -111,17 +114,34 @@ def _add_clues(state: np.ndarray, puzzle_81: np.ndarray, grid_81: np.ndarray, n:
 def _neighbour(
     state: np.ndarray, stack_82x81: np.ndarray, puzzle_81: np.ndarray, trial_81: np.ndarray, grid_81: np.ndarray
 ) -> None:
-    """Writes a minimal puzzle that shares most clues with a given one, and its grid, which is another."""
+    """Writes a minimal puzzle that shares most clues with a given one, and its solution, which is different."""
     trial_81[:] = puzzle_81
-    dropped = 1 + _below(state, _MOST_DROPPED)
+    to_remove = 1 + _below(state, _MAX_REMOVED)
     for cell in _shuffled_cells(state):
-        if trial_81[cell] and dropped:
+        if trial_81[cell] and to_remove:
             trial_81[cell] = 0
-            dropped -= 1
+            to_remove -= 1
     random_grid(state, stack_82x81, trial_81, grid_81)
-    wanted = trial_81.copy()
+    shared = trial_81.copy()
     trial_81[:] = grid_81
-    minimise(state, stack_82x81, trial_81, wanted)
+    minimise(state, stack_82x81, trial_81, shared)
+
+
+@compiled
+def _ease(
+    state: np.ndarray,
+    stack_82x81: np.ndarray,
+    copies: tuple[np.ndarray, np.ndarray],
+    puzzle_81: np.ndarray,
+    grid_81: np.ndarray,
+    rating: float,
+    highest: int,
+) -> float:
+    """Adds clues in place until the rating is at most `highest`; returns the new rating."""
+    while np.rint(rating) > highest:
+        _add_clues(state, puzzle_81, grid_81, 1)
+        rating = mean_guesses(puzzle_81, copies[0], copies[1], stack_82x81)
+    return rating
 
 
 @compiled
@@ -135,38 +155,34 @@ def _walk(
     ratings_M: np.ndarray,
 ) -> None:
     """Fills all rows with puzzles of one lineage; see `make_puzzles`."""
-    least, most, extra_clues = bounds
+    lowest, highest, extra_clues = bounds
     state = np.full(1, seed, np.uint64)
     empty = np.zeros(N_CELLS, np.uint8)
     puzzle, grid, trial, trial_grid, eased = empty.copy(), empty.copy(), empty.copy(), empty.copy(), empty.copy()
-    made, waited, rating = 0, _PATIENCE, 0.0
-    while made < len(puzzles_Mx81):
-        if waited >= _PATIENCE:
+    n_made, n_failed, rating = 0, _PATIENCE, 0.0
+    while n_made < len(puzzles_Mx81):
+        if n_failed >= _PATIENCE:
             random_grid(state, stack_82x81, empty, trial_grid)
             trial[:] = trial_grid
             minimise(state, stack_82x81, trial, empty)
-            rating, waited = 0.0, 0
+            rating, n_failed = 0.0, 0
         else:
             _neighbour(state, stack_82x81, puzzle, trial, trial_grid)
         trial_rating = mean_guesses(trial, copies[0], copies[1], stack_82x81)
-        waited += 1
-        if trial_rating < min(rating, least) or (waited > 1 and np.all(trial == puzzle)):
+        n_failed += 1
+        if trial_rating < min(rating, lowest) or (n_failed > 1 and np.all(trial == puzzle)):
             continue
-        if trial_rating > rating or np.rint(trial_rating) >= least:
-            waited = 1
+        if trial_rating > rating or np.rint(trial_rating) >= lowest:
+            n_failed = 1
         rating = trial_rating
         puzzle[:] = eased[:] = trial
         grid[:] = trial_grid
-        while np.rint(trial_rating) > most:
-            _add_clues(state, eased, grid, 1)
-            trial_rating = mean_guesses(eased, copies[0], copies[1], stack_82x81)
-        if np.rint(trial_rating) >= least:
-            if least == 0:
+        eased_rating = np.rint(_ease(state, stack_82x81, copies, eased, grid, trial_rating, highest))
+        if eased_rating >= lowest:
+            if lowest == 0:
                 _add_clues(state, eased, grid, _below(state, extra_clues + 1))
-            puzzles_Mx81[made] = eased
-            grids_Mx81[made] = grid
-            ratings_M[made] = np.rint(trial_rating)
-            made += 1
+            puzzles_Mx81[n_made], grids_Mx81[n_made], ratings_M[n_made] = eased, grid, eased_rating
+            n_made += 1
 
 
 @compiled
@@ -178,19 +194,19 @@ def make_puzzles(
     grids_NxMx81: np.ndarray,
     ratings_NxM: np.ndarray,
 ) -> None:
-    """Writes, for each seed, M puzzles with one solution each, their grids and their ratings.
+    """Writes, for each seed, M puzzles with one solution each, their solved grids and their ratings.
 
-    The puzzles of a seed are a lineage. It begins with a random minimal puzzle of a random grid and walks on to
-    neighbours that are no easier, or hard enough; when it gets no further, it begins again elsewhere. A puzzle that
-    is too hard gets clues back until it is not.
+    The puzzles of a seed are a lineage. It starts with a random minimal puzzle of a random grid and moves to neighbours
+    that are at least as hard, or hard enough. When it makes no progress, it restarts from a new random puzzle. A puzzle
+    that is too hard gets clues back until it is not.
 
     Args:
-      seeds_N: one for each lineage.
-      bounds: least and most rating; clues up to which puzzles get more than they need, if the least is 0.
+      seeds_N: one seed per lineage.
+      bounds: lowest rating, highest rating, and the most clues to add beyond what is needed if the lowest is 0.
       copies: cells and digits of `rating_copies`.
-      puzzles_NxMx81: output, as are the next two.
-      grids_NxMx81: solutions.
-      ratings_NxM: ratings.
+      puzzles_NxMx81: output: puzzles.
+      grids_NxMx81: output: their solutions.
+      ratings_NxM: output: their ratings.
     """
     stack = np.empty((N_CELLS + 1, N_CELLS), np.uint16)
     for n in range(len(seeds_N)):
@@ -199,10 +215,11 @@ def make_puzzles(
 
 @compiled
 def grid_keys(grids_Nx81: np.ndarray, keys_N: np.ndarray) -> None:
-    """Writes a number for each full grid that is the same for all grids that symmetries turn into each other.
+    """Writes a number for each solved grid that is the same for all its symmetric copies.
 
-    Any two lines are a permutation of the digits; the lengths of its cycles stay under every symmetry. They are
-    summed up over pairs of lines of the same band, of all bands, of rows and columns, so that no order counts.
+    Two lines of a grid define a permutation of the digits, and the lengths of its cycles are the same in every
+    symmetric copy. The key adds their hashes over pairs of lines in the same band, then over bands, rows and columns,
+    so that it does not depend on any order.
     """
     for n in range(len(grids_Nx81)):
         cells_9x9 = grids_Nx81[n].reshape(9, 9)
@@ -228,7 +245,7 @@ def _lines_key(lines_9x9: np.ndarray) -> np.uint64:
 
 @compiled
 def _cycles(line_9: np.ndarray, other_9: np.ndarray) -> np.uint64:
-    """The cycle lengths of the permutation of digits from one line to another, as a sum of powers of 16."""
+    """Returns the cycle lengths of the permutation of digits from one line to another, as a sum of powers of 16."""
     image = np.empty(10, np.int64)
     for i in range(9):
         image[line_9[i]] = other_9[i]

@@ -1,4 +1,4 @@
-"""Sets of puzzles with their solutions and ratings, and their division by grids."""
+"""Sets of puzzles with solutions and ratings, and their split into training and validation puzzles."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,9 @@ import numpy as np
 
 from psann_jax.config.sudoku import BUCKETS
 
-_LEAST = np.array((0, 1, 3, 11, 51))
-_MOST = np.array((0, 2, 10, 50, np.inf))
+# Lowest and highest rating of each bucket.
+_LOWEST = np.array((0, 1, 3, 11, 51))
+_HIGHEST = np.array((0, 2, 10, 50, np.inf))
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Puzzles:
 
     Attributes:
       puzzles_Nx81: digits, 0 for empty cells, uint8.
-      solutions_Nx81: uint8.
-      ratings_N: float64; whose measure it is depends on where they come from.
+      solutions_Nx81: digits, uint8.
+      ratings_N: difficulty, float64; the measure depends on where the puzzles come from.
     """
 
     puzzles_Nx81: np.ndarray
@@ -28,17 +29,17 @@ class Puzzles:
         return len(self.ratings_N)
 
     def take(self, rows: np.ndarray) -> "Puzzles":
-        """The puzzles of these rows, or where a mask is true."""
+        """Returns the puzzles of these rows, given as indices or as a mask."""
         return Puzzles(self.puzzles_Nx81[rows], self.solutions_Nx81[rows], self.ratings_N[rows])
 
     @property
     def buckets_N(self) -> np.ndarray:
-        """The index into `BUCKETS` of each rating, -1 for ratings that are in none."""
-        in_bucket = (self.ratings_N[:, None] >= _LEAST) & (self.ratings_N[:, None] <= _MOST)
+        """Index into `BUCKETS` for each rating, -1 for ratings outside all buckets."""
+        in_bucket = (self.ratings_N[:, None] >= _LOWEST) & (self.ratings_N[:, None] <= _HIGHEST)
         return np.where(in_bucket.any(axis=1), in_bucket.argmax(axis=1), -1)
 
     def describe(self) -> str:
-        """How many puzzles there are in each bucket."""
+        """Returns the number of puzzles, in all and in each bucket, as text."""
         counts = np.bincount(self.buckets_N + 1, minlength=1 + len(BUCKETS)).tolist()
         parts = [f"{name}: {n:,}" for name, n in zip(BUCKETS, counts[1:], strict=True)]
         if counts[0]:
@@ -46,34 +47,35 @@ class Puzzles:
         return f"{len(self):,} puzzles, by rating {', '.join(parts)}"
 
 
-def joined(parts: list[Puzzles]) -> Puzzles:
-    """All puzzles of several sets, one after another."""
+def concatenate(parts: list[Puzzles]) -> Puzzles:
+    """Returns the puzzles of several sets, one set after another."""
     arrays = [np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)]
     return Puzzles(*arrays)
 
 
 def bucket_bounds(bucket: int) -> tuple[int, int]:
-    """The least and the most rating, as whole numbers, of a bucket."""
-    return int(_LEAST[bucket]), int(min(_MOST[bucket], 2**31))
+    """Returns the lowest and the highest rating of a bucket, as integers; 2^31 if there is no highest."""
+    return int(_LOWEST[bucket]), int(min(_HIGHEST[bucket], 2**31))
 
 
-def choose_validation(
+def split_by_grid(
     groups_N: np.ndarray, keys_N: np.ndarray, buckets_N: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divides puzzles so that no grid of one side, however it is turned, is on the other.
+    """Splits puzzles so that no grid is on both sides, nor a symmetric copy of one.
 
-    Of the groups of each bucket (a group counts for the bucket of its first puzzle) the share `fraction` is drawn, but
-    at least one where there are two. A puzzle outside them whose grid is that of a drawn one is left out.
+    From each bucket, `fraction` of the groups are drawn for validation, at least one if there are two. The bucket of a
+    group is that of its first puzzle. A puzzle of another group that has the grid of a validation puzzle is excluded
+    from both sides.
 
     Args:
-      groups_N: puzzles of the same number stay together.
-      keys_N: `grid_keys` of their solutions.
-      buckets_N: bucket of each.
-      fraction: of the groups.
-      seed: of the draw.
+      groups_N: puzzles with the same number stay together.
+      keys_N: `grid_keys` of the solutions.
+      buckets_N: bucket of each puzzle.
+      fraction: fraction of the groups to draw.
+      seed: seed of the draw.
 
     Returns:
-      Rows for training and rows for validation.
+      Row indices for training and row indices for validation.
     """
     _, first, group_N = np.unique(groups_N, return_index=True, return_inverse=True)
     drawn = np.zeros(len(first), bool)
@@ -83,5 +85,5 @@ def choose_validation(
         n = min(int(np.ceil(fraction * len(members))), len(members) - 1)
         drawn[rng.permutation(members)[:n]] = True
     valid_N = drawn[group_N]
-    shared_N = np.isin(keys_N, keys_N[valid_N])
-    return np.flatnonzero(~shared_N), np.flatnonzero(valid_N)
+    has_valid_grid_N = np.isin(keys_N, keys_N[valid_N])
+    return np.flatnonzero(~has_valid_grid_N), np.flatnonzero(valid_N)

@@ -1,4 +1,4 @@
-"""Puzzles from CSV files; every mistake names its line."""
+"""Puzzles from CSV files; every error names its line."""
 
 import gzip
 import lzma
@@ -25,7 +25,7 @@ def write(path, *lines):
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.csv.xz", "P.CSV"])
-def test_plain_and_compressed(tmp_path, name):
+def test_plain_and_compressed_files(tmp_path, name):
     zeros = QUESTION.replace(".", "0")
     path = write(tmp_path / name, HEADER, GOOD, "", f'"a, b",{zeros},{ANSWER},2.5')
     puzzles = read_puzzles(path, progress=False)
@@ -35,7 +35,7 @@ def test_plain_and_compressed(tmp_path, name):
     assert puzzles.puzzles_Nx81.dtype == np.uint8
 
 
-def test_rated_anew(tmp_path):
+def test_ratings_can_be_computed(tmp_path):
     path = write(tmp_path / "p.csv", "answer,question", f"{ANSWER},{QUESTION}")
     puzzles = read_puzzles(path, ratings="guesses", progress=False)
     assert puzzles.ratings_N.tolist() == rate(puzzles.puzzles_Nx81).tolist() == [0]
@@ -48,19 +48,19 @@ SWAPPED = ANSWER.replace("1", "x").replace("2", "1").replace("x", "2")
     ("row", "message"),
     [
         (f"own,{QUESTION[:-1]},{ANSWER},3", "question: has 80 characters, must have 81"),
-        (f"own,{QUESTION.replace('7', 'z')},{ANSWER},3", "question: 'z' at character 5 is no digit"),
-        (f"own,55{QUESTION[2:]},{ANSWER},3", "question: contradictory clues: 5 stands twice in row 1"),
+        (f"own,{QUESTION.replace('7', 'z')},{ANSWER},3", "question: 'z' at character 5 is not a digit"),
+        (f"own,55{QUESTION[2:]},{ANSWER},3", "question: contradictory clues: 5 appears twice in row 1"),
         (f"own,{QUESTION},{ANSWER[:-1]},3", "answer: has 80 characters"),
         (f"own,{QUESTION},{QUESTION},3", "answer: must fill all 81 cells"),
-        (f"own,{QUESTION},{SWAPPED},3", "answer: does not hold the clues of the question"),
+        (f"own,{QUESTION},{SWAPPED},3", "answer: differs from the clues of the question"),
         (f"own,{'.' * 81},{ANSWER},3", "question: the puzzle has several solutions, must have one"),
         (f"own,{QUESTION},{ANSWER},hard", "rating: is 'hard', must be a number"),
-        (f"own,{QUESTION},{ANSWER},", "rating: is '', must be a number; set ratings to guesses to rate anew"),
+        (f"own,{QUESTION},{ANSWER},", "rating: is '', must be a number; or set ratings to guesses to compute them"),
         (f"own,{QUESTION},{ANSWER},nan", "rating: is 'nan'"),
         (f"own,{QUESTION},{ANSWER}", "has 3 fields, must have 4"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path, row, message):
+def test_errors_in_a_row_name_the_line(tmp_path, row, message):
     path = write(tmp_path / "p.csv", HEADER, GOOD, "", row, GOOD)
     with pytest.raises(UserError) as error:
         read_puzzles(path, progress=False)
@@ -71,20 +71,20 @@ def test_a_wrong_row_is_named(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("p.csv", [HEADER], "holds no puzzles"),
-        ("p.csv", [""], "line 1: names no column 'question', only none"),
-        ("p.csv", ["question,answer"], "line 1: names no column 'rating', only question, answer; set ratings to"),
-        ("p.txt", [HEADER, GOOD], "unknown kind of file; use .csv, plain or with .gz, .xz or .zst"),
+        ("p.csv", [HEADER], "has no puzzles"),
+        ("p.csv", [""], "line 1: has no column 'question', only none"),
+        ("p.csv", ["question,answer"], "line 1: has no column 'rating', only question, answer; set ratings to"),
+        ("p.txt", [HEADER, GOOD], "unknown file type; use .csv, plain or with .gz, .xz or .zst"),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path, name, lines, message):
+def test_errors_in_a_file_name_the_file(tmp_path, name, lines, message):
     path = write(tmp_path / name, *lines)
     with pytest.raises(UserError) as error:
         read_puzzles(path, progress=False)
     assert str(error.value).startswith(f"{path}: {message}")
 
 
-def test_damaged_and_missing_files(tmp_path):
+def test_damaged_and_missing_files_cannot_be_read(tmp_path):
     path = write(tmp_path / "p.csv.xz", HEADER, GOOD)
     path.write_bytes(path.read_bytes()[:-20])
     for bad in (path, tmp_path / "none.csv"):

@@ -1,4 +1,4 @@
-"""Generated puzzles, and their division by grids."""
+"""Generated puzzles, and their split by grid."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from psann_jax.data.sudoku import generator_kernels
 from psann_jax.data.sudoku.generator import generate, grid_keys
-from psann_jax.data.sudoku.puzzles import Puzzles, bucket_bounds, choose_validation, joined
-from psann_jax.data.sudoku.rules import agrees, is_solved
+from psann_jax.data.sudoku.puzzles import Puzzles, bucket_bounds, concatenate, split_by_grid
+from psann_jax.data.sudoku.rules import has_clues_of, is_solved
 from psann_jax.data.sudoku.solver import rate, solve
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
 
@@ -16,25 +16,25 @@ COUNTS = (300, 60, 30, 6, 0)
 
 
 @pytest.fixture(scope="module")
-def made():
+def generated():
     return generate(COUNTS, seed=1, progress=False)
 
 
-def test_puzzles_have_one_solution_and_the_rating_of_their_bucket(made):
-    puzzles, lineages = made
+def test_puzzles_have_one_solution_and_the_rating_of_their_bucket(generated):
+    puzzles, lineages = generated
     assert np.bincount(puzzles.buckets_N, minlength=5).tolist() == list(COUNTS)
     assert (rate(puzzles.puzzles_Nx81) == puzzles.ratings_N).all()
     solutions, counts = solve(puzzles.puzzles_Nx81)
     assert (counts == 1).all()
     assert (solutions == puzzles.solutions_Nx81).all()
     assert is_solved(solutions).all()
-    assert agrees(puzzles.puzzles_Nx81, solutions).all()
+    assert has_clues_of(solutions, puzzles.puzzles_Nx81).all()
     assert len(np.unique(puzzles.puzzles_Nx81, axis=0)) == len(puzzles)
     assert lineages.tolist() == [*range(390), *[390] * 6]
 
 
-def test_the_seed_decides(made):
-    puzzles, _ = made
+def test_puzzles_depend_on_the_seed_and_not_on_the_number(generated):
+    puzzles, _ = generated
     fewer, _ = generate((100, 0, 5, 0, 0), seed=1, progress=False)
     assert (fewer.puzzles_Nx81[:100] == puzzles.puzzles_Nx81[:100]).all()
     assert (fewer.puzzles_Nx81[100:] == puzzles.puzzles_Nx81[360:365]).all()
@@ -55,23 +55,23 @@ def test_a_minimal_puzzle_needs_every_clue():
         assert (solve(without)[1] == 2).all()
 
 
-def test_extra_clues(made):
+def test_extra_clues_keep_the_rating_0(generated):
     easy, _ = generate((200, 0, 0, 0, 0), seed=1, extra_clues=20, progress=False)
     assert not rate(easy.puzzles_Nx81).any()
-    more = (easy.puzzles_Nx81 > 0).sum(axis=1) - (made[0].puzzles_Nx81[:200] > 0).sum(axis=1)
+    more = (easy.puzzles_Nx81 > 0).sum(axis=1) - (generated[0].puzzles_Nx81[:200] > 0).sum(axis=1)
     assert 0 <= more[0] <= 20
     assert 8 < more.mean() < 12
 
 
-def test_full_grids_are_random(made):
-    """Every digit is as often in every cell as in any other."""
-    counts = np.apply_along_axis(np.bincount, 0, made[0].solutions_Nx81, minlength=10)[1:]
-    expected = len(made[0]) / 9
+def test_solutions_are_uniformly_random(generated):
+    """Every digit appears equally often in every cell."""
+    counts = np.apply_along_axis(np.bincount, 0, generated[0].solutions_Nx81, minlength=10)[1:]
+    expected = len(generated[0]) / 9
     assert abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_keys_tell_grids_apart_and_not_their_symmetric_copies(made):
-    solutions = made[0].solutions_Nx81[:390]
+def test_grid_keys_are_the_same_for_symmetric_copies_only(generated):
+    solutions = generated[0].solutions_Nx81[:390]
     keys = grid_keys(solutions)
     assert len(np.unique(keys)) == len(keys)
     copies = symmetry(np.random.default_rng(0).random((len(keys), N_DRAWS)))
@@ -86,22 +86,22 @@ def test_no_grid_and_no_group_is_on_both_sides(data):
         np.array(data.draw(st.lists(st.integers(0, most), min_size=n, max_size=n))) for most in (12, 15, 4)
     )
     fraction, seed = data.draw(st.floats(0.01, 0.99)), data.draw(st.integers(0, 9))
-    train, valid = choose_validation(groups, keys, buckets, fraction, seed)
+    train, valid = split_by_grid(groups, keys, buckets, fraction, seed)
     for kind in (groups, keys):
         assert not set(kind[train]) & set(kind[valid])
     assert len(set(train) | set(valid)) == len(train) + len(valid) <= n
-    # Only puzzles that have the grid of a validation puzzle are left out.
+    # Only puzzles that have the grid of a validation puzzle are excluded from both sides.
     assert set(keys[np.setdiff1d(np.arange(n), np.concatenate([train, valid]))]) <= set(keys[valid])
 
 
-def test_shares_of_validation():
+def test_a_fraction_of_each_bucket_is_drawn_for_validation():
     groups = np.arange(1000)
     buckets = np.repeat([0, 4], [990, 10])
-    train, valid = choose_validation(groups, groups, buckets, 0.02, 0)
+    train, valid = split_by_grid(groups, groups, buckets, 0.02, 0)
     assert np.bincount(buckets[valid], minlength=5).tolist() == [20, 0, 0, 0, 1]
     assert len(train) == 979
-    assert (choose_validation(groups, groups, buckets, 0.02, 0)[1] == valid).all()
-    assert (choose_validation(groups, groups, buckets, 0.02, 1)[1] != valid).any()
+    assert (split_by_grid(groups, groups, buckets, 0.02, 0)[1] == valid).all()
+    assert (split_by_grid(groups, groups, buckets, 0.02, 1)[1] != valid).any()
 
 
 def test_ratings_outside_every_bucket_are_counted():
@@ -112,5 +112,5 @@ def test_ratings_outside_every_bucket_are_counted():
     assert puzzles.describe() == (
         "12 puzzles, by rating 0: 1, 1-2: 2, 3-10: 2, 11-50: 2, 51+: 2, in no bucket and not used: 3"
     )
-    assert len(joined([puzzles, puzzles.take(ratings < 0)])) == 13
+    assert len(concatenate([puzzles, puzzles.take(ratings < 0)])) == 13
     assert [bucket_bounds(bucket) for bucket in (0, 2)] == [(0, 0), (3, 10)]

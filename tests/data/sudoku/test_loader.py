@@ -14,7 +14,7 @@ from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends
 from psann_jax.data.sudoku.generator import grid_keys
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.data.sudoku.puzzles import Puzzles
-from psann_jax.data.sudoku.rules import agrees, grid_text, is_solved
+from psann_jax.data.sudoku.rules import grid_text, has_clues_of, is_solved
 from psann_jax.utils.errors import UserError
 
 COUNTS = (120, 20, 10, 2, 0)
@@ -34,7 +34,7 @@ def data(config):
     return load_puzzles(config, progress=False)
 
 
-def test_generated_once(config, data):
+def test_a_second_load_uses_the_cache(config, data):
     again = load_puzzles(config, progress=False)
     assert again.fingerprint == data.fingerprint
     assert (again.train.puzzles_Nx81 == data.train.puzzles_Nx81).all()
@@ -42,13 +42,13 @@ def test_generated_once(config, data):
     assert load_puzzles(replace(config, valid_fraction=0.2), progress=False).fingerprint != data.fingerprint
 
 
-def test_no_leak(data):
+def test_no_validation_grid_is_trained_on(data):
     assert not set(grid_keys(data.train.solutions_Nx81)) & set(grid_keys(data.valid.solutions_Nx81))
     assert is_solved(data.valid.solutions_Nx81).all()
-    assert agrees(data.valid.puzzles_Nx81, data.valid.solutions_Nx81).all()
+    assert has_clues_of(data.valid.solutions_Nx81, data.valid.puzzles_Nx81).all()
 
 
-def test_damage_is_repaired(tmp_path, config, capsys):
+def test_damaged_puzzles_are_rebuilt(tmp_path, config, capsys):
     config = replace(config, counts=(20, 0, 0, 0, 0), cache_dir=str(tmp_path))
     first = load_puzzles(config, progress=False)
     (stored,) = tmp_path.glob("sudoku-*/puzzles.npz")
@@ -71,13 +71,13 @@ def test_a_batch_is_a_function_of_seed_and_step(data):
         "buckets": ((8,), np.int32),
     }
     assert is_solved(batch["solutions"]).all()
-    assert agrees(batch["puzzles"], batch["solutions"]).all()
+    assert has_clues_of(batch["solutions"], batch["puzzles"]).all()
     resumed = next(iter(data.train_batches(seed=5, batch_size=8, steps=100, start_step=7)))
     for other, same in [(resumed, True), (batch_of(data, 8), False), (batch_of(data, 7, seed=6), False)]:
         assert (other["puzzles"] == batch["puzzles"]).all() == same
 
 
-def test_processes_share_a_batch(data):
+def test_global_batches_are_the_same_on_any_number_of_processes(data):
     whole = batch_of(data, 3)
     parts = [batch_of(data, 3, process_index=p, process_count=4) for p in range(4)]
     for name, rows in whole.items():
@@ -87,24 +87,24 @@ def test_processes_share_a_batch(data):
     for batch, first, second in zip(valid, *halves, strict=True):
         for name, rows in batch.items():
             np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), rows)
-    with pytest.raises(UserError, match="cannot be divided over 3 processes"):
+    with pytest.raises(UserError, match="makes batches of 8 rows, which cannot be divided over 3 processes"):
         batch_of(data, 3, process_index=0, process_count=3)
 
 
-def test_puzzles_are_turned_or_left(config, data):
-    """Turned, hardly any grid comes up twice; left, every one is one of the training puzzles."""
+def test_augmented_puzzles_are_new_and_others_are_not(config, data):
+    """Augmented, hardly any puzzle appears twice; otherwise, each is one of the training puzzles."""
     known = {grid_text(p) for p in data.train.puzzles_Nx81}
     plain = PuzzleData(replace(config, augment=False), data.train, data.valid, "")
-    seen = {name: set() for name in ("turned", "left")}
+    seen = {name: set() for name in ("augmented", "plain")}
     for step in range(40):
-        for name, source in (("turned", data), ("left", plain)):
+        for name, source in (("augmented", data), ("plain", plain)):
             seen[name] |= {grid_text(p) for p in batch_of(source, step)["puzzles"]}
-    assert len(seen["turned"]) == 320
-    assert not seen["turned"] & known
-    assert seen["left"] <= known
+    assert len(seen["augmented"]) == 320
+    assert not seen["augmented"] & known
+    assert seen["plain"] <= known
 
 
-def test_validation_in_order_with_padding(data):
+def test_validation_batches_are_in_order_with_padding(data):
     n = len(data.valid)
     batches = list(data.valid_batches(batch_size=n - 1))
     assert len(batches) == 2
@@ -116,9 +116,8 @@ def test_validation_in_order_with_padding(data):
     assert [b["buckets"].max() for b in data.valid_batches(batch_size=4, max_puzzles=2)] == [buckets[:2].max()]
 
 
-def test_from_files(tmp_path, data):
-    """Puzzles of one grid stay together, and a grid of the validation file is not trained on."""
-
+def test_files_are_split_by_grid(tmp_path, data):
+    """Puzzles with the same grid stay together, and grids of the validation file are not trained on."""
     pairs = np.stack([data.train.puzzles_Nx81, data.train.solutions_Nx81], axis=1)
     texts = [",".join(map(grid_text, pair)) for pair in pairs]
 
@@ -132,10 +131,10 @@ def test_from_files(tmp_path, data):
     config = PuzzlesConfig(files=(train,), valid_files=(valid,), curriculum="mixed", cache_dir=str(tmp_path / "cache"))
     config.check("puzzles")
     both = load_puzzles(config, progress=False)
-    assert (len(both.train), len(both.valid), both.left_out) == (11, 3, 1)
+    assert (len(both.train), len(both.valid), both.n_excluded) == (11, 3, 1)
     text = both.describe(100)
     assert (
-        "11 puzzles, by rating 0: 9, 1-2: 0, 3-10: 0, 11-50: 0, 51+: 0, in no bucket and not used: 2; 1 left out"
+        "11 puzzles, by rating 0: 9, 1-2: 0, 3-10: 0, 11-50: 0, 51+: 0, in no bucket and not used: 2; 1 excluded"
         in text
     )
     assert sum((b["buckets"] >= 0).sum() for b in both.valid_batches(batch_size=2)) == 2
@@ -158,11 +157,11 @@ def test_from_files(tmp_path, data):
         (25_000, (5_000, 10_000, 15_000, 25_000)),
     ],
 )
-def test_phases_of_the_study(steps, ends):
+def test_phases_match_the_study(steps, ends):
     config = PuzzlesConfig()
     assert phase_ends(config, steps) == ends
-    wanted = {"reverse": ["4", "34", "1234", "01234"], "regular": ["01", "012", "0123", "01234"]}
-    for curriculum, buckets in wanted.items():
+    expected = {"reverse": ["4", "34", "1234", "01234"], "regular": ["01", "012", "0123", "01234"]}
+    for curriculum, buckets in expected.items():
         config = PuzzlesConfig(curriculum=curriculum)
         for start, end, names in zip((0, *ends), ends, buckets, strict=False):
             for step in (start, end - 1):
@@ -173,7 +172,7 @@ def test_phases_of_the_study(steps, ends):
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 300), st.integers(0, 400))
-def test_batches_hold_ratings_of_their_phase_alone(steps, step):
+def test_batches_have_only_ratings_of_their_phase(steps, step):
     ratings = np.repeat([0.0, 1, 5, 20, 60, -1], 3)
     grids = np.repeat(np.arange(18, dtype=np.uint8)[:, None], 81, axis=1)
     puzzles = Puzzles(grids, grids, ratings)
@@ -184,7 +183,9 @@ def test_batches_hold_ratings_of_their_phase_alone(steps, step):
 
 
 def test_a_phase_without_puzzles_is_refused(config, data):
-    with pytest.raises(UserError, match=r"data\.curriculum: reverse has a phase of ratings 51\+, but no puzzle"):
+    with pytest.raises(
+        UserError, match=r"data\.curriculum: reverse has a phase of ratings 51\+, but no training puzzle"
+    ):
         PuzzleData(replace(config, curriculum="reverse"), data.train, data.valid, "")
 
 
@@ -205,6 +206,6 @@ def test_settings_that_cannot_be_used(field, options):
         PuzzlesConfig(**options).check("puzzles")
 
 
-def test_batches_go_on_without_end(data):
+def test_batches_are_endless(data):
     steps = data.train_batches(seed=0, batch_size=2, steps=3)
     assert len(list(itertools.islice(steps, 10))) == 10

@@ -1,4 +1,4 @@
-"""Grids and the rules."""
+"""Grids as text, and the rules."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from psann_jax.data.sudoku.rules import (
     UNITS_27x9,
-    agrees,
     grid_text,
+    has_clues_of,
     has_conflict,
     is_solved,
     parse_grid,
@@ -23,7 +23,7 @@ def test_every_cell_is_in_a_row_a_column_and_a_box():
     assert UNITS_27x9.shape == (27, 9)
     for kind in range(3):
         assert sorted(UNITS_27x9[9 * kind : 9 * kind + 9].ravel()) == list(range(81))
-    # Two cells share a box if their rows and their columns are of the same three.
+    # The cells of a box are in three adjacent rows and three adjacent columns.
     for box in UNITS_27x9[18:]:
         rows, columns = np.divmod(box, 9)
         assert len(set(rows // 3)) == len(set(columns // 3)) == 1
@@ -31,7 +31,7 @@ def test_every_cell_is_in_a_row_a_column_and_a_box():
 
 @settings(deadline=None, max_examples=50)
 @given(st.sets(st.integers(0, 80)))
-def test_text_and_back(empty):
+def test_parsing_and_formatting_are_inverse(empty):
     text = "".join("." if i in empty else d for i, d in enumerate(SOLVED))
     assert grid_text(parse_grid(text)) == grid_text(parse_grid(text.replace(".", "0"))) == text
     assert parse_grid(text).dtype == np.uint8
@@ -43,15 +43,15 @@ def test_text_and_back(empty):
     [
         ("1" * 80, r"has 80 characters, must have 81"),
         ("", r"has 0 characters"),
-        (SOLVED[:40] + "x" + SOLVED[41:], r"'x' at character 41 is no digit"),
-        ("." * 80 + "é", r"'é' at character 81 is no digit"),
-        ("." * 80 + "\u4e00", r"'\u4e00' at character 81 is no digit"),
-        ("5.......5" + "." * 72, r"contradictory clues: 5 stands twice in row 1, at characters 1 and 9"),
-        ("7" + "." * 35 + "7" + "." * 44, r"contradictory clues: 7 stands twice in column 1, at characters 1 and 37"),
-        ("2" + "." * 9 + "2" + "." * 70, r"contradictory clues: 2 stands twice in box 1, at characters 1 and 11"),
+        (SOLVED[:40] + "x" + SOLVED[41:], r"'x' at character 41 is not a digit"),
+        ("." * 80 + "é", r"'é' at character 81 is not a digit"),
+        ("." * 80 + "\u4e00", r"'\u4e00' at character 81 is not a digit"),
+        ("5.......5" + "." * 72, r"contradictory clues: 5 appears twice in row 1, at characters 1 and 9"),
+        ("7" + "." * 35 + "7" + "." * 44, r"contradictory clues: 7 appears twice in column 1, at characters 1 and 37"),
+        ("2" + "." * 9 + "2" + "." * 70, r"contradictory clues: 2 appears twice in box 1, at characters 1 and 11"),
     ],
 )
-def test_a_wrong_text_is_named(text, message):
+def test_errors_name_the_character(text, message):
     with pytest.raises(UserError, match=f"^f.csv: line 3: {message}") as error:
         parse_grid(text, "f.csv: line 3")
     assert "\n" not in str(error.value)
@@ -60,7 +60,7 @@ def test_a_wrong_text_is_named(text, message):
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(0, 80), st.integers(0, 9))
-def test_one_changed_cell(cell, digit):
+def test_a_changed_cell_is_detected(cell, digit):
     grid = parse_grid(SOLVED)
     changed = grid.copy()
     changed[cell] = digit
@@ -68,4 +68,4 @@ def test_one_changed_cell(cell, digit):
     same = bool(grid[cell] == digit)
     assert is_solved(both).tolist() == [True, same]
     assert has_conflict(both).tolist() == [False, not same and digit > 0]
-    assert agrees(both, grid[None]).tolist() == [True, same or digit == 0]
+    assert has_clues_of(grid[None], both).tolist() == [True, same or digit == 0]
