@@ -13,6 +13,7 @@ from psann_jax.bench.timing import time_steps
 from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, ModelConfig, SineConfig, require, text_data
 from psann_jax.data.random_text import RandomText
 from psann_jax.utils.extras import require_extra
+from psann_jax.utils.host import peak_resident_bytes, usable_cores
 
 
 def check_installed() -> None:

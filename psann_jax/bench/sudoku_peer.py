@@ -19,7 +19,7 @@ from psann_jax.utils.host import usable_cores
 
 
 def check(config: Config) -> SudokuConfig:
-    """Returns the `model` section; raises UserError if torch is missing or this contender does not support the config."""
+    """Returns the `model` section; raises UserError if torch is missing or the config is not supported."""
     require_extra("--peer=torch", "torch")
     model, train = config.model, config.train
     if not isinstance(model, SudokuConfig):

@@ -1,6 +1,7 @@
 """The settings of an experiment: a frozen dataclass for each section, its checks, and how settings are read."""
 
 from psann_jax.config.checks import ConfigError, require
+from psann_jax.config.data import SPECIAL_TOKENS, DataConfig, DataSection, TokenizerConfig
 from psann_jax.config.decoder import (
     PRESETS,
     SINE_PARAMETERS,
@@ -10,23 +11,19 @@ from psann_jax.config.decoder import (
     WaveConfig,
 )
 from psann_jax.config.gravity import NGTConfig, RepulsionConfig, VanillaConfig
+from psann_jax.config.model import ModelConfig, TextModelConfig
 from psann_jax.config.schema import (
-    BASES,
-    DATA_SECTIONS,
-    SPECIAL_TOKENS,
     CheckpointConfig,
     Config,
-    DataConfig,
     EvalConfig,
     MeshConfig,
-    TokenizerConfig,
     TrainConfig,
+    text_data,
+    text_model,
 )
 from psann_jax.config.sudoku import PuzzlesConfig, SudokuConfig
 
 __all__ = [
-    "BASES",
-    "DATA_SECTIONS",
     "PRESETS",
     "SINE_PARAMETERS",
     "SPECIAL_TOKENS",
@@ -34,18 +31,23 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DataSection",
     "DecoderConfig",
     "EvalConfig",
     "MeshConfig",
+    "ModelConfig",
     "NGTConfig",
     "PuzzlesConfig",
     "RepulsionConfig",
     "SineConfig",
     "SpectralConfig",
     "SudokuConfig",
+    "TextModelConfig",
     "TokenizerConfig",
     "TrainConfig",
     "VanillaConfig",
     "WaveConfig",
     "require",
+    "text_data",
+    "text_model",
 ]

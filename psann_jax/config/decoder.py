@@ -1,26 +1,27 @@
-"""The `model` section of the decoder's bases: transformer, respsann, sgrpsann and waveresnet."""
+"""The `model` section of the bases transformer, respsann, sgrpsann and waveresnet."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from psann_jax.config.checks import at_least, refuse_inactive, require, share, transformer_sizes
+from psann_jax.config.checks import at_least, fraction, refuse_inactive, require, sine_if_used
+from psann_jax.config.model import TextModelConfig
 
 SINE_PARAMETERS = ("amplitude", "frequency", "decay")
 
 
 @dataclass(frozen=True)
 class SineConfig:
-    """Initial values and limits of the trainable sine ``A * exp(-d * g(z)) * sin(f * z)``.
+    """Initial values and bounds of the trainable sine ``A * exp(-d * g(z)) * sin(f * z)``.
 
     The defaults are the best settings of the base sweeps of 2025-12 (frequency 2.25 +- 0.25 per feature,
-    damping 0.001); the original code's are ``freq_init=1, freq_init_std=0, damp_init=0.01``.
+    damping 0.001). The defaults of the original code are ``freq_init=1, freq_init_std=0, damp_init=0.01``.
     """
 
     amp_init: float = 1.0
-    amp_init_std: float = 0.0  # > 0: every feature draws from N(amp_init, std)
-    amp_range: tuple[float, ...] = ()  # (low, high): every layer draws one value, uniformly
-    amp_bounds: tuple[float, ...] = ()  # (low, high): clamps the value in use
+    amp_init_std: float = 0.0  # > 0: each feature is drawn from N(amp_init, std^2)
+    amp_range: tuple[float, ...] = ()  # (low, high): one uniform draw for each layer
+    amp_bounds: tuple[float, ...] = ()  # (low, high): clamps the effective value
     freq_init: float = 2.25
     freq_init_std: float = 0.25
     freq_range: tuple[float, ...] = ()
@@ -30,10 +31,11 @@ class SineConfig:
     damp_range: tuple[float, ...] = ()
     damp_bounds: tuple[float, ...] = ()
     decay_mode: Literal["abs", "relu", "none"] = "abs"  # g(z) = |z|, max(z, 0) or 0
-    trainable: bool = True  # False freezes all three parameters
-    learnable: tuple[str, ...] = SINE_PARAMETERS  # the parameters that training may change
+    trainable: bool = True  # False: freeze all three parameters
+    learnable: tuple[str, ...] = SINE_PARAMETERS  # the parameters to train
 
     def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
         for name in ("amp", "freq", "damp"):
             init, std = getattr(self, f"{name}_init"), getattr(self, f"{name}_init_std")
             require(init > 0, f"{prefix}.{name}_init", f"is {init}, must be positive")
@@ -60,25 +62,26 @@ class WaveConfig:
     """The causal depthwise convolution block of the `waveresnet` base."""
 
     interleave: bool = False  # a wave block after every MLP
-    replace: bool = False  # the wave branch in place of the MLP: x + alpha * wave(norm(x))
+    replace: bool = False  # a wave branch instead of the MLP: x + alpha * wave(norm(x))
     kernel: int = 3  # taps
-    dilation_growth: int = 1  # layer i is dilated by dilation_growth ** i
+    dilation_growth: int = 1  # the dilation of layer i is dilation_growth ** i
     dropout: float = 0.0
 
     def check(self, prefix: str, n_layers: int) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
         at_least(1, self, prefix, "kernel", "dilation_growth")
-        share(self, prefix, "dropout")
+        fraction(self, prefix, "dropout")
         reach = (self.kernel - 1) * self.dilation_growth ** (n_layers - 1)
         require(
             reach < 2**20,
             f"{prefix}.dilation_growth",
-            f"makes the last layer reach {reach} tokens back; at most {2**20} are supported",
+            f"makes the last layer reach back {reach} tokens, but at most {2**20} are supported",
         )
         require(
             not (self.interleave and self.replace),
             f"{prefix}.replace",
-            "cannot be used together with interleave: it puts the wave branch in place of the MLP, "
-            "interleave adds one after it",
+            "cannot be used together with interleave: replace puts a wave branch in the place of the MLP, "
+            "interleave adds one after the MLP",
         )
         if not (self.interleave or self.replace):
             refuse_inactive(self, prefix, f"without {prefix}.interleave or {prefix}.replace")
@@ -90,45 +93,45 @@ class SpectralConfig:
 
     k_fft: int = 64
     gate_type: Literal["rfft", "fourier_features"] = "rfft"
-    gate_groups: Literal["depthwise", "full"] = "depthwise"  # the mixing after the filter
-    gate_init: float = 0.0  # raw gate; sigmoid(0) lets half of every frequency through
+    gate_groups: Literal["depthwise", "full"] = "depthwise"  # how features are mixed after the filter
+    gate_init: float = 0.0  # before the sigmoid; 0 passes half of every frequency
     gate_strength: float = 1.0
 
     def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
         at_least(2, self, prefix, "k_fft")
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(TextModelConfig):
     """A decoder-only language model: the bases transformer, respsann, sgrpsann and waveresnet.
 
-    `None` stands for what the base prescribes (`PRESETS`).
+    `None` selects the preset of the base (`PRESETS`).
     """
 
     base: str = "waveresnet"
-    vocab_size: int = 0  # 0: the tokenizer's
-    d_model: int = 512
-    n_layers: int = 8
-    n_heads: int = 8
-    d_mlp: int = 2048
-    dropout: float = 0.0
     positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"
     attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] | None = None
     norm: Literal["rmsnorm", "layernorm"] | None = None
-    residual_alpha: bool | None = None  # a learned factor on the MLP branch
+    residual_alpha: bool | None = None  # a learned scalar on the MLP branch
     sine: SineConfig = field(default_factory=SineConfig)
     wave: WaveConfig = field(default_factory=WaveConfig)
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
 
+    @property
+    def uses_sine(self) -> bool:
+        """See `ModelConfig`."""
+        return self.resolve().mlp_activation == "sine"
+
     def resolve(self) -> "DecoderConfig":
-        """The same with every None replaced by what the base prescribes."""
+        """A copy with every None replaced by the preset of the base."""
         own = {k: v for k in PRESETS[self.base] if (v := getattr(self, k)) is not None}
         return dataclasses.replace(self, **{**PRESETS[self.base], **own})
 
     def check(self, prefix: str) -> None:
-        transformer_sizes(self, prefix)
-        at_least(0, self, prefix, "vocab_size")
+        """See `ModelConfig`."""
+        super().check(prefix)
         head = self.d_model // self.n_heads
         require(
             self.positional_encoding != "rope" or head % 2 == 0,
@@ -140,11 +143,9 @@ class DecoderConfig:
             f"{prefix}.positional_encoding",
             f"sinusoidal needs an even d_model, but it is {self.d_model}",
         )
-        self.sine.check(f"{prefix}.sine")
+        sine_if_used(self, prefix)
         self.wave.check(f"{prefix}.wave", self.n_layers)
         self.spectral.check(f"{prefix}.spectral")
-        if self.resolve().mlp_activation != "sine":
-            refuse_inactive(self.sine, f"{prefix}.sine", "without the sine activation")
         if self.base != "waveresnet":
             refuse_inactive(self.wave, f"{prefix}.wave", f"with base {self.base}, only with waveresnet")
         if self.base != "sgrpsann":
@@ -157,5 +158,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "respsann": _PSANN,
     "sgrpsann": _PSANN,  # respsann with a spectral gate on the MLP branch
     "transformer": {"mlp_activation": "gelu", "norm": "layernorm", "residual_alpha": False},
-    "waveresnet": _PSANN,  # respsann with wave blocks, when these are switched on
+    "waveresnet": _PSANN,  # respsann with wave blocks, if they are enabled
 }

@@ -11,7 +11,8 @@ from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 from psann_jax.config.checks import ConfigError
-from psann_jax.config.io import flatten, nearest
+from psann_jax.config.io import flatten
+from psann_jax.config.names import nearest
 from psann_jax.utils.errors import UserError
 
 
@@ -48,28 +49,29 @@ def _make_neighbours_importable(path: Path) -> None:
             sys.path.insert(0, root)
 
 
-def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str]) -> None:
+def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str], flag: str = "config") -> None:
     """Changes settings in place; values are read as the type of the setting.
 
     Args:
       config: from `load_config_file` or `psann_jax.config.io.default_config`.
       overrides: "KEY=VALUE" with the dotted name of a setting; for a boolean also "KEY" and "noKEY".
+      flag: the command-line flag that names the config file, for error messages.
 
     Raises:
       ConfigError: an unknown key, or a value of another type.
     """
     names = dict(flatten(config.to_dict()))
     for override in overrides:
-        check_override_name(override, names)
+        check_override_name(override, names, flag)
     values = flags.FlagValues()
-    arguments = ["", *(_as_argument(override, names) for override in overrides)]
+    arguments = ["", *(_as_argument(override, names, flag) for override in overrides)]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=arguments)
+        config_flags.DEFINE_config_dict(flag, config, flag_values=values, lock_config=True, sys_argv=arguments)
         rest = values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error).removeprefix("flag ").split())) from error
     if len(rest) > 1:
-        raise ConfigError(f"{rest[1]}: unknown argument; overrides are --config.KEY=VALUE")
+        raise ConfigError(f"{rest[1]}: unknown argument; overrides are --{flag}.KEY=VALUE")
 
 
 def override_name(override: str) -> str:
@@ -77,15 +79,15 @@ def override_name(override: str) -> str:
     return override.partition("=")[0]
 
 
-def check_override_name(override: str, names: Iterable[str]) -> None:
+def check_override_name(override: str, names: Iterable[str], flag: str = "config") -> None:
     """Raises ConfigError, with the nearest valid name, unless an override names one of the settings."""
     name, names = override_name(override), set(names)
     if name not in names and name.removeprefix("no") not in names:
-        raise ConfigError(f"--config.{name}: unknown key{nearest(name, sorted(names))}")
+        raise ConfigError(f"--{flag}.{name}: unknown key{nearest(name, sorted(names))}")
 
 
-def _as_argument(override: str, names: dict[str, object]) -> str:
+def _as_argument(override: str, names: dict[str, object], flag: str) -> str:
     name, equals, value = override.partition("=")
     if name in names:
-        return f"--config.{name}{equals}{value}"
-    return f"--noconfig.{name.removeprefix('no')}"
+        return f"--{flag}.{name}{equals}{value}"
+    return f"--no{flag}.{name.removeprefix('no')}"

@@ -1,22 +1,26 @@
-"""The `model` section of the bases ngt (Newton Gravity Transformer) and vanilla (what it is compared with)."""
+"""The `model` sections of the bases ngt (Newton Gravity Transformer) and vanilla (its baseline)."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from psann_jax.config.checks import at_least, refuse_inactive, require, sine_if_used, transformer_sizes
+from psann_jax.config.checks import at_least, refuse_inactive, require, sine_if_used
+from psann_jax.config.data import DataSection
 from psann_jax.config.decoder import SineConfig
+from psann_jax.config.model import TextModelConfig
 
 
 @dataclass(frozen=True)
 class RepulsionConfig:
-    """A loss that keeps the coordinates of a window apart: mean over pairs of m_i m_j / distance^alpha."""
+    """A loss that keeps the coordinates of a window apart: the mean over pairs of m_i m_j / distance^alpha."""
 
-    weight: float = 0.05  # 0: off. With n micro-batches the original's 0.05 acts like 0.05 / n does here
-    interval: int = 1  # updates between those that have it
+    weight: float = 0.05  # 0: off. The original's 0.05 with n micro-batches corresponds to 0.05 / n here
+    interval: int = 1  # applied in every interval-th update
     alpha: float = 2.0
-    tokens: int = 64  # drawn from each window, the same places in all
+    tokens: int = 64  # sampled from each window, at the same positions in all windows
 
     def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
         at_least(0, self, prefix, "weight")
         at_least(1, self, prefix, "interval")
         at_least(2, self, prefix, "tokens")
@@ -26,51 +30,64 @@ class RepulsionConfig:
 
 
 @dataclass(frozen=True)
-class VanillaConfig:
-    """A pre-norm transformer with learned positions, biases everywhere and a head tied to the embedding."""
+class VanillaConfig(TextModelConfig):
+    """A pre-norm transformer with learned positions, biases in all layers and a head tied to the embedding."""
 
     base: str = "vanilla"
-    vocab_size: int = 0  # 0: the tokenizer's
-    d_model: int = 512
-    n_layers: int = 8
-    n_heads: int = 8
     d_mlp: int = 1536
-    n_positions: int = 0  # rows of the table of positions; 0: data.max_length
-    dropout: float = 0.0
+    n_positions: int = 0  # rows of the position table; 0: data.max_length
     attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"
-    init: Literal["small", "reference"] = "small"  # N(0, 0.02), or the original's: N(0, 1) embeddings, loss over 300
+    init: Literal["small", "reference"] = "small"  # N(0, 0.02^2), or as in the original: N(0, 1) embeddings
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:
-        transformer_sizes(self, prefix)
-        at_least(0, self, prefix, "vocab_size", "n_positions")
+        """See `ModelConfig`."""
+        super().check(prefix)
+        at_least(0, self, prefix, "n_positions")
         sine_if_used(self, prefix)
+
+    def check_data(self, data: DataSection) -> None:
+        """See `ModelConfig`."""
+        fits = not self.n_positions or data.max_length <= self.n_positions
+        require(
+            fits,
+            "data.max_length",
+            f"is {data.max_length}, but the model has {self.n_positions} positions; raise model.n_positions",
+        )
+
+    def with_sizes(self, vocab_size: int | None, max_length: int) -> Self:
+        """See `ModelConfig`."""
+        sized = super().with_sizes(vocab_size, max_length)
+        return dataclasses.replace(sized, n_positions=self.n_positions or max_length)
 
 
 @dataclass(frozen=True)
 class NGTConfig(VanillaConfig):
-    """The Newton Gravity Transformer: attention by the distance of coordinates that evolve with the layers.
+    """The Newton Gravity Transformer: attention by the distance of coordinates that each layer updates.
 
-    With the defaults its score is the original's, -gamma * m_i * m_j / distance^2, which is highest for the farthest
-    and lightest tokens; `variant="attractive"` turns the sign.
+    The default score is the original's, -gamma * m_i * m_j / distance^2. It is highest for the most distant and the
+    lightest tokens; `variant="attractive"` reverses the sign.
     """
+
+    HAS_COORDINATES: ClassVar[bool] = True
 
     base: str = "ngt"
     d_mlp: int = 2048
     attention: Literal["auto", "tiled", "plain"] = "auto"  # type: ignore[assignment]
-    d_coord: int = 64  # coordinates of a token
-    d_head_coord: int = 16  # of which every head makes so many
+    d_coord: int = 64  # coordinates per token
+    d_head_coord: int = 16  # coordinates per head
     variant: Literal["reference", "attractive"] = "reference"
-    mass: Literal["score", "value"] = "score"  # what the masses multiply
+    mass: Literal["score", "value"] = "score"  # which of the two the masses multiply
     cutoff: Literal["hard", "soft", "decay", "none"] = "hard"  # see psann_jax.ops.gravity_scores.GravityForm
-    radius_init: float = 4.0  # softplus of it is the radius; training changes it with the soft and decay cutoffs only
-    eps: float | None = None  # added to squared distances; None: 1e-6, with the attractive variant 0.1
-    rsqrt: bool = False  # 1 / d as rsqrt(d)^2: the same up to rounding
-    coordinate_evolution: bool = True  # False: all layers have the coordinates of the position
+    radius_init: float = 4.0  # the radius is its softplus; trained with the soft and decay cutoffs only
+    eps: float | None = None  # added to squared distances; None: 0.1 with the attractive variant, else 1e-6
+    rsqrt: bool = False  # computes 1 / d as rsqrt(d)^2, which is equal up to rounding
+    coordinate_evolution: bool = True  # False: all layers use the initial coordinates
     repulsion: RepulsionConfig = field(default_factory=RepulsionConfig)
 
     def check(self, prefix: str) -> None:
+        """See `ModelConfig`."""
         super().check(prefix)
         at_least(1, self, prefix, "d_coord", "d_head_coord")
         require(self.eps is None or self.eps > 0, f"{prefix}.eps", f"is {self.eps}, must be positive")

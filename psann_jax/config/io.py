@@ -1,11 +1,10 @@
-"""From config files, command-line overrides and JSON to `psann_jax.config.Config`, and back.
+"""Conversion between config files or JSON and `psann_jax.config.Config`.
 
-A config file calls `default_config`, changes what it wants and returns the ConfigDict; `parse` turns it into
-checked dataclasses. Unknown keys are errors that name the nearest valid one.
+A config file calls `default_config`, changes settings and returns the ConfigDict. `parse` converts that to checked
+dataclasses. An unknown key is an error that suggests the nearest valid one.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -14,39 +13,30 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from psann_jax.config import BASES, DATA_SECTIONS, Config, ConfigError, DataConfig, DecoderConfig, TrainConfig, require
+from psann_jax.config.checks import require
+from psann_jax.config.decoder import DecoderConfig
+from psann_jax.config.families import family
+from psann_jax.config.names import nearest
+from psann_jax.config.schema import Config, TrainConfig
 
 
 def default_config(base: str = "waveresnet") -> config_dict.ConfigDict:
-    """All settings at their defaults, for a config file to change.
-
-    Args:
-      base: a name in `BASES`; decides what the `model` and `data` sections hold.
+    """The default settings of a base, for a config file to change.
 
     Raises:
       ConfigError: unknown base.
     """
-    sections = _sections(base)
-    data = sections["data"]()
-    whole_rows = TrainConfig.batch_tokens // data.max_length * data.max_length
-    train = TrainConfig(batch_tokens=whole_rows)
-    return _to_config_dict(Config(model=sections["model"](base=base), data=data, train=train))
-
-
-def model_section(base: str) -> type:
-    """The dataclass of the `model` section for a base.
-
-    Raises:
-      ConfigError: unknown base; the message lists the right names.
-    """
-    if base not in BASES:
-        raise ConfigError(f"model.base: unknown base {base!r}{nearest(base, BASES)}; choose from {', '.join(BASES)}")
-    return BASES[base]
+    chosen = family(base)
+    data = chosen.data()
+    whole_windows = TrainConfig.batch_tokens // data.max_length * data.max_length
+    train = TrainConfig(batch_tokens=whole_windows)
+    return _to_config_dict(Config(model=chosen.model(base=base), data=data, train=train))
 
 
 def _sections(base: str) -> dict[str, type]:
-    """The dataclasses of the sections that differ between bases."""
-    return {"model": model_section(base), "data": DATA_SECTIONS.get(base, DataConfig)}
+    """The dataclasses of the sections that differ between families."""
+    chosen = family(base)
+    return {"model": chosen.model, "data": chosen.data}
 
 
 def _to_config_dict(section: Any) -> config_dict.ConfigDict:
@@ -63,16 +53,16 @@ def _to_config_dict(section: Any) -> config_dict.ConfigDict:
 
 
 def _scalar_type(hint: Any) -> type:
-    """The type that a value of an optional field has."""
+    """The type of an optional field when it is not None."""
     inner = next(a for a in typing.get_args(hint) if a is not types.NoneType)
     return str if typing.get_origin(inner) is Literal else inner
 
 
 def parse(mapping: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
-    """A checked Config from a ConfigDict or a nested mapping (as read from config.json).
+    """Converts a ConfigDict or a nested mapping (as read from config.json) to a checked Config.
 
     Raises:
-      ConfigError: unknown key, wrong type or value; the message begins with the field's dotted name.
+      ConfigError: unknown key, wrong type or invalid value; the message begins with the dotted name of the field.
     """
     if isinstance(mapping, config_dict.ConfigDict):
         mapping = mapping.to_dict()
@@ -97,7 +87,7 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str, sections: Mapping
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that says what would be right."""
+    """Returns `value` as the annotated type; raises ConfigError that says what would be valid."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = next(a for a in args if a is not types.NoneType)
@@ -119,19 +109,26 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     return value
 
 
-def nearest(name: str, valid: Any) -> str:
-    """A hint at the valid name most like a wrong one, to end a message with; empty if none is like it."""
-    match = difflib.get_close_matches(name, [str(v) for v in valid], n=1, cutoff=0.5)
-    return f", did you mean {match[0]}?" if match else ""
+# Settings that version 0.1 called otherwise, in saved configs: section, old name, new name.
+_RENAMED = (("data", "threads", "num_workers"),)
+
+
+def upgrade_saved(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a saved run with the current names, whichever version saved them."""
+    upgraded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in mapping.items()}
+    for section, old, new in _RENAMED:
+        if old in upgraded.get(section, {}):
+            upgraded[section][new] = upgraded[section].pop(old)
+    return upgraded
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config or section as nested plain dicts, ready for JSON and for `parse`."""
+    """Converts a config or section to nested plain dicts, for JSON and `parse`."""
     return dataclasses.asdict(config)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting in a nested mapping; lists come out as tuples."""
+    """Yields (dotted name, value) of every setting in a nested mapping, with lists as tuples."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

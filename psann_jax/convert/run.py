@@ -1,4 +1,4 @@
-"""Weights of a run's workdir, and a workdir from weights."""
+"""Reads weights from a run's workdir, and writes a workdir from weights."""
 
 import dataclasses
 import os
@@ -17,37 +17,37 @@ from psann_jax.utils.errors import UserError
 
 
 def read_run(workdir: str | os.PathLike[str], step: int | str | None = None) -> Weights:
-    """The weights of a run.
+    """Reads the weights of a run.
 
     Args:
       workdir: of the run.
-      step: a saved step, "best" by validation loss, or "last"; None: the last.
+      step: a saved step, "best" by validation loss, or "last"; None is the last.
 
     Raises:
-      UserError: there is no run, it has no such checkpoint, or that is damaged.
+      UserError: no such run or checkpoint, or a damaged one.
     """
     run = load_text_run(workdir, step)
-    model = dataclasses.replace(run.config.model, vocab_size=run.tokenizer.vocab_size)
+    model = run.network.config
     params = jax.tree.map(np.asarray, jax.device_get(run.params))
     return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer)
 
 
 def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) -> None:
-    """A workdir that holds the weights as its only checkpoint, of step 0: to generate with, not to train on.
+    """Writes a workdir with the weights as its only checkpoint, of step 0, for inference but not for training.
 
     Args:
       workdir: new or empty.
       weights: with a tokenizer.
-      origin: where they are from; kept with them.
+      origin: where they come from; recorded in the checkpoint.
 
     Raises:
-      UserError: the workdir holds something, it cannot be written, or there is no tokenizer.
+      UserError: the workdir is not empty or cannot be written, or there is no tokenizer.
     """
     workdir = Path(workdir)
     if weights.tokenizer is None:
-        raise UserError(f"{origin}: comes without a tokenizer, which a run needs; name one with --tokenizer")
+        raise UserError(f"{origin}: has no tokenizer, which a run needs; give one with --tokenizer")
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"{workdir}: is not an empty directory; name a new one")
+        raise UserError(f"{workdir}: is not an empty directory; choose a new one")
     state = {"params": weights.params, "step": np.zeros((), np.int32)}
     metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}"}
     with claim(workdir, weights.config), Checkpoints(workdir / "checkpoints", CheckpointConfig()) as checkpoints:

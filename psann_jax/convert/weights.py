@@ -1,4 +1,4 @@
-"""A trained network as plain arrays, with all that is needed to use it."""
+"""A trained network as plain arrays, with everything needed to use it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from psann_jax.config import Config
+from psann_jax.config import Config, text_model
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.models.network import Network
-from psann_jax.tasks.lm import make_network
+from psann_jax.models.network import Network, make_network
 from psann_jax.train.compatibility import check_compatible
 from psann_jax.utils.errors import UserError
 
@@ -20,9 +19,9 @@ class Weights:
     """A trained network.
 
     Attributes:
-      config: of the run that trained it; model.vocab_size is set, data.max_length is its context.
-      params: nested dict of float32 numpy arrays, as the network has them.
-      tokenizer: None if the file that they are from has none.
+      config: of the run that trained it; model.vocab_size is set, data.max_length is the context length.
+      params: nested dict of float32 numpy arrays.
+      tokenizer: None if the source has none.
     """
 
     config: Config
@@ -30,36 +29,35 @@ class Weights:
     tokenizer: Tokenizer | None
 
     def network(self) -> Network:
-        """The network that the parameters are for: in the precision of training, on a CPU in fp32, faster there."""
+        """Builds the network, with the precision of training, or fp32 on a CPU, where that is faster."""
         precision = "fp32" if jax.default_backend() == "cpu" else self.config.train.precision
         train = dataclasses.replace(self.config.train, precision=precision)
-        return make_network(dataclasses.replace(self.config, train=train), self.config.model.vocab_size)
+        return make_network(dataclasses.replace(self.config, train=train))
 
 
 def check_weights(weights: Weights, source: object) -> Weights:
-    """The same weights, when parameters, config and tokenizer fit each other.
+    """Returns the weights after checking that parameters, config and tokenizer match.
 
     Args:
-      weights: to be checked.
-      source: where they are from, for the message.
+      weights: to check.
+      source: where they come from, for the message.
 
     Raises:
-      UserError: they do not.
+      UserError: they do not match.
     """
     config, tokenizer = weights.config, weights.tokenizer
     try:
         check_compatible(weights.params, weights.network().abstract, f"{source}: the parameters")
     except UserError as error:
         raise UserError("; ".join(line.strip() for line in str(error).splitlines())) from error
-    if tokenizer is not None and tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {config.model.vocab_size}"
-        )
+    vocab_size = text_model(config).vocab_size
+    if tokenizer is not None and tokenizer.vocab_size != vocab_size:
+        raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {vocab_size}")
     return weights
 
 
 def flat_params(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Dotted path -> array on the host."""
+    """Maps dotted paths to arrays on the host."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 

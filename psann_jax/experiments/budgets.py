@@ -1,5 +1,7 @@
 """Budgets: gives a contender as many FLOPs, parameters or seconds as the reference has."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,8 +10,8 @@ from ml_collections import config_dict
 
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, require
-from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
+from psann_jax.models import flops
 from psann_jax.models.network import Network
 
 
@@ -51,7 +53,12 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def flops_per_token(config: Config) -> float:
     """Returns the training FLOPs per token in matrix products, see `psann_jax.models.flops`."""
-    return float(family(config.model.base).get("flops")(_network(config), config.data.max_length))
+    return _flops_per_token(dataclasses.replace(config, seed=0))  # equal for all seeds
+
+
+@functools.cache
+def _flops_per_token(config: Config) -> float:
+    return flops.flops_per_token(config, _network(config))
 
 
 def _network(config: Config) -> Network:

@@ -1,13 +1,14 @@
 """The result of one run of a sweep, and its row in summary.json and results.csv."""
 
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from psann_jax.config.io import to_dict
 from psann_jax.experiments.budgets import flops_per_token
-from psann_jax.experiments.by_family import train_sources, valid_hashes
 from psann_jax.experiments.cases import Case, Settings
 
 # The columns of results.csv; docs/comparisons.md explains them.
@@ -70,7 +71,7 @@ class Outcome:
             "budget": case.budget,
             "seed": case.seed,
             "status": "ok" if self.error is None else "error",
-            "dataset": "+".join(train_sources(config)),
+            "dataset": "+".join(config.data.train_names),
             "d_model": config.model.d_model,
             "n_layers": config.model.n_layers,
             "n_heads": config.model.n_heads,
@@ -101,8 +102,8 @@ class Outcome:
             "val_solved": summary.get("val_solved"),
             "best_val_loss": best_loss,
             "best_step": best_step,
-            "corpus_path": list(train_sources(config)),
-            "valid_sha256": valid_hashes(config),
+            "corpus_path": list(config.data.train_names),
+            "valid_sha256": _hashes(config.data.valid_names),
             "lm_eval": None if self.lm_eval is None else self.lm_eval["results"],
             "train_config": to_dict(config)["train"],
             "data_config": to_dict(config)["data"],
@@ -112,3 +113,9 @@ class Outcome:
 def settings_text(settings: Settings) -> str:
     """Returns settings as "name=value, name=value"."""
     return ", ".join(f"{name}={value}" for name, value in settings)
+
+
+def _hashes(sources: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of those sources that are single files, as written by `make_eval`."""
+    paths = [Path(source) for source in sources if Path(source).is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psann_jax.experiments.by_family import on_puzzles
+from psann_jax.config.families import family
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.plots.style import line_style, new_figure
 
@@ -61,4 +61,4 @@ def draw_final(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _unit(outcomes: Sequence[Outcome]) -> str:
-    return "nats per empty cell" if on_puzzles(outcomes[0].case.config) else "nats per token"
+    return f"nats per {family(outcomes[0].case.config.model.base).get('task').TARGET}"

@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psann_jax
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.config.io import to_dict
-from psann_jax.experiments.by_family import has_coordinates, has_sine
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
 from psann_jax.train.workdir import SUMMARY
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
 # Settings of the data section that do not affect a run's results.
@@ -87,10 +86,10 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
 def _missing(case: Case, folder: Path, lm_eval: LmEval | None) -> list[list[str]]:
     """Returns the commands whose results a trained run lacks."""
     commands = []
-    if has_sine(case.config) and not (folder / SINE_FIGURE).exists():
+    if case.config.model.uses_sine and not (folder / SINE_FIGURE).exists():
         commands.append(["psann_jax", "sine", f"--workdir={folder}"])
     page = coordinates_page(folder)
-    if has_coordinates(case.config) and can_draw_coordinates() and not page.exists():
+    if case.config.model.HAS_COORDINATES and can_draw_coordinates() and not page.exists():
         commands.append(["psann_jax", "coordinates", f"--workdir={folder}", f"--out={page}"])
     if lm_eval is not None and not lm_eval.done(folder):
         commands.append(lm_eval.command(folder))
@@ -104,7 +103,7 @@ def coordinates_page(folder: Path) -> Path:
 
 def can_draw_coordinates() -> bool:
     """Returns whether plotly is installed, which coordinates pages need."""
-    return find_spec("plotly") is not None
+    return is_installed("plotly")
 
 
 # --- doing it -------------------------------------------------------------------------------------------

@@ -8,18 +8,17 @@ data settings only.
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from ml_collections import config_dict
 
-from psann_jax.experiments.by_family import has_coordinates
 from psann_jax.experiments.cases import Case, all_cases, folders
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
 from psann_jax.experiments.run import LmEval, can_draw_coordinates, finished, read_outcome, run_case, trained
 from psann_jax.experiments.speeds import Speeds
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import storage_errors, write_json
 
 
@@ -57,8 +56,8 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
       UserError: a setting or option is invalid, a run's folder holds other settings, or at least one run failed.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the accelerator's memory is for the runs
-    if options.lm_eval is not None and find_spec("lm_eval") is None:
-        raise UserError("--with_lm_eval: lm_eval is not installed; pip install 'psann_jax[lm_eval]'")
+    if options.lm_eval is not None:
+        require_extra("--with_lm_eval", "lm_eval")
     cases = all_cases(sweep, only=options.only, seeds=options.seeds, overrides=options.overrides, speed=Speeds(workdir))
     run_folders = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
     if not options.resume and any(folder.exists() for folder in run_folders.values()):
@@ -96,8 +95,8 @@ def _listing(run_folders: Mapping[Case, Path], done: Collection[Case], workdir: 
         shared = folder.name != case.name
         state = "finished" if case in done else f"the same run as {folder.name}" if shared else "to run"
         lines.append(f"  {case.name:<48}{train.steps:>8,} updates of {train.batch_tokens:,} tokens  {state}")
-    if any(has_coordinates(case.config) for case in run_folders) and not can_draw_coordinates():
-        lines.append("plotly is not installed: there will be no coords_*.html pages; pip install plotly")
+    if any(case.config.model.HAS_COORDINATES for case in run_folders) and not can_draw_coordinates():
+        lines.append("no coords_*.html pages: they need plotly; pip install 'psann_jax[coordinates]'")
     return "\n".join(lines)
 
 

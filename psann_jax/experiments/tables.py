@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from psann_jax.config.families import family
 from psann_jax.config.io import flatten, to_dict
-from psann_jax.experiments.by_family import on_puzzles, train_sources
 from psann_jax.experiments.cases import Case, pairs
 from psann_jax.experiments.outcome import Outcome, settings_text
 from psann_jax.experiments.statistics import mean_and_deviation, paired_difference
@@ -25,6 +25,11 @@ class Section:
     title: str
     text: str
     table: list[list[str]]
+
+    def numeric_columns(self) -> list[bool]:
+        """Returns for each column whether it holds numbers, which are aligned to the right."""
+        _, *rows = self.table
+        return [all(cell[:1] in "+-0123456789" for cell in column) for column in zip(*rows, strict=True)]
 
 
 _EQUAL = {
@@ -73,14 +78,10 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
     if not finished:
         return Section("Runs", text, [])
     config, seeds = finished[0].case.config, sorted({o.case.seed for o in finished})
-    sources = ", ".join(train_sources(config))
-    if on_puzzles(config):
-        data, unit, where = f"Puzzles: {sources}", "empty cell", "puzzles"
-    else:
-        data, unit, where = f"Text: {sources}; windows of {config.data.max_length} tokens", "token", "windows"
+    target = family(config.model.base).get("task").TARGET
     text += (
-        f" {data}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. Losses are mean cross "
-        f"entropies in nats per {unit} over the same validation {where}."
+        f" Data: {config.data.summary()}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. "
+        f"Losses are mean cross entropies in nats per {target} over the same validation set."
     )
     if len(seeds) == 1:
         text += " One seed cannot show which contender is better: another seed could reverse small differences."
@@ -89,7 +90,7 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
 
 def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
     rows = []
-    solves = on_puzzles(outcomes[0].case.config)
+    solves = outcomes[0].metrics()["val_solved"] is not None
     for group in _groups(outcomes, lambda case: case.group):
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
         metrics = [o.metrics() for o in group]
@@ -180,7 +181,7 @@ def _throughput(runs: Sequence[Outcome]) -> Section:
     for run in runs:
         summary, tokens = run.summary or {}, run.case.config.train.batch_tokens
         rate = summary["tokens_per_s"]
-        times = [f"{rate / tokens:.3f}", f"{tokens / rate:.2f}" if rate else "-", f"{rate:,.0f}"]
+        times = [f"{rate / tokens:.3f}", f"{tokens / rate:.3g}" if rate else "-", f"{rate:,.0f}"]
         rows.append([run.case.name, *times, f"{summary['peak_memory_mb']:,.0f}", f"{summary['n_params']:,}"])
     return Section("Throughput and memory", "Without compilation, evaluation and checkpoints.", rows)
 

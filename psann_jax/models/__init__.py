@@ -1,1 +1,1 @@
-"""Whole networks built from psann_jax.nn, and their registry."""
+"""Whole networks built from psann_jax.nn. Their records are in psann_jax/config/families.py."""

@@ -4,9 +4,9 @@ import jax
 from flax import nnx
 
 from psann_jax.config import DecoderConfig
-from psann_jax.nn.attention import Attention
+from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.context import Context, LayerCache
-from psann_jax.nn.mlp import MLP
+from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import constant, param
 from psann_jax.nn.spectral import SpectralGate
@@ -14,7 +14,7 @@ from psann_jax.nn.wave import Wave
 
 
 class Block(nnx.Module):
-    """Attention, then the MLP branch, then what the base adds to it.
+    """Attention, then the MLP branch, then the additions of the base.
 
     x = x + attention(norm1(x))
     u = alpha * mlp(norm2(x)),  or alpha * wave(norm2(x)) with wave.replace
@@ -23,17 +23,25 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        """Args: config with every None resolved; rngs."""
+        """Creates the layers; every None in the config must be resolved."""
         norm, activation = NORMS[config.norm or "rmsnorm"], config.mlp_activation or "sine"
         d = config.d_model
         self.norm1 = norm(d, rngs=rngs)
-        self.attn = Attention(config, rngs=rngs)
+        attention = AttentionOptions(
+            d,
+            config.n_heads,
+            dropout=config.dropout,
+            output_dropout=config.dropout,
+            implementation=config.attention,
+        )
+        mlp = MLPOptions(d, config.d_mlp, activation, config.sine, dropout=config.dropout)
+        self.attn = Attention(attention, rngs=rngs)
         self.norm2 = norm(d, rngs=rngs)
-        self.mlp = None if config.wave.replace else MLP(config, activation, rngs=rngs)
+        self.mlp = None if config.wave.replace else MLP(mlp, rngs=rngs)
         self.alpha = param(rngs, constant(1.0), (1,), "alpha", (None,)) if config.residual_alpha else None
         self.gate = SpectralGate(d, config.spectral, rngs=rngs) if config.base == "sgrpsann" else None
         has_wave = config.wave.interleave or config.wave.replace
-        self.wave = Wave(config, activation, rngs=rngs) if has_wave else None
+        self.wave = Wave(d, config.wave, activation, config.sine, rngs=rngs) if has_wave else None
 
     def __call__(
         self,
@@ -45,7 +53,7 @@ class Block(nnx.Module):
         dilation: int | jax.Array,
         max_shift: int,
     ) -> tuple[jax.Array, LayerCache]:
-        """Runs the block on x (B, L, D).
+        """Applies the block to x (B, L, D).
 
         Args:
           x: the residual stream.
@@ -53,7 +61,7 @@ class Block(nnx.Module):
           cache: this layer's entries, or None.
           key: for dropout, or None.
           dilation: of the wave convolution; may be traced.
-          max_shift: static bound of the convolution's reach.
+          max_shift: static upper bound of the reach of the convolution.
 
         Returns:
           (B, L, D) and the layer's new cache.

@@ -1,4 +1,4 @@
-"""The decoder-only language model behind the bases transformer, respsann, sgrpsann and waveresnet."""
+"""The decoder-only language model of the bases transformer, respsann, sgrpsann and waveresnet."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from flax import nnx
 
 from psann_jax.config import DecoderConfig
 from psann_jax.models.block import Block
-from psann_jax.models.layered import Cache, Layered
+from psann_jax.models.text_network import Cache, TextNetwork
 from psann_jax.nn.context import Context, LayerCache, make_context
 from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
@@ -18,11 +18,11 @@ from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
 from psann_jax.ops.attention import alibi_slopes, choose_attention
 
 
-class Decoder(Layered):
+class Decoder(TextNetwork):
     """Embedding, a stack of pre-norm blocks, a final norm and an untied head."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **options: Any):
-        """Makes the initial parameters, in float32.
+        """Creates the float32 parameters.
 
         Args:
           config: sizes and options; vocab_size must be set.
@@ -38,7 +38,7 @@ class Decoder(Layered):
 
     @staticmethod
     def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """The attention implementation that runs; see `choose_attention`."""
+        """See `TextNetwork` and `choose_attention`."""
         return choose_attention(
             config.attention,
             platform=platform,
@@ -58,19 +58,7 @@ class Decoder(Layered):
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-        """Runs the network up to the final norm.
-
-        Args:
-          tokens_BxL: token ids.
-          segment_ids_BxL: document of each token in the window, 0 for padding; None: one document a row. With
-            a cache only padding matters, and it must be at the end of a row.
-          positions_BxL: of each token in its document; None: counted from the start of the document.
-          cache: from `init_cache` or an earlier call; the tokens are appended to it.
-          dropout_key: switches dropout on.
-
-        Returns:
-          (B, L, D) in the compute dtype; the new cache or None; extra losses and statistics (none here).
-        """
+        """See `TextNetwork`."""
         c = self.config
         context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
@@ -79,7 +67,7 @@ class Decoder(Layered):
             context = replace(context, rope=rope_tables(positions, c.d_model // c.n_heads, self.dtype))
         elif c.positional_encoding == "alibi":
             context = replace(context, alibi_H=alibi_slopes(c.n_heads))
-        # Gathered over fsdp first: a look-up in columns that are split apart makes XLA replicate its results.
+        # Gather over fsdp first: XLA replicates the result of a look-up in a table with sharded columns.
         x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
         if c.positional_encoding == "sinusoidal":
             x += sinusoidal_encoding(positions, c.d_model, self.dtype)
@@ -91,11 +79,11 @@ class Decoder(Layered):
         return context.whole(self.norm(x)), updated, {}
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
-        """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
+        """See `Layered`."""
         return self.head[...], None
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
+        """See `TextNetwork`."""
         c = self.config
         kv = (batch, c.n_heads, length, c.d_model // c.n_heads)
         layers = []
@@ -110,14 +98,14 @@ class Decoder(Layered):
         return {"length": jnp.zeros((batch,), jnp.int32), "layers": layers}
 
     def cache_axes(self) -> Cache:
-        """The logical axes of every array of `init_cache`, in its structure."""
+        """See `TextNetwork`."""
         kv, history = ("batch", "heads", None, None), ("batch", None, None)
         axes = {"k": kv, "v": kv, "wave": history, "spectral": history}
         entries = jax.eval_shape(lambda: self.init_cache(1, 1)["layers"])
         return {"length": ("batch",), "layers": [{name: axes[name] for name in entry} for entry in entries]}
 
     def _stack(self, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
-        """All blocks without a cache."""
+        """Applies all blocks without a cache."""
         wave = self.config.wave
         max_shift = (wave.kernel - 1) * wave.dilation_growth ** (self.n_layers - 1)
 
@@ -130,7 +118,7 @@ class Decoder(Layered):
         return self.run_blocks(x, step)
 
     def _cached_stack(self, x: jax.Array, context: Context, cache: Cache) -> tuple[jax.Array, Cache]:
-        """All blocks unrolled, so that every layer's cache has its own size and is updated in place."""
+        """Applies all blocks, unrolled, so that each layer has a cache of its own size that is updated in place."""
         growth, layers = self.config.wave.dilation_growth, []
         for i, (block, entry) in enumerate(zip(self.block_list(), cache["layers"], strict=True)):
             shift = (self.config.wave.kernel - 1) * growth**i

@@ -1,9 +1,10 @@
-"""What every network with a stack of equal blocks has: one compiled layer for all, rematerialisation, a cache."""
+"""Base class of all networks: a stack of equal blocks, rematerialisation, and the interface of a model."""
 
+import abc
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from flax import nnx
 
 from psann_jax.config.checks import require
 
-Cache = dict[str, Any]
 Carry = TypeVar("Carry")
 Step = Callable[[Any, Any, Any], Any]
 
@@ -19,18 +19,21 @@ Step = Callable[[Any, Any, Any], Any]
 class Layered(nnx.Module):
     """Blocks whose parameters are stacked along a leading layer axis.
 
-    They are so whether the stack runs as one scanned layer or unrolled, so that neither this switch nor
-    rematerialisation changes a parameter or a value.
+    They are stacked even if the blocks run unrolled, so that neither `scan_layers` nor rematerialisation changes a
+    parameter or a value.
 
     Attributes:
-      n_layers: blocks.
+      REMATS: the values of `train.remat` that the class supports.
+      n_layers: number of blocks.
       dtype: of activations and of the cache.
-      remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of every
+      remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of each
         block) or full (keeps the input of every ~sqrt(n_layers)-th block).
-      scan_layers: one compiled block runs n_layers times; False unrolls.
-      sequence: between layers, the residual stream is split along the window, see `Context.split`.
+      scan_layers: whether one compiled block is scanned over all layers; False unrolls.
+      sequence: whether the residual stream is sharded along the window between layers, see `Context.split`.
       blocks: the stack.
     """
+
+    REMATS: ClassVar[tuple[str, ...]] = ("none", "dots", "block", "full")
 
     def __init__(
         self,
@@ -43,8 +46,12 @@ class Layered(nnx.Module):
         sequence: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Makes the blocks, each from random keys of its own; see the attributes."""
-        known = ("none", "dots", "block", "full")
+        """Creates the blocks, each from its own random keys; for the arguments see the attributes.
+
+        Raises:
+          ConfigError: the class does not support `remat`.
+        """
+        known = Layered.REMATS
         require(remat in known, "train.remat", f"is {remat!r}, must be one of {', '.join(known)} with this base")
         self.n_layers, self.dtype, self.remat, self.scan_layers = n_layers, jnp.dtype(dtype), remat, scan_layers
         self.sequence = sequence
@@ -52,7 +59,7 @@ class Layered(nnx.Module):
         self.blocks: Any = make(rngs)
 
     def run_blocks(self, carry: Carry, step: Step) -> Carry:
-        """step(block, carry, index) for every block in turn, rematerialised as asked; without a cache."""
+        """Applies step(block, carry, index) for all blocks, with rematerialisation; for use without a cache."""
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(carry: Any, layer_and_index: tuple[Any, Any]) -> tuple[Any, None]:
@@ -75,50 +82,25 @@ class Layered(nnx.Module):
         return run(carry, everything)[0]
 
     def block_list(self) -> list[Any]:
-        """The blocks one by one, each with arrays of its own."""
+        """Returns the blocks as a list, each with its own arrays."""
         if isinstance(self.blocks, nnx.List):
             return list(self.blocks)
         graphdef, stacked = nnx.split(self.blocks)
         return [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(self.n_layers)]
 
     def unstack(self) -> None:
-        """Holds each block's parameters in arrays of their own from now on; then `hidden` needs a cache.
+        """Splits the stack into separate arrays per block; `hidden` then needs a cache.
 
-        Decoding reads every weight at every token, and a slice of a stack would be copied each time.
+        Decoding reads all weights for each token, and would copy each slice of a stack every time.
         """
         self.blocks = nnx.List(self.block_list())
 
+    @abc.abstractmethod
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
-        """The (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
-        raise NotImplementedError
-
-    def extra_loss(
-        self,
-        aux: dict[str, jax.Array],
-        segment_ids_BxL: jax.Array | None,
-        weight_B: jax.Array,
-        key: jax.Array,
-        step: jax.Array,
-    ) -> jax.Array:
-        """What training adds to the sum of the losses of a batch.
-
-        Args:
-          aux: from `hidden`.
-          segment_ids_BxL: as `hidden` had them.
-          weight_B: targets of each row; what is a mean over tokens is to be multiplied by it.
-          key: of all randomness.
-          step: updates done so far.
-        """
-        return jnp.zeros(())
-
-    def statistics(
-        self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, positions_BxL: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Scalars that tell what the layers do with a window, for the record of a run."""
-        return {}
+        """Returns the (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""
+        """Computes float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""
         kernel, bias = self.head_kernel()
         wide = jnp.promote_types(self.dtype, jnp.float32)
         y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
@@ -133,5 +115,5 @@ def _rematerialised(body: Any, remat: str) -> Any:
 
 
 def _group_size(n_layers: int) -> int:
-    """The divisor of n_layers nearest below its square root."""
+    """The largest divisor of n_layers up to its square root."""
     return max(d for d in range(1, math.isqrt(n_layers) + 1) if n_layers % d == 0)

@@ -1,4 +1,4 @@
-"""From a `model` section to a network whose parameters are a plain nested dict."""
+"""From the config of an experiment to a network whose parameters are a plain nested dict."""
 
 import functools
 from dataclasses import dataclass
@@ -8,22 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import DecoderConfig, NGTConfig, SudokuConfig, VanillaConfig
-from psann_jax.models.decoder import Decoder
-from psann_jax.models.ngt import NGT
-from psann_jax.models.sudoku import Sudoku
-from psann_jax.models.vanilla import Vanilla
+from psann_jax.config import Config
+from psann_jax.config.families import family
 from psann_jax.nn.partition import info_tree
 
-# The dataclass of the `model` section -> its network. Base names are in psann_jax.config.BASES.
-NETWORKS: dict[type, Any] = {
-    DecoderConfig: Decoder,
-    NGTConfig: NGT,
-    SudokuConfig: Sudoku,
-    VanillaConfig: Vanilla,
-}
-
 Params = dict[str, Any]
+
+# Compute dtype by train.precision.
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 @dataclass(frozen=True)
@@ -31,10 +23,11 @@ class Network:
     """A model split once into a static graph and its parameters.
 
     Attributes:
-      config: the `model` section, with the vocabulary size set.
-      graphdef: static structure; `merge` joins it with parameters.
-      abstract: nested dict of `jax.ShapeDtypeStruct`, shaped like the parameters.
-      infos: nested dict of `ParamInfo`, shaped like the parameters.
+      config: the `model` section, with all sizes set.
+      graphdef: the static structure, which `merge` joins with parameters.
+      abstract: nested dict of `jax.ShapeDtypeStruct` with the structure of the parameters.
+      infos: nested dict of `ParamInfo` with the structure of the parameters.
+      make: constructor of the module, with the keyword `rngs`.
     """
 
     config: Any
@@ -44,17 +37,17 @@ class Network:
     make: Any
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters, float32. Call it inside `jax.jit` with out_shardings to make them sharded."""
+        """Returns initial float32 parameters. Call it inside `jax.jit` with out_shardings to create them sharded."""
         params: Params = nnx.to_pure_dict(nnx.state(self.make(rngs=nnx.Rngs(params=key))))
         return params
 
     def merge(self, params: Params) -> Any:
-        """The module with these parameters, for use inside a traced function."""
+        """Returns the module with these parameters, for use inside a traced function."""
         return nnx.merge(self.graphdef, params)
 
     @property
     def n_params(self) -> int:
-        """Number of parameters, frozen ones included."""
+        """Number of parameters, including frozen ones."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
 
@@ -66,17 +59,36 @@ def build(
     scan_layers: bool = True,
     sequence: bool = False,
 ) -> Network:
-    """The network of a `model` section; makes no arrays.
+    """Builds the network of a `model` section; makes no arrays.
 
     Args:
-      config: an instance of a class in `NETWORKS`, with vocab_size set.
+      config: the section of any family, with all sizes set.
       dtype: of the computation; parameters are float32.
-      remat: what the backward pass recomputes: none, dots, block or full.
-      scan_layers: one compiled layer for all, or unrolled.
-      sequence: on a mesh, activations between layers are split along the window over the axis `tensor`.
+      remat: what the backward pass recomputes, one of REMATS of the network's class.
+      scan_layers: compile one layer and scan over all, or unroll.
+      sequence: shard activations between layers along the window, over the mesh axis `tensor`.
+
+    Raises:
+      ConfigError: the network does not support an option.
     """
     options = {"dtype": dtype, "remat": remat, "scan_layers": scan_layers, "sequence": sequence}
-    make = functools.partial(NETWORKS[type(config)], config, **options)
+    make = functools.partial(family(config.base).get("network"), config, **options)
     module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return Network(config, graphdef, nnx.to_pure_dict(state), info_tree(state), make)
+
+
+def make_network(config: Config, vocab_size: int | None = None) -> Network:
+    """Builds the network of an experiment; makes no arrays.
+
+    Args:
+      config: the experiment.
+      vocab_size: of its tokenizer; None for a model without one, or if model.vocab_size is set.
+    """
+    return build(
+        config.model.with_sizes(vocab_size, config.data.max_length),
+        dtype=jnp.dtype(DTYPES[config.train.precision]),
+        remat=config.train.remat,
+        scan_layers=config.train.scan_layers,
+        sequence=config.mesh.sequence,
+    )

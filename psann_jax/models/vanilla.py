@@ -1,4 +1,4 @@
-"""The transformer that the gravity model is compared with, and what both have in common."""
+"""The baseline transformer of the gravity model, and the base class of both."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import VanillaConfig
-from psann_jax.models.layered import Cache, Layered
-from psann_jax.nn.attention import Attention
+from psann_jax.models.text_network import Cache, TextNetwork
+from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.context import Context, LayerCache, make_context
 from psann_jax.nn.initial import INITIALS
-from psann_jax.nn.mlp import MLP
+from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
 from psann_jax.ops.attention import choose_attention
 
 
-class TiedHead(Layered):
-    """A stack whose head is the transposed embedding with a bias of its own."""
+class TiedHead(TextNetwork):
+    """A stack whose head is the transposed embedding with a separate bias."""
 
     def __init__(self, config: VanillaConfig, make_block: Any, *, rngs: nnx.Rngs, **options: Any):
-        """Makes embedding, blocks, final norm and head bias; `options` are those of `Layered`."""
+        """Creates embedding, blocks, final norm and head bias; `options` are those of `Layered`."""
         self.config = config
         v, d, initial = config.vocab_size, config.d_model, INITIALS[config.init]
         self.embed = param(rngs, initial.embedding, (v, d), "embedding", ("vocab", "embed"))
@@ -31,8 +31,8 @@ class TiedHead(Layered):
         self.head_bias = param(rngs, initial.bias(d), (v,), "bias", ("vocab",))
 
     def embedded(self, tokens_BxL: jax.Array) -> jax.Array:
-        """The embedding (B, L, D) of tokens, in the compute type."""
-        # Gathered over fsdp first: a look-up in columns that are split apart makes XLA replicate its results.
+        """Looks up the embeddings (B, L, D) of tokens, in the compute dtype."""
+        # Gather over fsdp first: XLA replicates the result of a look-up in a table with sharded columns.
         return constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
@@ -40,21 +40,29 @@ class TiedHead(Layered):
         return self.embed[...].T, self.head_bias[...]
 
 
+def mlp_options(config: VanillaConfig) -> MLPOptions:
+    """Options of the MLPs of both networks: dropout on the hidden features and on the output."""
+    rate = config.dropout
+    return MLPOptions(config.d_model, config.d_mlp, config.mlp_activation, config.sine, rate, rate)
+
+
 class VanillaBlock(nnx.Module):
     """x = x + attention(norm1(x)); x = x + mlp(norm2(x))."""
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs):
-        """Args: config; rngs."""
         d, initial = config.d_model, INITIALS[config.init]
+        attention = AttentionOptions(
+            d, config.n_heads, bias=True, dropout=config.dropout, implementation=config.attention
+        )
         self.norm1 = LayerNorm(d, rngs=rngs)
-        self.attn = Attention(config, bias=True, output_dropout=False, initial=initial, rngs=rngs)
+        self.attn = Attention(attention, initial=initial, rngs=rngs)
         self.norm2 = LayerNorm(d, rngs=rngs)
-        self.mlp = MLP(config, config.mlp_activation, inner_dropout=True, initial=initial, rngs=rngs)
+        self.mlp = MLP(mlp_options(config), initial=initial, rngs=rngs)
 
     def __call__(
         self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache]:
-        """Runs the block; arguments and results as for `Attention`."""
+        """Applies the block; arguments and results as for `Attention`."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         attended, updated = self.attn(context.whole(self.norm1(x_BxLxD)), context, cache, keys[0])
         x_BxLxD = x_BxLxD + context.split(attended)
@@ -65,14 +73,14 @@ class Vanilla(TiedHead):
     """Embedding plus learned positions, pre-norm blocks, a final norm and a tied head."""
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, **options: Any):
-        """Makes the initial parameters, in float32; `options` are those of `Layered`."""
+        """Creates the float32 parameters; `options` are those of `Layered`."""
         shape = (config.n_positions, config.d_model)
         self.positions = param(rngs, INITIALS[config.init].embedding, shape, "embedding", (None, "embed"))
         super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
     def live_attention(config: VanillaConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """The attention implementation that runs; see `choose_attention`."""
+        """See `TextNetwork` and `choose_attention`."""
         return choose_attention(
             config.attention,
             platform=platform,
@@ -92,7 +100,7 @@ class Vanilla(TiedHead):
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
-        """Runs the network up to the final norm; see `Decoder.hidden`."""
+        """Applies the network up to the final norm; see `TextNetwork`."""
         context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
@@ -112,13 +120,13 @@ class Vanilla(TiedHead):
         return context.whole(self.norm(self.run_blocks(x, step))), None, {}
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of at most `length` tokens."""
+        """See `TextNetwork`."""
         c = self.config
         kv = (batch, c.n_heads, length, c.d_model // c.n_heads)
         layers = [{name: jnp.zeros(kv, self.dtype) for name in ("k", "v")} for _ in range(c.n_layers)]
         return {"length": jnp.zeros((batch,), jnp.int32), "layers": layers}
 
     def cache_axes(self) -> Cache:
-        """The logical axes of every array of `init_cache`, in its structure."""
+        """See `TextNetwork`."""
         entry = dict.fromkeys(("k", "v"), ("batch", "heads", None, None))
         return {"length": ("batch",), "layers": [entry] * self.config.n_layers}

@@ -1,1 +1,1 @@
-"""Layers, one idea a file; they know nothing of training."""
+"""Layers, one idea per file. They take sizes and options, not whole configs, and know nothing of training."""

@@ -1,11 +1,11 @@
-"""Causal multi-head attention with rotary or ALiBi positions and an explicit cache."""
+"""Multi-head attention with rotary or ALiBi positions and an explicit cache."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 from flax import nnx
 
-from psann_jax.config import DecoderConfig, VanillaConfig
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
@@ -13,31 +13,46 @@ from psann_jax.nn.partition import constrain
 from psann_jax.nn.positions import rotate
 from psann_jax.ops.attention import cached_attention, causal_attention
 from psann_jax.ops.dropout import dropout
+from psann_jax.ops.full_attention import attention_weights, full_attention
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Sizes and options of `Attention`.
+
+    Attributes:
+      d_model: features.
+      n_heads: heads, which divide the features.
+      causal: whether a token attends to earlier tokens of its document only, or to the whole window.
+      bias: whether the projections have biases.
+      dropout: rate on the attention weights.
+      output_dropout: rate on the output.
+      implementation: of causal attention, see `psann_jax.ops.attention.choose_attention`.
+    """
+
+    d_model: int
+    n_heads: int
+    causal: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    output_dropout: float = 0.0
+    implementation: str = "auto"
 
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(K)) v over the earlier tokens of the same document."""
+    """softmax(q k^T / sqrt(K)) v over the visible tokens, projected. Source: Vaswani et al. (2017)."""
 
-    def __init__(
-        self,
-        config: DecoderConfig | VanillaConfig,
-        *,
-        bias: bool = False,
-        output_dropout: bool = True,
-        initial: Initial = XAVIER,
-        rngs: nnx.Rngs,
-    ):
-        """Args: config; whether projections have biases; whether the output is dropped, as the weights are; initial
-        weights; rngs."""
-        self.config, self.output_rate = config, config.dropout if output_dropout else 0.0
-        make = partial(Linear, (config.d_model, config.d_model), bias=bias, initial=initial, rngs=rngs)
+    def __init__(self, options: AttentionOptions, *, initial: Initial = XAVIER, rngs: nnx.Rngs):
+        self.options = options
+        d = options.d_model
+        make = partial(Linear, (d, d), bias=options.bias, initial=initial, rngs=rngs)
         self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
         self.o = make(("heads", "embed"))
 
     def __call__(
         self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache]:
-        """Attends within the window or, with a cache, to everything in it.
+        """Attends within the window or, with a cache, to all that it holds.
 
         Args:
           x_BxLxD: normalised input.
@@ -46,30 +61,43 @@ class Attention(nnx.Module):
           key: for dropout, or None.
 
         Returns:
-          (B, L, D) and the cache with the new keys and values.
+          (B, L, D) in the dtype of x, and the cache with the new keys and values.
         """
-        c = self.config
-        heads = (*x_BxLxD.shape[:2], c.n_heads, c.d_model // c.n_heads)
-        q, k, v = (constrain(p(x_BxLxD).reshape(heads), "batch", None, "heads", None) for p in (self.q, self.k, self.v))
+        options, updated = self.options, {}
+        q, k, v = (self._heads(project, x_BxLxD) for project in (self.q, self.k, self.v))
         if context.rope is not None:
             q, k = rotate(q, context.rope), rotate(k, context.rope)
         weights_key, output_key = (None, None) if key is None else jax.random.split(key)
-        if cache is None:
+        rate = options.dropout if key is not None else 0.0
+        if cache is not None:
+            assert context.slots_BxL is not None
+            updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
+            k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
+            out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
+        elif options.causal:
             out = causal_attention(
                 q,
                 k,
                 v,
                 segment_ids_BxL=context.segment_ids_BxL,
                 alibi_slopes_H=context.alibi_H,
-                dropout_rate=c.dropout if key is not None else 0.0,
+                dropout_rate=rate,
                 dropout_key=weights_key,
-                implementation=c.attention,
+                implementation=options.implementation,
             )
-            updated = {}
         else:
-            assert context.slots_BxL is not None
-            updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
-            k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
-            out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
-        out = constrain(out, "batch", None, "heads", None)  # its gradient above all, which might come split by position
-        return dropout(self.o(out.reshape(x_BxLxD.shape)), self.output_rate, output_key), updated
+            out = full_attention(q, k, v, dropout_rate=rate, dropout_key=weights_key)
+        # Mainly for the gradient of `out`, which could otherwise be sharded along the window.
+        out = constrain(out, "batch", None, "heads", None)
+        return dropout(self.o(out.reshape(x_BxLxD.shape)), options.output_dropout, output_key), updated
+
+    def weights(self, x_BxLxD: jax.Array, context: Context) -> jax.Array:
+        """Weights (B, H, L, L), of queries on keys, of attention to the whole window; for inspection."""
+        q, k = self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
+        if context.rope is not None:
+            q, k = rotate(q, context.rope), rotate(k, context.rope)
+        return attention_weights(q, k)
+
+    def _heads(self, project: Linear, x_BxLxD: jax.Array) -> jax.Array:
+        heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], self.options.n_heads, -1)
+        return constrain(heads, "batch", None, "heads", None)

@@ -1,4 +1,4 @@
-"""What every layer of a forward pass shares."""
+"""Arrays that all layers of a forward pass share."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ LayerCache = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Context:
-    """What is the same in all layers of a forward pass.
+    """Arrays and options that are the same in all layers of a forward pass.
 
     Attributes:
-      segment_ids_BxL: document of each token, None where every token may see all earlier ones.
-      reach_BxL: earlier tokens of its document that each token has.
-      rope: tables of `positions.rope_tables`, None without rotary positions.
-      alibi_H: slopes, None without ALiBi.
-      slots_BxL: where the tokens go in the cache; out of range drops them. None without a cache.
-      valid_B: new tokens of each row that are not padding. None without a cache.
-      sequence: whether the residual stream is split along the window, too.
+      segment_ids_BxL: document of each token; None if each token attends to all earlier ones.
+      reach_BxL: number of earlier tokens in the document of each token.
+      rope: from `positions.rope_tables`; None without rotary positions.
+      alibi_H: slopes; None without ALiBi.
+      slots_BxL: cache slot of each token; tokens with a slot out of range are dropped. None without a cache.
+      valid_B: number of new tokens in each row that are not padding. None without a cache.
+      sequence: whether the residual stream is also sharded along the window.
     """
 
     segment_ids_BxL: jax.Array | None
@@ -34,32 +34,32 @@ class Context:
     sequence: bool = False
 
     def split(self, x_BxLxD: jax.Array) -> jax.Array:
-        """x as the residual stream lies on the devices, for what treats every position alike.
+        """Shards x like the residual stream, for operations on single positions.
 
         Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022: sequence
-        parallelism, for which the sum that ends a layer becomes a reduce-scatter, and an all-gather begins the next.
+        parallelism, in which a layer ends with a reduce-scatter and the next begins with an all-gather.
         """
         return constrain(x_BxLxD, "batch", "sequence" if self.sequence else None, None)
 
     def whole(self, x_BxLxD: jax.Array) -> jax.Array:
-        """x with the whole window on every device, for what divides its results."""
+        """Gathers the whole window of x, for operations that mix positions and shard heads or features."""
         return constrain(x_BxLxD, "batch", None, None)
 
     def channels(self, x_BxLxD: jax.Array) -> jax.Array:
-        """x with the whole window of some features, where the stream is split, for what treats each feature alone."""
+        """Shards x by features instead of positions if the stream is sharded, for depthwise operations."""
         return constrain(x_BxLxD, "batch", None, "channels") if self.sequence else x_BxLxD
 
 
 def make_context(
     tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None, cached_B: jax.Array | None = None
 ) -> Context:
-    """The context of tokens in a window or, with a cache, after what is in it.
+    """Creates the context of the tokens in a window or, with a cache, after the cached tokens.
 
     Args:
       tokens_BxL: token ids.
-      segment_ids_BxL: document of each token in the window, 0 for padding; None: one document a row. With a cache only
-        padding matters, and it must be at the end of a row.
-      cached_B: tokens of each row in the cache; None without a cache.
+      segment_ids_BxL: document of each token in the window, 0 for padding; None: one document per row. With a cache
+        they only mark padding, which must be at the end of a row.
+      cached_B: number of cached tokens in each row; None without a cache.
     """
     index = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32), tokens_BxL.shape)
     if cached_B is None:
@@ -72,9 +72,10 @@ def make_context(
 
 
 def append(cached_BxHxSxK: jax.Array, new_BxLxHxK: jax.Array, slots_BxL: jax.Array) -> jax.Array:
-    """The cache of a layer with new entries in their slots.
+    """Writes new entries to their slots in the cache of a layer.
 
-    Heads come before slots in a cache, as the products of a step read it; else it would be copied at each.
+    Heads come before slots, the order in which the matrix products of a decoding step read the cache; in another order
+    it would be copied in every step.
     """
     row = jnp.arange(slots_BxL.shape[0])[:, None]
     return cached_BxHxSxK.at[row, :, slots_BxL].set(new_BxLxHxK.astype(cached_BxHxSxK.dtype), mode="drop")

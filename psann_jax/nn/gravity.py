@@ -1,64 +1,84 @@
-"""Attention by distance and mass, and the loss that keeps coordinates apart."""
+"""Attention by distance and mass, and the repulsion loss that keeps coordinates apart."""
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import NGTConfig, RepulsionConfig, require
+from psann_jax.config import RepulsionConfig, require
 from psann_jax.nn.context import Context, LayerCache, append
-from psann_jax.nn.initial import INITIALS
+from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constant, constrain, param
 from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
 from psann_jax.ops.gravity_scores import GravityForm, gravity_weights, squared_distances
 
-_CLOSEST = 1e-3  # distances below it repel no more
+_MIN_DISTANCE = 1e-3  # the repulsion is constant below it
 
 
 class Masses(NamedTuple):
-    """Masses of the tokens of a window and, with a cache, of its slots.
+    """Masses of the tokens in a window and, with a cache, in its slots.
 
     Attributes:
       tokens_BxL: positive, at least float32.
-      cached_BxS: of the slots, the window's tokens among them; None without a cache.
+      cached_BxS: of all slots, including the window's tokens; None without a cache.
     """
 
     tokens_BxL: jax.Array
     cached_BxS: jax.Array | None = None
 
 
-class GravityAttention(nnx.Module):
-    """The mean of the values of the earlier tokens of the document, weighted by their distance and mass.
+@dataclass(frozen=True)
+class GravityOptions:
+    """Sizes and options of `GravityAttention`.
 
-    Coordinates, scores and the softmax are in float32 whatever the compute type is.
+    Attributes:
+      d_model: features.
+      n_heads: heads, which divide the features.
+      d_coord: coordinates per token.
+      d_head_coord: coordinates per head.
+      form: how scores follow from distances; its dropout_rate is not used.
+      mass: whether masses multiply the scores or the values.
+      radius_init: the initial radius before its softplus.
+      dropout: rate on the attention weights.
+      implementation: auto, tiled or plain, see `psann_jax.ops.gravity_attention`.
     """
 
-    def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs):
-        """Args: config; rngs."""
-        self.config = config
-        d, h, initial = config.d_model, config.n_heads, INITIALS[config.init]
-        self.form = GravityForm(
-            attractive=config.variant == "attractive",
-            cutoff=config.cutoff,
-            eps=config.eps or (0.1 if config.variant == "attractive" else 1e-6),
-            rsqrt=config.rsqrt,
-        )
+    d_model: int
+    n_heads: int
+    d_coord: int
+    d_head_coord: int
+    form: GravityForm
+    mass: Literal["score", "value"] = "score"
+    radius_init: float = 4.0
+    dropout: float = 0.0
+    implementation: str = "auto"
+
+
+class GravityAttention(nnx.Module):
+    """Mean of the values of the earlier tokens of the document, weighted by their distance and mass.
+
+    Coordinates, scores and the softmax are computed in float32 at least.
+    """
+
+    def __init__(self, options: GravityOptions, *, initial: Initial = XAVIER, rngs: nnx.Rngs):
+        self.options = options
+        d, h = options.d_model, options.n_heads
         self.v = Linear((d, d), ("embed", "heads"), bias=True, initial=initial, rngs=rngs)
         self.o = Linear((d, d), ("heads", "embed"), bias=True, initial=initial, rngs=rngs)
-        shape = (config.d_coord, h * config.d_head_coord)
-        # What can change nothing is frozen, or rounding would move it: a constant in all coordinates, or in all scores
-        # of a row; a radius at which weights only jump.
+        shape = (options.d_coord, h * options.d_head_coord)
+        # Parameters without an effect are frozen, because rounding errors would move them: a constant in all
+        # coordinates or in all scores of a row, and a radius at which the weights are discontinuous.
         self.coords = Linear(
             shape, (None, "heads"), bias=True, bias_learns=False, kind="coordinate", initial=initial, rngs=rngs
         )
         self.gamma = param(rngs, constant(0.0), (h,), "gravity", ("heads",))
-        self.bias_acts = config.mass == "score" or config.cutoff == "soft"
-        self.radius_learns = config.cutoff in ("soft", "decay")
+        self.bias_acts = options.mass == "score" or options.form.cutoff == "soft"
+        self.radius_learns = options.form.cutoff in ("soft", "decay")
         self.bias = param(rngs, constant(0.0), (h,), "gravity", ("heads",), trainable=self.bias_acts)
-        self.radius = param(rngs, constant(config.radius_init), (1,), "gravity", (None,), trainable=self.radius_learns)
+        self.radius = param(rngs, constant(options.radius_init), (1,), "gravity", (None,), trainable=self.radius_learns)
 
     def __call__(
         self,
@@ -69,7 +89,7 @@ class GravityAttention(nnx.Module):
         cache: LayerCache | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache]:
-        """Attends within the window or, with a cache, to everything in it.
+        """Attends within the window or, with a cache, to all that it holds.
 
         Args:
           x_BxLxD: normalised input.
@@ -77,31 +97,31 @@ class GravityAttention(nnx.Module):
           masses: of the tokens.
           context: shared arrays.
           cache: {"a" (B, H, S, head coordinates), "v" (B, H, S, K)}, or None.
-          key: for dropout of the weights, or None.
+          key: for dropout on the weights, or None.
 
         Returns:
           (B, L, D) and the cache with the new entries.
         """
-        c = self.config
+        options = self.options
         a, v = self._coordinates_and_values(x_BxLxD, z_BxLxC, masses)
-        in_score = c.mass == "score"
+        in_score = options.mass == "score"
         if cache is None:
             out = gravity_attention(
-                replace(self.form, dropout_rate=c.dropout if key is not None else 0.0),
+                replace(options.form, dropout_rate=options.dropout if key is not None else 0.0),
                 a,
                 v,
                 *self.strengths(),
                 mass_BxL=masses.tokens_BxL if in_score else None,
                 segment_ids_BxL=context.segment_ids_BxL,
                 dropout_key=key,
-                implementation=c.attention,
+                implementation=options.implementation,
             )
-            out = constrain(out, "batch", None, "heads", None)  # its gradient above all, see `Attention`
+            out = constrain(out, "batch", None, "heads", None)  # mainly for its gradient, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
         updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("a", a), ("v", v))}
         out = cached_gravity_attention(
-            self.form,
+            options.form,
             a,
             updated["a"].swapaxes(1, 2),
             updated["v"].swapaxes(1, 2),
@@ -113,7 +133,7 @@ class GravityAttention(nnx.Module):
         return self.o(out.reshape(x_BxLxD.shape)), updated
 
     def strengths(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """gamma (H,), bias (H,) and the radius, a scalar; what is frozen has no gradient."""
+        """Returns gamma (H,), bias (H,) and the radius, a scalar; frozen ones have no gradient."""
         bias = self.bias[...] if self.bias_acts else jax.lax.stop_gradient(self.bias[...])
         radius = self.radius[0] if self.radius_learns else jax.lax.stop_gradient(self.radius[0])
         return jax.nn.softplus(self.gamma[...]), bias, jax.nn.softplus(radius)
@@ -121,16 +141,16 @@ class GravityAttention(nnx.Module):
     def weights(
         self, x_BxLxD: jax.Array, z_BxLxC: jax.Array, masses: Masses, context: Context
     ) -> tuple[jax.Array, jax.Array]:
-        """Attention weights and squared distances, each (B, H, L, L), of a window; for inspection."""
+        """Returns attention weights and squared distances of a window, each (B, H, L, L); for inspection."""
         a, _ = self._coordinates_and_values(x_BxLxD, z_BxLxC, masses)
         d2 = squared_distances(a)
-        mass = masses.tokens_BxL if self.config.mass == "score" else None
-        return gravity_weights(self.form, d2, *self.strengths(), mass, context.segment_ids_BxL), d2
+        mass = masses.tokens_BxL if self.options.mass == "score" else None
+        return gravity_weights(self.options.form, d2, *self.strengths(), mass, context.segment_ids_BxL), d2
 
     def _coordinates_and_values(
         self, x_BxLxD: jax.Array, z_BxLxC: jax.Array, masses: Masses
     ) -> tuple[jax.Array, jax.Array]:
-        c = self.config
+        c = self.options
         lead = x_BxLxD.shape[:2]
         a = self.coords(z_BxLxC).reshape(*lead, c.n_heads, c.d_head_coord)
         v = self.v(x_BxLxD).reshape(*lead, c.n_heads, c.d_model // c.n_heads)
@@ -146,33 +166,33 @@ def repulsion(
     config: RepulsionConfig,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Mean of m_i m_j / max(|z_i - z_j|, 0.001)^alpha over the pairs of a row's tokens of one document.
+    """Mean of m_i m_j / max(|z_i - z_j|, 0.001)^alpha over the pairs of tokens of the same document in each row.
 
     Args:
       z_BxLxC: coordinates.
       mass_BxL: masses.
-      segment_ids_BxL: document numbers, 0 for padding; None: one document a row.
-      config: alpha, and how many tokens are drawn, the same places for all rows.
-      key: of the draw; None: all tokens.
+      segment_ids_BxL: document of each token, 0 for padding; None: one document per row.
+      config: alpha, and how many tokens are sampled, at the same positions in all rows.
+      key: for sampling; None uses all tokens.
 
     Returns:
-      (B,), 0 for a row without a pair.
+      (B,), 0 for rows without a pair.
 
     Raises:
-      ConfigError: a window of one token has no pairs.
+      ConfigError: the window has a single token.
     """
     L = z_BxLxC.shape[1]
-    require(L > 1, "model.repulsion.weight", "needs windows of two tokens at least; set it to 0")
+    require(L > 1, "model.repulsion.weight", "needs windows of at least two tokens; set it to 0")
     if key is not None and config.tokens < L:
-        places = jax.random.permutation(key, L)[: config.tokens]
-        z_BxLxC, mass_BxL = z_BxLxC[:, places], mass_BxL[:, places]
-        segment_ids_BxL = None if segment_ids_BxL is None else segment_ids_BxL[:, places]
+        positions = jax.random.permutation(key, L)[: config.tokens]
+        z_BxLxC, mass_BxL = z_BxLxC[:, positions], mass_BxL[:, positions]
+        segment_ids_BxL = None if segment_ids_BxL is None else segment_ids_BxL[:, positions]
     n = z_BxLxC.shape[1]
     pair_1xTxT = jnp.triu(jnp.ones((n, n), bool), 1)[None]
     if segment_ids_BxL is not None:
         own = segment_ids_BxL[:, :, None]
         pair_1xTxT = pair_1xTxT & (own == segment_ids_BxL[:, None]) & (own > 0)
     d2 = jnp.sum(jnp.square(z_BxLxC[:, :, None] - z_BxLxC[:, None]), axis=-1)
-    d2 = jnp.maximum(d2, _CLOSEST**2)
+    d2 = jnp.maximum(d2, _MIN_DISTANCE**2)
     each = mass_BxL[:, :, None] * mass_BxL[:, None] / (d2 if config.alpha == 2 else d2 ** (config.alpha / 2))
     return jnp.sum(jnp.where(pair_1xTxT, each, 0), (1, 2)) / jnp.maximum(jnp.sum(pair_1xTxT, (1, 2)), 1)

@@ -1,4 +1,4 @@
-"""Initial weights of a network, by name."""
+"""Initialisers of the parameters of a network, by name."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from psann_jax.nn.partition import Init, constant, xavier_uniform
 
 
 def normal(std: float) -> Init:
-    """Initialises from N(0, std^2)."""
+    """Returns an initialiser that draws from N(0, std^2)."""
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
@@ -22,12 +22,12 @@ def _uniform(fan_in: int) -> Init:
 
 @dataclass(frozen=True)
 class Initial:
-    """How the parameters of a network begin.
+    """Initialisers of a network's parameters.
 
     Attributes:
       embedding: of tables.
       kernel: of a matrix (in, out).
-      bias: of the bias of a layer with so many inputs.
+      bias: of a bias, as a function of the number of inputs of the layer.
     """
 
     embedding: Init
@@ -37,7 +37,7 @@ class Initial:
 
 XAVIER = Initial(normal(0.02), xavier_uniform, lambda fan_in: constant(0.0))
 
-# small: as GPT-2 has it (Radford et al., 2019). reference: PyTorch's defaults.
+# small: as in GPT-2 (Radford et al., 2019). reference: the defaults of PyTorch.
 INITIALS = {
     "small": Initial(normal(0.02), normal(0.02), lambda fan_in: constant(0.0)),
     "reference": Initial(normal(1.0), lambda key, shape: _uniform(shape[0])(key, shape), _uniform),

@@ -22,8 +22,17 @@ class Linear(nnx.Module):
         initial: Initial = XAVIER,
         rngs: nnx.Rngs,
     ):
-        """Args: kernel shape (in, out); its logical axes; whether there is a bias and it is trained; kind of the
-        kernel; initial weights; rngs."""
+        """Creates the parameters.
+
+        Args:
+          shape: of the kernel, (in, out).
+          axes: logical axes of the kernel.
+          bias: whether there is a bias.
+          bias_learns: whether the bias is trained.
+          kind: of the kernel, see `ParamInfo`.
+          initial: initialisers.
+          rngs: with a `params` stream.
+        """
         self.bias_learns = bias_learns
         self.kernel = param(rngs, initial.kernel, shape, kind, axes)
         bias_kind = "gravity" if kind == "coordinate" else "bias"  # coordinates stay in float32

@@ -1,7 +1,7 @@
-"""Parameters with logical axes, and the rules that map these to mesh axes.
+"""Parameters with logical axes, and the rules that map logical axes to mesh axes.
 
-A parameter names its axes once, where it is made (`param`). `ShardingRules` says which mesh axis each logical
-axis is split over; nothing else in the project knows about both.
+A parameter names its axes once, where it is created (`param`). `ShardingRules` maps each logical axis to mesh axes;
+nothing else in the project knows both.
 """
 
 import math
@@ -23,14 +23,14 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class ParamInfo:
-    """What the trainer must know of a parameter.
+    """What the trainer needs to know about a parameter.
 
     Attributes:
-      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (of its scores, and biases of coordinates),
-        coordinate (matrices to and from coordinates) or table (of coordinates and masses); decides weight decay, Muon
-        and what the sampler casts.
-      axes: logical axis names, one a dimension; the first is "layers" where layers are stacked.
-      trainable: whether an optimizer may change it.
+      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (parameters of its scores, and
+        biases of coordinates), coordinate (matrices to and from coordinates) or table (of coordinates and masses). It
+        determines weight decay, the use of Muon, and what the sampler casts.
+      axes: logical axis names, one per dimension; the first is "layers" if layers are stacked.
+      trainable: whether the optimizer updates it.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class ParamInfo:
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """The mesh axis that each logical axis is split over; None is not split."""
+    """The mesh axes that each logical axis is sharded over; None: not sharded."""
 
     batch: MeshAxes = ("data", "fsdp")
     sequence: MeshAxes = "tensor"  # positions between layers, see `Context.split`
@@ -52,10 +52,10 @@ class ShardingRules:
     vocab: MeshAxes = "tensor"
 
     def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
-        """The PartitionSpec of an array with these logical axes.
+        """Returns the PartitionSpec of an array with these logical axes.
 
         Raises:
-          ConfigError: two axes of the array would be split over the same mesh axis.
+          ConfigError: two axes of the array would be sharded over the same mesh axis.
         """
         entries: list[MeshAxes] = [None if a is None else getattr(self, a) for a in axes]
         used = [m for e in entries for m in mesh_axes(e)]
@@ -64,11 +64,11 @@ class ShardingRules:
         return PartitionSpec(*entries)
 
     def stored(self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-        """The PartitionSpec of a parameter between steps, when JAX wants its parts to be equal.
+        """Returns the PartitionSpec of a parameter between steps, where JAX requires shards of equal size.
 
-        A vocabulary that its mesh axis does not divide leaves that axis to the features. Inside a step, `constrain`
-        splits it all the same, and XLA pads the last part and keeps the padding out of every result. So the parameter
-        has its true size, and a checkpoint fits every mesh.
+        If its mesh axis does not divide the vocabulary, the features are sharded over that axis instead. Inside a
+        step, `constrain` still shards the vocabulary; XLA pads the last shard and excludes the padding from all
+        results. So the parameter keeps its true size, and a checkpoint fits every mesh.
         """
         if "vocab" in axes and shape[axes.index("vocab")] % _parts(mesh, self.vocab):
             return replace(self, vocab=None, embed=(*mesh_axes(self.embed), *mesh_axes(self.vocab))).spec(axes)
@@ -79,7 +79,7 @@ RULES = ShardingRules()
 
 
 def mesh_axes(axes: MeshAxes) -> tuple[str, ...]:
-    """The mesh axes of an entry of the rules or of a PartitionSpec."""
+    """Returns the mesh axes of an entry of the rules or of a PartitionSpec."""
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
@@ -88,10 +88,10 @@ def _parts(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
 
 
 def param_shardings(mesh: Mesh, abstract: Any, infos: Any) -> Any:
-    """The NamedSharding of every parameter.
+    """Returns the NamedSharding of every parameter.
 
     Raises:
-      ConfigError: a dimension cannot be divided over its mesh axes.
+      ConfigError: mesh axes do not divide their dimension.
     """
 
     def sharding(path: Any, array: Any, info: ParamInfo) -> NamedSharding:
@@ -112,23 +112,23 @@ Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 def param(
     rngs: nnx.Rngs, init: Init, shape: tuple[int, ...], kind: str, axes: tuple[str | None, ...], trainable: bool = True
 ) -> nnx.Param:
-    """A float32 parameter that carries its `ParamInfo` as metadata."""
+    """Creates a float32 parameter with its `ParamInfo` as metadata."""
     assert len(axes) == len(shape), (axes, shape)
     return nnx.Param(init(rngs.params(), shape), info=ParamInfo(kind, axes, trainable))
 
 
 def constant(value: float) -> Init:
-    """Initialises with one value."""
+    """Returns an initialiser with a constant value."""
     return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Glorot and Bengio (2010): U(-a, a) with a = sqrt(6 / (fan_in + fan_out))."""
+    """Draws from U(-a, a) with a = sqrt(6 / (fan_in + fan_out)). Source: Glorot and Bengio (2010)."""
     return jax.nn.initializers.xavier_uniform()(key, shape, jnp.float32)
 
 
 def info_tree(state: nnx.State) -> dict[str, Any]:
-    """The ParamInfo of every parameter, as a nested dict shaped like the parameters."""
+    """Returns the ParamInfo of every parameter, as a nested dict with the structure of the parameters."""
 
     def info(variable: Any) -> ParamInfo:
         made: ParamInfo = variable.get_metadata()["info"]
@@ -139,7 +139,7 @@ def info_tree(state: nnx.State) -> dict[str, Any]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Tells the compiler how an activation with these logical axes is split over the current mesh, if any."""
+    """Constrains the sharding of an activation with these logical axes over the current mesh, if there is one."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, RULES.spec(axes))

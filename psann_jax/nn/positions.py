@@ -1,4 +1,4 @@
-"""Where a token stands: rotary angles, sinusoidal encodings, and the reach of a document inside a window."""
+"""Positions: rotary angles, sinusoidal encodings, and the distance to the start of a document."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ ROPE_BASE = 10000.0
 
 
 def document_reach(segment_ids_BxL: jax.Array) -> jax.Array:
-    """How many earlier tokens of its own document each token has in the window, (B, L) int32."""
+    """Number of earlier tokens in the document of each token within the window, (B, L) int32."""
     index = jnp.arange(segment_ids_BxL.shape[1], dtype=jnp.int32)
     starts = segment_ids_BxL != jnp.roll(segment_ids_BxL, 1, axis=1)
     starts = starts.at[:, 0].set(True)
@@ -17,7 +17,7 @@ def document_reach(segment_ids_BxL: jax.Array) -> jax.Array:
 def rope_tables(positions_BxL: jax.Array, head_dim: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles, two arrays (B, L, 1, K/2).
 
-    Angles are formed in float32 at least: in bfloat16, positions beyond 256 would be rounded.
+    Angles are computed in float32 at least, because bfloat16 rounds positions beyond 256.
     Source: Su et al. (2021).
     """
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -29,9 +29,9 @@ def rope_tables(positions_BxL: jax.Array, head_dim: int, dtype: jnp.dtype) -> tu
 def rope_tables_2d(
     rows_L: jax.Array, columns_L: jax.Array, head_dim: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the angles of places on a grid, two arrays (L, 1, K/2): by row, then by column.
+    """Cosines and sines of the angles of cells on a grid, two arrays (L, 1, K/2): by row, then by column.
 
-    The base of the frequencies is 10, so that the slowest turn is not much longer than a grid of nine.
+    The base of the frequencies is 10, so that the longest period is not much longer than a grid of nine.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     inverse_frequency = 10.0 ** (-jnp.arange(head_dim // 4, dtype=wide) / (head_dim // 4))
@@ -40,10 +40,10 @@ def rope_tables_2d(
 
 
 def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair of neighbouring features (2i, 2i+1) by its rotary angle.
+    """Rotates each pair of neighbouring features (2i, 2i+1) by its rotary angle.
 
-    The turned pairs come out split in halves, all first members before all second ones: queries and keys
-    are permuted alike, so their products are those of the interleaved order, and halves are cheaper to write.
+    The result holds the first members of all pairs, then the second ones. Queries and keys are permuted alike, so their
+    products equal those in the interleaved order, and contiguous halves are cheaper to write.
     """
     cos, sin = tables
     pairs = x_BxLxHxK.reshape(*x_BxLxHxK.shape[:-1], -1, 2)
@@ -53,7 +53,7 @@ def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 
 def sinusoidal_encoding(positions_BxL: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
-    """Sines in the even and cosines in the odd features, (B, L, D). Source: Vaswani et al. (2017)."""
+    """Sines in the even features and cosines in the odd ones, (B, L, D). Source: Vaswani et al. (2017)."""
     wide = jnp.promote_types(dtype, jnp.float32)
     frequency = ROPE_BASE ** (-2.0 * jnp.arange(features // 2, dtype=wide) / features)
     angle = positions_BxL.astype(wide)[..., None] * frequency

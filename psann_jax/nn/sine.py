@@ -10,24 +10,31 @@ from psann_jax.config import SINE_PARAMETERS, SineConfig
 from psann_jax.nn.partition import Init, param
 from psann_jax.ops.sine import damped_sine
 
-FREQUENCY_OFFSET = 1e-6  # keeps the frequency away from 0 wherever its raw value goes
+FREQUENCY_OFFSET = 1e-6  # keeps the frequency above 0 for every raw value
 _LEAST = float(jnp.finfo(jnp.float32).eps)
 
 
 def inverse_softplus(x: jax.Array) -> jax.Array:
-    """The raw value whose softplus is x > 0, also where exp(x) would overflow."""
+    """The raw value whose softplus is x > 0, also for x whose exp(x) overflows."""
     return x + jnp.log(-jnp.expm1(-x))
 
 
 class Sine(nnx.Module):
     """y = A * exp(-d * g(z)) * sin(f * z), with A, f and d trained per feature.
 
-    The raw parameters go through a softplus, so that the values in use stay positive, and are then clamped to
-    the bounds of the config. g(z) is |z|, max(z, 0) or 0. Source: the PSANN-LM activation.
+    The effective values are the softplus of the raw parameters, so that they stay positive, clamped to the bounds of
+    the config. g(z) is |z|, max(z, 0) or 0. Source: the activation of PSANN-LM.
     """
 
     def __init__(self, features: int, config: SineConfig, axis: str | None, *, rngs: nnx.Rngs):
-        """Args: features F; config; the logical name of the feature axis; rngs."""
+        """Creates the raw parameters.
+
+        Args:
+          features: F.
+          config: initial values and bounds.
+          axis: logical name of the feature axis.
+          rngs: with a `params` stream.
+        """
         self.config = config
         for name, key in zip(SINE_PARAMETERS, ("amp", "freq", "damp"), strict=True):
             unused = name == "decay" and config.decay_mode == "none"
@@ -39,7 +46,7 @@ class Sine(nnx.Module):
         return damped_sine(z, *self.values(), decay_mode=self.config.decay_mode)
 
     def values(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A, f and d as they are in use, each (F,)."""
+        """The effective A, f and d, each (F,)."""
         c = self.config
         amplitude = _clamp(jax.nn.softplus(self._raw("amplitude")), c.amp_bounds)
         frequency = _clamp(jax.nn.softplus(self._raw("frequency")) + FREQUENCY_OFFSET, c.freq_bounds)
@@ -57,7 +64,7 @@ def _clamp(x: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
 
 
 def _raw_init(config: SineConfig, key: str) -> Init:
-    """Raw initial values: constant, one uniform draw for the layer, or a normal draw for each feature."""
+    """Initialiser of raw values: a constant, one uniform draw per layer, or a normal draw per feature."""
     mean, std = getattr(config, f"{key}_init"), getattr(config, f"{key}_init_std")
     low_high = getattr(config, f"{key}_range")
 

@@ -1,23 +1,20 @@
-"""A trained run, from its workdir."""
+"""Loads a trained run from its workdir; start here to use one."""
 
+import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
-from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, MeshConfig
-from psann_jax.config.io import parse, to_dict
+from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, MeshConfig, TextModelConfig
+from psann_jax.config.io import parse, to_dict, upgrade_saved
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.models.network import Network, Params
+from psann_jax.models.network import Network, Params, make_network
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler
-from psann_jax.tasks.lm import make_network
-from psann_jax.tasks.sudoku import sudoku_network
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.mesh import check_heads
 from psann_jax.utils.errors import UserError
@@ -25,15 +22,15 @@ from psann_jax.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run of any task has learnt.
+    """The network of a run and its trained parameters.
 
     Attributes:
-      config: its settings, with the precision that is used now.
-      network: of that precision.
+      config: the settings of the run, with the precision in use.
+      network: computes in that precision.
       params: float32, on the mesh.
-      step: updates that the parameters have had.
-      data: the fingerprint of what it was trained on.
-      mesh: where the parameters are.
+      step: number of updates.
+      data: fingerprint of the training data.
+      mesh: the devices that hold the parameters.
     """
 
     config: Config
@@ -46,16 +43,16 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class TextRun(LoadedRun):
-    """What a run on text has learnt.
+    """A language model, its trained parameters and its tokenizer.
 
     Attributes:
-      tokenizer: the one it was trained with.
+      tokenizer: that of the training.
     """
 
     tokenizer: Tokenizer
 
     def sampler(self) -> Sampler:
-        """A sampler whose context is the window that the run was trained on."""
+        """Returns a sampler whose context is as long as the windows in training."""
         return Sampler(
             self.network,
             self.params,
@@ -65,7 +62,33 @@ class TextRun(LoadedRun):
         )
 
 
-_Result = TypeVar("_Result", bound=LoadedRun)
+def load_run(
+    workdir: str | os.PathLike[str],
+    step: int | str | None = None,
+    *,
+    data_section: type | None = None,
+    precision: str = "run",
+    mesh: tuple[int, int, int] = (1, 1, 1),
+    ema_params: bool = False,
+) -> LoadedRun:
+    """Loads the network and the parameters of a run of any family; the rest of the training state is not read.
+
+    The config is the one in the checkpoint.
+
+    Args:
+      workdir: of the run.
+      step: a saved step, "best" by validation loss, or "last"; None is the last.
+      data_section: class that the `data` section must have; None accepts all.
+      precision: of the computation: fp32, bf16 or fp16; "run" is that of training; "auto" is fp32 on a CPU, where it is
+        faster, and that of training elsewhere.
+      mesh: devices along data, fsdp and tensor.
+      ema_params: load the exponential moving average of the weights (train.ema_decay) instead.
+
+    Raises:
+      UserError: no such run or checkpoint, a damaged one, one of another family or without EMA weights, or the mesh
+        does not divide the model.
+    """
+    return _restore(_open(workdir, step, precision, data_section), mesh, ema_params)
 
 
 def load_text_run(
@@ -76,102 +99,81 @@ def load_text_run(
     mesh: tuple[int, int, int] = (1, 1, 1),
     ema_params: bool = False,
 ) -> TextRun:
-    """Reads the parameters and the tokenizer of a run on text; of its training state nothing else is read.
-
-    The config is the one that the checkpoint was saved with.
-
-    Args:
-      workdir: of the run.
-      step: a saved step, "best" by validation loss, or "last"; None: the last.
-      precision: of the computation: fp32, bf16 or fp16; "run": that of training; "auto": fp32 on CPU, where it is
-        faster, else that of training.
-      mesh: devices along data, fsdp and tensor.
-      ema_params: return the exponential moving average of the weights (train.ema_decay).
-
-    Raises:
-      UserError: no such run there, no such checkpoint, a damaged one, one without EMA weights, or the model
-        cannot be divided over the mesh.
-    """
-    return _load(_text_model, DataConfig, TextRun, workdir, step, precision, mesh, ema_params)
+    """Loads the network, the parameters and the tokenizer of a language model; see `load_run`."""
+    saved = _open(workdir, step, precision, DataConfig)
+    run = _restore(saved, mesh, ema_params)
+    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    return TextRun(**fields, tokenizer=_tokenizer(saved.checkpoints, saved.step))
 
 
-def load_run(
-    workdir: str | os.PathLike[str],
-    step: int | str | None = None,
-    *,
-    data_section: type = object,
-    precision: str = "run",
-    mesh: tuple[int, int, int] = (1, 1, 1),
-    ema_params: bool = False,
-) -> LoadedRun:
-    """The parameters of a run of any task, or of those with a certain class of `config.data`; see `load_text_run`."""
-    return _load(_any_model, data_section, LoadedRun, workdir, step, precision, mesh, ema_params)
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint whose parameters have not been read yet."""
+
+    checkpoints: Checkpoints
+    step: int
+    config: Config
+    network: Network
+    data: str
 
 
-def _load(
-    open_model: Callable[[Config, Checkpoints, int], tuple[Network, dict[str, Any]]],
-    data_section: type,
-    result: type[_Result],
-    workdir: str | os.PathLike[str],
-    step: int | str | None,
-    precision: str,
-    mesh: tuple[int, int, int],
-    ema_params: bool,
-) -> _Result:
-    devices = make_mesh(MeshConfig(*mesh), all_devices=False)
+def _open(workdir: str | os.PathLike[str], step: int | str | None, precision: str, section: type | None) -> _Saved:
+    """Finds the checkpoint and builds the network for it."""
     checkpoints = Checkpoints(_checkpoint_directory(Path(workdir)), CheckpointConfig())
     found = _choose(checkpoints, step)
     metadata = checkpoints.metadata(found)
     try:
-        config = _with_precision(parse(metadata["config"]), precision)
-        if not isinstance(config.data, data_section):
-            raise UserError(f"{workdir}: is a run of base {config.model.base}, which this command is not for")
-        network, more = open_model(config, checkpoints, found)
+        config = _with_precision(parse(upgrade_saved(metadata["config"])), precision)
+        if section is not None and not isinstance(config.data, section):
+            raise UserError(f"{workdir}: is a run of base {config.model.base}, which this command does not support")
+        has_tokenizer = isinstance(config.model, TextModelConfig)
+        vocab_size = _tokenizer(checkpoints, found).vocab_size if has_tokenizer else None
+        network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    if ema_params and not config.train.ema_decay:
-        raise UserError(f"{checkpoints.path(found)}: has no EMA weights, because train.ema_decay was 0")
-    check_heads(devices, config.model.n_heads)
+    return _Saved(checkpoints, found, config, network, metadata["data"])
+
+
+def _restore(saved: _Saved, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
+    devices = make_mesh(MeshConfig(*mesh), all_devices=False)
+    network, path = saved.network, saved.checkpoints.path(saved.step)
+    if ema_params and not saved.config.train.ema_decay:
+        raise UserError(f"{path}: has no EMA weights, because train.ema_decay was 0")
+    check_heads(devices, saved.config.model.n_heads)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,
         param_shardings(devices, network.abstract, network.infos),
     )
-    weights = "ema_params" if ema_params else "params"
-    params = checkpoints.restore(found, {weights: abstract})[weights]
-    return result(config, network, params, found, metadata["data"], devices, **more)
+    item = "ema_params" if ema_params else "params"
+    params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
+    return LoadedRun(saved.config, network, params, saved.step, saved.data, devices)
 
 
-def _text_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
-    tokenizer = Tokenizer.from_bytes(checkpoints.tokenizer(step))
-    return make_network(config, tokenizer.vocab_size), {"tokenizer": tokenizer}
-
-
-def _any_model(config: Config, checkpoints: Checkpoints, step: int) -> tuple[Network, dict[str, Any]]:
-    on_text = isinstance(config.data, DataConfig)
-    return _text_model(config, checkpoints, step)[0] if on_text else sudoku_network(config), {}
+def _tokenizer(checkpoints: Checkpoints, step: int) -> Tokenizer:
+    return Tokenizer.from_bytes(checkpoints.tokenizer(step))
 
 
 def _checkpoint_directory(workdir: Path) -> Path:
     if not workdir.is_dir():
-        raise UserError(f"{workdir}: there is no such directory; name the workdir of a run")
+        raise UserError(f"{workdir}: there is no such directory; give the workdir of a run")
     directory = workdir / "checkpoints"
     if not directory.is_dir():
-        raise UserError(f"{workdir}: holds no checkpoints; name the workdir of a run that has saved one")
+        raise UserError(f"{workdir}: has no checkpoints; give the workdir of a run that has saved one")
     return directory
 
 
 def _choose(checkpoints: Checkpoints, step: int | str | None) -> int:
-    """The step that is meant."""
+    """Resolves "last" and "best" to a step."""
     if step in (None, "last"):
         found = checkpoints.latest()
         if found is None:
-            raise UserError(f"{checkpoints.directory}: holds no complete checkpoint")
+            raise UserError(f"{checkpoints.directory}: has no complete checkpoint")
         return found
     if step == "best":
         found = checkpoints.best()
         if found is None:
-            raise UserError(f"{checkpoints.directory}: no checkpoint has a validation loss; take the last one")
+            raise UserError(f"{checkpoints.directory}: no checkpoint has a validation loss; use the last one")
         return found
     if not str(step).isdecimal():
         raise UserError(f"checkpoint: is {step!r}, must be last, best or one of the steps {checkpoints.steps()}")

@@ -1,20 +1,21 @@
 """Sudoku: the iterative transformer, its loss over the empty cells, and batches of puzzles."""
 
+import dataclasses
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psann_jax.config import Config
+from psann_jax.config import Config, PuzzlesConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
-from psann_jax.models.network import Network, Params, build
+from psann_jax.models.network import Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
-from psann_jax.tasks.lm import DTYPES
 from psann_jax.tasks.sudoku_scores import solved_shares
-from psann_jax.train.mesh import WHOLE, Share, check_heads
+from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.step import Batch, Stats
 
@@ -23,24 +24,31 @@ class SudokuTask:
     """Filling the empty cells of puzzles.
 
     Attributes:
+      TARGET: what the loss is a mean over, for reports.
+      INFERENCE: what `infer` processes, for measurements.
+      config: the experiment.
       network: the model.
       data: the puzzles.
     """
+
+    TARGET = "empty cell"
+    INFERENCE: str | None = "puzzles"
 
     def __init__(self, config: Config, data: PuzzleData):
         """Builds the network.
 
         Raises:
-          ConfigError: a setting of the training has no effect on Sudoku.
+          ConfigError: a training setting has no effect on Sudoku.
         """
         refuse_inactive(config.train, "train", "with base sudoku", "label_smoothing", "z_loss")
-        self.config, self.data = config, data
-        self.network = sudoku_network(config)
+        self.data, self.network = data, make_network(config)
+        self.config = dataclasses.replace(config, model=self.network.config)
 
     @classmethod
     def load(cls, config: Config, *, progress: bool = True) -> "SudokuTask":
-        """Reads or makes the puzzles of the config, or finds them prepared, and builds the network."""
-        return cls(config, load_puzzles(config.data, progress=progress and jax.process_index() == 0))
+        """Reads or generates the puzzles of the config, or finds them in the cache, and builds the network."""
+        puzzles = cast(PuzzlesConfig, config.data)
+        return cls(config, load_puzzles(puzzles, progress=progress and jax.process_index() == 0))
 
     def describe(self) -> dict[str, object]:
         """Facts for the header of a run."""
@@ -48,7 +56,7 @@ class SudokuTask:
         return {name: fact for name, fact in lines}  # noqa: C416  dict(lines) would have a narrower type
 
     def attention(self) -> str:
-        """The attention implementation: over 81 cells there is no better one."""
+        """Name of the attention implementation: 81 cells are too few for a blocked one."""
         return "plain"
 
     # --- what the training step needs -----------------------------------------------------------------
@@ -60,17 +68,17 @@ class SudokuTask:
     def loss(
         self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array | None = None
     ) -> tuple[jax.Array, Stats]:
-        """Sum of the cross entropy over the empty cells of a batch, the mean of all iterations.
+        """Sum of the cross entropy over the empty cells of a batch, averaged over all iterations.
 
         Args:
           params: of `network`.
           batch: puzzles and solutions (B, 81), buckets (B,).
-          key: for dropout; None switches it off, as evaluation wants.
-          step: nothing depends on it.
+          key: for dropout; None disables it, for evaluation.
+          step: has no effect.
 
         Returns:
           The loss, and the sums nll (the same), correct (cells, after the last iteration) and weight; without a key
-          also, for each bucket, the puzzles in it and the solved ones of these.
+          also the number of puzzles and of solved puzzles in each bucket.
         """
         del step
         puzzles, solutions, buckets = (batch[name] for name in ("puzzles", "solutions", "buckets"))
@@ -88,55 +96,61 @@ class SudokuTask:
                 stats[f"solved_{name}"] = jnp.sum(solved_TxB[-1] & (buckets == i), dtype=jnp.float32)
         return loss, stats
 
+    def infer(self, params: Params, batch: Batch) -> jax.Array:
+        """Fills the grids of a batch, (B, 81), with the number of iterations of the config."""
+        puzzles = batch["puzzles"]
+        grids: jax.Array = self.network.merge(params).run(puzzles, lambda logits: filled(logits, puzzles))
+        return grids[-1]
+
     def statistics(self, params: Params, batch: Batch) -> Stats:
-        """Nothing beyond what evaluation tells."""
+        """Evaluation already reports everything."""
         return {}
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
-        """Raises ConfigError if heads cannot be divided over the mesh."""
+        """Raises ConfigError if the mesh does not divide the heads."""
         check_heads(mesh, self.config.model.n_heads)
 
     # --- data -----------------------------------------------------------------------------------------
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch of that many puzzles."""
+        """Shapes of a global batch of `batch_size` puzzles."""
         grids = jax.ShapeDtypeStruct((batch_size, 81), jnp.uint8)
         return {"puzzles": grids, "solutions": grids, "buckets": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
-    def train_batches(self, start_step: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
-        """A process's rows of the batches from a step on, without end."""
+    def train_batches(self, start_step: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
+        """Yields a process's rows of the batches from `start_step` on, without end."""
         return self.data.train_batches(
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             steps=self.config.train.steps,
             start_step=start_step,
-            process_index=share.index,
-            process_count=share.count,
+            process_index=shard.index,
+            process_count=shard.count,
         )
 
-    def valid_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[dict[str, np.ndarray]]:
-        """A process's rows of the fixed validation batches, in order."""
+    def valid_batches(self, batch_size: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
+        """Yields a process's rows of the fixed validation batches, in order."""
         return self.data.valid_batches(
             batch_size=batch_size,
             max_puzzles=-(-self.config.eval.max_tokens // self.config.data.max_length),
-            process_index=share.index,
-            process_count=share.count,
+            process_index=shard.index,
+            process_count=shard.count,
         )
 
     def fingerprint(self) -> str:
-        """Changes with the puzzles and their division."""
+        """A hash of the puzzles and their split."""
         return self.data.fingerprint
 
     def tokenizer_bytes(self) -> None:
-        """Digits need no tokenizer."""
+        """Returns None: digits need no tokenizer."""
 
     def phases(self) -> dict[int, str]:
-        """The steps at which a phase of the curriculum begins, and its ratings; nothing if there is but one."""
+        """The steps at which a phase of the curriculum begins, with its ratings; {} if there is only one phase."""
         phases = self.data.phases(self.config.train.steps)
         return phases if len(phases) > 1 else {}
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
-        """Evaluation results from the sums over all batches.
+        """Computes the evaluation results from the sums over all batches.
 
         Returns:
           loss (of all iterations) and ppl, accuracy (over the empty cells, last iteration), tokens (empty cells), and
@@ -151,14 +165,3 @@ class SudokuTask:
             "tokens": sums["weight"],
             **solved_shares(counts),
         }
-
-
-def sudoku_network(config: Config) -> Network:
-    """The network of a config; makes no arrays."""
-    return build(
-        config.model,
-        dtype=jnp.dtype(DTYPES[config.train.precision]),
-        remat=config.train.remat,
-        scan_layers=config.train.scan_layers,
-        sequence=config.mesh.sequence,
-    )

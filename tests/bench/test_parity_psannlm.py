@@ -14,12 +14,12 @@ import torch
 from psannlm.lm.train.trainer import LMTrainer
 
 from psann_jax.bench import generate, peer, throughput
-from psann_jax.bench.random_text import RandomText
 from psann_jax.config import Config, DataConfig, DecoderConfig, SineConfig, SpectralConfig, TrainConfig, WaveConfig
 from psann_jax.convert.psannlm_names import from_psannlm
+from psann_jax.data.random_text import RandomText
 from psann_jax.models.network import build
 from psann_jax.nn.mesh import make_mesh
-from psann_jax.sample.next_token import Sampling
+from psann_jax.sample.settings import Sampling
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.mesh import put_batch
@@ -145,7 +145,9 @@ def test_throughput_against_psannlm_measures_both():
 
 def test_generation_against_psannlm_measures_both():
     config = Config(model=DecoderConfig(base="waveresnet", **SIZES), data=DataConfig(max_length=LENGTH), train=TRAIN)
-    result = generate.measure(config, Sampling(), peer_name="psannlm", batches=[2], prompt_tokens=4, max_new_tokens=6)
+    result = generate.measure(
+        config, Sampling(top_p=1.0), peer_name="psannlm", batches=[2], prompt_tokens=4, max_new_tokens=6
+    )
     (row,) = result["results"]
     assert [f["name"].split(",")[0] for f in row["contenders"]] == ["waveresnet", "psannlm", "psannlm"]
     assert result["ratio"] == row["ratio"] > 0

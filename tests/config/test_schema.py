@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
-from psann_jax.config import BASES, PRESETS, Config, ConfigError
+from psann_jax.config import PRESETS, Config, ConfigError
+from psann_jax.config.families import families
 from psann_jax.config.io import default_config, flatten, parse, to_dict
-from psann_jax.experiments.sweeps import all_cases
+from psann_jax.experiments.cases import all_cases
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
@@ -28,7 +29,7 @@ def parse_with(name, value):
     return parse(mapping)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", families())
 def test_defaults_survive_config_dict_and_json(base):
     config = parse(default_config(base))
     assert config.model.base == base

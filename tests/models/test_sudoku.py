@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SineConfig, SudokuConfig, TrainConfig
+from psann_jax.models import network as network_module
 from psann_jax.models import network as registry
-from psann_jax.models.sudoku import REMAT, empty_cell_sums, filled
+from psann_jax.models.sudoku import Sudoku, empty_cell_sums, filled
 from psann_jax.nn.mesh import make_mesh
-from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.sudoku import SudokuTask
 from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.optimizers import ascend
@@ -80,7 +80,7 @@ def test_learning_rates_equal_the_original(variant, lr, steps, warmup):
 
 def test_a_step_of_sam_equals_the_original(x64, monkeypatch):
     """Through the training step, with dropout off as in the golden arrays."""
-    monkeypatch.setitem(language_model.DTYPES, "fp32", jnp.float64)
+    monkeypatch.setitem(network_module.DTYPES, "fp32", jnp.float64)
     arrays, _, params = load("additive")
     train = TrainConfig(
         steps=10, lr=1.5e-3, schedule="constant", end_lr_ratio=0.1, warmup_steps=0, weight_decay_on="all",
@@ -146,7 +146,7 @@ def test_rematerialisation_and_scanned_layers_change_no_value(x64):
 def test_rematerialisation_saves_memory():
     puzzles, solutions = puzzle_batch(8)
     bytes_needed = []
-    for remat in REMAT:
+    for remat in Sudoku.REMATS:
         network = registry.build(SudokuConfig(**SMALL | {"iterations": 12, "n_layers": 4}), remat=remat)
         step = jax.jit(jax.grad(partial(mean_loss, network), has_aux=True))
         compiled = step.lower(network.abstract, puzzles, solutions, jax.random.key(0)).compile()
@@ -168,7 +168,7 @@ def test_activations(activation):
         "relu2": lambda z: np.maximum(z, 0) ** 2,
     }
     if activation == "sine":
-        assert {"amplitude", "frequency", "decay"} <= set(network.infos["blocks"]["act"])
+        assert {"amplitude", "frequency", "decay"} <= set(network.infos["blocks"]["mlp"]["act"])
         np.testing.assert_allclose(act(-z), -act(z), rtol=1e-6)
     else:
         np.testing.assert_allclose(act(z), formulas[activation](np.asarray(z)), atol=1e-6)
@@ -244,4 +244,6 @@ def test_muon_is_for_the_blocks_alone():
     infos = registry.build(SudokuConfig(**SMALL)).infos
     kinds = {name: infos[name]["kernel"].kind for name in ("embed", "feedback", "head")}
     assert set(kinds.values()) == {"embedding"}
-    assert {infos["blocks"][name]["kernel"].kind for name in ("q", "k", "v", "o", "fc1", "fc2")} == {"matrix"}
+    attention, mlp = infos["blocks"]["attn"], infos["blocks"]["mlp"]
+    layers = [attention[name] for name in "qkvo"] + [mlp[name] for name in ("fc1", "fc2")]
+    assert {layer["kernel"].kind for layer in layers} == {"matrix"}

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psann_jax.bench.random_text import RandomText
 from psann_jax.config import MeshConfig
 from psann_jax.config.io import default_config, parse
+from psann_jax.data.random_text import RandomText
+from psann_jax.models import network as network_module
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
-from psann_jax.tasks import lm as language_model
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.mesh import batch_sharding, put_batch
 from tests.support.variants import variant
@@ -24,7 +24,7 @@ from tests.support.variants import variant
 LENGTH, ROWS = 256, 4
 # In double precision: gradients of gravity's random parameters are so steep that single precision's rounding shows.
 jax.config.update("jax_enable_x64", True)
-language_model.DTYPES["fp32"] = jnp.float64
+network_module.DTYPES["fp32"] = jnp.float64
 
 
 def config_of(name, sequence):

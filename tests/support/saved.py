@@ -6,7 +6,7 @@ import numpy as np
 
 from psann_jax.config.io import to_dict
 from psann_jax.data.tokenizer import byte_tokenizer
-from psann_jax.tasks.lm import make_network
+from psann_jax.models.network import make_network
 from psann_jax.train.checkpoints import Checkpoints
 
 TOKENIZER = byte_tokenizer()

@@ -1,12 +1,13 @@
-"""Where the parameters of the original Sudoku model are in ours."""
+"""Maps the parameter names of the original Sudoku model to ours."""
 
 import jax
 import numpy as np
 
 NAMES = {"row": "row", "col": "column", "box": "box"}
 TOP = {"initial_encoder": "embed", "pred_proj": "feedback", "output_head": "head"}
-LAYER = {"self_attn.out_proj": "o", "out_proj": "o", "linear1": "fc1", "linear2": "fc2"}
-LAYER |= {f"{name}_proj": name for name in "qkv"}
+LAYER = {"self_attn.out_proj": ("attn", "o"), "out_proj": ("attn", "o")}
+LAYER |= {"linear1": ("mlp", "fc1"), "linear2": ("mlp", "fc2")}
+LAYER |= {f"{name}_proj": ("attn", name) for name in "qkv"}
 
 
 def ours(name, value):
@@ -20,10 +21,11 @@ def ours(name, value):
     module, leaf = module.rsplit(".", 1)
     if leaf.startswith("in_proj_"):
         parts = zip("qkv", np.split(value, 3), strict=True)
-        return [(("blocks", part, *of_linear(leaf.removeprefix("in_proj_"))), int(layer), v.T) for part, v in parts]
+        leaf = of_linear(leaf.removeprefix("in_proj_"))
+        return [(("blocks", "attn", part, *leaf), int(layer), v.T) for part, v in parts]
     if module.startswith("norm"):
         return [(("blocks", module, "scale" if leaf == "weight" else "bias"), int(layer), value)]
-    return [(("blocks", LAYER[module], *of_linear(leaf)), int(layer), value.T)]
+    return [(("blocks", *LAYER[module], *of_linear(leaf)), int(layer), value.T)]
 
 
 def of_linear(leaf):

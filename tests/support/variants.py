@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from psann_jax.config import SineConfig, SpectralConfig, WaveConfig
-from psann_jax.config.io import model_section
+from psann_jax.config.families import family
 
 SIZES = {"vocab_size": 31, "d_model": 16, "n_layers": 2, "n_heads": 4, "d_mlp": 24}
 
@@ -48,7 +48,7 @@ VARIANTS = {
 def variant(name, **changes):
     """The `model` section of a variant."""
     options = {**SIZES, **VARIANTS[name], **changes}
-    config = model_section(options["base"])(**options)
+    config = family(options["base"]).model(**options)
     config.check("model")
     return config
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from psann_jax.config import Config, ConfigError
+from psann_jax.config import ConfigError
+from psann_jax.config.families import family
 from psann_jax.config.io import default_config, parse, to_dict
-from psann_jax.tasks.registry import TASKS
 from psann_jax.tasks.sudoku import SudokuTask
 from psann_jax.train.loop import train
 
@@ -36,8 +36,8 @@ def test_the_settings_are_those_of_puzzles(cache):
     config = tiny(cache)
     assert config.batch_size == 16
     assert parse(json.loads(json.dumps(to_dict(config)))) == config
-    assert TASKS[type(config.data)] is SudokuTask
-    assert TASKS[type(Config().data)] is not SudokuTask
+    assert family("sudoku").get("task") is SudokuTask
+    assert family("transformer").get("task") is not SudokuTask
     mapping = to_dict(config)
     mapping["data"]["sources"] = ("builtin:python",)
     with pytest.raises(ConfigError, match=r"data\.sources: unknown key"):

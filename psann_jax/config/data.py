@@ -1,0 +1,121 @@
+"""The `data` section of language models, and what the `data` sections of all families have in common."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from psann_jax.config.checks import at_least, refuse_inactive, require
+
+
+class DataSection(Protocol):
+    """What the project asks of a family's `data` section, a frozen dataclass."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a window, of which `train.batch_tokens` is a multiple."""
+
+    @property
+    def cache_dir(self) -> str:
+        """Where prepared data are kept; "" is the user's cache directory."""
+
+    @property
+    def train_names(self) -> tuple[str, ...]:
+        """Where the training data come from, for reports."""
+
+    @property
+    def valid_names(self) -> tuple[str, ...]:
+        """Files or other sources of fixed validation data; () if they are split from the training data."""
+
+    def summary(self) -> str:
+        """What the data are, in a few words for reports."""
+
+    def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used; `prefix` is the dotted name of the section."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text is converted to token ids."""
+
+    kind: Literal["auto", "bpe", "unigram", "wordpiece", "sentencepiece", "bytes"] = "auto"
+    path: str = ""  # a tokenizer.json or sentencepiece .model to use; "": train one on the text
+    vocab_size: int = 32000  # of a trained tokenizer, including special tokens
+    min_frequency: int = 2
+    sample_bytes: int = 50_000_000  # of text to train the tokenizer on; 0: all
+    pad_token: str = "<pad>"
+    bos_token: str = "<bos>"
+    eos_token: str = "<eos>"
+    unk_token: str = "<unk>"
+
+    def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
+        if self.kind == "bytes" or self.path:
+            why = f"with {prefix}.path" if self.path else "with the bytes tokenizer"
+            refuse_inactive(self, prefix, why, "vocab_size", "min_frequency", "sample_bytes")
+        at_least(8, self, prefix, "vocab_size")
+        at_least(1, self, prefix, "min_frequency")
+        at_least(0, self, prefix, "sample_bytes")
+        tokens = [getattr(self, f"{t}_token") for t in SPECIAL_TOKENS]
+        require(
+            all(tokens) and len(set(tokens)) == len(tokens),
+            f"{prefix}.pad_token",
+            f"the special tokens {tokens} must be four different, non-empty strings",
+        )
+
+
+SPECIAL_TOKENS = ("pad", "bos", "eos", "unk")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it is divided into windows."""
+
+    sources: tuple[str, ...] = ("builtin:python",)  # see psann_jax/data/sources.py for the forms
+    weights: tuple[float, ...] = ()  # fraction of each source in training, normalised; (): by size
+    valid_sources: tuple[str, ...] = ()  # fixed validation text; (): a split of the sources
+    valid_fraction: float = 0.01  # of the documents, when valid_sources is empty
+    split_seed: int = 1337
+    text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
+    document: Literal["line", "file"] = "line"  # unit that is one document in a .txt file
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    max_length: int = 1024  # tokens in a window
+    pack: bool = True  # False: one padded document per row
+    document_mask: bool = True  # False: a token attends to earlier documents in its window
+    cache_dir: str = ""  # of token shards; "": the user's cache directory
+    num_workers: int = 2  # threads that read windows ahead of training
+
+    @property
+    def train_names(self) -> tuple[str, ...]:
+        """See `DataSection`."""
+        return self.sources
+
+    @property
+    def valid_names(self) -> tuple[str, ...]:
+        """See `DataSection`."""
+        return self.valid_sources
+
+    def summary(self) -> str:
+        """See `DataSection`."""
+        return f"text from {', '.join(self.sources)}, in windows of {self.max_length} tokens"
+
+    def check(self, prefix: str) -> None:
+        """See `DataSection`."""
+        require(bool(self.sources), f"{prefix}.sources", "is empty, name at least one source")
+        require(
+            len(self.weights) in (0, len(self.sources)),
+            f"{prefix}.weights",
+            f"has {len(self.weights)} values for {len(self.sources)} sources",
+        )
+        require(all(w > 0 for w in self.weights), f"{prefix}.weights", f"is {self.weights}, must be positive")
+        require(
+            bool(self.valid_sources) or 0 < self.valid_fraction < 1,
+            f"{prefix}.valid_fraction",
+            f"is {self.valid_fraction}, must be between 0 and 1",
+        )
+        at_least(2, self, prefix, "max_length")
+        at_least(1, self, prefix, "num_workers")
+        require(
+            self.pack or self.document_mask,
+            f"{prefix}.document_mask",
+            "cannot be False when data.pack is False, because a row then holds a single document",
+        )
+        self.tokenizer.check(f"{prefix}.tokenizer")

@@ -1,0 +1,48 @@
+"""Training FLOPs against counts by hand."""
+
+import pytest
+
+from psann_jax.config.families import families
+from psann_jax.config.io import default_config, parse
+from psann_jax.models.flops import flops_per_token, matmul_params, training_flops
+from psann_jax.models.network import make_network
+from tests.support.variants import SIZES
+
+
+def test_attention_flops_equal_those_of_a_causal_loop():
+    length, d_model, n_layers = 64, 16, 3
+    # Two products (scores and values) of multiply and add, for each visible key; the backward pass costs twice that.
+    forward = sum(2 * 2 * d_model * (t + 0.5) for t in range(length)) * n_layers / length
+    assert training_flops(0, n_layers, d_model, length) == pytest.approx(3 * forward)
+    assert training_flops(1000, 0, d_model, length) == 6000
+
+
+def small(base, **model):
+    config = default_config(base)
+    sizes = {name: size for name, size in SIZES.items() if name in config.model}
+    config.model.update(**sizes | model)
+    return parse(config)
+
+
+@pytest.mark.parametrize("base", families())
+def test_every_family_counts_its_flops(base):
+    config = small(base)
+    network = make_network(config)
+    assert flops_per_token(config, network) > 6 * matmul_params(network)
+
+
+def test_gravity_scores_are_products_of_head_coordinates():
+    wide, narrow = (small("ngt", d_head_coord=size, n_positions=8) for size in (8, 4))
+    costs = [flops_per_token(config, make_network(config)) for config in (wide, narrow)]
+    c = wide.model
+    matrices = 6 * c.n_layers * c.d_coord * c.n_heads * 4
+    scores = 6 * c.n_layers * wide.data.max_length * c.n_heads * 4 / 2
+    assert costs[0] - costs[1] == pytest.approx(matrices + scores)
+
+
+def test_sudoku_cells_attend_to_all_cells_in_every_iteration():
+    once, twice = (small("sudoku", iterations=n) for n in (1, 2))
+    costs = [flops_per_token(config, make_network(config)) for config in (once, twice)]
+    assert costs[1] == 2 * costs[0]
+    c, params = once.model, matmul_params(make_network(once))
+    assert costs[0] == 6 * params + 2 * 6 * c.n_layers * 81 * c.d_model
