@@ -6,6 +6,7 @@ Finished runs are not repeated, so the same command resumes an interrupted sweep
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int, run_command
 from psann_jax.config.files import load_config_file
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     run_sweep(sweep, default.name, flags.workdir or default, options)
 
 
-_LM_EVAL_DEFAULTS = {"lm_eval_tasks": ["lambada_openai", "hellaswag"], "lm_eval_limit": 256}
+_LM_EVAL_DEFAULTS: dict[str, Any] = {"lm_eval_tasks": ["lambada_openai", "hellaswag"], "lm_eval_limit": 256}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

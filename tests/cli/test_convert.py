@@ -1,4 +1,4 @@
-"""The convert command: every form to every other, and one line with code 2 for a mistake."""
+"""The convert command: all conversions between formats, and one line with exit code 2 for an error."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_weights_safetensors import TOKENIZER, weights_of
 
 from psann_jax.cli import convert
 from psann_jax.cli.flags import fail
@@ -18,12 +17,13 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import train
 from psann_jax.utils.errors import UserError
+from tests.convert.test_safetensors import TOKENIZER, weights_of
 from tests.support.processes import environment
 from tests.support.tiny import tiny_config
 
 
 def run(*flags):
-    """The command in this process, with its own way to end."""
+    """Runs the command in this process."""
     try:
         convert.main(list(map(str, flags)))
     except UserError as error:
@@ -59,8 +59,8 @@ def test_a_directory_with_a_model_is_a_source(file, tmp_path):
     assert (tmp_path / "copy.safetensors").read_bytes() == file.read_bytes()
 
 
-def test_an_imported_run_is_not_trained_on(tmp_path):
-    """It has no text and no optimizer state; training there would begin anew from other weights."""
+def test_an_imported_run_cannot_be_trained(tmp_path):
+    """It has no text and no optimizer state, so training there would start from other weights."""
     config = tiny_config(tmp_path, model__vocab_size=TOKENIZER.vocab_size)
     weights = Weights(config, build(config.model).init(jax.random.key(0)), TOKENIZER)
     write_run(tmp_path / "run", weights, "here")
@@ -68,9 +68,9 @@ def test_an_imported_run_is_not_trained_on(tmp_path):
         train(config, lambda: LanguageModel.load(config, progress=False), tmp_path / "run")
 
 
-MISTAKES = {
+ERRORS = {
     "no source": (["--to=x.safetensors"], "--from"),
-    "no such thing": (["--from=/nowhere", "--to=x.safetensors"], "/nowhere: is no .safetensors file"),
+    "no such thing": (["--from=/nowhere", "--to=x.safetensors"], "/nowhere: must be a .safetensors file"),
     "unknown flag": (
         ["--from=a", "--to=b", "--tokeniser=c"],
         "--tokeniser: unknown argument, did you mean --tokenizer?",
@@ -78,19 +78,19 @@ MISTAKES = {
     "bad number": (["--from=a.pt", "--to=b", "--n_heads=x"], "--n_heads: invalid int value: 'x'"),
     "not a workdir": (["--from=FILE", "--to=y.safetensors", "--checkpoint=best"], "checkpoint: has no effect for"),
     "not psannlm": (["--from=FILE", "--to=y.safetensors", "--n_heads=2"], "n_heads: has no effect for"),
-    "another tokenizer": (["--from=FILE", "--to=y.safetensors", "--tokenizer=T"], "comes with its own"),
+    "another tokenizer": (["--from=FILE", "--to=y.safetensors", "--tokenizer=T"], "has its own; omit this one"),
     "exists": (["--from=FILE", "--to=FILE"], "exists; name another file, or give --overwrite"),
     "not empty": (["--from=FILE", "--to=DIR"], "is not an empty directory"),
     "unwritable": (["--from=FILE", "--to=FILE/x/y.safetensors"], "model.safetensors/x: cannot be written"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(mistake, file, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_and_code_2(case, file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     TOKENIZER.save(tmp_path / "T")
     before = sorted(tmp_path.iterdir())
-    flags, message = MISTAKES[mistake]
+    flags, message = ERRORS[case]
     with pytest.raises(SystemExit) as ended:
         run(*(flag.replace("FILE", str(file)).replace("DIR", str(tmp_path)) for flag in flags))
     assert ended.value.code == 2
@@ -104,13 +104,13 @@ def test_the_command_itself(tmp_path):
     command = [sys.executable, "-m", "psann_jax", "convert", f"--from={tmp_path}", "--to=x"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {tmp_path}: is no .safetensors file")
+    assert done.stderr.startswith(f"error: {tmp_path}: must be a .safetensors file")
 
 
 def test_psannlm_to_a_run_with_its_warning(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("psannlm")
-    from test_weights_psannlm import their_model, version_012
+    from tests.convert.test_psannlm import their_model, version_012
 
     torch.save(version_012(their_model({"base": "waveresnet", "wave_interleave": True})), tmp_path / "old.pt")
     flags = ("--from", tmp_path / "old.pt", "--to", tmp_path / "run", "--n_heads=4", "--max_length=48")

@@ -22,7 +22,7 @@ PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419.
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two updates, with averaged weights."""
+    """A run of two updates, with an EMA of the weights."""
     folder = tmp_path_factory.mktemp("solve")
     config = default_config("sudoku")
     config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
@@ -42,11 +42,11 @@ def test_an_unsolved_puzzle_is_shown_with_its_fault(run, capsys):
     assert len(out) == 14
     assert out[1].startswith("| 5  3 (")
     assert out[-1].startswith("not solved after 3 iterations: ")
-    assert " stands twice in " in out[-1]
+    assert " appears twice in " in out[-1]
 
 
-def test_a_solved_puzzle_is_verified_by_rules(run, capsys, tmp_path):
-    """With two holes in one row a guess of the right digits is no wonder: try each puzzle until one is solved."""
+def test_a_solved_puzzle_is_verified_by_rules(run, capsys):
+    """With one empty cell, a random network is right by chance in some puzzle: try each until one is solved."""
     solution = solve_one(parse_grid(PUZZLE))
     for cell in range(81):
         puzzle = solution.copy()
@@ -62,17 +62,17 @@ def test_a_solved_puzzle_is_verified_by_rules(run, capsys, tmp_path):
         assert answer["iterations"] == 1
         break
     else:
-        pytest.fail("of 81 single holes not one is filled rightly by chance")
+        pytest.fail("none of 81 single empty cells was filled correctly by chance")
 
 
-def test_watching_and_pictures(run, capsys, tmp_path):
+def test_watching_and_figures(run, capsys, tmp_path):
     with pytest.raises(SystemExit):
         solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--iterations=5", "--watch", f"--pictures={tmp_path}"])
     out = capsys.readouterr().out
     assert [f"iteration {i}" in out for i in (1, 5, 6)] == [True, True, False]
     for name in ("confidence", "attention"):
-        picture = matplotlib.image.imread(tmp_path / f"{name}.png")
-        assert picture.std() > 0.05
+        figure = matplotlib.image.imread(tmp_path / f"{name}.png")
+        assert figure.std() > 0.05
 
 
 def test_the_validation_puzzles_by_default(run, capsys):
@@ -104,8 +104,8 @@ def test_a_file_of_puzzles(run, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--puzzle=123"], "--puzzle: has 3 characters, must have 81"),
-        ([f"--puzzle={PUZZLE[:-1]}x"], "--puzzle: 'x' at character 81 is no digit"),
-        ([f"--puzzle=55{PUZZLE[2:]}"], "--puzzle: contradictory clues: 5 stands twice in row 1"),
+        ([f"--puzzle={PUZZLE[:-1]}x"], "--puzzle: 'x' at character 81 is not a digit"),
+        ([f"--puzzle=55{PUZZLE[2:]}"], "--puzzle: contradictory clues: 5 appears twice in row 1"),
         ([f"--puzzle={'.' * 81}"], "--puzzle: the puzzle has several solutions"),
         (["--data=nowhere.csv"], "nowhere.csv"),
     ],
@@ -133,11 +133,11 @@ def test_bad_flags(run, arguments, message, capsys):
 
 
 def test_commands_for_text_refuse_the_run(run):
-    with pytest.raises(UserError, match="is a run of base sudoku, which this command is not for"):
+    with pytest.raises(UserError, match="is a run of base sudoku, which this command does not support"):
         evaluate.main([f"--workdir={run}"])
 
 
-def test_averaged_weights_are_others(run):
+def test_ema_weights_differ_from_the_live_ones(run):
     from psann_jax.runs.restore import load_run
 
     live, ema_params = (load_run(run, ema_params=choice).params for choice in (False, True))
@@ -146,5 +146,5 @@ def test_averaged_weights_are_others(run):
 
 def test_a_run_on_text_is_refused(tmp_path):
     save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
-    with pytest.raises(UserError, match="is a run of base waveresnet, which this command is not for"):
+    with pytest.raises(UserError, match="is a run of base waveresnet, which this command does not support"):
         solve.main([f"--workdir={tmp_path / 'run'}"])
