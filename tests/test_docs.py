@@ -17,7 +17,7 @@ from tests.support.variants import VARIANTS, variant
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "BENCHMARKS.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "BENCHMARKS.md", "CONTRIBUTING.md")), *sorted(DOCS.rglob("*.md"))]
 FOLDERS = ("psann_jax", "tests", "configs", "docs", "launch", "colab")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -64,7 +64,7 @@ def test_commands_and_config_files_in_the_docs_exist(page):
         for word in words:
             if word.startswith("--config=") and word != "--config=...":
                 assert (ROOT / word.removeprefix("--config=")).is_file(), words
-        modules = [words[i + 1] for i, word in enumerate(words) if word == "-m"]
+        modules = [words[i + 2] for i, word in enumerate(words) if word == "python" and words[i + 1] == "-m"]
         assert all(importlib.util.find_spec(module) for module in modules), words
 
 
