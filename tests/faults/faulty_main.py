@@ -1,6 +1,6 @@
-"""The training command with a fault built in: python faulty_main.py FAULT[=STEP] --config=... [flags].
+"""The training command with an injected fault: python faulty_main.py FAULT[=STEP] --config=... [flags].
 
-Each fault replaces one function, so that it happens at the same moment on every machine. All else is the real command.
+Each fault patches one function, so it happens at the same point on every machine. The rest is the real command.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
 
-_POISON = -7  # as a position, which no batch has
+_POISON = -7  # a position that no real batch has
 
 
 def before(owner, name, act):
-    """Calls `act` with the arguments of every call of a function, before the call."""
+    """Patches a function to call `act` with its arguments first."""
     original = getattr(owner, name)
 
     def replacement(*args, **kwargs):
@@ -36,7 +36,7 @@ def before(owner, name, act):
 
 
 def after(owner, name, act):
-    """Calls `act` with the arguments of every call of a function, after the call."""
+    """Patches a function to call `act` with its arguments afterwards."""
     original = getattr(owner, name)
 
     def replacement(*args, **kwargs):
@@ -56,12 +56,12 @@ def step_of(path):
 
 
 def in_compilation(number, _):
-    """The signal comes while the steps are being compiled."""
+    """Sends the signal during compilation."""
     before(import_module("psann_jax.train.compilation"), "make_eval_step", lambda *_: send(number))
 
 
 def in_evaluation(number, step):
-    """The signal comes between the batches of the evaluation after a step."""
+    """Sends the signal between two batches of the evaluation after a step."""
     current = [0]
     before(loop._Run, "_evaluate", lambda run: current.__setitem__(0, run.step))
     original = LanguageModel.valid_batches
@@ -76,18 +76,18 @@ def in_evaluation(number, step):
 
 
 def in_save(number, step):
-    """The signal comes when the save of a step, or of the first one after it, has just begun in the background."""
+    """Sends the signal when the first save at or after a step has just started in the background."""
     after(Checkpoints, "_start", lambda self, saved, *_, **__: send(number) if saved >= step else None)
 
 
 def before_checksums(number, step):
-    """The signal comes when a checkpoint, of this step or the next, is complete and has no checksums yet."""
+    """Sends the signal when the first checkpoint at or after a step is complete but has no checksums yet."""
     checkpoints = import_module("psann_jax.train.checkpoints")
     before(checkpoints, "write_checksums", lambda path: send(number) if step_of(path) >= step else None)
 
 
 def poison(steps):
-    """Makes the loss and so the gradients of the updates after `steps` NaN."""
+    """Makes loss and gradients NaN in the updates that follow `steps`."""
     batches, loss = LanguageModel.train_batches, LanguageModel.loss
 
     def train_batches(self, start_step, *args):
@@ -104,20 +104,20 @@ def poison(steps):
     LanguageModel.train_batches, LanguageModel.loss = train_batches, poisoned_loss
 
 
-def odd_clock(direction):
-    """The time of day jumps by up to an hour whenever it is asked for, 1: on, -1: back."""
-    draw, jumped = random.Random(0), [0.0]
+def jumping_clock(direction):
+    """Makes the system clock jump by up to an hour at every call, forwards (1) or backwards (-1)."""
+    rng, offset = random.Random(0), [0.0]
     real = time.time
 
     def now():
-        jumped[0] += direction * draw.uniform(0, 3600)
-        return real() + jumped[0]
+        offset[0] += direction * rng.uniform(0, 3600)
+        return real() + offset[0]
 
     time.time, time.time_ns = now, lambda: int(now() * 1e9)
 
 
-def commas():
-    """The program takes on the locale of its environment, which must write decimal commas."""
+def decimal_commas():
+    """Sets the locale of the environment, which must use decimal commas."""
     locale.setlocale(locale.LC_ALL, "")
     assert locale.localeconv()["decimal_point"] == ","
 
@@ -130,9 +130,9 @@ FAULTS = {
     "kill-before-checksums": lambda step: before_checksums(signal.SIGKILL, step),
     "nan-once": lambda step: poison({step}),
     "nan-from": lambda step: poison(range(step, 1 << 30)),
-    "clock-back": lambda _: odd_clock(-1),
-    "clock-on": lambda _: odd_clock(1),
-    "locale": lambda _: commas(),
+    "clock-back": lambda _: jumping_clock(-1),
+    "clock-forward": lambda _: jumping_clock(1),
+    "locale": lambda _: decimal_commas(),
 }
 
 

@@ -1,4 +1,4 @@
-"""The real command, ended by real signals, fed with NaN, run in odd surroundings."""
+"""Fault injection into the real command: signals, NaN updates, clock jumps and unusual locales."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def get_config():
 
 @pytest.fixture
 def flags(tmp_path):
-    """The command's flags for a run of a few seconds in tmp_path."""
+    """Flags for a run of a few seconds in tmp_path."""
     write_text(tmp_path / "text.txt", n_lines=1000)
     (tmp_path / "config.py").write_text(CONFIG)
     return [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
@@ -87,18 +87,18 @@ def experiment(tmp_path_factory):
 # --- killed -------------------------------------------------------------------------------------------
 
 
-def kill_somewhere(experiment, workdir, rng, target, how):
-    """Runs the command until it is killed at about the step `target`, and looks at what is left.
+def kill_once(experiment, workdir, rng, target, how):
+    """Runs the command until it is killed at about the step `target`, and checks what is left.
 
     Args:
-      experiment: what is run.
+      experiment: the experiment to run.
       workdir: of the run.
-      rng: draws the moment.
+      rng: draws the exact moment.
       target: a step.
-      how: "start": while it starts; "step": between two steps or in one; or a fault of faulty_main.py that kills.
+      how: "start": during startup; "step": between or within steps; or a fault of faulty_main.py that kills.
     """
     if how in ("start", "step"):
-        target = max(target, recorded_step(workdir) + 1)  # what is recorded already tells nothing of this process
+        target = max(target, recorded_step(workdir) + 1)  # earlier rows say nothing about this process
         process = experiment.start(workdir)
         if how == "start":
             time.sleep(rng.uniform(0.3, 2.5))
@@ -111,7 +111,7 @@ def kill_somewhere(experiment, workdir, rng, target, how):
     _, shown = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, shown
     assert not (workdir / "summary.json").exists()
-    saved = saved_steps(workdir)  # all sound
+    saved = saved_steps(workdir)  # checks that all are intact
     if saved:
         json.loads((workdir / "checkpoints" / "index.json").read_text())
     if how == "kill-in-save":
@@ -122,59 +122,59 @@ def kill_somewhere(experiment, workdir, rng, target, how):
         assert not (workdir / "checkpoints" / f"step_{saved[-1]}" / CHECKSUMS).exists()
 
 
-def kill_again_and_again(experiment, workdir, n_steps, how):
-    """Kills a run once for each entry of `how`, lets it finish, and compares it with the undisturbed one."""
+def kill_repeatedly(experiment, workdir, n_steps, how):
+    """Kills a run once for each entry of `how`, lets it finish, and compares it with the uninterrupted one."""
     rng = random.Random(0)
     for i, moment in enumerate(how):
-        kill_somewhere(experiment, workdir, rng, (i + 1) * n_steps // (len(how) + 2), moment)
+        kill_once(experiment, workdir, rng, (i + 1) * n_steps // (len(how) + 2), moment)
     experiment.finish(workdir)
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
     leftovers = [path.name for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
     assert leftovers == []
 
 
 def test_three_kills_change_nothing(experiment, tmp_path):
     how = ["step", "kill-in-save", "kill-before-checksums"]
-    kill_again_and_again(experiment, tmp_path / "run", 60, how)
+    kill_repeatedly(experiment, tmp_path / "run", 60, how)
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path):
     experiment = Experiment(tmp_path, "--config.train.steps=330")
     how = ["step", "kill-in-save", "start", "step", "kill-before-checksums", "step", "kill-in-save"] * 3
-    kill_again_and_again(experiment, tmp_path / "run", 330, how)
+    kill_repeatedly(experiment, tmp_path / "run", 330, how)
 
 
-# --- told to stop -------------------------------------------------------------------------------------
+# --- stopped by a signal ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_sigterm_in_compilation_evaluation_and_save(experiment, tmp_path):
-    """One run that is stopped four times; each time it goes on from all that it had done."""
+    """One run is stopped four times; each time it resumes without losing a step."""
     workdir = tmp_path / "run"
     shown = experiment.run(workdir, fault="term-in-compilation")
-    assert "stopped by SIGTERM at step 0, all saved; the same command goes on from here" in shown
+    assert "stopped by SIGTERM at step 0, state saved; run the same command again to resume" in shown
     assert saved_steps(workdir) == [0]
     shown = experiment.run(workdir, fault="term-in-evaluation=20")
-    assert "stopped by SIGTERM at step 20, all saved" in shown
+    assert "stopped by SIGTERM at step 20, state saved" in shown
     assert saved_steps(workdir)[-1] == 20
     assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "eval"] == [0]
     shown = experiment.run(workdir, fault="term-in-compilation")
-    assert "stopped by SIGTERM at step 20, all saved" in shown
+    assert "stopped by SIGTERM at step 20, state saved" in shown
     assert saved_steps(workdir)[-1] == 20
     shown = experiment.run(workdir, fault="term-in-save=35")
-    assert "stopped by SIGTERM at step 35, all saved" in shown
+    assert "stopped by SIGTERM at step 35, state saved" in shown
     assert saved_steps(workdir)[-1] == 35
     assert not (workdir / "summary.json").exists()
     experiment.finish(workdir)
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
 
 
-# --- numbers and surroundings -------------------------------------------------------------------------
+# --- NaN, clock and locale ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_one_update_of_nan_is_skipped_and_counted(experiment, tmp_path):
+def test_a_nan_update_is_skipped_and_counted(experiment, tmp_path):
     experiment.finish(tmp_path / "run", fault="nan-once=20")
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["bad_steps"] for row in rows] == [float(row["step"] == 21) for row in rows]
@@ -185,7 +185,7 @@ def test_one_update_of_nan_is_skipped_and_counted(experiment, tmp_path):
 
 
 @pytest.mark.slow
-def test_many_updates_of_nan_in_a_row_end_the_run_with_its_state_saved(experiment, tmp_path):
+def test_many_nan_updates_in_a_row_end_the_run_with_its_state_saved(experiment, tmp_path):
     workdir, flag = tmp_path / "run", "--config.train.max_bad_steps=3"
     error = experiment.fails(workdir, flag, fault="nan-from=22")
     assert error == (
@@ -195,7 +195,7 @@ def test_many_updates_of_nan_in_a_row_end_the_run_with_its_state_saved(experimen
     last = saved_steps(workdir)[-1]
     assert last >= 25
     assert losses_until(workdir, 22) == [loss for loss in experiment.expected if loss[1] <= 22]
-    experiment.finish(workdir, flag)  # the parameters had been kept as they were before the first of them
+    experiment.finish(workdir, flag)  # the saved parameters are those before the first NaN
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"]
     assert rows[-1]["step"] == 60
     assert rows[-1]["skipped_steps"] == last - 22
@@ -203,34 +203,34 @@ def test_many_updates_of_nan_in_a_row_end_the_run_with_its_state_saved(experimen
 
 
 def losses_until(workdir, step):
-    """The losses of the steps up to one, as in `Experiment.expected`."""
+    """Returns the losses up to a step, in the form of `Experiment.expected`."""
     rows = read_metrics(workdir / "metrics.jsonl")
     return [(row["kind"], row["step"], row["loss"], row.get("grad_norm")) for row in rows if row["step"] <= step]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["on", "back"])
-def test_a_clock_that_jumps_at_every_moment_changes_nothing(experiment, tmp_path, direction):
+@pytest.mark.parametrize("direction", ["forward", "back"])
+def test_a_jumping_clock_changes_nothing(experiment, tmp_path, direction):
     experiment.finish(tmp_path / "run", fault=f"clock-{direction}")
-    experiment.assert_undisturbed(tmp_path / "run")
+    experiment.assert_uninterrupted(tmp_path / "run")
     assert saved_steps(tmp_path / "run")[-1] == 60
     workdir = experiment.copy(tmp_path / "again")
     for step in saved_steps(workdir)[1:]:
         shutil.rmtree(workdir / "checkpoints" / f"step_{step}")
     assert "resumed" in experiment.finish(workdir, fault=f"clock-{direction}")
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
 
 
 @pytest.mark.slow
-def test_a_locale_of_ascii_changes_nothing(experiment, tmp_path):
+def test_an_ascii_locale_changes_nothing(experiment, tmp_path):
     variables = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    flag = f"--config.data.cache_dir={tmp_path / 'cache'}"  # the text, which is not ASCII, is read again
+    flag = f"--config.data.cache_dir={tmp_path / 'cache'}"  # a new cache, so that the text, which is not ASCII, is read
     experiment.finish(tmp_path / "run", flag, **variables)
-    experiment.assert_undisturbed(tmp_path / "run")
+    experiment.assert_uninterrupted(tmp_path / "run")
     error = experiment.fails(tmp_path / "größer", flag, **variables)
     assert "a name that is not ASCII cannot be used in this locale; set PYTHONUTF8=1" in error
     experiment.finish(tmp_path / "größer", flag, **{**variables, "PYTHONUTF8": "1"})
-    experiment.assert_undisturbed(tmp_path / "größer")
+    experiment.assert_uninterrupted(tmp_path / "größer")
 
 
 @pytest.mark.slow
@@ -242,4 +242,4 @@ def test_a_locale_with_decimal_commas_changes_nothing(experiment, tmp_path):
         pytest.skip("this machine cannot make a locale with decimal commas")
     german = {"LC_ALL": "de_DE.UTF-8", "LOCPATH": str(tmp_path)}
     experiment.finish(tmp_path / "run", fault="locale", **german)
-    experiment.assert_undisturbed(tmp_path / "run")
+    experiment.assert_uninterrupted(tmp_path / "run")

@@ -1,10 +1,11 @@
-"""A full disk, a read-only one, and files that the disk has changed."""
+"""A full disk, a read-only disk, and files damaged by the disk."""
 
 import os
 import shutil
 
 import pytest
 
+from tests.support.checkpointing import flip_bit
 from tests.support.experiment import Experiment, mounted, saved_steps, unmount
 
 
@@ -13,14 +14,8 @@ def experiment(tmp_path_factory):
     return Experiment(tmp_path_factory.mktemp("experiment"))
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def data_file(workdir, step):
-    """A file with arrays of a checkpoint."""
+    """Returns a file with arrays of a checkpoint."""
     return next((workdir / "checkpoints" / f"step_{step}" / "params" / "d").iterdir())
 
 
@@ -43,42 +38,42 @@ def test_a_full_disk_loses_nothing_and_the_same_command_finishes_the_run(experim
     assert not (workdir / "summary.json").exists()
     mounted("-o", "remount,size=20m", small_disk)
     assert experiment.finish(workdir)
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
 
 
-def test_damaged_checkpoints_are_named_and_the_run_goes_on_from_a_sound_one(experiment, tmp_path):
+def test_damaged_checkpoints_are_named_and_the_run_resumes_from_an_intact_one(experiment, tmp_path):
     workdir = experiment.copy(tmp_path / "run")
     earlier, middle, last = saved_steps(workdir)[-3:]
     truncated, flipped = data_file(workdir, last), data_file(workdir, middle)
     os.truncate(truncated, truncated.stat().st_size // 2)
-    flip(flipped)
+    flip_bit(flipped)
     shown = experiment.finish(workdir).splitlines()
     for step, path, reason in ((last, truncated, "bytes instead of"), (middle, flipped, "its checksum differs")):
         (line,) = (line for line in shown if line.startswith(f"{workdir / 'checkpoints' / f'step_{step}'}: damaged"))
         assert path.name in line
         assert reason in line
-        assert line.endswith(f"; going on from step {earlier}")
-    experiment.assert_undisturbed(workdir)
-    assert saved_steps(workdir)[-2:] == [middle, last]  # sound again
+        assert line.endswith(f"; resuming from step {earlier}")
+    experiment.assert_uninterrupted(workdir)
+    assert saved_steps(workdir)[-2:] == [middle, last]  # intact again
 
 
 @pytest.mark.slow
-def test_a_run_without_a_sound_checkpoint_is_an_error(experiment, tmp_path):
+def test_a_run_without_an_intact_checkpoint_is_an_error(experiment, tmp_path):
     workdir = experiment.copy(tmp_path / "run")
     for step in saved_steps(workdir):
-        flip(data_file(workdir, step))
+        flip_bit(data_file(workdir, step))
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     error = experiment.fails(workdir)
     assert error.startswith(f"{workdir / 'checkpoints' / 'step_60'}: damaged (params/d/")
-    assert error.endswith(f"or remove {workdir / 'checkpoints'} to begin again")
+    assert error.endswith(f"or remove {workdir / 'checkpoints'} to start again")
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
     shutil.rmtree(workdir / "checkpoints")
     experiment.finish(workdir)
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
 
 
 @pytest.mark.slow
-def test_a_damaged_token_shard_is_made_again(experiment, tmp_path):
+def test_a_damaged_token_shard_is_rebuilt(experiment, tmp_path):
     workdir = experiment.copy(tmp_path / "run")
     for step in saved_steps(workdir)[-2:]:
         shutil.rmtree(workdir / "checkpoints" / f"step_{step}")
@@ -86,11 +81,11 @@ def test_a_damaged_token_shard_is_made_again(experiment, tmp_path):
     shutil.copytree(experiment.folder / "cache", cache)
     (shard,) = cache.glob("*/train.tokens")
     whole = shard.read_bytes()
-    flip(shard)
+    flip_bit(shard)
     shown = experiment.finish(workdir, f"--config.data.cache_dir={cache}")
     assert f"{shard.parent}: damaged (train.tokens: its checksum differs); rebuilding it\n" in shown
     assert shard.read_bytes() == whole
-    experiment.assert_undisturbed(workdir)
+    experiment.assert_uninterrupted(workdir)
 
 
 @pytest.mark.slow

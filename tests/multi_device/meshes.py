@@ -1,4 +1,4 @@
-"""Trains a few steps on several meshes of one process and prints what it finds as JSON.
+"""Trains a few steps on several meshes of one process and prints the results as JSON.
 
 Args: text or sudoku; a directory.
 """
@@ -28,9 +28,9 @@ STEPS = 3
 
 
 def results_on(mesh, task, config):
-    """Losses, whether every moment is sharded as its parameter, what a device holds; and the first moments.
+    """Returns losses and facts about sharding, and the optimizer state after the first update.
 
-    After one update these are the gradients and their squares, each times a number.
+    That state holds the gradients and their squares, each times a constant.
     """
     compiled = compile_steps(task, config, mesh)
     with jax.set_mesh(mesh):
@@ -55,9 +55,9 @@ def results_on(mesh, task, config):
 
 
 def difference(state, other):
-    """The largest difference of the moments of two optimizer states, each array's as a share of its largest element.
+    """Returns the largest difference between the moments of two optimizer states, relative to each array's maximum.
 
-    Gradients that are 0 but for rounding, as that of the bias of attention's keys, are held against all others.
+    Gradients that are zero apart from rounding, such as that of the key bias, are compared relative to all others.
     """
     worst = 0.0
     for name, least in (("mu", 1e-3), ("nu", 1e-6)):
@@ -69,7 +69,7 @@ def difference(state, other):
 
 
 def text(workdir):
-    """A language model."""
+    """Returns a language model and its config."""
     config = tiny_config(
         Path(workdir),
         model__n_heads=8,
@@ -84,7 +84,7 @@ def text(workdir):
 
 
 def sudoku(workdir):
-    """The Sudoku transformer with sharpness-aware minimisation and averaged weights; it needs no files."""
+    """Returns the Sudoku transformer with SAM and EMA parameters, and its config; needs no files."""
     del workdir
     config = default_config("sudoku")
     config.model.update(d_model=32, n_layers=2, n_heads=8, d_mlp=40, iterations=3, dropout=0.0)
@@ -94,7 +94,7 @@ def sudoku(workdir):
 
 
 def main(kind, workdir):
-    """Prints a JSON object, mesh name -> result."""
+    """Prints a JSON object that maps the name of a mesh to its results."""
     task, config = {"text": text, "sudoku": sudoku}[kind](workdir)
     found = {
         name: results_on(make_mesh(MeshConfig(*sizes), all_devices=False), task, config)

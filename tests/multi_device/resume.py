@@ -1,4 +1,4 @@
-"""Trains the tiny model in a workdir up to a step and stops there as a signal would; alone or as one of several."""
+"""Trains the tiny model and stops at a step, as a signal would; in one process or several."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,14 @@ from tests.support.tiny import tiny_config
 
 
 def main(directory, workdir, stop, *mesh):
-    """Args: directory of the text, workdir, the step to stop at, sizes of mesh axes as in fsdp=2."""
+    """Trains until a step.
+
+    Args:
+      directory: of the text.
+      workdir: of the run.
+      stop: the step at which to stop.
+      *mesh: sizes of mesh axes, such as fsdp=2.
+    """
     sizes = dict(size.split("=") for size in mesh)
     overrides = {f"mesh__{axis}": int(size) for axis, size in sizes.items()}
     config = tiny_config(Path(directory), model__n_heads=8, **overrides)

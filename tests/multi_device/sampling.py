@@ -1,4 +1,4 @@
-"""Greedy and seeded text of one model on several meshes of one process, as JSON."""
+"""Samples from one model on several meshes of one process, greedily and with a seed; prints JSON."""
 
 import json
 
@@ -15,18 +15,18 @@ from tests.support.variants import SIZES, variant
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
 VOCABULARIES = {"waveresnet_dilated": 32, "sgrpsann": 31}  # no mesh divides 31
-COMPILED = []  # an entry for every compilation
+COMPILED = []  # one entry per compilation
 
 
 def model_of(name):
-    """A network and parameters at random."""
+    """Returns a network and random parameters."""
     network = registry.build(variant(name, vocab_size=VOCABULARIES[name], n_layers=1))
     rng = np.random.default_rng(0)
     return network, jax.tree.map(lambda a: (0.3 * rng.normal(size=a.shape)).astype(np.float32), network.abstract)
 
 
 def texts_on(sizes, name):
-    """Produced tokens, and the share of parameters and cache that one device holds."""
+    """Returns the sampled tokens, and the fractions of parameters and cache that one device holds."""
     network, params = model_of(name)
     sampler = Sampler(network, params, eos_id=2, max_length=24, mesh=make_mesh(MeshConfig(*sizes), all_devices=False))
     rng = np.random.default_rng(1)
@@ -40,13 +40,13 @@ def texts_on(sizes, name):
     return {
         "tokens": tokens,
         "recompiled": recompiled,
-        "params": share(sampler._params),
-        "cache": share({name: state["cache"]["layers"][0][name] for name in ("k", "v")}),
+        "params": fraction_held(sampler._params),
+        "cache": fraction_held({name: state["cache"]["layers"][0][name] for name in ("k", "v")}),
     }
 
 
-def share(arrays):
-    """Of all elements, those on the first device."""
+def fraction_held(arrays):
+    """Returns the fraction of all elements that is on the first device."""
     leaves = jax.tree.leaves(arrays)
     return sum(a.addressable_shards[0].data.size for a in leaves) / sum(a.size for a in leaves)
 

@@ -1,4 +1,4 @@
-"""Loss and gradients of networks on eight devices, with activations split along the window and without, as JSON.
+"""Loss and gradients of networks on eight devices, with and without activations split along the window, as JSON.
 
 Args: names of variants.
 """
@@ -22,13 +22,13 @@ from psann_jax.train.mesh import batch_sharding, put_batch
 from tests.support.variants import variant
 
 LENGTH, ROWS = 256, 4
-# In double precision: gradients of gravity's random parameters are so steep that single precision's rounding shows.
+# Double precision, because gradients of random gravity parameters are large enough to amplify float32 rounding.
 jax.config.update("jax_enable_x64", True)
 network_module.DTYPES["fp32"] = jnp.float64
 
 
 def config_of(name, sequence):
-    """A variant with layers enough that what is between them counts."""
+    """Returns the config of a variant with enough layers for the activations between them to matter."""
     config = default_config("waveresnet")
     config.data.max_length = LENGTH
     config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
@@ -40,7 +40,7 @@ def config_of(name, sequence):
 
 
 def batch_of():
-    """Windows of several documents, and padding."""
+    """Returns windows of several documents, with padding."""
     rng = np.random.default_rng(0)
     segment_ids = np.sort(rng.integers(1, 6, (ROWS, LENGTH + 1)), axis=1)
     segment_ids[0, -20:] = 0
@@ -51,7 +51,7 @@ def batch_of():
 
 
 def measured(name, sequence):
-    """Loss and gradients, and the bytes of all that is neither parameter nor gradient on a device."""
+    """Returns loss and gradients, and the bytes of temporary memory on a device."""
     config, mesh = config_of(name, sequence), make_mesh(MeshConfig(2, 1, 4), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)

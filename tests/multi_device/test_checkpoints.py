@@ -1,4 +1,4 @@
-"""Checkpoints over several devices and processes, and of a process that is killed."""
+"""Checkpoints across devices and processes, and a process killed while writing."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_killed_while_writing(tmp_path):
     with open_checkpoints(saved) as checkpoints:
         checkpoints.save(7, make_state(7), metadata=METADATA, final=True)
     assert run_python(KILLED, saved).returncode == -signal.SIGKILL
-    assert any("tmp" in name for name in os.listdir(saved))  # it was indeed under way
+    assert any("tmp" in name for name in os.listdir(saved))  # the save was in progress
     with open_checkpoints(saved) as checkpoints:
         assert checkpoints.steps() == [7]
         assert_bit_equal(checkpoints.restore(7, abstract(make_state(7))), make_state(7))

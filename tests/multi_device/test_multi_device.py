@@ -1,4 +1,4 @@
-"""Eight forced CPU devices: every kind of parallelism gives one device's losses; resume on fewer devices."""
+"""Eight forced CPU devices: every kind of parallelism gives the losses of one device; resuming on fewer devices."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.support.processes import run_script
 
 @pytest.fixture(scope="module")
 def on_meshes(tmp_path_factory, request):
-    """Results of every mesh, from one process."""
+    """Results on every mesh, from one process."""
     folder = tmp_path_factory.mktemp("meshes")
     return json.loads(run_script("multi_device/meshes.py", request.param, folder, devices=8).splitlines()[-1])
 
@@ -30,10 +30,15 @@ def test_losses_and_gradients_equal_those_of_one_device(on_meshes, mesh):
 
 @KINDS
 @pytest.mark.parametrize(("mesh", "most"), [("fsdp", 0.2), ("tensor", 0.25), ("all", 0.4)])
-def test_parameters_and_their_moments_are_divided_alike(on_meshes, mesh, most):
+def test_parameters_and_their_moments_are_sharded_alike(on_meshes, mesh, most):
     assert on_meshes[mesh]["moments"] > 20
     assert on_meshes[mesh]["moments_match"]
     assert on_meshes[mesh]["held"] < most
+
+
+def test_given_parameters_are_placed_on_a_mesh():
+    for kind, found in json.loads(run_script("multi_device/initial_params.py", devices=8).splitlines()[-1]).items():
+        assert found == {"equal": True, "sharded": True, "split": True}, kind
 
 
 OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full", "ngt", "vanilla"]
@@ -47,7 +52,7 @@ def test_activations_split_along_the_window_give_the_same_values_in_less_memory(
         assert split < 0.75 * plain, name
 
 
-# 8 does not divide the vocabulary, 260 bytes, but 1 and 2 do.
+# 8 does not divide the vocabulary of 260 bytes, but 1 and 2 do.
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["fsdp", "tensor"])
 def test_resume_on_fewer_devices_continues_the_same_run(tmp_path, axis):

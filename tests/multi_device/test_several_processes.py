@@ -1,4 +1,4 @@
-"""Several processes as one run: on other numbers of processes and devices it goes on the same; no death hangs it."""
+"""Multi-process runs: they resume on other numbers of processes and devices, and no dead process makes them hang."""
 
 import os
 import re
@@ -23,12 +23,12 @@ def losses(workdir):
 
 
 def train(directory, workdir, stop, processes, devices):
-    """Trains the tiny model, its parameters over two devices where there are so many."""
+    """Trains the tiny model, with its parameters split over two devices if there are several."""
     mesh = ["fsdp=2"] if processes * devices > 1 else []
     run_script("multi_device/resume.py", directory, workdir, stop, *mesh, processes=processes, devices=devices)
 
 
-def test_two_processes_train_as_one_does(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     train(tmp_path, tmp_path / "whole", WHOLE, 1, 1)
     train(tmp_path, tmp_path / "moved", STOPPED_AT, 2, 2)
     train(tmp_path, tmp_path / "moved", WHOLE, 1, 1)
@@ -40,7 +40,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory with a whole run and one that was stopped, both of 4 processes with 2 devices."""
+    """A directory with a complete and a stopped run, both of 4 processes with 2 devices each."""
     directory = tmp_path_factory.mktemp("several")
     train(directory, directory / "whole", WHOLE, 4, 2)
     train(directory, directory / "stopped", STOPPED_AT, 4, 2)
@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(4, 2), (1, 8), (2, 2), (1, 1)])
-def test_a_run_of_4_times_2_goes_on_elsewhere(runs, processes, devices):
+def test_a_run_of_4_times_2_resumes_on_other_numbers(runs, processes, devices):
     workdir = runs / f"{processes}x{devices}"
     shutil.copytree(runs / "stopped", workdir)
     train(runs, workdir, WHOLE, processes, devices)
@@ -94,7 +94,7 @@ def reached(workdir, step, process):
 
 
 def member(launcher, number):
-    """The process of that number."""
+    """Returns the process with that index."""
     for child in psutil.Process(launcher.pid).children(recursive=True):
         if "psann_jax.main" in child.cmdline() and child.environ().get("JAX_PROCESS_ID") == str(number):
             return child
@@ -102,7 +102,7 @@ def member(launcher, number):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_same_command_resumes(flags, tmp_path):
     workdir = tmp_path / "run"
     launcher = start_main(*flags, processes=4)
     reached(workdir, 30, launcher)
@@ -112,8 +112,8 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tm
     assert time.monotonic() - began < 60
     assert launcher.returncode == 128 + signal.SIGKILL
     assert "process 2 of 4 ended with code 137" in shown
-    # As the others saw it, each by itself, which is all that there is under another launcher.
-    # JAX says it in one way to a process that is at work, in another to one that has noticed by itself and is ending.
+    # Each survivor must notice by itself, because other launchers do not tell it. JAX's message depends on whether the
+    # process was working or already ending.
     for survivor in (1, 3):
         working = re.search(rf"^\[{survivor}\] 2$", shown, re.MULTILINE) and "unhealthy (stopped sending heart" in shown
         ending = re.search(rf"^\[{survivor}\] .*Task 2 heartbeat timeout", shown, re.MULTILINE)
@@ -125,7 +125,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(flags, tm
     out, shown = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, shown
     assert "resumed" in out + shown
-    assert "the same command goes on from here" in out + shown
+    assert "run the same command again to resume" in out + shown
     last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
     assert (workdir / "checkpoints" / f"step_{last}").is_dir()
 

@@ -1,4 +1,4 @@
-"""Runs of the real command that something happens to, and the undisturbed one that they must equal."""
+"""Disturbed runs of the real command, and the uninterrupted run that they must equal."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from psann_jax.utils.checksums import find_damage
 from tests.support.processes import TESTS, environment
 from tests.support.tiny import write_text
 
-# Saves are so frequent that one is nearly always under way.
+# Frequent saves, so that one is almost always in progress.
 CONFIG = """
 from pathlib import Path
 from psann_jax.config.io import default_config
@@ -34,7 +34,7 @@ def get_config():
 
 
 class Experiment:
-    """A config with its text in a folder, and one run of it that nothing happened to, in ``whole``."""
+    """A config and its text in a folder, with one uninterrupted run in ``whole``."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder, self.whole = folder, folder / "whole"
@@ -47,7 +47,7 @@ class Experiment:
         self.expected = losses(self.whole)
 
     def start(self, workdir, *flags, fault=None, **variables):
-        """Starts the command; `fault` names one of faulty_main.py."""
+        """Starts the command, with a fault of faulty_main.py if given."""
         program = ["-m", "psann_jax.main"] if fault is None else [str(TESTS / "faults" / "faulty_main.py"), fault]
         compiled = {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
@@ -67,20 +67,20 @@ class Experiment:
         )
 
     def run(self, workdir, *flags, code=0, fault=None, **variables):
-        """Runs the command to its end and returns what it wrote, first on stdout and then on stderr."""
+        """Runs the command and returns its stdout and stderr."""
         process = self.start(workdir, *flags, fault=fault, **variables)
         shown = "".join(process.communicate(timeout=300))
         assert process.returncode == code, shown
         return shown
 
     def finish(self, workdir, *flags, **variables):
-        """Runs the command, which must finish the run, and returns what it wrote."""
+        """Runs the command, which must complete the run, and returns its output."""
         shown = self.run(workdir, *flags, **variables)
         assert (workdir / "summary.json").exists()
         return shown
 
     def fails(self, workdir, *flags, **how):
-        """Runs the command, which must end with code 2, and returns the one line that says why."""
+        """Runs the command, which must end with code 2, and returns its error message, one line."""
         shown = self.run(workdir, *flags, code=2, **how)
         assert "Traceback" not in shown
         assert shown.count("error:") == 1, shown
@@ -89,29 +89,29 @@ class Experiment:
         return last.removeprefix("error: ")
 
     def copy(self, workdir):
-        """A copy of the undisturbed run that does not count as finished."""
+        """Copies the uninterrupted run without its summary, so that it counts as incomplete."""
         shutil.copytree(self.whole, workdir)
         (workdir / "summary.json").unlink()
         return workdir
 
-    def assert_undisturbed(self, workdir):
-        """All losses of a run are, bit for bit, those of the undisturbed one."""
+    def assert_uninterrupted(self, workdir):
+        """Checks that all losses of a run equal those of the uninterrupted one, bit for bit."""
         assert losses(workdir) == self.expected
 
 
 def losses(workdir):
-    """What a run has computed: the loss of every step and every evaluation, and the norm of every gradient."""
+    """Returns the loss of every step and evaluation of a run, with the gradient norms."""
     rows = read_metrics(workdir / "metrics.jsonl")
     return [(row["kind"], row["step"], row["loss"], row.get("grad_norm")) for row in rows]
 
 
 def recorded_step(workdir):
-    """The last step in a run's record."""
+    """Returns the last step in a run's metrics."""
     return max((row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"), default=0)
 
 
 def saved_steps(workdir):
-    """The steps of all checkpoints under their final names, which must be sound."""
+    """Returns the steps of all checkpoints under their final names, and checks that they are intact."""
     found = sorted(int(path.name.removeprefix("step_")) for path in (workdir / "checkpoints").glob("step_*[0-9]"))
     for step in found:
         assert find_damage(workdir / "checkpoints" / f"step_{step}") is None
@@ -119,7 +119,7 @@ def saved_steps(workdir):
 
 
 def wait_for_step(workdir, step, process):
-    """Returns when the run has recorded a step."""
+    """Waits until the run has recorded a step."""
     deadline = time.monotonic() + 120
     while recorded_step(workdir) < step:
         assert process.poll() is None, process.stderr.read()
@@ -128,12 +128,12 @@ def wait_for_step(workdir, step, process):
 
 
 def mounted(*arguments):
-    """Calls mount; skips the test where this user may not."""
+    """Calls mount; skips the test if this user may not mount."""
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
 
 
 def unmount(path):
-    """Undoes a mount."""
+    """Unmounts a directory."""
     subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -1,4 +1,4 @@
-"""Runs Python in processes of their own, with as many forced CPU devices as a test wants."""
+"""Child processes with forced CPU devices."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ TESTS = Path(__file__).parent.parent
 
 
 def environment(devices=1):
-    """Environment variables of a child with that many CPU devices."""
+    """Returns the environment of a child process with that many CPU devices."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -19,7 +19,7 @@ def environment(devices=1):
 
 
 def run_script(script, *args, devices=1, processes=1, timeout=1200):
-    """Runs a file of the tests folder to its end and returns its standard output."""
+    """Runs a script of the tests folder and returns its stdout."""
     command = [*several(processes), sys.executable, str(TESTS / script), *map(str, args)]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -27,12 +27,12 @@ def run_script(script, *args, devices=1, processes=1, timeout=1200):
 
 
 def several(processes):
-    """The beginning of a command that is to run as several processes."""
+    """Returns the prefix of a command that starts several processes."""
     return ["bash", str(TESTS.parent / "launch" / "local.sh"), str(processes), "--"] if processes > 1 else []
 
 
 def start_main(*flags, devices=1, processes=1):
-    """Starts the training command in the background; its output comes through pipes."""
+    """Starts the training command in the background, with pipes for its output."""
     command = [*several(processes), sys.executable, "-u", "-m", "psann_jax.main", *flags]
     return subprocess.Popen(
         command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent

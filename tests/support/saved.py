@@ -1,4 +1,4 @@
-"""Runs that are saved without training."""
+"""Saved runs without training."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ TOKENIZER = byte_tokenizer()
 
 
 def save_run(workdir, config, losses):
-    """A run's checkpoints, with parameters at random for every step in `losses`, and `TOKENIZER`."""
+    """Saves a checkpoint with random parameters and `TOKENIZER` for every step in `losses`; returns the parameters."""
     network = make_network(config, TOKENIZER.vocab_size)
     saved = {}
     with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:

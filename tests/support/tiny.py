@@ -1,4 +1,4 @@
-"""A language model small enough to train in a second, on text that the test writes."""
+"""A language model small enough to train in a second, and its text."""
 
 import random
 
@@ -23,26 +23,26 @@ WORDS = (
 
 
 def sentences(n=200, seed=0):
-    """Texts of a few words."""
+    """Returns short random texts."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(n)]
 
 
 def write_text(path, *, n_lines=400, seed=0):
-    """Sentences, one a line."""
+    """Writes sentences to a file, one per line."""
     path.write_text("\n".join(sentences(n_lines, seed)) + "\n")
     return path
 
 
 def prepared(n=200, **options):
-    """Sentences as data of the public API."""
-    from psann_jax import psannLMDataPrep  # imports what children of tests do without
+    """Returns sentences as data for the public API."""
+    from psann_jax import psannLMDataPrep  # imported late: child processes of tests do not need the API
 
     return psannLMDataPrep(sentences(n), **{"tokenizer": "bytes", "max_length": 32, **options})
 
 
 def tiny_config(tmp_path, **overrides):
-    """A waveresnet with every moving part switched on; `overrides` are dotted names with __ for dots."""
+    """Returns the config of a waveresnet; `overrides` are dotted names with __ for dots."""
     config = default_config("waveresnet")
     config.model.update(d_model=16, n_layers=2, n_heads=2, d_mlp=32, dropout=0.1)
     config.model.wave.interleave = True

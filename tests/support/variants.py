@@ -1,4 +1,4 @@
-"""The bases with every option that changes the network, at a small size, for tests that must hold for all."""
+"""Small models of every base, with every option that changes the network."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ VARIANTS = {
 
 
 def variant(name, **changes):
-    """The `model` section of a variant."""
+    """Returns the `model` section of a variant."""
     options = {**SIZES, **VARIANTS[name], **changes}
     config = family(options["base"]).model(**options)
     config.check("model")
@@ -54,7 +54,7 @@ def variant(name, **changes):
 
 
 def randomised(network, seed=0):
-    """Parameters with every one moved far from its initial value, so that no term hides behind a 0 or a 1."""
+    """Returns parameters far from their initial values, so that no term is hidden by a factor 0 or 1."""
     leaves, tree = jax.tree.flatten(network.init(jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     moved = [p + 0.2 * jax.random.normal(k, p.shape, jnp.float32) for p, k in zip(leaves, keys, strict=True)]
