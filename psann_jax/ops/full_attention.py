@@ -1,4 +1,4 @@
-"""Attention of every position to all positions, for short windows such as the 81 cells of a grid."""
+"""Attention from every position to all positions, for short windows such as the 81 cells of a Sudoku grid."""
 
 import math
 
@@ -10,7 +10,7 @@ from psann_jax.ops.dropout import dropout
 
 
 def attention_weights(q_BxLxHxK: Array, k_BxLxHxK: Array) -> Array:
-    """softmax(q k^T / sqrt(K)) in float32 at least, (B, H, L, L) of queries on keys."""
+    """Returns softmax(q k^T / sqrt(K)), (B, H, L queries, L keys), in float32 or wider."""
     wide = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
     scaled = q_BxLxHxK / math.sqrt(q_BxLxHxK.shape[-1])
     return jax.nn.softmax(jnp.einsum("blhk,bmhk->bhlm", scaled, k_BxLxHxK, preferred_element_type=wide))
@@ -19,17 +19,17 @@ def attention_weights(q_BxLxHxK: Array, k_BxLxHxK: Array) -> Array:
 def full_attention(
     q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, *, dropout_rate: float = 0.0, dropout_key: Array | None = None
 ) -> Array:
-    """softmax(q k^T / sqrt(K)) v, where every position attends to all positions.
+    """Computes softmax(q k^T / sqrt(K)) v over all positions.
 
     Args:
       q_BxLxHxK: queries.
       k_BxLxHxK: keys.
       v_BxLxHxK: values.
-      dropout_rate: fraction of the weights that is dropped.
-      dropout_key: decides which; None drops none.
+      dropout_rate: fraction of the attention weights to drop.
+      dropout_key: PRNG key; None disables dropout.
 
     Returns:
-      (B, L, H, K) in the dtype of the values.
+      (B, L, H, K) in the type of the values.
     """
     weights = attention_weights(q_BxLxHxK, k_BxLxHxK).astype(v_BxLxHxK.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", dropout(weights, dropout_rate, dropout_key), v_BxLxHxK)
