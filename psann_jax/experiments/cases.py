@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from psann_jax.config import Config, require
+from psann_jax.config import Config, ConfigError, require
 from psann_jax.config.files import apply_overrides
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
@@ -116,7 +116,10 @@ def _experiment(common: config_dict.ConfigDict, contender: str, settings: Settin
     config = contender_config(common, dict(settings), contender)
     names = dict(flatten(config.to_dict()))
     apply_overrides(config, [override for override in overrides if override_key(override, names) in names])
-    return parse(config)
+    try:
+        return parse(config)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (contender {contender})") from error
 
 
 def _differences(config: Config, reference: Config) -> Settings:

@@ -98,13 +98,15 @@ def _markdown(
         blocks += [f"## {part.title}", part.text]
         if part.table:
             head, *rows = part.table
-            lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+            rule = "".join("---:|" if numeric else "---|" for numeric in part.numeric_columns())
+            lines = ["| " + " | ".join(head) + " |", f"|{rule}"]
             blocks.append("\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)]))
     if figures:
         blocks.append("## Figures")
         blocks += [f"![{figure.caption}]({_relative(figure.path, workdir)})" for figure in figures]
     if pages:
-        blocks += ["## Coordinates", *(f"- [{page.stem}]({_relative(page, workdir)})" for page in pages)]
+        links = "\n".join(f"- [{page.stem}]({_relative(page, workdir)})" for page in pages)
+        blocks += ["## Coordinates", links]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -115,8 +117,8 @@ def _cell(text: str) -> str:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th, td { border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; }
+.number { text-align: right; }
 th { background: #f2f2f2; }
 figure { margin: 1em 0; }
 img { max-width: 100%; }
@@ -129,7 +131,7 @@ def _html(name: str, parts: Sequence[Section], figures: Sequence[_Figure], pages
     for part in parts:
         blocks.append(f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>")
         if part.table:
-            blocks.append(_html_table(part.table))
+            blocks.append(_html_table(part))
     if figures:
         blocks.append("<h2>Figures</h2>")
     for figure in figures:
@@ -147,10 +149,11 @@ def _html(name: str, parts: Sequence[Section], figures: Sequence[_Figure], pages
     )
 
 
-def _html_table(table: Sequence[Sequence[str]]) -> str:
+def _html_table(part: Section) -> str:
     def cells(values: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values)
+        classes = (' class="number"' if numeric else "" for numeric in part.numeric_columns())
+        return "".join(f"<{tag}{c}>{html.escape(v)}</{tag}>" for c, v in zip(classes, values, strict=True))
 
-    head, *rows = table
+    head, *rows = part.table
     lines = [f"<tr>{cells(head, 'th')}</tr>", *(f"<tr>{cells(row, 'td')}</tr>" for row in rows)]
     return "<table>\n" + "\n".join(lines) + "\n</table>"

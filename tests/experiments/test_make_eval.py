@@ -27,11 +27,11 @@ def test_a_choice_fits_and_keeps_the_order(documents, max_bytes, seed):
         assert chosen == [text for text in documents if text.strip()]
 
 
-def test_the_seed_decides_and_every_place_has_its_chance():
+def test_the_seed_decides_and_every_position_is_equally_likely():
     first, second = (choose(DOCUMENTS, 4000, seed) for seed in (0, 1))
     assert first != second
-    places = [DOCUMENTS.index(text) for seed in range(40) for text in choose(DOCUMENTS, 2000, seed)]
-    assert 170 < sum(places) / len(places) < 230
+    positions = [DOCUMENTS.index(text) for seed in range(40) for text in choose(DOCUMENTS, 2000, seed)]
+    assert 170 < sum(positions) / len(positions) < 230
 
 
 def test_the_file_is_written_once_with_its_hash(tmp_path):
@@ -47,11 +47,11 @@ def test_the_file_is_written_once_with_its_hash(tmp_path):
     assert {text.strip() for text in texts} <= {text.strip() for text in DOCUMENTS}
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert "exists, and is left as it is" in again.stderr
+    assert "exists already; name another file" in again.stderr
     assert out.read_bytes() == content
 
 
-def test_nothing_to_write(tmp_path):
-    with pytest.raises(UserError, match="--source: holds no document"):
+def test_a_source_without_documents_writes_nothing(tmp_path):
+    with pytest.raises(UserError, match="--source: has no document"):
         write_eval(tmp_path / "x.jsonl", [])
     assert not list(tmp_path.iterdir())

@@ -1,16 +1,19 @@
-"""One run of a sweep, in processes of its own."""
+"""One run of a sweep, in child processes."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from psann_jax.experiments import run as sweep_run
-from psann_jax.experiments.run import LmEval, finished, outcome, run_case
-from psann_jax.experiments.sweeps import Case
+from psann_jax.config.io import default_config, parse
+from psann_jax.experiments import run
+from psann_jax.experiments.cases import Case
+from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
-TASKS = LmEval(("sums", "odd"), 8, None)
+TASKS = LmEval(("sums", "odd"), 8)
 
 
 @pytest.fixture
@@ -21,76 +24,97 @@ def case(tmp_path):
 
 
 @pytest.fixture
-def processes(monkeypatch, tmp_path):
-    """What would be started; the results of lm_eval are written."""
+def processes(monkeypatch, case):
+    """Replaces child processes by the files that they leave, and returns their modules or commands."""
     started = []
 
-    def process(arguments):
-        started.append(arguments[0])
-        if arguments[0] == "psann_jax.main":
-            (tmp_path / "run" / "summary.json").write_text('{"steps": 2}')
-            (tmp_path / "run" / "config.json").write_text(json.dumps(sweep_run.to_dict(made[0].config)))
-        if arguments[0] == "psann_jax.cli.sine":
-            (tmp_path / "run" / "sine_parameters.png").touch()
-        if arguments[0] == "psann_jax.cli.lm_eval":
-            content = {"tasks": arguments[2].split("=")[1].split(","), "limit": int(arguments[3].split("=")[1])}
-            (tmp_path / "run" / "lm_eval.json").write_text(json.dumps(content))
+    def run_module(arguments):
+        name = arguments[0] if arguments[0] == "psann_jax.main" else arguments[1]
+        started.append(name)
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in arguments if flag.startswith("--"))
+        folder = Path(flags["workdir"])
+        if name == "psann_jax.main":
+            (folder / "summary.json").write_text('{"steps": 2}')
+            config = Path(flags["config"]).with_name("config.json").read_text()
+            (folder / "config.json").write_text(config)
+        elif name == "sine":
+            (folder / "sine_parameters.png").touch()
+        elif name == "coordinates":
+            Path(flags["out"]).touch()
+        elif name == "lm_eval":
+            content = {"tasks": flags["tasks"].split(","), "limit": int(flags["limit"])}
+            Path(flags["json"]).write_text(json.dumps(content))
 
-    made = []
-    monkeypatch.setattr(sweep_run, "_process", process)
-    return started, made
-
-
-def test_only_what_is_missing_is_done(case, processes, tmp_path):
-    started, made = processes
-    made.append(case)
-    assert not finished(case, tmp_path / "run", None)
-    assert run_case(case, tmp_path / "run", None) is None
-    assert started == ["psann_jax.main", "psann_jax.cli.sine"]
-    assert finished(case, tmp_path / "run", None)
-    (tmp_path / "run" / "sine_parameters.png").unlink()
-    assert not finished(case, tmp_path / "run", None), "the picture is missing"
-    started.clear()
-    run_case(case, tmp_path / "run", None)
-    assert started == ["psann_jax.cli.sine"]
-    assert not finished(case, tmp_path / "run", TASKS)
-    started.clear()
-    assert run_case(case, tmp_path / "run", TASKS) is None
-    assert started == ["psann_jax.cli.lm_eval"]
-    assert finished(case, tmp_path / "run", TASKS)
-    assert not finished(case, tmp_path / "run", LmEval(("sums", "odd"), 9, None)), "another limit"
-    assert not finished(case, tmp_path / "run", LmEval(("sums",), 8, None)), "other tasks"
+    monkeypatch.setattr(run, "_run_module", run_module)
+    return started
 
 
-def test_the_code_that_has_trained_is_recorded(case, processes, tmp_path, monkeypatch):
-    processes[1].append(case)
-    run_case(case, tmp_path / "run", None)
-    (tmp_path / "run" / "summary.json").write_text('{"steps": 1}')
-    run_case(case, tmp_path / "run", None)
-    (only,) = json.loads((tmp_path / "run" / "code.json").read_text())["trained_by"]
+@pytest.fixture
+def folder(tmp_path):
+    """The run's workdir within the sweep's."""
+    return tmp_path / "runs" / "run"
+
+
+def test_only_missing_files_are_made(case, processes, folder):
+    assert not finished(case, folder, None)
+    assert run_case(case, folder, None) is None
+    assert processes == ["psann_jax.main", "sine"]
+    assert finished(case, folder, None)
+    (folder / "sine_parameters.png").unlink()
+    assert not finished(case, folder, None), "the figure is missing"
+    processes.clear()
+    run_case(case, folder, None)
+    assert processes == ["sine"]
+    assert not finished(case, folder, TASKS)
+    processes.clear()
+    assert run_case(case, folder, TASKS) is None
+    assert processes == ["lm_eval"]
+    assert finished(case, folder, TASKS)
+    assert not finished(case, folder, LmEval(("sums", "odd"), 9)), "another limit"
+    assert not finished(case, folder, LmEval(("sums",), 8)), "other tasks"
+
+
+def test_a_gravity_model_gets_a_coordinates_page_in_the_workdir_of_the_sweep(processes, folder, monkeypatch, tmp_path):
+    config = default_config("ngt")
+    config.train.steps = 2
+    case = Case("ngt", (), 1, "tokens", parse(config))
+    assert run_case(case, folder, None) is None
+    assert processes == ["psann_jax.main", "coordinates"]
+    assert (tmp_path / "coords_run.html").exists()
+    assert finished(case, folder, None)
+    (tmp_path / "coords_run.html").unlink()
+    assert not finished(case, folder, None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert finished(case, folder, None), "plotly is not installed"
+
+
+def test_the_code_that_trained_a_run_is_recorded(case, processes, folder, monkeypatch):
+    run_case(case, folder, None)
+    (folder / "summary.json").write_text('{"steps": 1}')
+    run_case(case, folder, None)
+    (only,) = json.loads((folder / "code.json").read_text())["trained_by"]
     assert len(only["code"]) == 12
-    (tmp_path / "run" / "summary.json").write_text('{"steps": 1}')
-    monkeypatch.setattr(sweep_run, "code_version", lambda: {**only, "code": "later"})
-    run_case(case, tmp_path / "run", None)
-    codes = json.loads((tmp_path / "run" / "code.json").read_text())["trained_by"]
+    (folder / "summary.json").write_text('{"steps": 1}')
+    monkeypatch.setattr(run, "code_version", lambda: {**only, "code": "later"})
+    run_case(case, folder, None)
+    codes = json.loads((folder / "code.json").read_text())["trained_by"]
     assert [code["code"] for code in codes] == [only["code"], "later"]
 
 
-def test_a_folder_of_other_settings_is_named(case, processes, tmp_path):
-    processes[1].append(case)
-    run_case(case, tmp_path / "run", None)
+def test_a_folder_with_other_settings_is_named(case, processes, folder, tmp_path):
+    run_case(case, folder, None)
     other = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, train__lr=0.5))
-    with pytest.raises(UserError, match="run: holds a run of other settings"):
-        finished(other, tmp_path / "run", None)
+    with pytest.raises(UserError, match="run: holds a run with other settings"):
+        finished(other, folder, None)
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_and_drawn(case, tmp_path, capfd):
-    assert run_case(case, tmp_path / "run", None) is None
-    found = outcome(case, tmp_path / "run", None)
-    assert found.summary["steps"] == 2
-    assert found.sine_picture.read_bytes().startswith(b"\x89PNG")
-    assert found.metrics()["status"] == "ok"
-    too_long = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, data__sources=("/no/such/text",)))
-    assert run_case(too_long, tmp_path / "other", None).startswith("data.sources: ")
+def test_a_run_is_trained_and_drawn(case, folder, tmp_path, capfd):
+    assert run_case(case, folder, None) is None
+    outcome = read_outcome(case, folder, None)
+    assert outcome.summary["steps"] == 2
+    assert outcome.sine_figure.read_bytes().startswith(b"\x89PNG")
+    assert outcome.metrics()["status"] == "ok"
+    without_text = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, data__sources=("/no/such/text",)))
+    assert run_case(without_text, folder.with_name("other"), None).startswith("data.sources: ")
     capfd.readouterr()

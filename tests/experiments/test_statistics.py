@@ -1,4 +1,4 @@
-"""What several seeds are said to show."""
+"""Statistics over several seeds."""
 
 import math
 
@@ -38,9 +38,9 @@ def test_one_seed_shows_nothing():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=6))
-def test_swapping_turns_the_sign(values):
+def test_swapping_changes_the_sign(values):
     reference = [0.0] * len(values)
-    d, turned = paired_difference(values, reference), paired_difference(reference, values)
-    np.testing.assert_allclose((d.mean, d.low, d.high), (-turned.mean, -turned.high, -turned.low), atol=0.3)
+    d, swapped = paired_difference(values, reference), paired_difference(reference, values)
+    np.testing.assert_allclose((d.mean, d.low, d.high), (-swapped.mean, -swapped.high, -swapped.low), atol=0.3)
     assert d.low - 1e-9 <= d.mean <= d.high + 1e-9
     assert mean_and_deviation(values)[0] == pytest.approx(np.mean(values))

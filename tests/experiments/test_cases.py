@@ -1,0 +1,174 @@
+"""The runs of a sweep: contenders, grid, seeds, budgets and overrides."""
+
+import pytest
+
+from psann_jax.config import ConfigError
+from psann_jax.config.io import default_config
+from psann_jax.experiments.budgets import flops_per_token
+from psann_jax.experiments.cases import all_cases, folders, pairs
+from psann_jax.experiments.sweeps import sweep_config
+from psann_jax.models.network import build
+from psann_jax.utils.errors import UserError
+from tests.support.sweeps import CONTENDERS, small_sweep
+
+
+def test_every_base_gets_the_common_settings():
+    cases = all_cases(small_sweep())
+    assert [case.name for case in cases] == [f"{c}_seed{s}" for s in (1, 2) for c in CONTENDERS]
+    for case in cases:
+        model, train = case.config.model, case.config.train
+        assert (model.d_model, model.n_layers, model.d_mlp, train.steps) == (32, 2, 256, 40)
+        assert case.config.seed == case.seed
+    assert cases[1].config.model.wave.interleave
+    assert cases[1].config.model.positional_encoding == "rope"
+    assert cases[2].config.model.repulsion.weight == default_config("ngt").model.repulsion.weight
+
+
+def test_the_grid_multiplies_the_runs_and_is_in_their_names():
+    grid = {"train.lr": (1e-3, 2e-3), "train.weight_decay": (0.0, 0.1)}
+    cases = all_cases(small_sweep(grid=grid, seeds=(5,)), only=["ngt"])
+    assert [case.name for case in cases] == [
+        f"ngt_lr{lr}_weight_decay{decay}_seed5" for lr in (0.001, 0.002) for decay in (0.0, 0.1)
+    ]
+    assert [(case.config.train.lr, case.config.train.weight_decay) for case in cases][1] == (1e-3, 0.1)
+
+
+def test_budgets():
+    by_name = {
+        case.name: case
+        for case in all_cases(
+            small_sweep(budgets=("flops", "parameters", "seconds"), seeds=(1,)),
+            speed=lambda config: 200.0 if config.model.base == "ngt" else 100.0,
+        )
+    }
+    reference = by_name["transformer_flops_seed1"].config
+    for name in ("waveresnet", "ngt"):
+        config = by_name[f"{name}_flops_seed1"].config
+        cost = config.train.steps * flops_per_token(config)
+        assert cost == pytest.approx(reference.train.steps * flops_per_token(reference), rel=0.02)
+        other = by_name[f"{name}_parameters_seed1"].config
+        counts = [build(c.model).n_params for c in (other, reference)]
+        assert counts[0] == pytest.approx(counts[1], rel=0.02)
+        assert other.train.steps == 40
+    assert by_name["ngt_seconds_seed1"].config.train.steps == 80
+    assert by_name["ngt_seconds_seed1"].config.train.warmup_steps == 8
+    assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
+
+
+def test_equal_configs_share_one_run():
+    """The reference is the same under every budget."""
+    names = folders(all_cases(small_sweep(budgets=("tokens", "flops", "parameters"), seeds=(1, 2))))
+    assert len(names) == 18
+    assert {case.contender: name for case, name in names.items() if name != case.name} == {
+        "transformer": "transformer_seed2"
+    }
+    assert len(set(names.values())) == 14
+
+
+def test_every_other_contender_is_paired_with_the_reference():
+    assert len(list(pairs(all_cases(small_sweep()), "transformer"))) == 4
+
+
+def test_the_flops_of_puzzles_are_matched():
+    common = default_config("sudoku")
+    common.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
+    common.train.update(steps=40, batch_tokens=162, warmup_steps=4)
+    contenders = {"relu": {}, "wide": {"model.d_mlp": 32}, "sine": {"model.mlp_activation": "sine"}}
+    contenders = {name: {"model.base": "sudoku", **settings} for name, settings in contenders.items()}
+    cases = all_cases(sweep_config(common, contenders, seeds=(1,), budgets=("flops",)))
+    relu, wide, _ = (case.config for case in cases)
+    # Two FLOPs per weight and two per cell attended to in scores and values; the backward pass costs twice as much.
+    matrices = 4 * 16 * 16 + 2 * 16 * 16
+    assert flops_per_token(relu) == 2 * (6 * matrices + 3 * 4 * 81 * 16)
+    steps = [case.config.train.steps for case in cases]
+    assert steps == [40, round(40 * flops_per_token(relu) / flops_per_token(wide)), 40]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": {"train.lrr": (1,)}}, r"train\.lrr: of transformer: base transformer has no such setting"),
+        ({"grid": {"model.wave.kernel": (3,)}}, r"model\.wave\.kernel: of ngt: base ngt has no such setting"),
+        ({"grid": {"train.lr": ()}}, r"grid\.train\.lr: is empty"),
+        ({"grid": {"train.lr": (-1.0,)}}, r"train\.lr: is -1"),
+        ({"budgets": ("flop",)}, r"budgets: 'flop' is unknown, did you mean flops"),
+        ({"seeds": ()}, "must not be empty"),
+        ({"contenders": CONTENDERS | {"x": {"train.lrr": 1}}}, r"train\.lrr: of x: .*, did you mean train\.lr"),
+    ],
+)
+def test_invalid_sweeps_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        all_cases(small_sweep(**options))
+
+
+def test_texts_and_puzzles_do_not_mix():
+    contenders = {**CONTENDERS, "grids": {"model.base": "sudoku"}}
+    common = default_config("transformer")
+    common.train.batch_tokens = 81 * common.data.max_length
+    with pytest.raises(ConfigError, match=r"contenders\.grids: has another task than transformer"):
+        all_cases(sweep_config(common, contenders))
+
+
+def test_an_unknown_contender_is_refused():
+    with pytest.raises(ConfigError, match="--bases: 'ngr' is no contender, did you mean ngt"):
+        all_cases(small_sweep(), only=["ngr"])
+
+
+def test_a_single_experiment_is_no_sweep():
+    with pytest.raises(UserError, match="--config: is a single experiment, not a sweep"):
+        all_cases(default_config())
+
+
+# --- differences and overrides --------------------------------------------------------------------------
+
+
+def test_differences_are_those_to_the_reference():
+    contenders = {
+        "ngt": {"model.base": "ngt"},
+        "soft": {"model.base": "ngt", "model.cutoff": "soft"},
+        "vanilla": {"model.base": "vanilla", "train.lr": 0.5},
+    }
+    cases = all_cases(small_sweep(contenders, seeds=(7,)))
+    assert [case.differences for case in cases] == [
+        (),
+        (("model.cutoff", "soft"),),
+        (("model.base", "vanilla"), ("train.lr", 0.5)),
+    ]
+
+
+def test_overrides_reach_every_contender_that_has_the_setting():
+    overrides = ["train.steps=7", "model.d_coord=8", "data.pack", "model.dropout=0.5"]
+    cases = all_cases(small_sweep(seeds=(1,)), overrides=overrides)
+    transformer, waveresnet, ngt = (case.config for case in cases)
+    assert [config.train.steps for config in (transformer, waveresnet, ngt)] == [7, 7, 7]
+    assert ngt.model.d_coord == 8
+    assert waveresnet.model.dropout == 0.5
+
+
+def test_overrides_apply_over_settings_of_contenders_that_agree():
+    contenders = {name: own | {"train.lr": 0.5} for name, own in CONTENDERS.items()}
+    cases = all_cases(small_sweep(contenders, seeds=(1,)), overrides=["train.lr=0.25", "nodata.document_mask"])
+    assert {case.config.train.lr for case in cases} == {0.25}
+    assert {case.config.data.document_mask for case in cases} == {False}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", r"--config\.train\.stepz: unknown key, did you mean train\.steps"),
+        ("common.train.steps=3", r"--config\.common\.train\.steps: unknown key, did you mean train\.steps"),
+        ("train.lr=3", r"--config\.train\.lr: is varied by the sweep's grid"),
+        ("seed=3", r"--config\.seed: .*--seeds"),
+        ("model.base=ngt", r"--config\.model\.base: .*--bases"),
+        (
+            "nomodel.wave.interleave",
+            r"--config\.model\.wave\.interleave: distinguishes .*transformer=False, waveresnet=True",
+        ),
+        ("model.sine.freq_init=3.0", r"freq_init: has no effect without the sine .* \(contender transformer\)"),
+        ("train.steps=x", r"train\.steps"),
+        ("train.steps=-1", r"train\.steps: is -1"),
+    ],
+)
+def test_overrides_that_change_the_comparison_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        all_cases(small_sweep(grid={"train.lr": (1.0, 2.0)}), overrides=[override])

@@ -1,0 +1,199 @@
+"""Reports of sweeps: tables, files and figures from results written by hand."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import pytest
+
+from psann_jax.config.io import default_config
+from psann_jax.experiments.budgets import flops_per_token
+from psann_jax.experiments.cases import all_cases
+from psann_jax.experiments.outcome import COLUMNS, Outcome
+from psann_jax.experiments.report import write_report
+from psann_jax.experiments.sweeps import sweep_config
+from tests.support.sweeps import make_outcome, small_sweep
+
+GRAVITY = {
+    "ngt": {"model.base": "ngt"},
+    "no_radius": {"model.base": "ngt", "model.cutoff": "none"},
+    "vanilla": {"model.base": "vanilla"},
+}
+
+
+def section(report, title):
+    """Rows of the table under a heading, as lists of cells."""
+    (part,) = [part for part in report.split("\n## ") if part.startswith(title)]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_the_report_names_what_is_shown_and_what_is_not(tmp_path):
+    cases = all_cases(small_sweep(seeds=(1, 2, 3)))
+    losses = {"transformer": (3.0, 3.1, 2.9), "waveresnet": (2.8, 2.91, 2.7), "ngt": (3.05, 3.02, 2.97)}
+    outcomes = [make_outcome(case, losses[case.contender][case.seed - 1]) for case in cases]
+    outcomes[-1] = Outcome(cases[-1], outcomes[-1].folder, None, [], "the <disk> | was full")
+    write_report("three", outcomes, 9, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "8 of 9 finished, 1 failed" in text
+    assert "One seed" not in text
+    assert [row[:4] for row in section(text, "Leaderboard at equal training tokens")] == [
+        ["waveresnet", "3", "2.8033", "0.1050"],
+        ["transformer", "3", "3.0000", "0.1000"],
+        ["ngt", "2", "3.0350", "0.0212"],
+    ]
+    waveresnet, ngt = section(text, "Differences")
+    assert waveresnet[:4] == ["waveresnet", "transformer", "3", "-0.1967"]
+    assert waveresnet[5] == "better"
+    assert ngt == ["ngt", "transformer", "2", "-0.0150", "-0.0800 to +0.0500", "no difference shown", ngt[6]]
+    assert "| ngt_seed3 | the <disk> \\| was full |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "the &lt;disk&gt; | was full" in page
+    assert page.count("data:image/png;base64,") == 2
+    rows = read_csv(tmp_path / "results.csv")
+    assert [row["status"] for row in rows] == ["ok"] * 8 + ["error"]
+    assert float(rows[0]["val_loss"]) == 3.0
+    assert float(rows[0]["train_flops"]) == 40 * 64 * flops_per_token(cases[0].config)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["seeds"], summary["n_cases"], len(summary["results"])) == ([1, 2, 3], 9, 9)
+    assert set(json.loads((tmp_path / "config_used.json").read_text())) == {case.name for case in cases}
+
+
+@pytest.fixture
+def gravity():
+    """One seed of three gravity runs, one of which was trained for longer."""
+    ngt, no_radius, vanilla = all_cases(small_sweep(GRAVITY, seeds=(42,)))
+    return [
+        make_outcome(ngt, 4.1, {0: 9.0, 20: 4.0, 40: 4.1}),
+        make_outcome(no_radius, 4.01, {0: 9.0, 20: 4.2, 40: 4.01}),
+        make_outcome(vanilla, 2.4, {0: 1.0, 20: 3.0, 40: 2.5, 48: 2.4}),
+    ]
+
+
+def test_losses_at_the_last_common_step_and_the_best_ones(gravity, tmp_path):
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Step 40 is the last one that all runs have evaluated" in text
+    assert section(text, "Loss at the last common step") == [
+        ["vanilla", "1", "2.5000", "-"],
+        ["no_radius", "1", "4.0100", "-"],
+        ["ngt", "1", "4.1000", "-"],
+    ]
+    assert section(text, "Best and last losses") == [
+        ["vanilla_seed42", "2.4000", "11.02", "48", "2.4000", "48"],
+        ["ngt_seed42", "4.0000", "54.60", "20", "4.1000", "40"],
+        ["no_radius_seed42", "4.0100", "55.15", "40", "4.0100", "40"],
+    ]
+
+
+def test_speed_memory_contenders_and_settings(gravity, tmp_path):
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert section(text, "Throughput and memory")[0] == ["ngt_seed42", "15.625", "0.064", "1,000", "300", "12,345"]
+    assert section(text, "Contenders") == [
+        ["ngt", "none"],
+        ["no_radius", "model.cutoff=none"],
+        ["vanilla", "model.base=vanilla"],
+    ]
+    assert ["train.batch_tokens", "64"] in section(text, "Settings of ngt_seed42")
+
+
+def test_one_seed_gives_no_verdict(gravity, tmp_path):
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "One seed cannot show which contender is better" in text
+    assert section(text, "Differences") == [
+        ["no_radius", "ngt", "1", "-0.0900", "-", "no verdict from one seed", "-"],
+        ["vanilla", "ngt", "1", "-1.7000", "-", "no verdict from one seed", "-"],
+    ]
+
+
+def test_results_csv_describes_model_data_and_losses(gravity, tmp_path):
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    _, row, _ = read_csv(tmp_path / "results.csv")
+    assert tuple(row) == COLUMNS
+    expected = {
+        "base": "ngt", "contender": "no_radius", "differences": "model.cutoff=none", "settings": "", "seed": "42",
+        "dataset": "builtin:python", "d_model": "32", "n_layers": "2", "n_heads": "4", "train_steps": "40",
+        "val_loss": "4.01", "best_val_loss": "4.01", "best_step": "40", "path": "runs/no_radius_seed42",
+    }  # fmt: skip
+    assert row | expected == row
+
+
+def test_without_the_reference_there_are_no_differences(gravity, tmp_path):
+    write_report("gravity", gravity[1:], 3, "ngt", tmp_path)
+    assert "There is no finished pair of ngt and another contender." in (tmp_path / "report.md").read_text()
+
+
+def test_pages_and_figures_of_runs_are_linked(gravity, tmp_path):
+    page, figure = tmp_path / "coords_ngt_seed42.html", tmp_path / "runs" / "ngt_seed42" / "sine_parameters.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"\x89PNG")
+    gravity[0] = dataclasses.replace(gravity[0], coordinates_page=page, sine_figure=figure)
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "- [coords_ngt_seed42](coords_ngt_seed42.html)" in text
+    assert "![Sine activations of ngt_seed42](runs/ngt_seed42/sine_parameters.png)" in text
+    html = (tmp_path / "report.html").read_text()
+    assert '<a href="coords_ngt_seed42.html">' in html
+    assert html.count("data:image/png;base64,") == 3
+
+
+def test_a_diverged_run_comes_last(gravity, tmp_path):
+    gravity[0] = make_outcome(gravity[0].case, math.nan, {0: 9.0, 20: math.nan, 40: math.nan})
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert section(text, "Leaderboard")[-1][:3] == ["ngt", "1", "nan"]
+    assert section(text, "Best and last losses")[-1][:2] == ["ngt_seed42", "nan"]
+
+
+def test_puzzles_have_a_column_for_solved_ones(tmp_path):
+    common = default_config("sudoku")
+    common.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
+    common.train.update(steps=40, batch_tokens=162, warmup_steps=4)
+    contenders = {"relu": {"model.base": "sudoku"}, "wide": {"model.base": "sudoku", "model.d_mlp": 32}}
+    cases = all_cases(sweep_config(common, contenders, seeds=(1, 2)))
+    outcomes = [make_outcome(case, 1.0 + case.seed) for case in cases]
+    for outcome, solved in zip(outcomes, (0.25, 0.5) * 2, strict=True):
+        outcome.summary["val_solved"] = solved
+    write_report("puzzles", outcomes, 4, "relu", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "generated puzzles; seeds 1, 2. Losses are mean cross entropies in nats per empty cell" in text
+    assert "| contender | seeds | val loss | deviation | ppl | solved | accuracy |" in text
+    assert "| wide | 2 | 2.5000 | 0.7071 | 12.18 | 0.5000 | 0.2500 |" in text
+    assert [row["val_solved"] for row in read_csv(tmp_path / "results.csv")][:2] == ["0.25", "0.5"]
+
+
+def test_results_of_different_code_are_marked(tmp_path):
+    outcomes = [make_outcome(case, 3.0) for case in all_cases(small_sweep(seeds=(1,)))]
+    write_report("one", outcomes, 3, "transformer", tmp_path)
+    assert "Different code" not in (tmp_path / "report.md").read_text()
+    older = [{**outcomes[0].codes[0], "code": "bbbb"}]
+    outcomes = [outcomes[0], dataclasses.replace(outcomes[1], codes=older), dataclasses.replace(outcomes[2], codes=[])]
+    write_report("one", outcomes, 3, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "not all trained by the same code" in text
+    assert ["waveresnet_seed1", "psann_jax 0.1.0 code bbbb jax 1 flax 2 optax 3"] in section(text, "Different code")
+    assert ["ngt_seed1", "not recorded"] in section(text, "Different code")
+    assert [row["code"] for row in read_csv(tmp_path / "results.csv")] == ["aaaa", "bbbb", ""]
+
+
+def test_scores_of_standard_tasks_are_averaged_over_the_seeds(tmp_path):
+    cases = all_cases(small_sweep(seeds=(1, 2)), only=["waveresnet"])
+    outcomes = [
+        dataclasses.replace(
+            make_outcome(case, 3.0),
+            lm_eval={"limit": 8, "results": {"odd": {"acc,none": score, "acc_stderr,none": 0.1, "alias": "odd"}}},
+        )
+        for case, score in zip(cases, (0.25, 0.75), strict=True)
+    ]
+    write_report("tasks", outcomes, 2, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "on the first 8 examples" in text
+    assert section(text, "Standard tasks") == [["odd", "acc", "waveresnet", "2", "0.5000", "0.3536"]]
+    assert outcomes[0].metrics()["lm_eval"]["odd"]["acc,none"] == 0.25
