@@ -1,0 +1,31 @@
+"""`train_run` chooses the task from the config and draws the loss curve."""
+
+from psann_jax.runs import training
+from psann_jax.runs.training import LOSS_CURVE, train_run
+from psann_jax.train.loop import StopSignals
+from tests.support.tiny import tiny_config
+
+
+def test_the_loss_curve_is_drawn_also_after_a_signal(tmp_path, monkeypatch):
+    drawn = []
+    draw = training.plot_loss_curve
+    monkeypatch.setattr(training, "plot_loss_curve", lambda *args: (drawn.append(args), draw(*args)))
+    config, workdir = tiny_config(tmp_path), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step == 2)
+        summary = train_run(config, workdir)
+    assert (summary["steps"], summary["stopped"]) == (2, True)
+    assert (workdir / LOSS_CURVE).stat().st_size > 1000
+    summary = train_run(config, workdir)
+    assert summary["steps"] == 8
+    numbers_of_rows = [sum(row["kind"] == "train" for row in rows) for rows, *_ in drawn]
+    assert numbers_of_rows == [2, 8]
+    assert [(path, title) for _, path, title, _ in drawn] == [(workdir / LOSS_CURVE, "run")] * 2
+
+
+def test_phases_that_have_begun_are_marked(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "plot_loss_curve", lambda *args: drawn.append(args))
+    monkeypatch.setattr("psann_jax.tasks.lm.LanguageModel.phases", lambda self: {0: "easy", 3: "hard", 4: "harder"})
+    train_run(tiny_config(tmp_path, train__steps=4), tmp_path / "run")
+    assert drawn[0][3] == {0: "easy", 3: "hard"}
