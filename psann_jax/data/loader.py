@@ -109,7 +109,7 @@ class TextData:
     ) -> "grain.DatasetIterator[Element]":
         """Returns the endless batches of start_step, start_step + 1, ..., read ahead by threads.
 
-        Every epoch shuffles all windows anew. With `data.weights`, each source is shuffled and repeated separately, and
+        Every epoch has all windows in a new random order. With `data.weights`, each source is shuffled and repeated separately, and
         windows are drawn from the sources in proportion to their weights.
 
         Args:
@@ -160,9 +160,9 @@ class TextData:
     def describe(self) -> str:
         """Returns a summary of the text, its split and the tokenizer, one ``name  fact`` per line."""
         config, train, valid = self._config, self._prepared.train, self._prepared.valid
-        wanted = config.tokenizer.vocab_size
-        smaller = not config.tokenizer.path and self.tokenizer.kind != "bytes" and self.tokenizer.vocab_size < wanted
-        note = f" ({wanted:,} requested, but the text yields no more)" if smaller else ""
+        requested = config.tokenizer.vocab_size
+        smaller = not config.tokenizer.path and self.tokenizer.kind != "bytes" and self.tokenizer.vocab_size < requested
+        note = f" ({requested:,} requested, but the text yields no more)" if smaller else ""
         origin = (
             f"split of {config.valid_fraction:.3g}" if not config.valid_sources else ", ".join(config.valid_sources)
         )

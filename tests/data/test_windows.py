@@ -17,7 +17,7 @@ def shard_of(lengths: list[int]) -> Shard:
     return Shard(np.arange(1000, 1000 + offsets[-1]).astype(np.uint16), offsets, 0)
 
 
-def expected(lengths: list[int], start: int, stop: int, size: int, mask: bool = True) -> dict[str, list[int]]:
+def reference(lengths: list[int], start: int, stop: int, size: int, mask: bool = True) -> dict[str, list[int]]:
     """Returns the window of the tokens [start, stop) of the stream, built one token at a time."""
     document_of = [d for d, length in enumerate(lengths) for _ in range(length)]
     start_of = [sum(lengths[:d]) for d in range(len(lengths))]
@@ -49,7 +49,7 @@ def test_packed_windows(lengths, length, mask, keep_last):
     assert len(windows) == (-(-(n - 1) // length) if keep_last else (n - 1) // length)
     for i in range(len(windows)):
         start, stop = i * length, min(i * length + length + 1, n)
-        assert_equal(windows[i], expected(lengths, start, stop, length + 1, mask))
+        assert_equal(windows[i], reference(lengths, start, stop, length + 1, mask))
     # The targets of all windows are the stream without its first token, in order and without gaps.
     targets = [t for i in range(len(windows)) for t in windows[i]["tokens"][1:].tolist() if t != PAD]
     assert targets == list(range(1001, 1001 + (n - 1 if keep_last else len(windows) * length)))
@@ -60,15 +60,15 @@ def test_packed_windows(lengths, length, mask, keep_last):
 @example([5, 9, 2], 4)
 def test_document_rows(lengths, length):
     rows = DocumentRows(shard_of(lengths), length, PAD)
-    wanted = []
+    expected = []
     for d, n in enumerate(lengths):
         begin = sum(lengths[:d])
         for start in range(begin, begin + n - 1, length):
             stop = min(start + length + 1, begin + n)
-            wanted.append(expected([begin + n], start, stop, length + 1))
-            wanted[-1]["positions"] = [t if t < stop - start else 0 for t in range(length + 1)]
-    assert len(rows) == len(wanted)
-    for i, row in enumerate(wanted):
+            expected.append(reference([begin + n], start, stop, length + 1))
+            expected[-1]["positions"] = [t if t < stop - start else 0 for t in range(length + 1)]
+    assert len(rows) == len(expected)
+    for i, row in enumerate(expected):
         assert_equal(rows[i], row)
     # Every token but the first of each document is a target exactly once.
     targets = [t for i in range(len(rows)) for t in rows[i]["tokens"][1:].tolist() if t != PAD]
