@@ -161,10 +161,10 @@ def test_the_precision_is_that_of_training_or_another(run, precision, dtype):
 def test_a_workdir_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: there is no such directory"):
         load_text_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no checkpoints"):
+    with pytest.raises(UserError, match="has no checkpoints"):
         load_text_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="checkpoints: holds no complete checkpoint"):
+    with pytest.raises(UserError, match="checkpoints: has no complete checkpoint"):
         load_text_run(tmp_path)
 
 
