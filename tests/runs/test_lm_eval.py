@@ -165,8 +165,7 @@ def test_answers_are_cached_and_reused(found, workdir, tasks, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tasks=tiny_chioce"], "--tasks: lm_eval knows no tiny_chioce"),
-        (["--tasks=tiny_choice", "--json=/no/such/folder/x.json"], "its folder does not exist"),
+        (["--tasks=tiny_chioce"], "--tasks: lm_eval has no task tiny_chioce"),
         (["--tasks=tiny_choice", "--workdir=/no/such/run"], "there is no such directory"),
     ],
 )
@@ -178,7 +177,7 @@ def test_errors_name_the_cause(workdir, tasks, flags, message):
 def test_missing_task_data_is_named(workdir, tasks, tmp_path):
     text = TASK.format(name="tiny_gone", data=tmp_path / "gone.jsonl", kind="multiple_choice", text="x")
     (tmp_path / "tiny_gone.yaml").write_text(text + CHOICE)
-    with pytest.raises(UserError, match=r"--tasks: the data of tiny_gone cannot be had: .*gone\.jsonl"):
+    with pytest.raises(UserError, match=r"--tasks: the data of tiny_gone cannot be loaded: .*gone\.jsonl"):
         command.main([f"--workdir={workdir}", f"--include_path={tmp_path}", "--tasks=tiny_gone"])
 
 
