@@ -4,7 +4,8 @@
       --config.data.sources="('books.train.txt',)" --config.data.valid_sources="('books.valid.txt',)"
 
 These 61 MB (129 books, one paragraph per line) are 13,573 windows; an update takes 128 of them, so an epoch has 106
-updates. Training prints the number of windows of another text. The run's folder holds metrics.json and loss_curve.png.
+updates. Training prints the number of windows of another text. The folder runs/waveresnet_seed1 in the sweep's workdir
+holds metrics.json and loss_curve.png.
 
 It needs an accelerator: 2 CPU cores (AMD EPYC) train this model with 940 tokens/s (configs/waveresnet_small.py), so 212
 updates would take eight hours.

@@ -15,7 +15,7 @@ from psann_jax.config.io import default_config, flatten, parse, to_dict
 from psann_jax.experiments.cases import all_cases
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.name != "shared.py")
 
 
 def parse_with(name, value):
