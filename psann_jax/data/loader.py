@@ -109,8 +109,8 @@ class TextData:
     ) -> "grain.DatasetIterator[Element]":
         """Returns the endless batches of start_step, start_step + 1, ..., read ahead by threads.
 
-        Every epoch has all windows in a new random order. With `data.weights`, each source is shuffled and repeated separately, and
-        windows are drawn from the sources in proportion to their weights.
+        Every epoch has all windows in a new random order. With `data.weights`, each source is shuffled and repeated
+        separately, and windows are drawn from the sources in proportion to their weights.
 
         Args:
           seed: seed of the shuffles.
