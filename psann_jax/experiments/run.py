@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psann_jax
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.config.io import to_dict
 from psann_jax.experiments.cases import Case
@@ -143,7 +142,7 @@ def _run_module(arguments: Sequence[str]) -> str | None:
 @cache
 def code_version() -> dict[str, str]:
     """Returns the versions of this package and its main dependencies, and a hash of this package's modules."""
-    package = Path(psann_jax.__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
