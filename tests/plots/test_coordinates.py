@@ -285,7 +285,7 @@ def test_a_browser_draws_the_last_layer_by_mass(seen):
     assert tokens["marker"]["line"] == {"color": "white", "width": 0.5}
     percentages = [f"{100 * fraction:.1f} %" for fraction in content["variance"][-1]]
     assert start["axes"] == [f"PC{k} ({text})" for k, text in enumerate(percentages, start=1)]
-    assert all(text in start["note"] for text in [*percentages, f"total {100 * sum(content['shares'][-1]):.1f} %"])
+    assert all(text in start["note"] for text in [*percentages, f"total {100 * sum(content['variance'][-1]):.1f} %"])
 
 
 def test_a_browser_shows_tokens_unchanged(seen):
@@ -308,7 +308,7 @@ def test_the_slider_moves_the_tokens(seen):
     for name, layer in (("positions", 0), ("chosen", 1), ("start", 2)):
         assert [shown[name]["data"][0][axis] for axis in "xyz"] == content["points"][layer]
     assert [shown[name]["layer"][0] for name in ("positions", "chosen", "start")] == ["0", "1", "2"]
-    assert f"{100 * sum(content['shares'][0]):.1f} %" in shown["positions"]["note"]
+    assert f"{100 * sum(content['variance'][0]):.1f} %" in shown["positions"]["note"]
 
 
 def test_a_chosen_token_shows_its_attention_until_it_is_chosen_again(seen):
