@@ -9,9 +9,9 @@ __all__ = ["psannLM", "psannLMDataPrep"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for, so that the commands can tell a mistake in a config before JAX has loaded.
+    # Imported on first access, so that the commands can report an error in a config without loading JAX.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from psann_jax.api import model as api
+    from psann_jax import api
 
     return getattr(api, name)

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
     flags = _parse(argv)
     require_extra("coordinates page", "plotly")
     # Imported late, so that an error in the command line shows at once.
-    from psann_jax.plots.coordinates import write_coordinates
+    from psann_jax.runs.coordinates import write_coordinates
     from psann_jax.runs.restore import load_text_run
 
     run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))

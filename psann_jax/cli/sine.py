@@ -20,12 +20,14 @@ def main(argv: Sequence[str]) -> None:
 
     from psann_jax.plots.sine import VALUES, draw_sine
     from psann_jax.runs.restore import load_run
+    from psann_jax.runs.sine import sine_history
 
     run = load_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
+    values = sine_history(run)
     with storage_errors(path):
-        values = draw_sine(path, run)
+        draw_sine(path, values["before"], values["after"], run.step)
     print("medians before -> after")
     print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
     for place, after in values["after"].items():

@@ -1,87 +1,19 @@
-"""An interactive page with the token coordinates of a trained gravity model and its attention, layer by layer.
+"""The layout of an interactive page with the token coordinates of a gravity model and its attention, layer by layer.
 
 The page is `coordinates.html` with `coordinates.js`, the data and plotly.js embedded, so it works offline.
 """
 
 import base64
 import json
-import os
 import re
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from psann_jax.config import NGTConfig, require
-from psann_jax.plots.evolution import Evolution, evolve, project
-from psann_jax.runs.restore import TextRun
-from psann_jax.utils.errors import UserError
-from psann_jax.utils.extras import require_extra
-from psann_jax.utils.files import atomic_write, storage_errors
-
-# The same for every run, so that pages can be compared. Words are repeated to show how their occurrences differ.
-DEFAULT_TEXT = """\
-Every stone that falls, falls toward the centre of the Earth. The Moon falls too: it goes round the Earth because the \
-Earth draws it, as the Sun draws the Earth.
-Two bodies draw each other the more, the heavier they are; at 2 times the distance, 4 times less. "Then why," said the \
-girl, "does the Moon not come down?" Because it moves, and while it falls the Earth bends away under it.
-In 1687 Newton wrote this down. He did not say what gravity is; he said what it does, and that was enough to find the \
-path of a planet, a comet or a stone.
-"""
-DEFAULT_TOKENS = 256
+from psann_jax.plots.evolution import Evolution, project
 
 _SYMBOLS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
-
-
-def write_coordinates(
-    path: str | os.PathLike[str],
-    run: TextRun,
-    text: str | None = None,
-    *,
-    name: str = "run",
-    max_tokens: int | None = None,
-) -> None:
-    """Writes the page of a trained gravity model.
-
-    Args:
-      path: the HTML file to write, about 5 MB, most of it plotly.js.
-      run: from `load_text_run`, of base ngt.
-      text: one document, read after bos; None means `DEFAULT_TEXT`.
-      name: name of the run, for the subtitle.
-      max_tokens: show only the first max_tokens tokens, including bos; None means `DEFAULT_TOKENS`, or the run's
-        window if that is shorter.
-
-    Raises:
-      UserError: the run is of another base or has diverged, the text has no tokens, max_tokens is below 2 or above
-        the run's window, the file cannot be written, or plotly is not installed.
-    """
-    require_extra("coordinates page", "plotly")
-    base, longest = run.config.model.base, run.config.data.max_length
-    require(isinstance(run.config.model, NGTConfig), "workdir", f"has a run of base {base}; only ngt has coordinates")
-    n = min(DEFAULT_TOKENS, longest) if max_tokens is None else max_tokens
-    require(2 <= n <= longest, "max_tokens", f"is {n}, must be from 2 to the {longest} of the run's data.max_length")
-    ids = _encode(run, DEFAULT_TEXT if text is None else text)[:n]
-    evolution = evolve(run, ids)
-    require(evolution.is_finite(), "workdir", f"has a run that has diverged: values at step {run.step} are not finite")
-    content = page_content(evolution, [visible(run.tokenizer.piece(i)) for i in ids], _subtitle(run, name))
-    with storage_errors(path):
-        atomic_write(path, page(content))
-
-
-def _encode(run: TextRun, text: str) -> list[int]:
-    """Encodes a text, with bos before it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # the command line decodes invalid bytes to lone surrogates
-        raise UserError("text: is not UTF-8 text") from error
-    ids = run.tokenizer.encode(text)
-    require(bool(ids), "text", f"is {text!r}, which has no tokens; give at least one word")
-    return [run.tokenizer.bos_id, *ids]
-
-
-def _subtitle(run: TextRun, name: str) -> str:
-    model = run.network.config
-    return f"{name}, step {run.step:,}: {model.n_layers} layers, {model.n_heads} heads, {model.variant}"
 
 
 def visible(piece: bytes) -> str:
@@ -94,7 +26,7 @@ def page_content(evolution: Evolution, tokens: list[str], subtitle: str) -> dict
     """Returns the data of the page, ready for JSON.
 
     Args:
-      evolution: from `evolve`.
+      evolution: of the text.
       tokens: the L tokens of the text, from `visible`.
       subtitle: subtitle of the plot.
 

@@ -1,15 +1,8 @@
 """Token coordinates, masses and attention of a gravity model on one text, layer by layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from psann_jax.models.network import Params
-from psann_jax.runs.restore import TextRun
-from psann_jax.train.mesh import num_batch_shards
 
 
 @dataclass(frozen=True)
@@ -29,20 +22,6 @@ class Evolution:
     def is_finite(self) -> bool:
         """Whether all values are finite."""
         return all(np.isfinite(a).all() for a in (self.mass_L, self.coordinates_KxLxC, self.weights_NxLxL))
-
-
-def evolve(run: TextRun, ids: Sequence[int]) -> Evolution:
-    """Runs a gravity model on the token ids of one text."""
-
-    def inspect(params: Params, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found = run.network.merge(params).inspect(tokens_BxL)
-        return found["mass"][0], found["coordinates"][:, 0], jnp.mean(found["weights"][:, 0], axis=1)
-
-    # Identical rows, one for each batch shard of the mesh.
-    tokens_BxL = jnp.tile(jnp.asarray(ids, jnp.int32), (num_batch_shards(run.mesh), 1))
-    with jax.set_mesh(run.mesh):
-        arrays = jax.device_get(jax.jit(inspect)(run.params, tokens_BxL))
-    return Evolution(*(array.astype(np.float64) for array in arrays))
 
 
 @dataclass(frozen=True)

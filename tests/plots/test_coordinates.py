@@ -17,8 +17,9 @@ import pytest
 from psann_jax.cli import coordinates as command
 from psann_jax.cli.flags import run_command
 from psann_jax.config.io import default_config, parse
-from psann_jax.plots.coordinates import DEFAULT_TEXT, page, page_content, visible, write_coordinates
-from psann_jax.plots.evolution import Evolution, evolve, project
+from psann_jax.plots.coordinates import page, page_content, visible
+from psann_jax.plots.evolution import Evolution, project
+from psann_jax.runs.coordinates import DEFAULT_TEXT, evolve, write_coordinates
 from psann_jax.runs.restore import load_text_run
 from psann_jax.utils.errors import UserError
 from tests.support.saved import TOKENIZER, save_run

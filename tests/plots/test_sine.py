@@ -7,8 +7,9 @@ import pytest
 from psann_jax.cli import sine as command
 from psann_jax.config import SineConfig, SudokuConfig
 from psann_jax.models.network import build
-from psann_jax.plots.sine import draw_sine, sine_values
+from psann_jax.plots.sine import draw_sine
 from psann_jax.runs.restore import load_text_run
+from psann_jax.runs.sine import sine_history, sine_values
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
@@ -41,7 +42,8 @@ def test_before_follows_from_the_seed_and_after_from_the_run(tmp_path, capsys):
     config = tiny_config(tmp_path, model__sine__freq_init_std=0.5)
     saved = save_run(tmp_path / "run", config, {4: 1.0})[4]
     run = load_text_run(tmp_path / "run")
-    values = draw_sine(tmp_path / "sine.png", run)
+    values = sine_history(run)
+    draw_sine(tmp_path / "sine.png", values["before"], values["after"], run.step)
     raw = np.asarray(saved["blocks"]["mlp"]["act"]["amplitude"])
     np.testing.assert_allclose(values["after"]["mlp"][0], np.log1p(np.exp(raw)), rtol=1e-5)
     initial = sine_values(run.network, run.network.init(jax.random.key(config.seed)))

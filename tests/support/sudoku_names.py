@@ -11,7 +11,7 @@ LAYER |= {f"{name}_proj": ("attn", name) for name in "qkv"}
 
 
 def ours(name, value):
-    """(path in our parameters, layer or None, value) of an array of the original."""
+    """Returns (path in our parameters, layer or None, value) for each part of an array of the original."""
     if name.endswith("_embed.weight"):
         return [((NAMES[name.removesuffix("_embed.weight")],), None, value)]
     module, leaf = name.rsplit(".", 1)
@@ -39,7 +39,7 @@ def entries(arrays, prefix):
 
 
 def params_of(network, found):
-    """Parameters of a network in float64, from `entries`; every one of them must be there."""
+    """Builds the parameters of a network in float64 from `entries`, which must cover all of them."""
     params = jax.tree.map(lambda a: np.full(a.shape, np.nan), network.abstract)
     for path, layer, value in found:
         *parents, leaf = path
