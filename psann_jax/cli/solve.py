@@ -127,7 +127,7 @@ def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndar
 def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     from psann_jax.plots.sudoku import draw_accuracy
     from psann_jax.runs.sudoku_solver import select_puzzles, solve
-    from psann_jax.tasks.sudoku_scores import shares_at
+    from psann_jax.tasks.sudoku_scores import fractions_of
 
     puzzles = select_puzzles(run, flags.data, flags.max_puzzles, progress=True)
     found = solve(
@@ -143,9 +143,9 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     rate = n_solved / found.seconds if found.seconds else 0.0
     speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation excluded"
     print(f"{speed}: {rate:,.1f} solved puzzles/s", file=sys.stderr)
-    rows = {m: shares_at(found.valid_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
+    rows = {m: fractions_of(found.valid_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
     if flags.json:
-        results = [{"iterations": m, **shares} for m, shares in rows.items()]
+        results = [{"iterations": m, **fractions} for m, fractions in rows.items()]
         facts = {"workdir": flags.workdir, "step": run.step, "puzzles": len(puzzles), "solved_per_s": rate}
         print(json.dumps({**facts, "results": results}))
     else:
@@ -162,7 +162,7 @@ def _table(rows: dict[int, dict[str, float]]) -> str:
     names = [name for name in next(iter(rows.values())) if not name.endswith("_2se")]
     titles = [name.removeprefix("solved").removeprefix("_") or "all" for name in names]
     lines = ["iterations" + "".join(f"{title:>15}" for title in titles)]
-    for iterations, shares in rows.items():
-        cells = (f"{100 * shares[name]:6.2f} +- {100 * shares[f'{name}_2se']:<4.2f}" for name in names)
+    for iterations, fractions in rows.items():
+        cells = (f"{100 * fractions[name]:6.2f} +- {100 * fractions[f'{name}_2se']:<4.2f}" for name in names)
         lines.append(f"{iterations:>10}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join((*lines, "% of the puzzles solved, by rating, +- two standard errors"))

@@ -11,7 +11,7 @@ from psann_jax.config.model import ModelConfig
 BUCKETS = ("0", "1-2", "3-10", "11-50", "51+")
 # Approximate fractions of these buckets in the test set of sudoku-extreme, by its own ratings. Estimated from published
 # results for the buckets and for the whole set.
-NATURAL_SHARES = (0.147, 0.08, 0.211, 0.462, 0.1)
+NATURAL_FRACTIONS = (0.147, 0.08, 0.211, 0.462, 0.1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
 
     Args:
       path: the file to write.
-      rows: by number of iterations, the result of `psann_jax.tasks.sudoku_scores.shares_at`.
+      rows: by number of iterations, the result of `psann_jax.tasks.sudoku_scores.fractions_of`.
       stopped: whether puzzles end at their first valid grid, for the title.
     """
     figure = new_figure(8, 5)

@@ -14,7 +14,7 @@ from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.models.network import Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
-from psann_jax.tasks.sudoku_scores import solved_shares
+from psann_jax.tasks.sudoku_scores import solved_fractions
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.step import Batch, Stats
@@ -154,7 +154,7 @@ class SudokuTask:
 
         Returns:
           loss (of all iterations) and ppl, accuracy (over the empty cells, last iteration), tokens (empty cells), and
-          the shares of solved puzzles, see `solved_shares`.
+          the fractions of solved puzzles, see `solved_fractions`.
         """
         loss = sums["nll"] / sums["weight"]
         counts = {name: (sums[f"solved_{name}"], sums[f"puzzles_{name}"]) for name in BUCKETS}
@@ -163,5 +163,5 @@ class SudokuTask:
             "ppl": perplexity(loss),
             "accuracy": sums["correct"] / sums["weight"],
             "tokens": sums["weight"],
-            **solved_shares(counts),
+            **solved_fractions(counts),
         }

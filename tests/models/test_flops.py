@@ -32,7 +32,7 @@ def test_every_family_counts_its_flops(base):
 
 
 def test_gravity_scores_are_products_of_head_coordinates():
-    wide, narrow = (small("ngt", d_head_coord=size, n_positions=8) for size in (8, 4))
+    wide, narrow = (small("ngt", d_head_coord=size) for size in (8, 4))
     costs = [flops_per_token(config, make_network(config)) for config in (wide, narrow)]
     c = wide.model
     matrices = 6 * c.n_layers * c.d_coord * c.n_heads * 4

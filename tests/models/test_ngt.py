@@ -122,7 +122,7 @@ def test_repulsion_draws_the_same_places_in_every_row():
 
 
 def test_repulsion_of_a_window_of_one_token_is_refused():
-    with pytest.raises(ConfigError, match=r"^model\.repulsion\.weight: needs windows of two tokens"):
+    with pytest.raises(ConfigError, match=r"^model\.repulsion\.weight: needs windows of at least two tokens"):
         repulsion(jnp.ones((1, 1, 3)), jnp.ones((1, 1)), None, RepulsionConfig(), None)
 
 

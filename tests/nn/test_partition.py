@@ -65,7 +65,7 @@ def test_features_that_cannot_be_divided_beside_such_a_vocabulary_are_named():
 
 def test_windows_that_cannot_be_split_are_refused():
     check_window(abstract_mesh(1, 1, 4), 32)
-    with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.tensor=4 does not divide, as"):
+    with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.tensor=4 does not divide;"):
         check_window(abstract_mesh(1, 1, 4), 30)
     with pytest.raises(ConfigError, match=r"^mesh\.sequence: has no effect where mesh\.tensor is 1"):
         check_window(abstract_mesh(4, 2, 1), 32)
