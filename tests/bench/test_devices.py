@@ -1,4 +1,4 @@
-"""The cost of data parallelism on forced devices, and the time from a start to the first step; both at a tiny size."""
+"""The cost of data parallelism on simulated devices, and the time from a start to the first step, at a tiny size."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_the_tables():
 
 
 @pytest.mark.slow
-def test_more_devices_share_the_batch(tmp_path):
+def test_the_batch_is_divided_over_devices(tmp_path):
     done = bench(tmp_path, "devices", "--count=1", "--count=4", "--steps=3", f"--json={tmp_path}/result.json")
     assert done.returncode == 0, done.stderr
     one, four = json.loads((tmp_path / "result.json").read_text())["runs"]
@@ -56,7 +56,7 @@ def test_more_devices_share_the_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+def test_a_batch_that_cannot_be_divided_is_rejected(tmp_path):
     done = bench(tmp_path, "devices", "--count=3", "--steps=1")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: train.batch_tokens: makes micro-batches of 8 windows")
@@ -71,7 +71,7 @@ def test_the_second_start_finds_text_and_programs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_mistake_of_a_start_is_told(tmp_path):
+def test_an_error_of_the_training_command_is_reported(tmp_path):
     done = bench(tmp_path, "start", "--config.mesh.data=7")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: mesh.data: is 7, which does not divide the 1 devices left for it"

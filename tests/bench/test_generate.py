@@ -1,4 +1,4 @@
-"""The measurement of generation: what is timed, and what is reported."""
+"""The measurement of generation: what is timed and what is reported."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from psann_jax.bench import generate, our_sampler
+from psann_jax.cli.bench import generate as generate_command
 from psann_jax.config import Config, DataConfig, DecoderConfig, TrainConfig
 from psann_jax.data.random_text import random_prompts
 from psann_jax.sample.settings import Sampling
@@ -23,21 +24,21 @@ def test_a_generation_is_timed_in_parts():
     contender = our_sampler.make(TINY, 5, 80, Sampling(top_p=0.9))
     for generation in contender.run(2, 3):
         assert 0 < generation["first_s"] < generation["seconds"]
-        # Any row may draw the id that ends a text.
+        # Any row may sample the id that ends a text.
         assert 3 <= generation["tokens"] <= 3 * 80
         assert generation["steps"] <= 79
         assert len(generation["steps_s"]) == generation["steps"] // 32
         assert sum(generation["steps_s"]) * 32 < generation["seconds"]
 
 
-def test_prompts_are_of_the_asked_form_and_differ():
+def test_prompts_have_the_requested_shape_and_differ():
     one, other = (random_prompts(TINY, seed, 3, 5) for seed in (0, 1))
     assert [len(row) for row in one] == [5, 5, 5]
     assert all(0 <= i < 50 for row in one for i in row)
     assert one != other
 
 
-def test_figures_are_medians_and_the_fastest_rival_counts():
+def test_results_are_medians_and_the_fastest_rival_counts():
     def generation(seconds, first_s=0.1):
         return {"tokens": 20, "seconds": seconds, "first_s": first_s, "steps": 9, "steps_s": [seconds / 10]}
 
@@ -101,23 +102,23 @@ def test_the_command(tmp_path):
         ("--json=/nowhere/x.json", "--json: /nowhere/x.json: there is no directory"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(tmp_path, flag, message):
-    done = run(tmp_path, flag)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert message in done.stderr
+def test_errors_are_one_line_and_code_2(tmp_path, flag, message, capsys):
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE)
+    with pytest.raises((SystemExit, UserError)) as ended:
+        generate_command.main([f"--config={tmp_path}/tiny.py", flag])
+    error = str(ended.value) if ended.type is not SystemExit else capsys.readouterr().err.removeprefix("error: ")
+    assert error.startswith(message)
+    assert len(error.splitlines()) == 1
 
 
-def test_without_a_config_the_proxy_is_measured(tmp_path):
-    """In another directory than the project's the file is missing, which shows what was looked for."""
-    command = [sys.executable, "-m", "psann_jax", "bench", "generate"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "error: configs/proxy_13m.py: there is no such config file\n"
+def test_without_a_config_the_proxy_is_measured(tmp_path, monkeypatch):
+    """Outside the project's directory that file is missing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^configs/proxy_13m\.py: there is no such config file"):
+        generate_command.main([])
 
 
-def test_models_that_psannlm_does_not_have_are_refused(monkeypatch):
+def test_a_missing_psannlm_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "psannlm", None)
     with pytest.raises(UserError, match=r"needs .*psannlm; pip install"):
         generate.measure(TINY, Sampling(top_p=1.0), peer_name="psannlm", prompt_tokens=4)

@@ -26,7 +26,7 @@ def test_rematerialisation_and_small_batches_need_less():
     assert lines[2].split()[:2] == ["4", "none"]
 
 
-def test_a_remat_of_another_base_is_refused():
+def test_a_remat_of_another_base_is_rejected():
     with pytest.raises(ConfigError, match=r"train\.remat: is 'block'"):
         memory.measure(TINY, [4], ["block"])
     with pytest.raises(ConfigError, match=r"^train\.batch_tokens: "):

@@ -1,4 +1,4 @@
-"""The analytic model of a training step, against figures worked out by hand."""
+"""The analytic model of a training step, against values calculated by hand."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_tensor_parallelism_sums_activations():
     assert e.tensor_s == pytest.approx(4 * 2 * 2 * 1 / 2 * 8192 * 64 * 2 / 1e11)
 
 
-def test_a_number_of_devices_that_does_not_fit():
+def test_a_number_of_devices_that_the_mesh_does_not_divide():
     with pytest.raises(ConfigError, match=r"^--devices: is 6, which fsdp 4 x tensor 1 does not divide"):
         on(MeshConfig(fsdp=4), 6)
 

@@ -1,4 +1,4 @@
-"""The measurement of a start, and the config files that are written for commands."""
+"""The measurement of a start, and config files written from settings."""
 
 import dataclasses
 import runpy
@@ -12,7 +12,7 @@ from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
 
-def test_a_written_config_file_gives_the_settings_again(tmp_path):
+def test_a_written_config_file_restores_the_settings(tmp_path):
     config = tiny_config(tmp_path)
     path = write_config_file(to_dict(config), tmp_path)
     assert parse(runpy.run_path(str(path))["get_config"]()) == config
@@ -28,7 +28,7 @@ def test_the_second_start_is_measured_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told(tmp_path):
+def test_an_error_of_the_training_command_is_reported(tmp_path):
     config = tiny_config(tmp_path)
     data = dataclasses.replace(config.data, sources=(str(tmp_path / "nowhere.txt"),))
     with pytest.raises(UserError, match=r"nowhere\.txt"):

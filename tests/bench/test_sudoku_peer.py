@@ -1,4 +1,4 @@
-"""The Sudoku model from PyTorch's own layers, and random puzzles."""
+"""The Sudoku model from stock PyTorch layers, and random puzzles."""
 
 import dataclasses
 import sys
@@ -85,7 +85,7 @@ def test_both_speeds_are_reported():
         ("train", {"grad_accum": 2}, r"train\.grad_accum"),
     ],
 )
-def test_what_it_does_not_do_is_refused(section, options, message, monkeypatch):
+def test_unsupported_settings_are_rejected(section, options, message, monkeypatch):
     monkeypatch.setattr("psann_jax.utils.extras.find_spec", lambda name: True)
     changed = dataclasses.replace(getattr(TINY, section), **options)
     with pytest.raises(UserError, match=message):
@@ -102,7 +102,7 @@ def test_it_is_for_sudoku_and_needs_torch(monkeypatch):
         sudoku_peer.check(TINY)
 
 
-def test_random_puzzles_have_the_form_of_real_ones():
+def test_random_puzzles_look_like_real_ones():
     task = random_task(TINY)
     assert isinstance(task, SudokuTask)
     batch = next(task.train_batches(0))

@@ -1,4 +1,4 @@
-"""The throughput measurement: what it reports, how contenders take turns, and how their processes end."""
+"""The throughput measurement: results, contenders in turn, and the end of their processes."""
 
 import dataclasses
 import itertools
@@ -72,7 +72,7 @@ def ended(pids, seconds=20):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 600), st.integers(1, 4), st.integers(4, 3000), st.booleans(), st.booleans())
-def test_random_text_has_the_form_of_real_text(length, rows, vocab_size, mask, pack):
+def test_random_text_looks_like_real_text(length, rows, vocab_size, mask, pack):
     model = dataclasses.replace(TINY.model, vocab_size=vocab_size)
     data = DataConfig(max_length=length, document_mask=mask or not pack, pack=pack)
     config = dataclasses.replace(TINY, model=model, data=data)
@@ -116,7 +116,7 @@ def test_random_text_is_seeded_and_has_the_stated_statistics():
 
 @pytest.mark.slow
 def test_a_config_against_another(tmp_path, config_file):
-    """The command: table, progress, and figures in the JSON file that agree with one another."""
+    """The command: table, progress, and consistent results in the JSON file."""
     out = tmp_path / "result.json"
     arguments = ["--config", config_file, "--against", config_file, "--against.model.mlp_activation=gelu"]
     done = subprocess.run(
@@ -196,7 +196,7 @@ def test_contenders_take_turns(n_steps, monkeypatch):
 
 
 def test_every_time_covers_one_step():
-    """Where a step ends before it returns, and where it ends in the background."""
+    """For steps that end before they return, and for steps that end in the background."""
 
     def step_at_once():
         time.sleep(0.05)
@@ -217,7 +217,7 @@ def test_every_time_covers_one_step():
 
 
 def test_matrix_parameters_are_those_that_multiply():
-    """By hand: attention 4 d^2 and MLP 2 d m a layer, and the head; not the embedding table."""
+    """By hand: attention 4 d^2 and MLP 2 d m per layer, and the head; not the embedding table."""
     network = make_network(TINY, 50)
     assert matmul_params(network) == 2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 50
     assert training_flops(10, 2, 16, 8) == 6 * 10 + 6 * 2 * 16 * 8
@@ -238,7 +238,7 @@ def test_the_vocabulary_is_the_one_that_training_would_have(tokenizer, asked, si
 
 
 def test_the_measured_step_trains():
-    """Warm-up and blocks go on from one another, and every step is timed."""
+    """Each call continues from the previous state, and every step is timed."""
     contender = ours.make(TINY)
     before = np.array(contender._state["params"]["head"])
     times = contender.run(3) + contender.run(2)
@@ -253,8 +253,8 @@ def test_the_measured_step_trains():
 
 
 def make(action):
-    """A contender of the tests, in the process of a worker."""
-    if action == "mistake":
+    """Makes a contender for the tests, in the process of a worker."""
+    if action == "user error":
         raise UserError("model.base: is wrong")
     if action == "crash":
         raise ValueError("boom")
@@ -286,7 +286,7 @@ def test_a_worker_is_a_process_of_its_own_and_ends():
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        ("mistake", UserError, "^model.base: is wrong$"),
+        ("user error", UserError, "^model.base: is wrong$"),
         ("crash", RuntimeError, "(?s)name: .*boom"),
         ("die", UserError, "^name: its process ended with code 9"),
     ],
@@ -298,7 +298,7 @@ def test_errors_of_a_worker_reach_the_parent(action, error, message):
 
 @pytest.mark.parametrize(("sign", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0)])
 def test_no_worker_outlives_the_measurement(sign, delay, config_file):
-    """Ctrl-C goes to every process of the group at once; a killed parent cannot clean up."""
+    """Ctrl-C reaches all processes of the group at once; a killed parent cannot clean up."""
     arguments = command("throughput", f"--config={config_file}", "--steps=1000000")
     # A shell starts its background jobs, such as these tests, with SIGINT ignored, and children inherit that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -357,13 +357,13 @@ def test_errors_are_one_line_and_code_2(arguments, message, config_file, capsys)
 # --- psannlm, without torch ---------------------------------------------------------------------------
 
 
-def test_the_peers_process_does_not_load_jax():
-    """Or its memory would not be its own."""
+def test_the_process_of_a_peer_does_not_load_jax():
+    """Its memory would include JAX otherwise."""
     code = "import sys, psann_jax.bench.peer_sampler, psann_jax.bench.workers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_missing_psannlm_is_a_mistake_that_names_the_extra(monkeypatch):
+def test_a_missing_psannlm_names_the_extra(monkeypatch):
     for name in ("torch", "psann", "psannlm"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"needs torch, psann, psannlm; pip install 'psann_jax\[parity\]'"):
@@ -379,7 +379,7 @@ def test_a_missing_psannlm_is_a_mistake_that_names_the_extra(monkeypatch):
         ({"base": "transformer", "mlp_activation": "sine"}, "model.mlp_activation"),
     ],
 )
-def test_models_that_psannlm_does_not_have_are_refused(options, field):
+def test_models_that_psannlm_does_not_have_are_rejected(options, field):
     with pytest.raises(ConfigError, match=f"^{field}: "):
         peer.check_model(dataclasses.replace(TINY.model, **options))
 
