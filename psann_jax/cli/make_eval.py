@@ -7,7 +7,7 @@ An existing file is never changed.
 import argparse
 from collections.abc import Sequence
 
-from psann_jax.cli.flags import StrictParser, positive_int, run_command, writable_file
+from psann_jax.cli.flags import StrictParser, positive_int, writable_file
 from psann_jax.utils.errors import UserError
 
 
@@ -54,7 +54,3 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"is {text!r}, must be a whole number of at least 0")
     return int(text)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int, run_command
+from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int
 from psann_jax.config.files import load_config_file
 from psann_jax.utils.errors import UserError
 
@@ -65,7 +65,3 @@ def _seeds(text: str) -> list[int]:
         if not seed.isdecimal():
             raise argparse.ArgumentTypeError(f"{seed!r} is not a seed; give whole numbers, as in 1,2,3")
     return list(map(int, found))
-
-
-if __name__ == "__main__":
-    run_command(main)
