@@ -16,8 +16,8 @@ def solved_fractions(counts: Mapping[str, tuple[float, float]]) -> dict[str, flo
 
     Returns:
       solved (of all puzzles), solved_balanced (mean over the buckets), solved_natural (mean weighted by
-      `NATURAL_FRACTIONS`, if no bucket is empty) and solved_<bucket>; for each also two standard errors, with the suffix
-      _2se. Empty if there are no puzzles.
+      `NATURAL_FRACTIONS`, if no bucket is empty) and solved_<bucket>; for each also two standard errors, with the
+      suffix _2se. Empty if there are no puzzles.
     """
     counts = {name: counts[name] for name in BUCKETS if name in counts and counts[name][1]}
     if not counts:

@@ -4,15 +4,18 @@
 (optional), metadata (config, data fingerprint, format version, library versions) and ``checksums.json``.
 
 Versions:
-  1: psann_jax 0.1. The item ``ema_params`` was called ``averaged``. The config had older key names, which
+  1: psann_jax 0.1. The item ``ema_params`` was called ``averaged``. The blocks of base sudoku had the parameters of
+    their attention and MLP beside each other. The config had older key names, which
     `psann_jax.config.io.upgrade_saved` maps to the current ones.
   2: current.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 FORMAT_VERSION = 2
 STEP_PREFIX = "step"
@@ -24,6 +27,7 @@ ITEM_TITLES = {
 }
 _STEP_DIRECTORY = re.compile(rf"{STEP_PREFIX}_(\d+)")
 _ITEM_NAMES_IN_VERSION_1 = {"ema_params": "averaged"}
+_SUDOKU_MODULES = {"attn": ("q", "k", "v", "o"), "mlp": ("fc1", "fc2", "act")}  # not in version 1
 
 
 def step_of(directory_name: str) -> int | None:
@@ -47,6 +51,46 @@ def stored_name(item: str, version: int) -> str:
 def names_in_any_version(items: Iterable[str]) -> set[str]:
     """Returns the names that items have on disk in all versions."""
     return {stored_name(item, version) for item in items for version in range(1, FORMAT_VERSION + 1)}
+
+
+def to_stored(tree: Any, base: str, version: int) -> Any:
+    """Returns an item of a state with the structure that it has on disk in a format version."""
+    if base != "sudoku" or version >= 2:
+        return tree
+
+    def flatten(blocks: dict[str, Any]) -> dict[str, Any]:
+        inner = [blocks[module] for module in _SUDOKU_MODULES]
+        rest = {name: value for name, value in blocks.items() if name not in _SUDOKU_MODULES}
+        return {**rest, **{name: value for part in inner for name, value in part.items()}}
+
+    return _change_blocks(tree, flatten)
+
+
+def from_stored(tree: Any, base: str, version: int) -> Any:
+    """The inverse of `to_stored`."""
+    if base != "sudoku" or version >= 2:
+        return tree
+
+    def nest(blocks: dict[str, Any]) -> dict[str, Any]:
+        rest = dict(blocks)
+        modules = {
+            module: {name: rest.pop(name) for name in names if name in rest}
+            for module, names in _SUDOKU_MODULES.items()
+        }
+        return {**rest, **modules}
+
+    return _change_blocks(tree, nest)
+
+
+def _change_blocks(tree: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Applies `change` to the blocks in every dict of parameters, optimizer moments and the like."""
+
+    def has_blocks(x: Any) -> bool:
+        return isinstance(x, dict) and "blocks" in x
+
+    return jax.tree.map(
+        lambda x: {**x, "blocks": change(x["blocks"])} if has_blocks(x) else x, tree, is_leaf=has_blocks
+    )
 
 
 def is_complete(path: Path) -> bool:

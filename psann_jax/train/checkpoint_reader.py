@@ -13,11 +13,13 @@ from psann_jax.train.checkpoint_format import (
     FORMAT_VERSION,
     ITEM_TITLES,
     STEP_PREFIX,
+    from_stored,
     is_complete,
     names_in_any_version,
     split_items,
     step_of,
     stored_name,
+    to_stored,
 )
 from psann_jax.train.checkpoint_index import CheckpointIndex
 from psann_jax.train.compatibility import check_compatible
@@ -153,13 +155,16 @@ class CheckpointReader:
         wanted = split_items(abstract_state)
         self._verify(step, names_in_any_version(wanted))
         found = self._orbax_metadata(step)
-        names = {stored_name(item, found.custom_metadata["format_version"]): item for item in wanted}
-        for name, item in names.items():
+        version = found.custom_metadata["format_version"]
+        base = str(found.custom_metadata.get("config", {}).get("model", {}).get("base"))
+        names = {item: stored_name(item, version) for item in wanted}
+        stored = {names[item]: to_stored(tree, base, version) for item, tree in wanted.items()}
+        for item, name in names.items():
             if found.metadata.get(name) is None:
                 raise UserError(f"{self.path(step)}: {_DAMAGED}")
-            check_compatible(found.metadata[name], wanted[item], f"{self.path(step)}: {ITEM_TITLES[item]}")
-        loaded = self._load(step, {name: wanted[item] for name, item in names.items()})
-        state = {item: loaded[name] for name, item in names.items()}
+            check_compatible(found.metadata[name], stored[name], f"{self.path(step)}: {ITEM_TITLES[item]}")
+        loaded = self._load(step, stored)
+        state = {item: from_stored(loaded[name], base, version) for item, name in names.items()}
         training = state.pop("training", {})
         return state | training
 

@@ -160,7 +160,7 @@ def test_rematerialisation_saves_memory():
 def test_activations(activation):
     """Each is what its name says, seen from the block's own function."""
     network = registry.build(SudokuConfig(**SMALL, mlp_activation=activation))
-    act = network.merge(network.init(jax.random.key(0))).block_list()[0].act
+    act = network.merge(network.init(jax.random.key(0))).block_list()[0].mlp.act
     z = jnp.linspace(-2, 2, 24)
     formulas = {
         "relu": lambda z: np.maximum(z, 0),

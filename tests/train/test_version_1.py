@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from psann_jax.config.io import to_dict
+from psann_jax.config.io import default_config, parse, to_dict
+from psann_jax.models.network import make_network
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.train import checkpoints as writer
-from psann_jax.train.checkpoint_format import split_items
+from psann_jax.train.checkpoint_format import split_items, to_stored
 from psann_jax.train.metrics import MetricsWriter, read_metrics
+from psann_jax.train.step import init_state, state_spec
 from psann_jax.train.workdir import claim, read_config, read_summary
 from psann_jax.utils.errors import UserError
 from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, flip_bit, make_state, open_checkpoints
@@ -74,3 +77,25 @@ def test_metrics_get_the_current_names(tmp_path):
     assert read_metrics(path) == expected
     MetricsWriter(tmp_path, resume_step=1).close()
     assert json.loads(path.read_text()) == expected[0]
+
+
+def test_a_sudoku_run_of_version_1_is_restored(tmp_path, monkeypatch):
+    """Its blocks had no modules for attention and MLP; the moments of the optimizer are changed as well."""
+    config = default_config("sudoku")
+    config.model.update(d_model=16, n_layers=2, n_heads=2, d_mlp=24, mlp_activation="sine")
+    config.train.ema_decay = 0.9
+    config = parse(config)
+    network = make_network(config)
+    spec = state_spec(network, config.train, make_mesh(ONE_DEVICE, all_devices=False))
+    state = init_state(network, config.train, spec, seed=1)
+
+    def items(state):
+        return {name: to_stored(tree, "sudoku", 1) for name, tree in items_of_version_1(state).items()}
+
+    with monkeypatch.context() as patch, open_checkpoints(tmp_path / "ck") as checkpoints:
+        patch.setattr(writer, "FORMAT_VERSION", 1)
+        patch.setattr(writer, "split_items", items)
+        checkpoints.save(7, state, metadata={"config": to_dict(config)}, final=True)
+    stored = to_stored(state["params"], "sudoku", 1)["blocks"]
+    assert set(stored) == {"norm1", "q", "k", "v", "o", "norm2", "fc1", "fc2", "act"}
+    assert_bit_equal(open_checkpoints(tmp_path / "ck").restore(7, abstract(state)), state)
