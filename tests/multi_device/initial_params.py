@@ -27,7 +27,7 @@ def main():
             for name in ("params", "ema_params")
         ]
         sharded = jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), state, spec.shardings)
-        split = any(len({s.index for s in a.addressable_shards}) > 1 for a in jax.tree.leaves(state["params"]))
+        split = any(len({str(s.index) for s in a.addressable_shards}) > 1 for a in jax.tree.leaves(state["params"]))
         found[kind] = {"equal": all(jax.tree.leaves(equal)), "sharded": all(jax.tree.leaves(sharded)), "split": split}
     print(json.dumps(found))
 
