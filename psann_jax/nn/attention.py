@@ -14,6 +14,7 @@ from psann_jax.nn.positions import rotate
 from psann_jax.ops.attention import cached_attention, causal_attention
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights, full_attention
+from psann_jax.ops.tiles import Dropout
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Attention(nnx.Module):
         if context.rope is not None:
             q, k = rotate(q, context.rope), rotate(k, context.rope)
         weights_key, output_key = (None, None) if key is None else jax.random.split(key)
-        rate = options.dropout if key is not None else 0.0
+        weights_dropout = Dropout(weights_key, options.dropout)
         if cache is not None:
             assert context.slots_BxL is not None
             updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
@@ -81,12 +82,11 @@ class Attention(nnx.Module):
                 v,
                 segment_ids_BxL=context.segment_ids_BxL,
                 alibi_slopes_H=context.alibi_H,
-                dropout_rate=rate,
-                dropout_key=weights_key,
+                dropout=weights_dropout,
                 implementation=options.implementation,
             )
         else:
-            out = full_attention(q, k, v, dropout_rate=rate, dropout_key=weights_key)
+            out = full_attention(q, k, v, dropout=weights_dropout)
         # Mainly for the gradient of `out`, which could otherwise be sharded along the window.
         out = constrain(out, "batch", None, "heads", None)
         return dropout(self.o(out.reshape(x_BxLxD.shape)), options.output_dropout, output_key), updated

@@ -12,7 +12,13 @@ from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constant, constrain, param
-from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
+from psann_jax.ops.gravity_attention import (
+    GravityCache,
+    GravityInputs,
+    GravityParams,
+    cached_gravity_attention,
+    gravity_attention,
+)
 from psann_jax.ops.gravity_scores import GravityForm, gravity_weights, squared_distances
 
 _MIN_DISTANCE = 1e-3  # the repulsion is constant below it
@@ -105,38 +111,26 @@ class GravityAttention(nnx.Module):
         options = self.options
         a, v = self._coordinates_and_values(x_BxLxD, z_BxLxC, masses)
         in_score = options.mass == "score"
+        mass_BxL = masses.tokens_BxL if in_score else None
         if cache is None:
-            out = gravity_attention(
-                replace(options.form, dropout_rate=options.dropout if key is not None else 0.0),
-                a,
-                v,
-                *self.strengths(),
-                mass_BxL=masses.tokens_BxL if in_score else None,
-                segment_ids_BxL=context.segment_ids_BxL,
-                dropout_key=key,
-                implementation=options.implementation,
-            )
+            form = replace(options.form, dropout_rate=options.dropout if key is not None else 0.0)
+            inputs = GravityInputs(a, v, self.strengths(), mass_BxL, context.segment_ids_BxL, key)
+            out = gravity_attention(form, inputs, implementation=options.implementation)
             out = constrain(out, "batch", None, "heads", None)  # mainly for its gradient, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
         updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("a", a), ("v", v))}
-        out = cached_gravity_attention(
-            options.form,
-            a,
-            updated["a"].swapaxes(1, 2),
-            updated["v"].swapaxes(1, 2),
-            *self.strengths(),
-            context.reach_BxL,
-            mass_BxL=masses.tokens_BxL if in_score else None,
-            cached_mass_BxS=masses.cached_BxS if in_score else None,
+        slots = GravityCache(
+            updated["a"].swapaxes(1, 2), updated["v"].swapaxes(1, 2), masses.cached_BxS if in_score else None
         )
+        out = cached_gravity_attention(options.form, a, self.strengths(), slots, context.reach_BxL, mass_BxL=mass_BxL)
         return self.o(out.reshape(x_BxLxD.shape)), updated
 
-    def strengths(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns gamma (H,), bias (H,) and the radius, a scalar; frozen ones have no gradient."""
+    def strengths(self) -> GravityParams:
+        """Returns the effective parameters of the scores; frozen ones have no gradient."""
         bias = self.bias[...] if self.bias_acts else jax.lax.stop_gradient(self.bias[...])
         radius = self.radius[0] if self.radius_learns else jax.lax.stop_gradient(self.radius[0])
-        return jax.nn.softplus(self.gamma[...]), bias, jax.nn.softplus(radius)
+        return GravityParams(jax.nn.softplus(self.gamma[...]), bias, jax.nn.softplus(radius))
 
     def weights(
         self, x_BxLxD: jax.Array, z_BxLxC: jax.Array, masses: Masses, context: Context

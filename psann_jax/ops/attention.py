@@ -10,7 +10,7 @@ from jax import Array
 
 from psann_jax.config.checks import ConfigError
 from psann_jax.ops import online_softmax, tiles
-from psann_jax.ops.tiles import Dropout
+from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
 
 def alibi_slopes(n_heads: int) -> Array:
@@ -80,8 +80,7 @@ def causal_attention(
     *,
     segment_ids_BxL: Array | None = None,
     alibi_slopes_H: Array | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Array | None = None,
+    dropout: Dropout = NO_DROPOUT,
     implementation: str = "auto",
 ) -> Array:
     """Computes softmax(q k^T / sqrt(K) + bias) v; a query sees the keys up to its own position, in its own segment.
@@ -94,8 +93,7 @@ def causal_attention(
       v_BxLxHxK: values, of the same type.
       segment_ids_BxL: document of each token; None: one document per row. Padding counts as a document.
       alibi_slopes_H: adds -slope * (query index - key index) to the scores. A constant: it gets no gradient.
-      dropout_rate: fraction of the attention weights to drop, in [0, 1).
-      dropout_key: PRNG key, required if `dropout_rate` > 0. "xla" and "plain" drop the same weights for the same key.
+      dropout: of the attention weights. "xla" and "plain" drop the same weights for the same key.
       implementation: see `choose_attention`. "auto" depends on the default backend; a caller whose mesh has other
         devices resolves it first.
 
@@ -103,8 +101,7 @@ def causal_attention(
       (B, L, H, K) in the type of the inputs.
 
     Raises:
-      ConfigError: The implementation is unknown or does not support the options.
-      ValueError: `dropout_rate` > 0 without a key.
+      ConfigError: the implementation is unknown or does not support the options.
     """
     chosen = choose_attention(
         implementation,
@@ -113,16 +110,13 @@ def causal_attention(
         head_dim=q_BxLxHxK.shape[-1],
         has_segment_ids=segment_ids_BxL is not None,
         has_alibi=alibi_slopes_H is not None,
-        dropout=dropout_rate,
+        dropout=dropout.rate if dropout.key is not None else 0.0,
     )
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, is_causal=True, implementation="cudnn")
-    if dropout_rate == 0:
-        dropout_key = None
-    elif dropout_key is None:
-        raise ValueError("dropout_rate > 0 needs a dropout_key")
+    key = dropout.key if dropout.rate else None
     attend = _plain_attention if chosen == "plain" else _tiled_attention
-    return attend(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, alibi_slopes_H, dropout_key)
+    return attend(dropout.rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, alibi_slopes_H, key)
 
 
 def cached_attention(

@@ -14,6 +14,21 @@ _CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 4096
 _FP16_SCALE = 256.0
 
 
+class LossOptions(NamedTuple):
+    """Terms of the loss beside the cross entropy.
+
+    Attributes:
+      label_smoothing: eps, in [0, 1) (Szegedy et al., "Rethinking the Inception Architecture", 2016).
+      z_loss: weight of the squared logsumexp of the logits (Chowdhery et al., "PaLM", 2022).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+PLAIN = LossOptions()
+
+
 def cross_entropy_reference(
     x_BxLxD: Array,
     kernel_DxV: Array,
@@ -21,20 +36,19 @@ def cross_entropy_reference(
     weights_BxL: Array,
     *,
     bias_V: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    options: LossOptions = PLAIN,
 ) -> tuple[Array, dict[str, Array]]:
     """Reference for `cross_entropy`: computes all logits at once and is differentiated by JAX."""
     V = kernel_DxV.shape[1]
-    wide = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
+    eps, wide = options.label_smoothing, jnp.promote_types(x_BxLxD.dtype, jnp.float32)
     kernel_DxV = kernel_DxV.astype(x_BxLxD.dtype)
     logits_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, kernel_DxV, preferred_element_type=wide)
     if bias_V is not None:
         logits_BxLxV = logits_BxLxV + bias_V[None, None]
     logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
     nll_BxL = -jnp.take_along_axis(logp_BxLxV, jnp.clip(targets_BxL, 0, V - 1)[:, :, None], axis=2)[:, :, 0]
-    loss_BxL = (1 - label_smoothing) * nll_BxL - label_smoothing * logp_BxLxV.mean(2)
-    loss_BxL += z_loss * jax.nn.logsumexp(logits_BxLxV, axis=2) ** 2
+    loss_BxL = (1 - eps) * nll_BxL - eps * logp_BxLxV.mean(2)
+    loss_BxL += options.z_loss * jax.nn.logsumexp(logits_BxLxV, axis=2) ** 2
     w_BxL = weights_BxL.astype(wide)
     correct_BxL = logits_BxLxV.argmax(2) == targets_BxL
     stats = {"nll": (w_BxL * nll_BxL).sum(), "correct": (w_BxL * correct_BxL).sum(), "weight": w_BxL.sum()}
@@ -48,14 +62,13 @@ def cross_entropy(
     weights_BxL: Array,
     *,
     bias_V: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    options: LossOptions = PLAIN,
     chunk_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Sums the cross entropy between softmax(x @ kernel + bias) and the targets over tokens, weighted.
 
-    Per token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps = `label_smoothing`
-    (Szegedy et al., "Rethinking the Inception Architecture", 2016; z-loss: Chowdhery et al., "PaLM", 2022).
+    Per token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps and z_loss of
+    `options`.
 
     Only the logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
     computes the gradients of x, kernel and bias chunk by chunk, so that logits are computed once, and the backward
@@ -69,8 +82,7 @@ def cross_entropy(
       targets_BxL: token ids. An id outside [0, V) makes the loss NaN, unless its weight is 0.
       weights_BxL: weight per token; 0 ignores the token. Differentiable.
       bias_V: added to the logits.
-      label_smoothing: eps, in [0, 1).
-      z_loss: weight of the squared logsumexp.
+      options: label smoothing and z-loss.
       chunk_tokens: tokens per chunk over all devices, rounded so that a chunk has all rows of the batch. The default
         is 512 per CPU device and 4096 per other device: with data parallelism, the gradient of the kernel is summed
         over the devices once per chunk.
@@ -84,8 +96,7 @@ def cross_entropy(
     if chunk_tokens is None:
         chunk_tokens = jax.device_count() * (_CPU_CHUNK if jax.default_backend() == "cpu" else _ACCELERATOR_CHUNK)
     n_chunks = math.ceil(L / max(1, chunk_tokens // B))
-    options = _Options(label_smoothing, z_loss, n_chunks)
-    return _cross_entropy(options, x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
+    return _cross_entropy(_Options(*options, n_chunks), x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
 
 
 class _Options(NamedTuple):

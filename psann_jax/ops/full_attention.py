@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from psann_jax.ops.dropout import dropout
+from psann_jax.ops.dropout import dropout as drop
+from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
 
 def attention_weights(q_BxLxHxK: Array, k_BxLxHxK: Array) -> Array:
@@ -16,20 +17,17 @@ def attention_weights(q_BxLxHxK: Array, k_BxLxHxK: Array) -> Array:
     return jax.nn.softmax(jnp.einsum("blhk,bmhk->bhlm", scaled, k_BxLxHxK, preferred_element_type=wide))
 
 
-def full_attention(
-    q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, *, dropout_rate: float = 0.0, dropout_key: Array | None = None
-) -> Array:
+def full_attention(q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, *, dropout: Dropout = NO_DROPOUT) -> Array:
     """Computes softmax(q k^T / sqrt(K)) v over all positions.
 
     Args:
       q_BxLxHxK: queries.
       k_BxLxHxK: keys.
       v_BxLxHxK: values.
-      dropout_rate: fraction of the attention weights to drop.
-      dropout_key: PRNG key; None disables dropout.
+      dropout: of the attention weights.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
     weights = attention_weights(q_BxLxHxK, k_BxLxHxK).astype(v_BxLxHxK.dtype)
-    return jnp.einsum("bhlm,bmhk->blhk", dropout(weights, dropout_rate, dropout_key), v_BxLxHxK)
+    return jnp.einsum("bhlm,bmhk->blhk", drop(weights, dropout.rate, dropout.key), v_BxLxHxK)

@@ -23,32 +23,55 @@ from psann_jax.ops.gravity_scores import (
 from psann_jax.ops.tiles import Dropout
 
 
-class _Inputs(NamedTuple):
-    """The arrays of `gravity_attention`; all but the values are float32 or wider."""
+class GravityParams(NamedTuple):
+    """Trained parameters of the scores.
 
-    a_BxLxHxC: Array
-    v_BxLxHxK: Array
+    Attributes:
+      gamma_H: positive factor per head.
+      bias_H: added to the scores.
+      radius: cutoff radius, a scalar; unused if the cutoff is "none".
+    """
+
     gamma_H: Array
     bias_H: Array
     radius: Array
-    mass_BxL: Array | None
-    segment_ids_BxL: Array | None
-    dropout_key: Array | None
 
 
-def gravity_attention(
-    form: GravityForm,
-    a_BxLxHxC: Array,
-    v_BxLxHxK: Array,
-    gamma_H: Array,
-    bias_H: Array,
-    radius: Array,
-    *,
-    mass_BxL: Array | None = None,
-    segment_ids_BxL: Array | None = None,
-    dropout_key: Array | None = None,
-    implementation: str = "auto",
-) -> Array:
+class GravityInputs(NamedTuple):
+    """Arrays of `gravity_attention`.
+
+    Attributes:
+      a_BxLxHxC: coordinates per head.
+      v_BxLxHxK: values.
+      params: of the scores.
+      mass_BxL: if given, multiplies the scores, bias included, by the product of both masses.
+      segment_ids_BxL: document of each token; None: one document per row.
+      dropout_key: PRNG key; None disables dropout.
+    """
+
+    a_BxLxHxC: Array
+    v_BxLxHxK: Array
+    params: GravityParams
+    mass_BxL: Array | None = None
+    segment_ids_BxL: Array | None = None
+    dropout_key: Array | None = None
+
+
+class GravityCache(NamedTuple):
+    """Cached tokens, in all S slots, written or not; finite in every slot.
+
+    Attributes:
+      a_BxSxHxC: coordinates per head.
+      v_BxSxHxK: values.
+      mass_BxS: masses, if the score uses mass.
+    """
+
+    a_BxSxHxC: Array
+    v_BxSxHxK: Array
+    mass_BxS: Array | None = None
+
+
+def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementation: str = "auto") -> Array:
     """Averages v over the visible tokens, weighted by distance and mass; see `gravity_scores` for the formulas.
 
     A query sees the tokens up to its own position, in its own segment. Distances, scores and softmax are float32 or
@@ -56,29 +79,18 @@ def gravity_attention(
 
     Args:
       form: options of the score.
-      a_BxLxHxC: coordinates per head.
-      v_BxLxHxK: values.
-      gamma_H: positive factor per head.
-      bias_H: added to the scores.
-      radius: cutoff radius, a scalar; unused if form.cutoff is "none".
-      mass_BxL: if given, multiplies the scores, bias included, by the product of both masses.
-      segment_ids_BxL: document of each token; None: one document per row.
-      dropout_key: PRNG key; None disables dropout.
+      inputs: the arrays.
       implementation: "plain" stores arrays (B, H, L, L); "tiled" and "auto" do not.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
-    wide = jnp.promote_types(v_BxLxHxK.dtype, jnp.float32)
-    x = _Inputs(
-        a_BxLxHxC.astype(wide),
-        v_BxLxHxK,
-        gamma_H.astype(wide),
-        bias_H.astype(wide),
-        radius.astype(wide),
-        None if mass_BxL is None else mass_BxL.astype(wide),
-        segment_ids_BxL,
-        dropout_key if form.dropout_rate else None,
+    wide = jnp.promote_types(inputs.v_BxLxHxK.dtype, jnp.float32)
+    x = inputs._replace(
+        a_BxLxHxC=inputs.a_BxLxHxC.astype(wide),
+        params=GravityParams(*(param.astype(wide) for param in inputs.params)),
+        mass_BxL=None if inputs.mass_BxL is None else inputs.mass_BxL.astype(wide),
+        dropout_key=inputs.dropout_key if form.dropout_rate else None,
     )
     return _plain(form, x) if implementation == "plain" else _tiled(form, x)
 
@@ -86,55 +98,47 @@ def gravity_attention(
 def cached_gravity_attention(
     form: GravityForm,
     a_BxLxHxC: Array,
-    cached_a_BxSxHxC: Array,
-    cached_v_BxSxHxK: Array,
-    gamma_H: Array,
-    bias_H: Array,
-    radius: Array,
+    params: GravityParams,
+    cache: GravityCache,
     query_index_BxL: Array,
     *,
     mass_BxL: Array | None = None,
-    cached_mass_BxS: Array | None = None,
 ) -> Array:
     """Attends to the slots of a cache, for decoding; a query sees the slots up to its own.
 
     Args:
       form: options of the score.
       a_BxLxHxC: coordinates of the queries.
-      cached_a_BxSxHxC: coordinates of all S slots, written or not; finite in every slot.
-      cached_v_BxSxHxK: values of all slots, finite in every slot.
-      gamma_H: positive factor per head.
-      bias_H: added to the scores.
-      radius: cutoff radius, a scalar.
+      params: of the scores.
+      cache: the slots.
       query_index_BxL: slot of each query.
       mass_BxL: masses of the queries, if the score uses mass.
-      cached_mass_BxS: masses of all slots, if the score uses mass.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
-    lag_BxLxS = query_index_BxL[:, :, None] - jnp.arange(cached_a_BxSxHxC.shape[1])
-    wide = jnp.promote_types(cached_v_BxSxHxK.dtype, jnp.float32)
-    a, b = a_BxLxHxC.astype(wide).swapaxes(1, 2), cached_a_BxSxHxC.astype(wide).swapaxes(1, 2)
+    lag_BxLxS = query_index_BxL[:, :, None] - jnp.arange(cache.a_BxSxHxC.shape[1])
+    wide = jnp.promote_types(cache.v_BxSxHxK.dtype, jnp.float32)
+    a, b = a_BxLxHxC.astype(wide).swapaxes(1, 2), cache.a_BxSxHxC.astype(wide).swapaxes(1, 2)
     d2 = expanded_distances(a, b, jnp.sum(a * a, -1), jnp.sum(b * b, -1), lag_BxLxS[:, None] == 0)
-    mass_product = (
-        None if mass_BxL is None or cached_mass_BxS is None else mass_BxL[:, :, None] * cached_mass_BxS[:, None]
-    )
-    s = scores(form, d2, gamma_H, bias_H, jnp.square(radius), mass_product)
+    mass_product = None
+    if mass_BxL is not None and cache.mass_BxS is not None:
+        mass_product = mass_BxL[:, :, None] * cache.mass_BxS[:, None]
+    s = scores(form, d2, params.gamma_H, params.bias_H, jnp.square(params.radius), mass_product)
     if form.attractive:
         s = jnp.where(lag_BxLxS[:, None] == 0, SELF_SCORE, s)
     p = jax.nn.softmax(jnp.where(lag_BxLxS[:, None] >= 0, s, tiles.MASK_VALUE))
-    return jnp.einsum("bhls,bshk->blhk", p.astype(cached_v_BxSxHxK.dtype), cached_v_BxSxHxK)
+    return jnp.einsum("bhls,bshk->blhk", p.astype(cache.v_BxSxHxK.dtype), cache.v_BxSxHxK)
 
 
 # --- plain reference ------------------------------------------------------------------------------------
 
 
-def _plain(form: GravityForm, x: _Inputs) -> Array:
+def _plain(form: GravityForm, x: GravityInputs) -> Array:
     B, L, H, _ = x.v_BxLxHxK.shape
     a = x.a_BxLxHxC.swapaxes(1, 2)
     d2 = jnp.sum(jnp.square(a[:, :, :, None] - a[:, :, None]), axis=-1)
-    p = gravity_weights(form, d2, x.gamma_H, x.bias_H, x.radius, x.mass_BxL, x.segment_ids_BxL)
+    p = gravity_weights(form, d2, x.params.gamma_H, x.params.bias_H, x.params.radius, x.mass_BxL, x.segment_ids_BxL)
     if x.dropout_key is not None:
         p *= tiles.window_dropout_factors(x.dropout_key, form.dropout_rate, B, H, L)
     return jnp.einsum("bhls,bshk->blhk", p.astype(x.v_BxLxHxK.dtype), x.v_BxLxHxK)
@@ -157,14 +161,14 @@ class _Tile:
     seen: Array  # True where the key is visible and not cut off
 
 
-def _tile(form: GravityForm, x: _Inputs, split: dict[str, Any], i: Array, j: Array) -> _Tile:
-    a, norm, mass, radius2 = split["a"], split["norm"], split["mass"], jnp.square(x.radius)
+def _tile(form: GravityForm, x: GravityInputs, split: dict[str, Any], i: Array, j: Array) -> _Tile:
+    a, norm, mass, radius2 = split["a"], split["norm"], split["mass"], jnp.square(x.params.radius)
     lag_TxT, seen = tiles.visible(i, j, a.shape[3], split["segment_ids"])
     same = lag_TxT == 0
     d2 = expanded_distances(a[i], a[j], norm[i], norm[j], same)
     u = inverse(form, d2)
     mass_product = None if mass is None else mass[i][:, :, None] * mass[j][:, None]
-    base = base_scores(form, u, x.gamma_H, x.bias_H)
+    base = base_scores(form, u, x.params.gamma_H, x.params.bias_H)
     massed = s = multiply_mass(base, mass_product)
     if form.cutoff == "soft":
         s = massed * jnp.maximum(1 - d2 / radius2, 0)
@@ -179,13 +183,13 @@ def _tile(form: GravityForm, x: _Inputs, split: dict[str, Any], i: Array, j: Arr
     return _Tile(d2, u, base, massed, jnp.where(seen, s, tiles.MASK_VALUE), mass_product, same, seen)
 
 
-def _split(form: GravityForm, x: _Inputs) -> dict[str, Any]:
+def _split(form: GravityForm, x: GravityInputs) -> dict[str, Any]:
     """Splits the inputs of the scores into tiles."""
     B, L, H, _ = x.a_BxLxHxC.shape
     if form.attractive:
         self_score_BxLxH = jnp.full((B, L, H), SELF_SCORE, x.a_BxLxHxC.dtype)
     else:
-        self_score_BxLxH = jnp.broadcast_to(-x.gamma_H / form.eps + x.bias_H, (B, L, H))
+        self_score_BxLxH = jnp.broadcast_to(-x.params.gamma_H / form.eps + x.params.bias_H, (B, L, H))
         if x.mass_BxL is not None:
             self_score_BxLxH = self_score_BxLxH * jnp.square(x.mass_BxL)[..., None]
     split_a = tiles.split(x.a_BxLxHxC)
@@ -199,11 +203,11 @@ def _split(form: GravityForm, x: _Inputs) -> dict[str, Any]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiled(form: GravityForm, x: _Inputs) -> Array:
+def _tiled(form: GravityForm, x: GravityInputs) -> Array:
     return _tiled_forward(form, x)[0]
 
 
-def _tiled_forward(form: GravityForm, x: _Inputs) -> tuple[Array, tuple[Any, ...]]:
+def _tiled_forward(form: GravityForm, x: GravityInputs) -> tuple[Array, tuple[Any, ...]]:
     split, v = _split(form, x), tiles.split(x.v_BxLxHxK)
     dropout = Dropout(x.dropout_key, form.dropout_rate)
     out, lse = online_softmax.forward(lambda i, j: _tile(form, x, split, i, j).s, v, dropout, x.a_BxLxHxC.dtype)
@@ -243,9 +247,9 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
     init = {
         "Ga": jnp.zeros(a1.shape, wide),
         "GaT": jnp.zeros(a1T.shape, wide),
-        "gamma": jnp.zeros_like(x.gamma_H),
-        "bias": jnp.zeros_like(x.bias_H),
-        "radius": jnp.zeros_like(x.radius),
+        "gamma": jnp.zeros_like(x.params.gamma_H),
+        "bias": jnp.zeros_like(x.params.bias_H),
+        "radius": jnp.zeros_like(x.params.radius),
     }
     if x.mass_BxL is not None:
         init |= {"mass_i": jnp.zeros_like(split["mass"]), "mass_j": jnp.zeros_like(split["mass"])}
@@ -255,11 +259,12 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
     da = tiles.join(2 * (split["a"] * Ga[..., -1:] - Ga[..., :-1]), L)
     dv = tiles.join(dv, L).astype(x.v_BxLxHxK.dtype)
     dmass = None if x.mass_BxL is None else tiles.join_rows(sums["mass_i"] + sums["mass_j"], L)
-    return (_Inputs(da, dv, sums["gamma"], sums["bias"], sums["radius"], dmass, None, None),)
+    dparams = GravityParams(sums["gamma"], sums["bias"], sums["radius"])
+    return (GravityInputs(da, dv, dparams, dmass),)
 
 
 def _tile_gradients(
-    form: GravityForm, x: _Inputs, t: _Tile, ds: Array, slope: Array, lse: Array
+    form: GravityForm, x: GravityInputs, t: _Tile, ds: Array, slope: Array, lse: Array
 ) -> tuple[Array, dict[str, Array], Array]:
     """Differentiates the scores of a tile.
 
@@ -275,7 +280,7 @@ def _tile_gradients(
       The gradient of `massed`; the gradients of gamma, bias and, if the cutoff depends on it smoothly, radius, summed
       over the tile; and the gradient of the squared distances.
     """
-    dmassed, dcutoff, radius2 = ds, None, jnp.square(x.radius)
+    dmassed, dcutoff, radius2 = ds, None, jnp.square(x.params.radius)
     if form.cutoff == "soft":
         dmassed = ds * jnp.maximum(1 - t.d2 / radius2, 0)
         dcutoff = jnp.where(t.d2 < radius2, ds * t.massed, 0)
@@ -284,11 +289,11 @@ def _tile_gradients(
         dcutoff = jnp.where(t.seen & ~t.same, jnp.exp(t.massed - lse[..., None]) * slope, 0)
     dbase = multiply_mass(dmassed, t.mass_product)
     dbase_u = dbase * t.u
-    G = -form.sign * x.gamma_H[:, None, None] * dbase_u * t.u
+    G = -form.sign * x.params.gamma_H[:, None, None] * dbase_u * t.u
     grads = {"gamma": form.sign * jnp.sum(dbase_u, (0, 2, 3)), "bias": jnp.sum(dbase, (0, 2, 3))}
     if dcutoff is not None:
         G -= dcutoff / radius2
-        grads["radius"] = 2 * jnp.sum(dcutoff * t.d2) / (radius2 * x.radius)
+        grads["radius"] = 2 * jnp.sum(dcutoff * t.d2) / (radius2 * x.params.radius)
     return dmassed, grads, jnp.where(t.same, 0, G)
 
 

@@ -28,6 +28,9 @@ class Dropout(NamedTuple):
     rate: float
 
 
+NO_DROPOUT = Dropout(None, 0.0)
+
+
 def tiling(length: int) -> tuple[int, int]:
     """Returns the number of tiles along a sequence and the length of each."""
     n = math.ceil(length / (_CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE))

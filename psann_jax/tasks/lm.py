@@ -13,7 +13,7 @@ from psann_jax.config.families import family
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
-from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads, check_window
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.step import Batch, Stats
@@ -108,8 +108,7 @@ class LanguageModel:
             batch["tokens"][:, 1:],
             weights,
             bias_V=bias,
-            label_smoothing=train.label_smoothing if training else 0.0,
-            z_loss=train.z_loss if training else 0.0,
+            options=LossOptions(train.label_smoothing, train.z_loss) if training else PLAIN,
         )
         if key is not None:
             loss += model.extra_loss(aux, segment_ids, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)

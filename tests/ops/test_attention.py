@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psann_jax.config import ConfigError
 from psann_jax.ops import tiles
 from psann_jax.ops.attention import alibi_slopes, cached_attention, causal_attention, choose_attention
+from psann_jax.ops.tiles import Dropout
 
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
@@ -77,8 +78,7 @@ def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
     options = {
         "segment_ids_BxL": documents(B, L, L) if packed else None,
         "alibi_slopes_H": alibi_slopes(H) if alibi else None,
-        "dropout_rate": dropout,
-        "dropout_key": jax.random.key(L) if dropout else None,
+        "dropout": Dropout(jax.random.key(L) if dropout else None, dropout),
     }
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "_CPU_TILE", tile)
@@ -138,7 +138,7 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(monkeypatch):
 
     @jax.jit
     def weights(seed):
-        p = causal_attention(q, k, v, dropout_rate=0.25, dropout_key=jax.random.key(seed), implementation="xla")
+        p = causal_attention(q, k, v, dropout=Dropout(jax.random.key(seed), 0.25), implementation="xla")
         return p.transpose(0, 2, 1, 3)
 
     p = np.asarray(weights(0))
@@ -157,8 +157,6 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(monkeypatch):
         size = min(a.shape[-2], b.shape[-2])
         same = (a[..., :size, :] == 0) == (b[..., :size, :] == 0)
         assert same.mean() < 0.9
-    with pytest.raises(ValueError, match="dropout_key"):
-        causal_attention(q, k, v, dropout_rate=0.25)
 
 
 def test_memory_is_linear_in_length():
@@ -182,12 +180,11 @@ def test_no_square_array_is_saved_for_the_backward_pass():
 def test_under_checkpoint_scan_and_vmap():
     q, k, v, dout = (jnp.asarray(a, "float32") for a in draw(4, 40, 2, 8))
     segment_ids = jnp.asarray(documents(4, 40, 2))
-    options = {"implementation": "xla", "dropout_rate": 0.2}
     keys = jax.random.split(jax.random.key(0), 4)
 
     def attend(q, k, v, segment_ids, key):
-        out = causal_attention(q[None], k[None], v[None], segment_ids_BxL=segment_ids[None], dropout_key=key, **options)
-        return out[0]
+        options = {"segment_ids_BxL": segment_ids[None], "dropout": Dropout(key, 0.2), "implementation": "xla"}
+        return causal_attention(q[None], k[None], v[None], **options)[0]
 
     def vmapped(q, k, v):
         return jax.vmap(attend)(q, k, v, segment_ids, keys)

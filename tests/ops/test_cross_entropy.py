@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from psann_jax.ops.cross_entropy import cross_entropy, cross_entropy_reference
+from psann_jax.ops.cross_entropy import LossOptions, cross_entropy, cross_entropy_reference
 
 
 def draw(B, L, D, V, seed=0):
@@ -43,7 +43,7 @@ def test_the_reference_equals_numpy(x64):
     lse = np.log(np.exp(logits).sum(-1))
     nll = lse - np.take_along_axis(logits, targets.clip(0, 6)[..., None], -1)[..., 0]
     loss = 0.9 * nll + 0.1 * (lse - logits.mean(-1)) + 0.01 * lse**2
-    got, stats = cross_entropy_reference(x, kernel, targets, weights, bias_V=bias, label_smoothing=0.1, z_loss=0.01)
+    got, stats = cross_entropy_reference(x, kernel, targets, weights, bias_V=bias, options=LossOptions(0.1, 0.01))
     np.testing.assert_allclose(got, (weights * loss).sum())
     np.testing.assert_allclose(stats["nll"], (weights * nll).sum())
     np.testing.assert_allclose(stats["correct"], (weights * (logits.argmax(-1) == targets)).sum())
@@ -63,7 +63,7 @@ def test_the_reference_equals_numpy(x64):
 )
 def test_chunked_equals_the_reference(B, L, D, V, chunk, has_bias, label_smoothing, z_loss):
     x, kernel, targets, weights, bias = draw(B, L, D, V, seed=L)
-    options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    options = {"options": LossOptions(label_smoothing, z_loss)}
     with jax.enable_x64(True):
         args = (x, kernel, targets, weights, bias if has_bias else None)
         want = value_and_gradients(cross_entropy_reference, *args, **options)
@@ -150,7 +150,7 @@ def test_no_logits_of_the_whole_batch_and_no_gradient_work_in_evaluation():
     x, kernel, targets, weights, _ = draw(B, L, D, V)
 
     def loss(x, kernel):
-        return cross_entropy(x, kernel, targets, weights, label_smoothing=0.1, chunk_tokens=16)[0]
+        return cross_entropy(x, kernel, targets, weights, options=LossOptions(0.1), chunk_tokens=16)[0]
 
     counts = []
     for fn in (loss, jax.grad(loss, (0, 1))):

@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.ops import tiles
-from psann_jax.ops.gravity_attention import cached_gravity_attention, gravity_attention
+from psann_jax.ops.gravity_attention import (
+    GravityCache,
+    GravityInputs,
+    GravityParams,
+    cached_gravity_attention,
+    gravity_attention,
+)
 from psann_jax.ops.gravity_scores import GravityForm
 
 REPULSIVE = [GravityForm(cutoff=c) for c in ("hard", "soft", "decay", "none")]
@@ -73,16 +78,20 @@ def by_loop(form, arrays, segment_ids=None):
     return out
 
 
+def attend(form, gamma_H, bias_H, radius, implementation="auto", **arrays):
+    inputs = GravityInputs(params=GravityParams(gamma_H, bias_H, radius), **arrays)
+    return gravity_attention(form, inputs, implementation=implementation)
+
+
 def gradients(form, arrays, segment_ids=None, key=None, implementation="tiled"):
     """Output and all gradients for a fixed gradient of the output."""
     fixed = {name: x for name, x in arrays.items() if x is None}
-    attend = partial(
-        gravity_attention, form, segment_ids_BxL=segment_ids, dropout_key=key, implementation=implementation, **fixed
-    )
+    fixed |= {"segment_ids_BxL": segment_ids, "dropout_key": key, "implementation": implementation}
 
     @jax.jit
     def run(arrays):
-        out, vjp = jax.vjp(lambda arrays: attend(**arrays), {n: x for n, x in arrays.items() if x is not None})
+        given = {name: x for name, x in arrays.items() if x is not None}
+        out, vjp = jax.vjp(lambda arrays: attend(form, **arrays, **fixed), given)
         cotangent = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
         return out, vjp(cotangent)[0]
 
@@ -102,7 +111,7 @@ def test_plain_equals_a_loop_over_queries(form, mass, x64):
     arrays = draw(L=11, mass=mass)
     segment_ids = packed(11)
     for seg in (None, segment_ids):
-        got = gravity_attention(form, **arrays, segment_ids_BxL=seg, implementation="plain")
+        got = attend(form, **arrays, segment_ids_BxL=seg, implementation="plain")
         np.testing.assert_allclose(got, by_loop(form, arrays, seg), rtol=1e-10, atol=1e-10)
 
 
@@ -158,9 +167,9 @@ def test_tiled_and_plain_drop_the_same_weights(form, x64, monkeypatch):
 def test_far_tokens_are_preferred_and_near_ones_if_attractive(x64):
     a = jnp.asarray([0.0, 3.0, 5.0, 5.5])[None, :, None, None] * jnp.ones((1, 4, 1, 1))
     v = jnp.eye(4)[None, :, None]
-    common = {"gamma_H": jnp.ones(1), "bias_H": jnp.zeros(1), "radius": jnp.array(100.0)}
-    far = gravity_attention(GravityForm(), a, v, **common)[0, 3, 0]
-    near = gravity_attention(GravityForm(attractive=True, eps=0.05), a, v, **common)[0, 3, 0]
+    inputs = GravityInputs(a, v, GravityParams(jnp.ones(1), jnp.zeros(1), jnp.array(100.0)))
+    far = gravity_attention(GravityForm(), inputs)[0, 3, 0]
+    near = gravity_attention(GravityForm(attractive=True, eps=0.05), inputs)[0, 3, 0]
     assert far[0] > far[1] > far[2] > far[3] == 0
     assert near[2] > near[1] > near[0] > near[3] == 0
 
@@ -168,15 +177,14 @@ def test_far_tokens_are_preferred_and_near_ones_if_attractive(x64):
 @every_form
 def test_cached_attention_equals_the_full_forward_pass(form, x64):
     arrays = draw(L=13)
-    full = gravity_attention(form, **arrays, implementation="plain")
+    full = attend(form, **arrays, implementation="plain")
     a, v, mass = (jnp.pad(x, ((0, 0), (0, 4)) + ((0, 0),) * (x.ndim - 2)) for x in
                   (arrays["a_BxLxHxC"], arrays["v_BxLxHxK"], arrays["mass_BxL"]))  # fmt: skip
     index = jnp.asarray([[3, 4, 12], [0, 6, 7]])
     row = jnp.arange(2)[:, None]
-    got = cached_gravity_attention(
-        form, a[row, index], a, v, arrays["gamma_H"], arrays["bias_H"], arrays["radius"], index,
-        mass_BxL=mass[row, index], cached_mass_BxS=mass,
-    )  # fmt: skip
+    params = GravityParams(*(arrays[name] for name in ("gamma_H", "bias_H", "radius")))
+    cache = GravityCache(a, v, mass)
+    got = cached_gravity_attention(form, a[row, index], params, cache, index, mass_BxL=mass[row, index])
     np.testing.assert_allclose(got, full[row, index], rtol=1e-9, atol=1e-9)
 
 
@@ -184,7 +192,7 @@ def test_no_square_array_is_saved_for_the_backward_pass():
     def saved(length):
         arrays = draw(L=length, B=1, H=2, C=16, K=16, dtype="float32")
         a = arrays.pop("a_BxLxHxC")
-        _, vjp = jax.vjp(lambda a: gravity_attention(GravityForm(), a, **arrays), a)
+        _, vjp = jax.vjp(lambda a: attend(GravityForm(), a_BxLxHxC=a, **arrays), a)
         return sum(x.nbytes for x in jax.tree.leaves(vjp))
 
     assert saved(1024) < 2.2 * saved(512)

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from psann_jax.ops import tiles
 from psann_jax.ops.attention import alibi_slopes, causal_attention
 from psann_jax.ops.causal_filter import padded_filter
-from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from psann_jax.ops.sine import damped_sine
 
 tiles._CPU_TILE = 16
@@ -65,7 +65,7 @@ qkv = [draw(B, L, H, K, seed=i) for i in range(4)]
 options = {
     "segments": {"segment_ids_BxL": jnp.arange(B * L).reshape(B, L) // 7},
     "alibi": {"alibi_slopes_H": alibi_slopes(H)},
-    "dropout": {"dropout_rate": 0.2, "dropout_key": jax.random.key(0)},
+    "dropout": {"dropout": tiles.Dropout(jax.random.key(0), 0.2)},
 }
 for name, kwargs in options.items():
     attend = partial(causal_attention, implementation="xla", **kwargs)
@@ -79,7 +79,7 @@ check("causal filter", lambda dy, *args: (lambda y, vjp: (y, vjp(dy)[:2]))(*jax.
 
 def loss(x, kernel, bias, targets, weights):
     def fn(x, kernel, bias):
-        return cross_entropy(x, kernel, targets, weights, bias_V=bias, label_smoothing=0.1, chunk_tokens=128)
+        return cross_entropy(x, kernel, targets, weights, bias_V=bias, options=LossOptions(0.1), chunk_tokens=128)
     return jax.value_and_grad(fn, (0, 1, 2), has_aux=True)(x, kernel, bias)
 
 args = [draw(B, L, D, seed=0), draw(D, V, seed=1), draw(V, seed=2),
