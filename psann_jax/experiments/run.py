@@ -18,7 +18,7 @@ from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
-from psann_jax.train.workdir import SUMMARY
+from psann_jax.train.workdir import read_config, read_summary
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
@@ -72,9 +72,9 @@ def trained(case: Case, folder: Path) -> bool:
     """Returns whether a run has done all its updates; raises UserError as `finished` does."""
     if not (folder / CONFIG_JSON).exists():
         return False
-    if _comparable(read_json(folder / CONFIG_JSON)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
+    if _comparable(read_config(folder)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
         raise UserError(f"{folder}: holds a run with other settings than the sweep's; choose another --workdir")
-    return (folder / SUMMARY).exists() and read_json(folder / SUMMARY).get("steps") == case.config.train.steps
+    return read_summary(folder).get("steps") == case.config.train.steps
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
     return Outcome(
         case,
         folder,
-        summary=read_json(folder / SUMMARY),
+        summary=read_summary(folder),
         rows=read_metrics(folder / METRICS),
         error=error,
         codes=read_json(folder / CODE)["trained_by"] if (folder / CODE).exists() else [],

@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from psann_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, MeshConfig, TextModelConfig
+from psann_jax.config import Config, ConfigError, DataConfig, MeshConfig, TextModelConfig
 from psann_jax.config.io import parse, to_dict, upgrade_saved
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params, make_network
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler
-from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.mesh import check_heads
 from psann_jax.utils.errors import UserError
 
@@ -110,7 +110,7 @@ def load_text_run(
 class _Saved:
     """A checkpoint whose parameters have not been read yet."""
 
-    checkpoints: Checkpoints
+    checkpoints: CheckpointReader
     step: int
     config: Config
     network: Network
@@ -119,7 +119,7 @@ class _Saved:
 
 def _open(workdir: str | os.PathLike[str], step: int | str | None, precision: str, section: type | None) -> _Saved:
     """Finds the checkpoint and builds the network for it."""
-    checkpoints = Checkpoints(_checkpoint_directory(Path(workdir)), CheckpointConfig())
+    checkpoints = CheckpointReader(_checkpoint_directory(Path(workdir)))
     found = _choose(checkpoints, step)
     metadata = checkpoints.metadata(found)
     try:
@@ -150,7 +150,7 @@ def _restore(saved: _Saved, mesh: tuple[int, int, int], ema_params: bool) -> Loa
     return LoadedRun(saved.config, network, params, saved.step, saved.data, devices)
 
 
-def _tokenizer(checkpoints: Checkpoints, step: int) -> Tokenizer:
+def _tokenizer(checkpoints: CheckpointReader, step: int) -> Tokenizer:
     return Tokenizer.from_bytes(checkpoints.tokenizer(step))
 
 
@@ -163,7 +163,7 @@ def _checkpoint_directory(workdir: Path) -> Path:
     return directory
 
 
-def _choose(checkpoints: Checkpoints, step: int | str | None) -> int:
+def _choose(checkpoints: CheckpointReader, step: int | str | None) -> int:
     """Resolves "last" and "best" to a step."""
     if step in (None, "last"):
         found = checkpoints.latest()
