@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -47,7 +48,8 @@ def test_three_lines_train_a_model():
 
 
 def test_the_public_names():
-    assert psann_jax.__all__ == ["psannLM", "psannLMDataPrep"]
+    assert psann_jax.__all__ == ["__version__", "psannLM", "psannLMDataPrep"]
+    assert psann_jax.__version__ == version("psann_jax")
     with pytest.raises(AttributeError, match="psannXX"):
         _ = psann_jax.psannXX
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 import os
 import signal
 import subprocess
@@ -14,8 +13,6 @@ from functools import partial
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from psann_jax.bench import ours, peer, throughput
 from psann_jax.bench.random_task import with_vocabulary
@@ -24,7 +21,6 @@ from psann_jax.bench.turns import take_turns
 from psann_jax.bench.workers import Worker
 from psann_jax.cli.bench import throughput as throughput_command
 from psann_jax.config import Config, ConfigError, DataConfig, DecoderConfig, TokenizerConfig, TrainConfig, WaveConfig
-from psann_jax.data.random_text import RandomText
 from psann_jax.models.flops import matmul_params, training_flops
 from psann_jax.models.network import make_network
 from psann_jax.utils.errors import UserError
@@ -65,50 +61,6 @@ def ended(pids, seconds=20):
             return False
         time.sleep(0.1)
     return True
-
-
-# --- random text --------------------------------------------------------------------------------------
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(2, 600), st.integers(1, 4), st.integers(4, 3000), st.booleans(), st.booleans())
-def test_random_text_looks_like_real_text(length, rows, vocab_size, mask, pack):
-    model = dataclasses.replace(TINY.model, vocab_size=vocab_size)
-    data = DataConfig(max_length=length, document_mask=mask or not pack, pack=pack)
-    config = dataclasses.replace(TINY, model=model, data=data)
-    batch = next(RandomText(config).train_batches(seed=0, batch_size=rows))
-    tokens, segment_ids, positions = (batch[name] for name in ("tokens", "segment_ids", "positions"))
-    for array in batch.values():
-        assert array.shape == (rows, length + 1)
-        assert array.dtype == np.int32
-    assert tokens.min() >= 0
-    assert tokens.max() < vocab_size
-    assert (segment_ids[:, 0] == 1).all()
-    if not pack:
-        assert set(np.unique(segment_ids)) <= {0, 1}
-        assert (np.diff(segment_ids) <= 0).all(), "padding comes last"
-        assert (segment_ids[:, 1] == 1).all(), "a document has two tokens at least"
-        assert not tokens[segment_ids == 0].any()
-        return
-    assert np.isin(np.diff(segment_ids), (0, 1)).all()
-    same = np.diff(segment_ids) == 0
-    assert (positions[:, 1:][same] == positions[:, :-1][same] + 1).all()
-    assert (positions[:, 1:][~same] == 0).all()
-    if not mask:
-        assert (segment_ids == 1).all()
-
-
-def test_random_text_is_seeded_and_has_the_stated_statistics():
-    config = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vocab_size=1000), data=DataConfig())
-    text = RandomText(config)
-    first, second = itertools.islice(text.train_batches(seed=1, batch_size=64), 2)
-    again = next(RandomText(config).train_batches(seed=1, batch_size=64))
-    np.testing.assert_equal(again, first)
-    assert (first["tokens"] != second["tokens"]).any()
-    # Zipf: an id below k has the probability log(k + 1) / log(V).
-    for k in (1, 10, 100):
-        assert (first["tokens"] < k).mean() == pytest.approx(math.log(k + 1) / math.log(1000), abs=0.01)
-    assert first["segment_ids"].max(axis=1).mean() == pytest.approx(1025 / 256, rel=0.25)
 
 
 # --- measuring ----------------------------------------------------------------------------------------
