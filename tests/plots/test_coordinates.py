@@ -199,7 +199,8 @@ def test_an_error_is_one_line_with_exit_code_2(workdir, run, capsys, monkeypatch
 def test_another_base_and_a_diverged_run_are_rejected(run, tmp_path):
     config = tiny_config(tmp_path, model__n_layers=1)
     save_run(tmp_path / "other", config, {1: 1.0})
-    with pytest.raises(UserError, match=r"^workdir: has a run of base waveresnet, which has no coordinates; ngt has them$"):
+    no_coordinates = r"^workdir: has a run of base waveresnet, which has no coordinates; ngt has them$"
+    with pytest.raises(UserError, match=no_coordinates):
         write_coordinates(tmp_path / "page.html", load_text_run(tmp_path / "other"))
     diverged = replace(run, params=jax.tree.map(lambda p: p * jnp.nan, run.params))
     with pytest.raises(UserError, match=r"^workdir: has a run that has diverged: values at step 5"):
