@@ -33,6 +33,7 @@ class Tokenizer:
     Attributes:
       kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
       vocab_size: ids are in [0, vocab_size).
+      extends: whether more tokens only add to the end of a decoded text, after the U+FFFD of an incomplete character.
       pad_id, bos_id, eos_id: ids of special tokens; if a prebuilt tokenizer has no pad or bos, the id of its eos.
       unk_id: id of the unknown token, or None if a prebuilt tokenizer has none.
     """
@@ -54,6 +55,7 @@ class Tokenizer:
         self._names = dict(names)
         self.kind = model.kind
         self.vocab_size = model.size
+        self.extends = model.extends
         self.pad_id: int = ids["pad"] or 0
         self.bos_id: int = ids["bos"] or 0
         self.eos_id: int = ids["eos"] or 0

@@ -22,10 +22,12 @@ class Model(Protocol):
     Attributes:
       kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
       size: ids are in [0, size).
+      extends: whether more tokens only add to the end of a text, after the U+FFFD of an incomplete character.
     """
 
     kind: str
     size: int
+    extends: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts."""
@@ -59,6 +61,10 @@ class TokenizersModel:
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         description = json.loads(payload)
         self._may_cut = _splits_at_spaces(description)
+        self.extends = _extends(description["decoder"])
+        self._byte_fallback = "ByteFallback" in json.dumps(description["decoder"])
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(i for i, token in added.items() if token.special)
         self._byte_level = "ByteLevel" in json.dumps([description["pre_tokenizer"], description["decoder"]])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -78,7 +84,10 @@ class TokenizersModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        if not self._byte_fallback:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        names = (self._tokenizer.id_to_token(i) for i in ids if i not in self._special)
+        return str(self._tokenizer.decoder.decode(_with_valid_bytes([name for name in names if name is not None])))
 
     def find(self, token: str) -> int | None:
         """Returns the id of a token by its name, or None if there is no such token."""
@@ -113,6 +122,40 @@ def _piece_bytes(name: str) -> bytes:
     return bytes.fromhex(byte[1]) if byte else name.replace("\u2581", " ").encode()
 
 
+def _with_valid_bytes(names: Sequence[str]) -> list[str]:
+    """Replaces the byte-fallback tokens of each invalid or incomplete character by one token U+FFFD.
+
+    The library decodes a run of such tokens as a whole: one that is incomplete would spoil all characters before it.
+    """
+    result: list[str] = []
+    for is_byte, run in itertools.groupby(names, key=lambda name: _BYTE_NAME.fullmatch(name) is not None):
+        if is_byte:
+            text = b"".join(map(_piece_bytes, run)).decode(errors="replace")
+            # A character U+FFFD that the bytes spell out looks the same, so it need not be told apart.
+            run = itertools.chain.from_iterable(
+                [c] if c == "\ufffd" else [f"<0x{byte:02X}>" for byte in c.encode()] for c in text
+            )
+        result += run
+    return result
+
+
+def _extends(decoder: dict[str, Any] | None) -> bool:
+    """Returns whether a decoder only adds to the end of a text when it gets more tokens.
+
+    Decoders work token by token until one joins all tokens. A later replacement, such as " ." by ".", may change text
+    that earlier tokens have already completed.
+    """
+    if decoder is None:
+        return True
+    is_joined = False
+    for step in decoder.get("decoders", [decoder]):
+        one_character = step["type"] == "Replace" and len(step["pattern"].get("String", "")) == 1
+        if is_joined and not one_character and step["type"] not in ("Fuse", "Strip"):
+            return False
+        is_joined |= step["type"] in ("Fuse", "ByteLevel")
+    return True
+
+
 def _splits_at_spaces(description: dict[str, Any]) -> bool:
     """Returns whether the parts of a text, cut between words, certainly have the same ids as the whole text."""
     pre = description["pre_tokenizer"] or {}
@@ -137,6 +180,7 @@ class SentencePieceModel:
     """A model of the `sentencepiece` library."""
 
     kind = "sentencepiece"
+    extends = True
 
     def __init__(self, proto: bytes):
         """Loads the content of a .model file."""
@@ -189,6 +233,7 @@ class ByteModel:
 
     kind = "bytes"
     size = len(SPECIAL_TOKENS) + 256
+    extends = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts."""

@@ -180,14 +180,15 @@ class _Reader:
         if self._n_read == before:
             return None
         stopped, text = None, self._decode(self._n_read)
-        if self._first_stop(text) is None:
-            certain = len(text) if self._row.finish else self._certain(text)
-        else:
+        if self._stop and (self._first_stop(text) is not None or not self._tokenizer.extends):
             # Token by token, so that the result does not depend on how many tokens arrive at once.
-            texts = ((n, self._decode(n)) for n in range(before + 1, self._n_read + 1))
-            stopped, text = next((n, text) for n, text in texts if self._first_stop(text) is not None)
-            text = text[: self._first_stop(text)]
-            certain = len(text)
+            for n in range(before + 1, self._n_read + 1):
+                part = self._decode(n)
+                at = self._first_stop(part if self._ends_at(n) else part[: _n_complete(part)])
+                if at is not None:
+                    stopped, text = n, part[:at]
+                    break
+        certain = len(text) if stopped is not None or self._ends_at(self._n_read) else self._certain(text)
         self.text = text
         if certain > self._shown:
             self._on_text(text[self._shown : certain])
@@ -203,16 +204,28 @@ class _Reader:
         whole_text = self._tokenizer.decode([*self._row.prompt, *self._row.tokens[:n_tokens]])
         return whole_text[len(self._prompt_text) :]
 
+    def _ends_at(self, n_tokens: int) -> bool:
+        """Whether the row is finished and has this number of tokens."""
+        return self._row.finish is not None and n_tokens == len(self._row.tokens)
+
     def _first_stop(self, text: str) -> int | None:
         return min((at for s in self._stop if (at := text.find(s)) >= 0), default=None)
 
     def _certain(self, text: str) -> int:
-        """Length of the text before an incomplete character or the possible beginning of a stop string."""
-        n = len(text)
-        while n > len(text) - _MAX_PENDING_BYTES and n > 0 and text[n - 1] == _REPLACEMENT:
-            n -= 1
+        """Length of the text that later tokens cannot change, before the possible beginning of a stop string."""
+        if not self._tokenizer.extends:
+            return 0
+        n = _n_complete(text)
         beginnings = (k for s in self._stop for k in range(1, len(s)) if text.endswith(s[:k], 0, n))
         return n - max(beginnings, default=0)
+
+
+def _n_complete(text: str) -> int:
+    """Length of the text before a character that may be incomplete."""
+    n = len(text)
+    while n > len(text) - _MAX_PENDING_BYTES and n > 0 and text[n - 1] == _REPLACEMENT:
+        n -= 1
+    return n
 
 
 def _callback_of(on_text: OnText | None, index: int) -> Callable[[str], None]:

@@ -12,12 +12,11 @@ from psann_jax.config import DecoderConfig, TokenizerConfig
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.models import network as registry
-from psann_jax.sample import text as text_module
-from psann_jax.sample.generation import Row
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
+from tests.support.scripted import scripted
 
 BYTES = byte_tokenizer()
 
@@ -29,42 +28,6 @@ def made():
     network, rng = registry.build(config), np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), network.abstract)
     return TextSampler(Sampler(network, params, eos_id=BYTES.eos_id, max_length=64), BYTES)
-
-
-class Scripted:
-    """A stand-in for Generation that produces script(prompt ids) for every row."""
-
-    def __init__(self, script, prompts):
-        self.rows = [Row(list(prompt)) for prompt in prompts]
-        self._scripts = [script(row.prompt) for row in self.rows]
-
-    @property
-    def finished(self):
-        return all(row.finish for row in self.rows)
-
-    def advance(self, steps):
-        for row, script in zip(self.rows, self._scripts, strict=True):
-            if not row.finish:
-                row.tokens += script[len(row.tokens) : len(row.tokens) + steps]
-                row.logprobs = [-float(i) for i in range(len(row.tokens))]
-                row.finish = "length" if len(row.tokens) == len(script) else None
-
-    def stop(self, row, n_tokens):
-        self.rows[row].finish = "stop"
-        del self.rows[row].tokens[n_tokens:], self.rows[row].logprobs[n_tokens:]
-
-
-def scripted(script, prompts=("",), tokenizer=BYTES, **options):
-    """Completions of scripted tokens, and the streamed pieces of text of each."""
-    pieces = {}
-    sampler = TextSampler(None, tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "Generation", lambda _, prompts, *args, **kwargs: Scripted(script, prompts))
-        stream = sampler.complete(
-            prompts, None, GenerationOptions(**options), on_text=lambda i, piece: pieces.setdefault(i, []).append(piece)
-        )
-        done = list(stream)
-    return done, [pieces.get(i, []) for i in range(len(done))]
 
 
 def says(text):
