@@ -71,6 +71,27 @@ def measure(
             for kind in peer.attentions(model)
         ]
         differences = peer.model_differences(model)
+    results, measured = _measure_in_turn(contenders, batches, repeats)
+    headline = next((r for r in results if r["batch"] == _HEADLINE_BATCH), max(results, key=lambda r: int(r["batch"])))
+    return {
+        "tokens_per_s": headline["contenders"][0]["tokens_per_s"],
+        "peer_tokens_per_s": headline["peer_tokens_per_s"],
+        "ratio": headline["ratio"],
+        "results": results,
+        **measured,
+        "prompt_tokens": prompt_tokens,
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
+        "sampling": dataclasses.asdict(sampling),
+        "differences": differences,
+        "config": to_dict(config),
+    }
+
+
+def _measure_in_turn(
+    contenders: Sequence[tuple[Any, ...]], batches: Sequence[int], repeats: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Runs the contenders in turn; returns a result for each batch size and what holds for all of them."""
     # Without this, the first of several contenders on a GPU would take its whole memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with ExitStack() as stack:
@@ -87,23 +108,7 @@ def measure(
             loads.append(load)
             results.append(_result(batch, [w.name for w in workers], rounds))
         memory = {worker.name: worker.ask("peak_memory_mb") for worker in workers}
-        facts = workers[0].facts
-    headline = next((r for r in results if r["batch"] == _HEADLINE_BATCH), max(results, key=lambda r: int(r["batch"])))
-    return {
-        "tokens_per_s": headline["contenders"][0]["tokens_per_s"],
-        "peer_tokens_per_s": headline["peer_tokens_per_s"],
-        "ratio": headline["ratio"],
-        "results": results,
-        "peak_memory_mb": memory,
-        **facts,
-        "prompt_tokens": prompt_tokens,
-        "max_new_tokens": max_new_tokens,
-        "repeats": repeats,
-        "sampling": dataclasses.asdict(sampling),
-        "differences": differences,
-        "other_load": max(loads),
-        "config": to_dict(config),
-    }
+        return results, {"peak_memory_mb": memory, **workers[0].facts, "other_load": max(loads)}
 
 
 def _result(batch: int, names: Sequence[str], rounds: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> dict[str, Any]:
