@@ -24,6 +24,7 @@ from psann_jax.config import (
 from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
 from psann_jax.config.names import nearest
+from psann_jax.config.values import require_whole
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json
@@ -179,13 +180,6 @@ def fitting_batch_tokens(asked: int | None, n_windows: int, max_length: int, uni
     return max(wanted // unit, 1) * unit
 
 
-def _require_whole(name: str, value: Any) -> None:
-    """Raises ConfigError unless the value is None or a positive whole number."""
-    whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
-    require(whole, name, f"is {value!r}, must be a whole number")
-    require(value is None or value >= 1, name, f"is {value}, must be at least 1")
-
-
 def number_of_steps(per_epoch: int, epochs: int | None, steps_per_epoch: int | None, max_steps: int | None) -> int:
     """Returns the number of updates of a fit.
 
@@ -198,9 +192,9 @@ def number_of_steps(per_epoch: int, epochs: int | None, steps_per_epoch: int | N
     Raises:
       ConfigError: a number is not whole or below 1.
     """
-    _require_whole("epochs", epochs)
-    _require_whole("steps_per_epoch", steps_per_epoch)
-    _require_whole("max_steps", max_steps)
+    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch), ("max_steps", max_steps)):
+        if value is not None:
+            require_whole(name, value, 1)
     per_epoch = steps_per_epoch or per_epoch
     if epochs is None:
         return max_steps or (per_epoch if steps_per_epoch else max(per_epoch, _MIN_STEPS))
@@ -249,9 +243,10 @@ def fit_config(
     divides = n_devices % parts == 0
     require(divides, "fsdp" if checked.mesh.fsdp > 1 else "tensor", f"{parts} parts do not divide {n_devices} devices")
     accum = train.get("grad_accum", 1)
-    _require_whole("grad_accum_steps", accum)
+    require_whole("grad_accum_steps", accum, 1)
     asked = train["batch_tokens"]
-    _require_whole("batch_tokens", asked)
+    if asked is not None:
+        require_whole("batch_tokens", asked, 1)
     unit = data.max_length * accum * (n_devices // checked.mesh.tensor)
     train["batch_tokens"] = fitting_batch_tokens(asked, n_windows, data.max_length, unit)
     if asked is not None and train["batch_tokens"] != asked:

@@ -12,12 +12,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from psann_jax.sample.settings import Sampling
 
 _GROUP = 128  # weights that the first level of a draw adds up
 _HALVINGS = 4  # bisection steps between two looks at the elements inside the bracket
+_MAX_SCORE = float(np.finfo(np.float32).max) / 4  # after the repetition penalty
 _MAX_ROUNDS = 40  # 160 halvings shrink any bracket to neighbouring normal numbers
 
 
@@ -52,13 +54,16 @@ def next_token(
         return draw(filtered_weights(scores, sampling), keys_B)
 
     tokens_B = lax.cond(sampling.temperature > 0, drawn, most_probable)
-    tokens_B = jnp.where(jnp.isfinite(best_B), tokens_B, scores.shape[-1])
+    log_sum_B = jax.nn.logsumexp(logits, axis=-1)
+    tokens_B = jnp.where(jnp.isfinite(log_sum_B), tokens_B, scores.shape[-1])
     chosen_Bx1 = jnp.take_along_axis(logits, tokens_B[:, None], axis=-1, mode="clip")
-    return tokens_B, chosen_Bx1[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    return tokens_B, chosen_Bx1[:, 0] - log_sum_B
 
 
 def _penalised(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: float) -> jax.Array:
     changed = jnp.where(logits_BxV > 0, logits_BxV / penalty, logits_BxV * penalty)
+    # An extreme penalty must not make a score infinite; differences and doubles of scores stay finite, too.
+    changed = jnp.clip(changed, -_MAX_SCORE, _MAX_SCORE)
     return jnp.where(seen_BxV, changed, logits_BxV)
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 
 from psann_jax.config import require
+from psann_jax.config.values import require_number, require_whole
 
 Overflow = Literal["stop", "slide"]
 
@@ -35,19 +36,31 @@ class Sampling:
 
     def check(self) -> None:
         """Raises ConfigError for the first invalid value; the message begins with the field's name."""
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            require_number(name, getattr(self, name))
         t, penalty = self.temperature, self.repetition_penalty
         require(0 <= t < math.inf, "temperature", f"is {t}, must be 0 (the most probable token) or above")
-        require(self.top_k >= 0, "top_k", f"is {self.top_k}, must be 0 (all tokens) or above")
+        require_whole("top_k", self.top_k, 0)
         require(0 < self.top_p <= 1, "top_p", f"is {self.top_p}, must be above 0 and at most 1 (all tokens)")
         require(0 <= self.min_p <= 1, "min_p", f"is {self.min_p}, must be between 0 (all tokens) and 1")
         require(0 < penalty < math.inf, "repetition_penalty", f"is {penalty}, must be positive; 1 means no penalty")
 
     def scalars(self) -> Self:
-        """Returns the same settings as numpy scalars of fixed types, for tracing."""
-        top_k = min(self.top_k, np.iinfo(np.int32).max)
-        floats = (np.float32(v) for v in (self.temperature, self.top_p, self.min_p, self.repetition_penalty))
-        temperature, top_p, min_p, penalty = floats
-        return type(self)(temperature, np.int32(top_k), top_p, min_p, penalty)  # type: ignore[arg-type]
+        """Returns the same settings as numpy scalars of fixed types, for tracing.
+
+        Values beyond the normal numbers of float32 become the nearest of them, or 0 for temperature and min_p, because
+        devices treat smaller numbers as 0.
+        """
+        info = np.finfo(np.float32)
+        least, most = float(info.tiny), float(info.max)
+        penalty = np.float32(min(max(self.repetition_penalty, least), most))
+        return type(self)(
+            temperature=np.float32(min(self.temperature, most) if self.temperature >= least else 0),  # type: ignore[arg-type]
+            top_k=np.int32(min(self.top_k, np.iinfo(np.int32).max)),  # type: ignore[arg-type]
+            top_p=np.float32(max(self.top_p, least)),  # type: ignore[arg-type]
+            min_p=np.float32(self.min_p if self.min_p >= least else 0),  # type: ignore[arg-type]
+            repetition_penalty=penalty,  # type: ignore[arg-type]
+        )
 
 
 # Draws from the model's own distribution.
@@ -80,10 +93,14 @@ class GenerationOptions:
 
     def check(self) -> None:
         """Raises ConfigError for the first invalid value; the message begins with the field's name."""
-        for name in ("max_new_tokens", "num_samples", "max_prompt_tokens", "batch_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, f"is {value}, must be at least 1")
+        for name in ("max_new_tokens", "num_samples", "batch_size"):
+            require_whole(name, getattr(self, name), 1)
+        if self.max_prompt_tokens is not None:
+            require_whole("max_prompt_tokens", self.max_prompt_tokens, 1)
+        are_texts = isinstance(self.stop, tuple) and all(isinstance(s, str) for s in self.stop)
+        require(are_texts, "stop", f"is {self.stop!r}, must be a text or several")
         require("" not in self.stop, "stop", "has an empty string, which would stop at once")
-        require(0 <= self.seed < 2**32, "seed", f"is {self.seed}, must be at least 0 and below 2**32")
+        require_whole("seed", self.seed, 0)
+        require(self.seed < 2**32, "seed", f"is {self.seed}, must be below 2**32")
         allowed = get_args(Overflow)
         require(self.overflow in allowed, "overflow", f"is {self.overflow!r}, must be one of {', '.join(allowed)}")

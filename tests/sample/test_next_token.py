@@ -55,6 +55,40 @@ def test_a_tiny_temperature_is_greedy_and_finite():
     np.testing.assert_array_equal(tokens, [1])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"temperature": t} for t in (5e-324, 1e-45, 1e-40, 1.17e-38, 1.2e-38, 1e-30)),
+        *({"top_p": p} for p in (5e-324, 1e-45, 1e-40, 1e-30)),
+        *({"min_p": p} for p in (1.0, 1 - 1e-16, 1 - 1e-9)),
+    ],
+    ids=str,
+)
+def test_the_smallest_values_take_the_most_probable_token(fields):
+    """Also those that float32 or the device rounds to 0."""
+    for seed in range(8):
+        tokens, logprobs = chosen([[0.1, 5.0, 5.5, -3.0]], replace(UNFILTERED, **fields), seed=seed)
+        assert (tokens.tolist(), np.isfinite(logprobs).all()) == ([2], True)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 3.5e38, 1e300])
+def test_the_greatest_temperatures_draw_all_tokens_alike(temperature):
+    sampling = replace(UNFILTERED, temperature=temperature)
+    tokens, _ = chosen([[0.1, 5.0, 5.5, -300.0]] * 400, sampling)
+    assert (np.bincount(tokens, minlength=4) > 60).all()
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.5}, {"temperature": 0}], ids=str)
+def test_extreme_penalties_stay_finite(filters):
+    logits, sampling = [[0.0, 5.0, 5.5, -3.0]], replace(UNFILTERED, **filters)
+    for penalty in (5e-324, 1e-45, 1e-38, 1e-30):
+        tokens, _ = chosen(logits, replace(sampling, repetition_penalty=penalty), [[False, True, False, False]])
+        assert tokens.tolist() == [1]
+    for penalty in (1e30, 3.5e38, 1e300):
+        tokens, _ = chosen(logits, replace(sampling, repetition_penalty=penalty), [[True, False, True, True]])
+        assert tokens.tolist() == [1] or (not filters and tokens[0] in (0, 2))
+
+
 def test_top_k_keeps_k_and_the_ties_of_the_kth():
     assert kept((0.4, 0.3, 0.2, 0.1), top_k=2) == [0, 1]
     assert kept((0.2, 0.2, 0.2, 0.4), top_k=2) == [0, 1, 2, 3]

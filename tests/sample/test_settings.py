@@ -1,8 +1,10 @@
 """Settings of generation: one set of defaults for the command line and the API, and checks."""
 
+import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from psann_jax.sample.settings import UNFILTERED, GenerationOptions, Sampling
@@ -41,6 +43,33 @@ def test_settings_do_not_import_jax():
 def test_an_invalid_value_is_named(name, value):
     with pytest.raises(UserError, match=f"^{name}: is {value}, must be"):
         Sampling(**{name: value}).check()
+
+
+@pytest.mark.parametrize("value", [None, "0.5", True, [1], 1j], ids=repr)
+@pytest.mark.parametrize("field", dataclasses.fields(Sampling), ids=lambda f: f.name)
+def test_a_value_of_another_type_is_named(field, value):
+    with pytest.raises(UserError, match=rf"^{field.name}: is .*, must be a (whole )?number$"):
+        Sampling(**{field.name: value}).check()
+
+
+@pytest.mark.parametrize("value", [None, "0.5", True, [1], 1.5, float("nan"), -1], ids=repr)
+@pytest.mark.parametrize("field", dataclasses.fields(GenerationOptions), ids=lambda f: f.name)
+def test_an_option_of_another_type_is_named(field, value):
+    if field.name == "max_prompt_tokens" and value is None:
+        return
+    with pytest.raises(UserError, match=rf"^{field.name}: is .*, must be "):
+        GenerationOptions(**{field.name: value}).check()
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-45, 1e-39, 0.5, 3.5e38, 1.7e308, 10**400], ids=str)
+def test_scalars_are_normal_numbers_of_float32(value):
+    for field in ("temperature", "repetition_penalty", *(("top_p", "min_p") if value <= 1 else ())):
+        sampling = Sampling(**{field: value})
+        sampling.check()
+        scalar = getattr(sampling.scalars(), field)
+        assert np.isfinite(scalar)
+        assert scalar == 0 or scalar >= np.finfo(np.float32).tiny
+        assert scalar > 0 or field in ("temperature", "min_p")
 
 
 @pytest.mark.parametrize(
