@@ -3,9 +3,9 @@
 #
 #   launch/local.sh 4 -- python -m psann_jax.main --config=configs/quickstart.py
 #
-# Every process sees all devices of the machine. With accelerators, use a wrapper that gives each process its own, for
-# example by setting CUDA_VISIBLE_DEVICES from JAX_PROCESS_ID. On CPUs, the processes share the cores;
-# XLA_FLAGS=--xla_force_host_platform_device_count=2 gives each process two devices.
+# Every process sees all devices of the machine. With GPUs, put launch/one_gpu.sh before the command, which gives each
+# process its own. On CPUs, the processes share the cores; XLA_FLAGS=--xla_force_host_platform_device_count=2 gives each
+# process two devices.
 #
 # The output of process 0 is shown; of the other processes, only standard error, prefixed with their number. Ctrl-C,
 # SIGTERM and SIGUSR1 are forwarded to all processes, which save and exit. The exit code is that of the first process that

@@ -146,3 +146,35 @@ def test_the_job_in_the_jobset_matches_the_schema_of_kubernetes():
     template = jobset["spec"]["replicatedJobs"][0]["template"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train"}, **template}
     validate.validate(job, "1.31", strict=True)
+
+
+# --- one_gpu.sh ---------------------------------------------------------------------------------------
+
+ONE_GPU = LAUNCH / "one_gpu.sh"
+GPU = "import os, sys; gpu = os.environ['CUDA_VISIBLE_DEVICES']; print(gpu); print(gpu, file=sys.stderr)"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [(None, ["0", "1"]), ("5,2", ["5", "2"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_each_process_has_its_own_gpu(visible, gpus, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    done = local("2", "--", ONE_GPU, sys.executable, "-c", GPU)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == gpus[:1]
+    assert sorted(done.stderr.split("\n")[:2]) == sorted([gpus[0], f"[1] {gpus[1]}"])
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    done = local("2", "--", ONE_GPU, sys.executable, "-c", GPU)
+    assert done.returncode == 2
+    assert "error: CUDA_VISIBLE_DEVICES=3 names no GPU for process 1" in done.stderr
+
+
+def test_one_gpu_outside_of_a_launcher(monkeypatch):
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    done = subprocess.run(["bash", ONE_GPU, "true"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
