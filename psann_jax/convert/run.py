@@ -12,7 +12,7 @@ from psann_jax.config.io import to_dict
 from psann_jax.convert.weights import Weights
 from psann_jax.runs.restore import load_text_run
 from psann_jax.train.checkpoints import Checkpoints
-from psann_jax.train.workdir import claim
+from psann_jax.train.workdir import CHECKPOINTS, lock, write_config
 from psann_jax.utils.errors import UserError
 
 
@@ -50,5 +50,6 @@ def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) ->
         raise UserError(f"{workdir}: is not an empty directory; choose a new one")
     state = {"params": weights.params, "step": np.zeros((), np.int32)}
     metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}"}
-    with claim(workdir, weights.config), Checkpoints(workdir / "checkpoints", CheckpointConfig()) as checkpoints:
+    with lock(workdir, weights.config), Checkpoints(workdir / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        write_config(workdir, weights.config)
         checkpoints.save(0, state, metadata=metadata, tokenizer=weights.tokenizer.to_bytes(), final=True)

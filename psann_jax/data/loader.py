@@ -4,8 +4,10 @@ The training batch of a step is a pure function of the seed and the step. A run 
 alone, on any number of processes.
 """
 
+import dataclasses
 import itertools
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -16,12 +18,15 @@ from psann_jax.data.batches import process_rows
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.shards import Prepared, Shard, prepare
+from psann_jax.data.text_units import Unit
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding_row
 from psann_jax.utils.errors import UserError
 
 _TOKENIZER_FILE = "tokenizer.json"
+# Validation texts below either size, and documents of which more than so many fit in a window, get a warning.
+_FEW_WINDOWS, _FEW_TOKENS, _SHORT_DOCUMENTS = 2, 1000, 8
 
 
 def load_text(config: DataConfig, progress: bool = True) -> "TextData":
@@ -40,7 +45,9 @@ def load_text(config: DataConfig, progress: bool = True) -> "TextData":
     root = cache_root(config.cache_dir)
     corpus = Corpus(config, progress)
     tokenizer = _tokenizer(corpus, config, root, progress)
-    return TextData(config, tokenizer, prepare(corpus, tokenizer, root, progress))
+    prepared = prepare(corpus, tokenizer, root, progress)
+    units = tuple(source.unit for source in corpus.sources)
+    return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, units)
 
 
 def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
@@ -66,6 +73,8 @@ class TextData:
       tokenizer: the tokenizer of the text.
       train_windows: windows in the order of the text: one sequence per source with `data.weights`, else one in all.
       valid_windows: windows of the validation text.
+      document: what one document is, as in `data.document`; "auto" if it differs between the sources.
+      n_train_documents, n_valid_documents: number of documents.
       n_train_tokens, n_valid_tokens: number of tokens, including bos and eos.
       n_train_windows, n_valid_windows: number of windows (rows, if `data.pack` is off) of L tokens, in one epoch and in
         the whole validation text.
@@ -74,20 +83,22 @@ class TextData:
       fingerprint: a hash that changes with the text, its split and the tokenizer.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared):
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared, units: Sequence[Unit | None] = ()):
         """Cuts prepared text into windows; `load_text` does everything from the settings on.
 
         Args:
           config: the `data` section.
           tokenizer: the tokenizer that the text was encoded with.
           prepared: the encoded text.
+          units: what one document of each source is, for `describe`.
 
         Raises:
           UserError: the training text of a source is shorter than one window.
         """
         self.tokenizer = tokenizer
         self.fingerprint = prepared.fingerprint
-        self._config, self._prepared = config, prepared
+        self.document = config.document
+        self._config, self._prepared, self._units = config, prepared, units
         self.valid_windows = self._windows(prepared.valid, keep_last=True)
         shards = self._train_shards()
         self.train_windows = [self._windows(shard) for shard in shards]
@@ -98,6 +109,7 @@ class TextData:
                     f"data.max_length: is {config.max_length}, but the training text of {name} has {shard.n_tokens} "
                     f"tokens, fewer than the {config.max_length + 1} of one window"
                 )
+        self.n_train_documents, self.n_valid_documents = prepared.train.n_documents, prepared.valid.n_documents
         self.n_train_tokens, self.n_valid_tokens = prepared.train.n_tokens, prepared.valid.n_tokens
         self.n_train_windows, self.n_valid_windows = sum(map(len, self.train_windows)), len(self.valid_windows)
         # Every token is predicted once, except the first one of all or, with a document mask, of each document.
@@ -168,9 +180,11 @@ class TextData:
         )
         kind = "windows" if config.pack else "rows, one document per row,"
         weights = [f" (weight {weight:g})" for weight in config.weights] or [""] * len(config.sources)
+        units = [f"each {unit} of {name}" for name, unit in zip(config.sources, self._units, strict=False) if unit]
         return "\n".join(
             (
                 f"text        {', '.join(map(operator.add, config.sources, weights))}",
+                *([f"documents   {', '.join(units)}"] if units else []),
                 f"training    {train.n_documents:,} documents, {train.text_bytes:,} bytes, {train.n_tokens:,} tokens, "
                 f"{self.n_train_windows:,} {kind} of {config.max_length}",
                 f"validation  {valid.n_documents:,} documents, {valid.text_bytes:,} bytes, {valid.n_tokens:,} tokens "
@@ -179,6 +193,23 @@ class TextData:
                 f"{self.bytes_per_token:.2f} bytes per token",
             )
         )
+
+    def warnings(self, batch_size: int) -> tuple[str, ...]:
+        """Returns one line about each property of the text that is probably a mistake, given B rows per update."""
+        config, length = self._config, self._config.max_length
+        mean = self.n_train_tokens / self._prepared.train.n_documents
+        lines = {
+            f"an update of {batch_size:,} windows is more than an epoch, the training text has "
+            f"{self.n_train_windows:,}; lower train.batch_tokens": batch_size > self.n_train_windows,
+            f"the validation text has only {self.n_valid_tokens:,} tokens, so its loss says little; raise "
+            "data.valid_fraction or set data.valid_sources": self.n_valid_tokens
+            < max(_FEW_WINDOWS * length, _FEW_TOKENS),
+            f"documents have {mean:.0f} tokens on average and cannot see each other, while a window has {length:,}; "
+            "choose another data.document, or lower data.max_length": config.pack
+            and config.document_mask
+            and mean * _SHORT_DOCUMENTS < length,
+        }
+        return tuple(line for line, holds in lines.items() if holds)
 
     def _train_shards(self) -> list[Shard]:
         """Returns the shards that are shuffled separately."""

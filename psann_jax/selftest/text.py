@@ -49,6 +49,11 @@ class MarkovText:
         """Returns a description for the header of a run."""
         return f"text {self.fingerprint}"
 
+    def warnings(self, batch_size: int) -> tuple[str, ...]:
+        """Nothing is worth a warning."""
+        del batch_size
+        return ()
+
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, process_index: int, process_count: int
     ) -> Iterator[dict[str, np.ndarray]]:

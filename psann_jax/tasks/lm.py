@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psann_jax.config import Config, require, text_data, text_model
+from psann_jax.config import Config, DecoderConfig, WaveConfig, require, text_data, text_model
 from psann_jax.config.families import family
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
@@ -19,6 +19,9 @@ from psann_jax.train.metrics import perplexity
 from psann_jax.train.step import Batch, Stats
 
 _INSPECTED_ROWS = 4
+_NO_WAVE = (
+    "no wave block is in the network, so it is that of base respsann; set model.wave.interleave or model.wave.replace"
+)
 
 
 class LanguageModel:
@@ -60,6 +63,14 @@ class LanguageModel:
         """Facts for the header of a run."""
         lines = (line.split(maxsplit=1) for line in self.data.describe().splitlines())
         return {**dict(lines), "attention": self.attention()}
+
+    def warnings(self) -> tuple[str, ...]:
+        """One line about each setting or property of the text that is probably a mistake."""
+        lines = self.data.warnings(self.config.batch_size)
+        match self.config.model:
+            case DecoderConfig(base="waveresnet", wave=WaveConfig(interleave=False, replace=False)):
+                return (*lines, _NO_WAVE)
+        return lines
 
     def attention(self) -> str:
         """Name of the attention implementation that training will use."""

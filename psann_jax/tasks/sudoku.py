@@ -55,6 +55,10 @@ class SudokuTask:
         lines = (line.split(maxsplit=1) for line in self.data.describe(self.config.train.steps).splitlines())
         return {name: fact for name, fact in lines}  # noqa: C416  dict(lines) would have a narrower type
 
+    def warnings(self) -> tuple[str, ...]:
+        """Nothing is worth a warning."""
+        return ()
+
     def attention(self) -> str:
         """Name of the attention implementation: 81 cells are too few for a blocked one."""
         return "plain"

@@ -10,7 +10,10 @@ Versions:
   2: current.
 """
 
+import contextlib
+import json
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ ITEM_TITLES = {
     "ema_params": "EMA parameters",
     "training": "optimizer or other training state",
 }
+_METADATA = "_CHECKPOINT_METADATA"
 _STEP_DIRECTORY = re.compile(rf"{STEP_PREFIX}_(\d+)")
 _ITEM_NAMES_IN_VERSION_1 = {"ema_params": "averaged"}
 _SUDOKU_MODULES = {"attn": ("q", "k", "v", "o"), "mlp": ("fc1", "fc2", "act")}  # not in version 1
@@ -93,8 +97,34 @@ def _change_blocks(tree: Any, change: Callable[[dict[str, Any]], dict[str, Any]]
     )
 
 
+def missing_files(path: Path) -> list[str]:
+    """Returns the files that every complete checkpoint has and this one lacks, relative to its directory.
+
+    Raises:
+      OSError: that cannot be told, for example for lack of permission.
+    """
+    names = [_METADATA, *(f"{item}/{name}" for item in stored_items(path) for name in ("_METADATA", "manifest.ocdbt"))]
+    return [name for name in names if not _is_file(path / name)]
+
+
 def is_complete(path: Path) -> bool:
     """Returns whether a checkpoint has all files that a half-deleted or half-copied one might lack."""
-    items = [path / "params", path / "training"]
-    files = [path / "_CHECKPOINT_METADATA", *(i / n for i in items for n in ("_METADATA", "manifest.ocdbt"))]
-    return all(f.is_file() for f in files)
+    try:
+        return not missing_files(path)
+    except OSError:
+        return False
+
+
+def stored_items(path: Path) -> set[str]:
+    """Returns the names of a checkpoint's items on disk, those that all have if its metadata cannot be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return {"params", "training", *json.loads((path / _METADATA).read_bytes())["item_handlers"]}
+    return {"params", "training"}
+
+
+def _is_file(path: Path) -> bool:
+    # Not Path.is_file, which from Python 3.14 on returns False whatever the error.
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False

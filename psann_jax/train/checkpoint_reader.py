@@ -18,14 +18,15 @@ from psann_jax.train.checkpoint_format import (
     names_in_any_version,
     split_items,
     step_of,
+    stored_items,
     stored_name,
     to_stored,
 )
 from psann_jax.train.checkpoint_index import CheckpointIndex
 from psann_jax.train.compatibility import check_compatible
-from psann_jax.train.orbax_workarounds import silence_orbax_log
+from psann_jax.train.orbax_workarounds import find_unreadable, silence_orbax_log
 from psann_jax.train.processes import broadcast_from_leader, raise_together
-from psann_jax.utils.checksums import find_damage
+from psann_jax.utils.checksums import CHECKSUMS, find_damage
 from psann_jax.utils.errors import UserError
 
 _DAMAGED = "the checkpoint is damaged; remove it to continue from the one before"
@@ -87,7 +88,8 @@ class CheckpointReader:
     def newest_intact(self) -> tuple[int | None, list[str]]:
         """Finds the newest checkpoint whose files match their checksums.
 
-        Process 0 reads all files of that checkpoint, once, for all processes. Newer checkpoints are damaged; from now
+        Process 0 reads all files of that checkpoint, once, for all processes. One without checksums, as a kill at the
+        wrong moment leaves it, counts as intact if its arrays can be read. Newer checkpoints are damaged; from now
         on they are skipped, a save of the same step replaces them, and the next save of any step deletes them.
 
         Returns:
@@ -113,7 +115,8 @@ class CheckpointReader:
     def _find_intact(self) -> tuple[int | None, list[tuple[int, str]]]:
         damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
-            reason = find_damage(self.path(step))
+            path = self.path(step)
+            reason = find_damage(path) if (path / CHECKSUMS).exists() else find_unreadable(path, stored_items(path))
             if reason is None:
                 return step, damaged
             damaged.append((step, reason))

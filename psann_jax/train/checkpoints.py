@@ -1,15 +1,15 @@
 """Saving the whole training state with Orbax, and deleting old checkpoints.
 
-A checkpoint (`psann_jax.train.checkpoint_format`) is written under a temporary name and renamed when complete, so a
-kill at any time leaves only whole checkpoints. Then its ``checksums.json`` is added, which reveals later damage.
-``index.json`` beside the checkpoints names the last and the best one and holds their validation losses.
+A checkpoint (`psann_jax.train.checkpoint_format`) is written under a temporary name and renamed when complete, and
+renamed again before it is deleted, so a kill at any time leaves only whole checkpoints under their names. Orbax sees
+one checkpoint at a time, never the others. Then ``checksums.json`` is added, which reveals later damage. ``index.json``
+beside the checkpoints names the last and the best one and holds their validation losses.
 """
 
 import contextlib
-import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,21 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
-from psann_jax.train.checkpoint_format import FORMAT_VERSION, STEP_PREFIX, is_complete, split_items
+from psann_jax.train.checkpoint_deletion import delete, find_partial, remove
+from psann_jax.train.checkpoint_format import FORMAT_VERSION, is_complete, split_items, step_of
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.orbax_workarounds import context_without_timeouts, storage_error_reason
 from psann_jax.train.processes import broadcast_from_leader
 from psann_jax.utils.checksums import write_checksums
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import storage_errors
 
 
 class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoints"]):
     """Writes, lists and restores the checkpoints of one run.
 
-    Nothing is created or changed before the first `save`. If several processes train together, all of them call `save`,
-    `wait` and `restore` with the same arguments, and all see the same directory.
+    Nothing is created or changed before the first `save` or `clear_partial`. If several processes train together, all
+    of them call `save`, `wait` and `restore` with the same arguments, and all see the same directory.
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
@@ -46,8 +48,7 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         """
         super().__init__(directory)
         self._config = config
-        self._writer: ocp.training.Checkpointer | None = None
-        self._response: ocp.AsyncResponse[bool] | None = None
+        self._response: ocp.AsyncResponse[None] | None = None
         self._saving: int | None = None
         self._lock = threading.Lock()
         self._checksummed: set[int] = set()
@@ -86,19 +87,24 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self.wait()
         if metrics is not None:
             self._index.record(step, metrics)
-        exists = self.path(step).exists()
-        complete, damaged = broadcast_from_leader([step in self.steps(), exists and step not in self.steps()])
         # Also detects an unwritable directory before Orbax starts its threads, which would hang for minutes.
         with self._storage_errors(step):
-            self._write_index()
+            complete = broadcast_from_leader(self._prepare(step) if jax.process_index() == 0 else None)
         if not complete:
-            self._start(step, state, metadata, tokenizer, overwrite=damaged)
+            self._start(step, state, metadata, tokenizer)
         if final:
             self.wait()
 
-    def _start(
-        self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any], tokenizer: bytes | None, overwrite: bool
-    ) -> None:
+    def _prepare(self, step: int) -> bool:
+        """Returns whether a step is saved already; if not, deletes what has its name. Clears partial checkpoints."""
+        self.clear_partial()  # first, because it may free the space for the index
+        self._write_index()
+        if step in self.steps():
+            return True
+        delete(self.path(step))
+        return False
+
+    def _start(self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any], tokenizer: bytes | None) -> None:
         items = split_items(state)
         # Orbax raises too, but leaves threads behind that hang for minutes.
         if not (items.get("params") and items.get("training")):
@@ -109,23 +115,14 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self._saving = step
         self._intact.discard(step)
         self._checksummed.discard(step)
-        with self._storage_errors(step):
-            if self._writer is None:
-                self._writer = ocp.training.Checkpointer(
-                    self.directory,
-                    context=context_without_timeouts(),
-                    preservation_policy=_Preservation(self),
-                    step_name_format=ocp.path.step.standard_name_format(step_prefix=STEP_PREFIX),
-                    cleanup_tmp_directories=True,
-                )
-            self._response = self._writer.save_checkpointables_async(
-                step,
+        with self._lock:  # of `_finish`, which deletes damaged checkpoints
+            self._damaged.discard(step)  # `_prepare` has deleted it
+        with self._storage_errors(step), context_without_timeouts():
+            self._response = ocp.save_checkpointables_async(
+                self.path(step),
                 items,
-                force=True,  # the caller decides when to save
-                overwrite=overwrite,
                 custom_metadata={"format_version": FORMAT_VERSION, "versions": versions, **metadata},
             )
-        self._damaged.discard(step)  # Orbax has deleted it
         assert self._response is not None
         self._response.on_complete(lambda _: self._after_commit(step))
 
@@ -140,32 +137,27 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         response, self._response = self._response, None
         with self._storage_errors(self._saving):
             response.result()
-            self._write_checksums(self._saving)
-            self._write_index()
+            self._finish(self._saving)
 
     def close(self) -> None:
-        """Waits for the current save and ends the background threads."""
-        try:
-            self.wait()
-        finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        """Waits for the current save."""
+        self.wait()
 
     def _after_commit(self, step: int) -> None:
         # Runs in a background thread, where nobody could catch an error; `wait` repeats what failed.
         with contextlib.suppress(OSError):
-            self._write_checksums(step)
-            self._write_index()
+            self._finish(step)
 
-    def _write_checksums(self, step: int) -> None:
+    def _finish(self, step: int) -> None:
+        """Adds the checksums of a new checkpoint, deletes those that are no longer needed, and updates the index."""
         if jax.process_index() != 0:
             return
         with self._lock:
-            # Only once: when a late thread gets here, the next save may already be deleting the directory.
             if step not in self._checksummed and is_complete(self.path(step)):
                 write_checksums(self.path(step))
                 self._checksummed.add(step)
+            self._delete_others()
+        self._write_index()
 
     @contextlib.contextmanager
     def _storage_errors(self, step: int) -> Iterator[None]:
@@ -176,27 +168,52 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
             reason = storage_error_reason(error)
             if reason is None:
                 raise
-            self._abandon(step)
+            self._abandon()
             raise UserError(f"{self.directory}: cannot write the checkpoint of step {step}: {reason}") from error
 
-    def _abandon(self, step: int) -> None:
-        if self._writer is None:
-            return
-        writer, self._writer = self._writer, None
-        with contextlib.suppress(OSError, ValueError):  # the same error again
-            writer.close()
-        # Orbax does not wait for its other threads when one has failed, so some may still be writing. The next run
-        # deletes what they leave behind.
+    def _abandon(self) -> None:
+        # Orbax does not wait for its other threads when one has failed, so some may still be writing. The next save
+        # or the next run deletes what they leave behind.
         for _ in range(5):
-            for partial in self.directory.glob(f"{STEP_PREFIX}_{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for partial in find_partial(self.directory):
+                    remove(partial)
             time.sleep(0.1)
+
+    # --- deleting -------------------------------------------------------------------------------------
+
+    def clear_partial(self) -> list[str]:
+        """Deletes what killed processes and interrupted copies left; call it only while nothing is being saved.
+
+        Returns:
+          One line about each directory or file that was named like a checkpoint.
+
+        Raises:
+          UserError: the directory is a file, or cannot be read or changed.
+        """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: is a file, must be the directory of the checkpoints; move it away")
+        lines = []
+        with storage_errors(self.directory), self._lock:
+            for path in find_partial(self.directory):
+                if step_of(path.name) is None:
+                    remove(path)
+                else:
+                    delete(path)
+                    lines.append(f"{path}: incomplete; deleted")
+        return lines
+
+    def _delete_others(self) -> None:
+        usable = self.steps()
+        keep = self.steps_to_keep(usable)
+        for step in self._damaged.union(usable) - keep:
+            delete(self.path(step))
 
     # --- which to keep --------------------------------------------------------------------------------
 
     def steps_to_keep(self, steps: Collection[int]) -> set[int]:
         """Returns the steps to keep: the latest, the best, multiples of `keep_every`; never damaged ones."""
-        usable = sorted(s for s in steps if s == self._saving or self._is_usable(s))
+        usable = sorted(s for s in steps if self._is_usable(s))
         keep = set(usable[-self._config.keep :])
         best = self._index.best(usable)
         if best is not None:
@@ -209,19 +226,3 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         if jax.process_index() == 0:
             with self._lock:
                 self._index.write(self.steps())
-
-
-class _Preservation:
-    """Tells Orbax which checkpoints to keep.
-
-    Orbax's own policies do not fit: BestN ranks by metrics given at the time of the save, while a validation loss may
-    be known only later, and LatestN would count damaged checkpoints.
-    """
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Returns for each checkpoint whether to keep it, as Orbax's interface requires."""
-        keep = self._checkpoints.steps_to_keep([c.step for c in checkpoints])
-        return [c.step in keep for c in checkpoints]

@@ -1,6 +1,7 @@
 """The training loop: steps, evaluations, checkpoints and metrics of one run."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.step import State, init_state
 from psann_jax.train.task import Task
-from psann_jax.train.workdir import SUMMARY, claim, read_summary
+from psann_jax.train.workdir import CHECKPOINTS, SUMMARY, lock, read_summary, write_config
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import write_json
 
@@ -38,6 +39,7 @@ def train(
     *,
     initial_params: Params | None = None,
     profile_steps: str = "",
+    on_results: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a task up to config.train.steps, resuming from the last checkpoint in the workdir if there is one.
 
@@ -49,6 +51,7 @@ def train(
       initial_params: parameters to start from, a nested dict of host or device arrays with the network's shapes and
         types, the same in all processes; None draws them from config.seed. Ignored when the run resumes.
       profile_steps: "FIRST:LAST", steps to trace into workdir/profile.
+      on_results: called by process 0 after evaluations and checkpoints, when new rows are in metrics.jsonl.
 
     Returns:
       The summary of the run so far, as in summary.json; with "stopped": True if a signal ended it early.
@@ -62,8 +65,11 @@ def train(
         stack.callback(trace.close)
         with raise_together():
             mesh = make_mesh(config.mesh)
-            stack.enter_context(claim(workdir, config))
-            checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint))
+            stack.enter_context(lock(workdir, config))
+            checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.checkpoint))
+            if jax.process_index() == 0:  # the process with the lock, and before any other looks at the directory
+                for message in checkpoints.clear_partial():
+                    _log(message)
             task = make_task()
             task.check_mesh(mesh)
         saved_step, damaged = checkpoints.newest_intact()
@@ -75,11 +81,18 @@ def train(
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
+        is_leader = jax.process_index() == 0
+        progress = stack.enter_context(
+            Progress(config.train.steps, start=saved_step or 0, log_every=config.train.log_every, enabled=is_leader)
+        )
         # Installed before compilation, which can take minutes, so that a signal then acts at the first step boundary.
         signals = stack.enter_context(StopSignals())
+        signals.waiting_for = "the compilation"
+        progress.message("compiling ...")
         with raise_together():
             compiled = compile_steps(task, config, mesh)
-        run = _Run(config, task, mesh, workdir, checkpoints, saved_step, compiled, trace, signals, initial_params)
+        outputs = _Outputs(workdir, checkpoints, progress, trace, on_results if is_leader else None)
+        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, initial_params)
         return run.train()
 
 
@@ -139,6 +152,17 @@ class _StepTimer:
         return self.data_seconds / self.seconds if self.steps else 0.0
 
 
+@dataclass(frozen=True)
+class _Outputs:
+    """Where the results of a run go; see `train`."""
+
+    workdir: Path
+    checkpoints: Checkpoints
+    progress: Progress
+    trace: StepTrace
+    on_results: Callable[[], None] | None
+
+
 @dataclass
 class _Run:
     """One process's part in a run, from its last checkpoint to its end or to a signal."""
@@ -146,22 +170,21 @@ class _Run:
     config: Config
     task: Task
     mesh: Mesh
-    workdir: Path
-    checkpoints: Checkpoints
+    outputs: _Outputs
     resumed_from: int | None
     compiled: Compiled
-    trace: StepTrace
     signals: StopSignals
     initial_params: Params | None
 
     def __post_init__(self) -> None:
+        self.workdir, self.checkpoints = self.outputs.workdir, self.outputs.checkpoints
+        self.progress, self.trace = self.outputs.progress, self.outputs.trace
         self.step = self.saved_step = self.resumed_from or 0
         self.shard = local_batch_shard(self.compiled.batch)
         is_leader = jax.process_index() == 0
-        train = self.config.train
         self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
-        self.progress = Progress(train.steps, start=self.step, log_every=train.log_every, enabled=is_leader)
         self.timer = _StepTimer()
+        self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
         rows = read_metrics(self.workdir / METRICS) if is_leader else []
@@ -171,9 +194,10 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
-        with self.writer, self.progress, jax.set_mesh(self.mesh):
+        with self.writer, jax.set_mesh(self.mesh):
             self._header()
             self.state = self._restore_or_init()
+            write_config(self.workdir, self.config)  # nothing is left that could refuse it
             stopped = not (self._evaluate_if_due() and self._steps())
             self._save(final=True)
             if stopped:
@@ -198,6 +222,13 @@ class _Run:
         if self.step:
             facts["resumed"] = f"at step {self.step}"
         self.progress.header(facts)
+        warmup, steps = config.train.warmup_steps, config.train.steps
+        if warmup >= steps:
+            self.progress.message(
+                f"warning: train.warmup_steps is {warmup}, but train.steps is {steps}; the learning rate only rises"
+            )
+        for line in self.task.warnings():
+            self.progress.message(f"warning: {line}")
 
     def _restore_or_init(self) -> State:
         spec = self.compiled.spec
@@ -210,6 +241,11 @@ class _Run:
     def _steps(self) -> bool:
         """Takes the remaining steps; returns False if a signal ended them early."""
         batches = self.task.train_batches(self.step, self.shard)
+        if math.isfinite(self.batch_seconds):
+            # A backward pass takes about twice the time of a forward pass.
+            passes = 3 * self.config.train.grad_accum * (2 if self.config.train.sam_rho else 1)
+            self.progress.duration(passes * self.batch_seconds, measured=False)
+        self.signals.waiting_for = "the current update"
         self.timer.start()
         while self.step < self.config.train.steps:
             if self.signals.should_stop(self.step):
@@ -238,6 +274,9 @@ class _Run:
         if due_save:  # before the evaluation, so that nothing is lost if that fails
             self._save()
         finished = self._evaluate_if_due()
+        if self.outputs.on_results is not None:
+            self.outputs.on_results()
+        self.signals.waiting_for = "the current update"
         self.timer.start()
         return finished
 
@@ -249,7 +288,10 @@ class _Run:
         self.unreported = None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         metrics["ppl"] = perplexity(metrics["loss"])
-        metrics["tokens_per_s"] = self.config.train.batch_tokens / self.timer.lap()
+        seconds = self.timer.lap()
+        if self.timer.steps == 1:
+            self.progress.duration(seconds, measured=True)
+        metrics["tokens_per_s"] = self.config.train.batch_tokens / seconds
         metrics["data_wait"] = self.timer.data_wait
         shown = ("loss", "ppl", "ppl_avg25", "lr", "tokens_per_s")
         self.progress.update(step, {name: metrics[name] for name in shown})
@@ -273,6 +315,7 @@ class _Run:
         """Evaluates if that is due after the current step; returns False if a signal ended the evaluation."""
         if not self._evaluation_due():
             return True
+        self.signals.waiting_for = "the current batch of the evaluation"
         result = self._evaluate()
         if result is None:
             return False
@@ -295,13 +338,17 @@ class _Run:
             if self.compiled.statistics_step is not None and not totals["params"]:
                 self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
             for kind, params in weights.items():
-                for name, value in jax.device_get(self.compiled.eval_step(params, arrays)).items():
+                began = time.perf_counter()
+                sums = jax.device_get(self.compiled.eval_step(params, arrays))
+                self.batch_seconds = min(self.batch_seconds, time.perf_counter() - began)
+                for name, value in sums.items():
                     totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
         results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
         ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
         return results["params"] | ema
 
     def _save(self, *, final: bool = False) -> None:
+        self.signals.waiting_for = "the checkpoint"
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
         self.saved_step = self.step
         self.checkpoints.save(

@@ -1,5 +1,6 @@
 """Progress of a run on the terminal: a header, a progress bar or plain lines, evaluations."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -8,11 +9,16 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+# Slower updates are announced; faster ones soon show in the progress display.
+_SLOW_UPDATE_S = 2.0
 _BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 class Progress:
-    """Shows a run on stderr: a progress bar on a terminal, otherwise a line every `log_every` steps."""
+    """Shows a run on stderr: a progress bar on a terminal, otherwise a line every `log_every` steps.
+
+    A stream that cannot be written, such as a terminal that has been closed, does not stop the run.
+    """
 
     def __init__(
         self,
@@ -52,10 +58,27 @@ class Progress:
         """Shows a separate line, above the bar if there is one."""
         if not self._enabled:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            else:
+                print(text, file=self._stream, flush=True)
+
+    def duration(self, seconds_per_update: float, *, measured: bool) -> None:
+        """Shows how long an update and the whole rest of the run take, if an update takes long.
+
+        Args:
+          seconds_per_update: the time of one update.
+          measured: False for an estimate before the first update.
+        """
+        if seconds_per_update < _SLOW_UPDATE_S:
+            return
+        updates = self._total - self._start
+        minutes = max(round(updates * seconds_per_update / 60), 1)
+        origin = "" if measured else ", estimated from the evaluation"
+        self.message(
+            f"about {seconds_per_update:.0f} s per update, {minutes:,} minutes in all for {updates:,} updates{origin}"
+        )
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Shows that `step` updates are done.

@@ -17,6 +17,10 @@ class Task(Objective, Protocol):
     def describe(self) -> dict[str, object]:
         """Returns facts about model and data for the header of a run."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """Returns one line about each setting or property of the data that is probably a mistake."""
+        return ()
+
     def fingerprint(self) -> str:
         """Returns a hash of the training data; a run resumes only with the same one."""
 

@@ -10,11 +10,12 @@ import jax
 
 from psann_jax.config import Config
 from psann_jax.config.io import flatten, to_dict, upgrade_saved
+from psann_jax.train.checkpoint_format import step_of
 from psann_jax.train.metrics import METRICS, current_name
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, storage_errors, write_json
 
-CONFIG, SUMMARY, _LOCK = "config.json", "summary.json", ".lock"
+CONFIG, SUMMARY, CHECKPOINTS, _LOCK = "config.json", "summary.json", "checkpoints", ".lock"
 
 # Settings that may change when a run resumes: they decide how long, how often and on what it trains, not the result.
 FREE = (
@@ -34,8 +35,8 @@ FREE = (
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: Config) -> Iterator[None]:
-    """Locks the workdir for this run while the context lasts, and writes its config.json.
+def lock(workdir: Path, config: Config) -> Iterator[None]:
+    """Locks the workdir while the context lasts, so that only one process at a time trains in it.
 
     The workdir is created if missing. The system releases the lock when the process ends, however it ends.
 
@@ -53,8 +54,28 @@ def claim(workdir: Path, config: Config) -> Iterator[None]:
             except filelock.Timeout as error:
                 raise UserError(f"{workdir}: another process is training in this workdir") from error
         _check_same_run(workdir, config)
-        write_json(workdir / CONFIG, to_dict(config))
         yield
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes config.json, in one process. Once there are metrics or a checkpoint too, other runs are refused.
+
+    Call it only when nothing is left that could refuse the config: a start that fails must not claim the workdir.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if jax.process_index() == 0:
+        write_json(workdir / CONFIG, to_dict(config))
+
+
+def _results(workdir: Path) -> list[str]:
+    """Returns the names of the files of a run that are worth protecting."""
+    metrics, checkpoints = workdir / METRICS, workdir / CHECKPOINTS
+    with storage_errors(workdir, "read"):
+        has_rows = metrics.exists() and metrics.stat().st_size > 0
+        has_steps = checkpoints.is_dir() and any(step_of(path.name) is not None for path in checkpoints.iterdir())
+    return [name for name, found in ((CHECKPOINTS, has_steps), (METRICS, has_rows)) if found]
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -77,11 +98,11 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 
 def _check_same_run(workdir: Path, config: Config) -> None:
-    if not (workdir / CONFIG).exists():
-        found = [p.name for p in workdir.iterdir() if p.name in ("checkpoints", METRICS)]
-        if found:
-            raise UserError(f"{workdir}: holds {found[0]} but no {CONFIG}; choose another --workdir")
+    results = _results(workdir)
+    if not results:  # at most the config.json of a start that failed
         return
+    if not (workdir / CONFIG).exists():
+        raise UserError(f"{workdir}: holds {results[0]} but no {CONFIG}; choose another --workdir")
     saved, given = dict(flatten(read_config(workdir))), dict(flatten(to_dict(config)))
     differing = [n for n in sorted(saved | given) if saved.get(n) != given.get(n) and not n.startswith(FREE)]
     if differing:

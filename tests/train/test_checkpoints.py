@@ -292,7 +292,7 @@ def test_a_programming_error_is_not_reported_as_a_storage_error(tmp_path, monkey
     def fail(*args, **kwargs):
         raise ValueError("not about the disk")
 
-    monkeypatch.setattr(writer.ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    monkeypatch.setattr(writer.ocp, "save_checkpointables_async", fail)
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="not about the disk"):
         checkpoints.save(1, make_state(), metadata=METADATA)
 

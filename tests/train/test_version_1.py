@@ -11,7 +11,7 @@ from psann_jax.train import checkpoints as writer
 from psann_jax.train.checkpoint_format import split_items, to_stored
 from psann_jax.train.metrics import MetricsWriter, read_metrics
 from psann_jax.train.step import init_state, state_spec
-from psann_jax.train.workdir import claim, read_config, read_summary
+from psann_jax.train.workdir import lock, read_config, read_summary, write_config
 from psann_jax.utils.errors import UserError
 from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, flip_bit, make_state, open_checkpoints
 from tests.support.tiny import tiny_config
@@ -64,8 +64,10 @@ def test_a_workdir_is_resumed_and_gets_the_current_names(tmp_path):
     saved["data"]["threads"] = saved["data"].pop("num_workers")
     (workdir / "config.json").write_text(json.dumps(saved))
     (workdir / "summary.json").write_text(json.dumps({"steps": 8, "val_top1": 0.5, "val_averaged_loss": 2.0}))
-    with claim(workdir, config):
+    (workdir / "metrics.jsonl").write_text('{"step": 0, "kind": "eval", "loss": 3.0}\n')
+    with lock(workdir, config):
         assert read_config(workdir) == json.loads(json.dumps(to_dict(config)))
+        write_config(workdir, config)
         assert "num_workers" in json.loads((workdir / "config.json").read_text())["data"]
     assert read_summary(workdir) == {"steps": 8, "val_accuracy": 0.5, "val_ema_loss": 2.0}
 
