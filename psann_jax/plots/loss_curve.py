@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from psann_jax.plots.style import new_figure
+from psann_jax.utils.files import atomic_path
 
+_FEW_ROWS = 10  # are not smoothed
 _RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3", "#b8860b"
 
 
@@ -18,38 +20,41 @@ def plot_loss_curve(
 ) -> None:
     """Plots training loss, validation loss and learning rate against the step, as a PNG.
 
+    From ten rows on, a moving average of the training loss is drawn over it. The last validation loss is written beside
+    the axes.
+
     Args:
       rows: from `psann_jax.train.metrics.read_metrics`: "train" rows with loss and lr, "eval" rows with loss. Missing
         and non-finite values are skipped.
       path: the file to write.
       title: title of the figure, usually the run's name.
       phases: names of the training phases by their first step.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     figure = new_figure(9, 6)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
 
     steps, loss = _series(rows, "train", "loss")
-    window = steps.size // 30
-    if window > 1:
+    if steps.size >= _FEW_ROWS:
+        window = max(3, steps.size // 20)
         losses.plot(steps, loss, color=_RAW, linewidth=1, label="train")
-        losses.plot(
-            steps,
-            _smooth(loss, window),
-            color=_SMOOTH,
-            linewidth=1.8,
-            label=f"train, mean of {window} rows",
-        )
+        losses.plot(steps, _smooth(loss, window), color=_SMOOTH, linewidth=1.8, label=f"train, mean of {window} rows")
     elif steps.size:
         losses.plot(steps, loss, color=_SMOOTH, marker=".", label="train")
     eval_steps, val_loss = _series(rows, "eval", "loss")
     if eval_steps.size:
         losses.plot(eval_steps, val_loss, color=_VALID, marker="o", markersize=5, linewidth=1.2, label="validation")
+        # Outside the axes, where no curve can be.
         losses.annotate(
             f"{val_loss[-1]:.3f}",
-            (eval_steps[-1], val_loss[-1]),
+            (1, val_loss[-1]),
+            xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            xytext=(-4, 8),
-            ha="right",
+            xytext=(4, 0),
+            va="center",
+            annotation_clip=False,
             color=_VALID,
         )
     rate_steps, rate = _series(rows, "train", "lr")
@@ -63,14 +68,15 @@ def plot_loss_curve(
     losses.set_title(title)
     losses.grid(alpha=0.3)
     if steps.size or eval_steps.size:
-        losses.legend()
+        losses.legend(loc="upper right")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step (updates)")
     rates.set_ylim(bottom=0)
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rates.grid(alpha=0.3)
-    figure.savefig(path, format="png")
+    with atomic_path(path) as temporary:  # a viewer may be reading the last picture
+        figure.savefig(temporary, format="png")
 
 
 def _series(rows: Sequence[dict[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,9 +87,9 @@ def _series(rows: Sequence[dict[str, Any]], kind: str, name: str) -> tuple[np.nd
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average over about `window` values, over fewer near the ends."""
+    """Centred moving average over about `window` values; over fewer at the start, where a loss falls, and the end."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(values.size)
-    starts = np.maximum(middle - window // 2, 0)
-    ends = np.minimum(middle + window // 2 + 1, values.size)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    reach = np.minimum(window // 2, middle)
+    ends = np.minimum(middle + reach + 1, values.size)
+    return (sums[ends] - sums[middle - reach]) / (ends - middle + reach)

@@ -1,5 +1,7 @@
 """Training from a config: chooses the task, trains it and draws the loss curve."""
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from psann_jax.train.task import Task
 from psann_jax.utils.files import storage_errors
 
 LOSS_CURVE = "loss_curve.png"
+# Between pictures of a run in progress: at least so many seconds, and so many times what drawing took.
+_MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
 
 def train_run(
@@ -22,22 +26,56 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains the experiment of a config in a workdir and draws its loss curve, also when a signal ended it early.
 
-    Arguments, result and errors are those of `psann_jax.train.loop.train`.
+    The loss curve is updated during training too. Arguments, result and errors are those of
+    `psann_jax.train.loop.train`.
     """
-    made: list[Task] = []
+    curve = _LossCurve(workdir)
 
     def make_task() -> Task:
-        made.append(family(config.model.base).get("task").load(config))
-        return made[0]
+        curve.task = family(config.model.base).get("task").load(config)
+        return curve.task
 
-    summary = train(config, make_task, workdir, initial_params=initial_params, profile_steps=profile_steps)
+    summary = train(
+        config,
+        make_task,
+        workdir,
+        initial_params=initial_params,
+        profile_steps=profile_steps,
+        on_results=curve.update,
+    )
     if jax.process_index() == 0:
-        _draw_loss_curve(made[0], workdir, steps=summary["steps"])
+        with storage_errors(workdir / LOSS_CURVE):
+            curve.draw()
     return summary
 
 
-def _draw_loss_curve(task: Task, workdir: Path, steps: int) -> None:
-    path = workdir / LOSS_CURVE
-    phases = {step: name for step, name in task.phases().items() if step < steps}
-    with storage_errors(path):
-        plot_loss_curve(read_metrics(workdir / METRICS), path, workdir.name, phases)
+class _LossCurve:
+    """The picture of a run; `task` must be set before it is drawn."""
+
+    def __init__(self, workdir: Path):
+        self.task: Task | None = None
+        self._workdir = workdir
+        self._next = time.monotonic() + _MIN_SECONDS
+
+    def update(self) -> None:
+        """Draws the curve if the last time was long enough ago; training goes on if that fails."""
+        began = time.monotonic()
+        if began < self._next:
+            return
+        with contextlib.suppress(Exception):  # the end of the run draws it again, and reports errors
+            self.draw()
+        now = time.monotonic()
+        self._next = now + max(_MIN_SECONDS, _COST_FACTOR * (now - began))
+
+    def draw(self) -> None:
+        """Draws the curve of all steps so far.
+
+        Raises:
+          UserError: metrics.jsonl is damaged.
+          OSError: the picture cannot be written.
+        """
+        assert self.task is not None
+        rows = read_metrics(self._workdir / METRICS)
+        last = max((row["step"] for row in rows), default=0)
+        phases = {step: name for step, name in self.task.phases().items() if step < last}
+        plot_loss_curve(rows, self._workdir / LOSS_CURVE, self._workdir.name, phases)

@@ -6,7 +6,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from psann_jax.plots import loss_curve
 from psann_jax.plots.loss_curve import _smooth, plot_loss_curve
+from psann_jax.plots.style import new_figure
 
 
 def train_rows(n, loss=lambda i: 3 + 5 / (i + 1)):
@@ -46,9 +48,37 @@ def test_the_available_curves_are_drawn(tmp_path, rows, shown):
 
 def test_smoothing_is_a_centred_mean():
     values = np.arange(10.0) ** 2
-    expected = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(10)]
+    reach = [0, 1, *[2] * 8]
+    expected = [np.mean(values[i - r : i + r + 1]) for i, r in enumerate(reach)]
     np.testing.assert_allclose(_smooth(values, 4), expected)
     np.testing.assert_allclose(_smooth(values, 1), values)
+
+
+def test_the_last_validation_loss_is_clear_of_the_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(loss_curve, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    plot_loss_curve(train_rows(100) + [{"step": s, "kind": "eval", "loss": 3.1} for s in (0, 100)], tmp_path / "a.png")
+    axes = figures[0].axes[0]
+    (label,) = (text for text in axes.texts if text.get_text() == "3.100")
+    box, inside = label.get_window_extent(), axes.get_window_extent()
+    assert box.x0 >= inside.x1
+    assert box.x1 <= figures[0].bbox.x1
+
+
+def test_a_failure_leaves_the_last_picture(tmp_path, monkeypatch):
+    path = tmp_path / "loss_curve.png"
+    plot_loss_curve(train_rows(3), path)
+    before = path.read_bytes()
+
+    def fail(self, temporary, format):
+        temporary.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="No space"):
+        plot_loss_curve(train_rows(3), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["loss_curve.png"]
 
 
 def test_phases_are_marked(tmp_path):

@@ -2,6 +2,7 @@
 
 from psann_jax.runs import training
 from psann_jax.runs.training import LOSS_CURVE, train_run
+from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import StopSignals
 from tests.support.tiny import tiny_config
 
@@ -21,6 +22,33 @@ def test_the_loss_curve_is_drawn_also_after_a_signal(tmp_path, monkeypatch):
     numbers_of_rows = [sum(row["kind"] == "train" for row in rows) for rows, *_ in drawn]
     assert numbers_of_rows == [2, 8]
     assert [(path, title) for _, path, title, _ in drawn] == [(workdir / LOSS_CURVE, "run")] * 2
+
+
+def test_the_loss_curve_is_updated_during_training(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "plot_loss_curve", lambda rows, *_: drawn.append(rows[-1]["step"]))
+    monkeypatch.setattr(training, "_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(training, "_COST_FACTOR", 0.0)
+    train_run(tiny_config(tmp_path, eval__every=4, checkpoint__every=2), tmp_path / "run")
+    assert drawn == [2, 4, 6, 8, 8]
+
+
+def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "plot_loss_curve", fail)
+    curve = training._LossCurve(tmp_path)
+    curve.task = LanguageModel.load(tiny_config(tmp_path), progress=False)
+    curve.update()  # the run has just begun
+    assert not calls
+    curve._next = 0.0
+    for _ in range(3):
+        curve.update()
+    assert len(calls) == 1
 
 
 def test_phases_that_have_begun_are_marked(tmp_path, monkeypatch):
