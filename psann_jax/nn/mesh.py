@@ -25,23 +25,24 @@ def make_mesh(config: MeshConfig, *, all_devices: bool = True) -> Mesh:
     config.check("mesh")
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     n_devices = jax.device_count()
+    plural = f"are {n_devices} devices" if n_devices > 1 else "is 1 device"
+    found = f"but there {plural} ({jax.default_backend()})"
     if all_devices or -1 in sizes.values():
-        sizes = _fill_rest(sizes, n_devices)
+        sizes = _fill_rest(sizes, n_devices, found)
     named = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     n_used = math.prod(sizes.values())
     fits = n_used == n_devices if all_devices else n_used <= n_devices
-    require(fits, "mesh", f"is {named}, but there are {n_devices} devices")
+    require(fits, "mesh", f"is {named}, {found}")
     # Auto: the compiler places activations. With JAX's default, Explicit, embedding look-ups are type errors.
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _fill_rest(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
+def _fill_rest(sizes: dict[str, int], n_devices: int, found: str) -> dict[str, int]:
     """Replaces -1 by the number of devices that the other axes leave."""
-    left = n_devices
-    for axis, size in sizes.items():
-        if size != -1:
-            require(
-                left % size == 0, f"mesh.{axis}", f"is {size}, which does not divide the {left} devices left for it"
-            )
-            left //= size
-    return {axis: left if size == -1 else size for axis, size in sizes.items()}
+    given = {axis: size for axis, size in sizes.items() if size not in (-1, 1)}
+    n_given = math.prod(given.values())
+    field = "mesh" if len(given) > 1 else f"mesh.{next(iter(given), '')}"
+    shown = " x ".join(f"{axis} {size}" for axis, size in given.items()) if len(given) > 1 else n_given
+    # Checked here, before -1 is replaced, so that the message names only what the config sets.
+    require(n_devices % n_given == 0, field, f"is {shown}, {found}; it must divide that number")
+    return {axis: n_devices // n_given if size == -1 else size for axis, size in sizes.items()}
