@@ -41,8 +41,8 @@ class Progress:
         self._total = total
         self._start = start
         self._log_every = log_every
-        self._enabled = enabled
         self._stream = stream or sys.stderr
+        self._enabled = enabled and self._stream is not None  # Python has no stderr if it was closed at the start
         self._bar: tqdm | None = None
         self._step = start
         self._first_time: float | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,33 @@ def test_evaluation_reports_means_and_bits_per_byte_of_the_bytes_tokenizer(home)
     assert result["accuracy"] == 0.25
     # A byte is a token; only the end of a document is a token without a byte.
     assert 2.0 < result["bits_per_byte"] < 2.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({}, None),
+        (
+            {"train__batch_tokens": 65536},
+            r"an update of 2,048 windows is more than an epoch, the .* text has \d+;",
+        ),
+        ({"data__valid_fraction": 0.001}, r"the validation text has only \d+ tokens, so its loss says little;"),
+        (
+            {"data__max_length": 512, "data__document": "line"},
+            r"documents have \d+ tokens on average and cannot see each other, while a window",
+        ),
+        ({"data__max_length": 512, "data__document_mask": False}, None),
+        ({"data__max_length": 512, "data__pack": False}, None),
+        ({"model__wave__interleave": False}, "no wave block is in the network, so it is that of base respsann; set"),
+        ({"model__wave__interleave": False, "model__wave__replace": True}, None),
+        ({"model__wave__interleave": False, "model__base": "respsann"}, None),
+    ],
+)
+def test_doubtful_settings_and_texts_get_a_warning(home, overrides, message):
+    size = {"train__batch_tokens": 4096} if overrides.get("data__max_length") else {}
+    lines = LanguageModel.load(tiny_config(home, **{**size, **overrides}), progress=False).warnings()
+    assert len(lines) == (message is not None)
+    assert message is None or re.match(message, lines[0])
 
 
 def test_a_vocabulary_other_than_the_tokenizers_is_refused(home):

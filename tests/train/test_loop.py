@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -216,6 +217,68 @@ def test_initial_parameters_start_a_new_run_and_are_ignored_by_a_resumed_one(
     jax.tree.map(
         np.testing.assert_array_equal, state_of(tmp_path / "stopped", base), state_of(tmp_path / "whole", base)
     )
+
+
+def test_the_callback_sees_the_rows_of_each_evaluation_and_checkpoint(base, run, tmp_path):
+    _, config, task, _ = base
+    seen = []
+    loop.train(config, lambda: task, tmp_path / "run", on_results=lambda: seen.append(rows_of(tmp_path / "run")[-1]))
+    assert [(row["kind"], row["step"]) for row in seen] == [("train", 3), ("eval", 4), ("train", 6), ("eval", 8)]
+
+
+def test_partial_checkpoints_are_reported_and_cleared_at_the_start(base, run, tmp_path, capsys, uninterrupted):
+    workdir = tmp_path / "run"
+    run(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "step_8" / "params")
+    (workdir / "checkpoints" / "step_7.orbax-checkpoint-tmp").mkdir()
+    (workdir / "summary.json").unlink()
+    capsys.readouterr()
+    run(workdir)
+    assert capsys.readouterr().out == f"{workdir / 'checkpoints' / 'step_8'}: incomplete; deleted\n"
+    assert_same_end(workdir, base, uninterrupted)
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_start_that_fails_claims_nothing(base, run, tmp_path):
+    """Neither a task that cannot be made nor parameters that do not fit."""
+    task = base[2]
+    other = tiny_config(base[0], eval__every=4, train__lr=0.5)
+
+    def refuse():
+        raise UserError("data.max_length: is 100000, but ...")
+
+    with pytest.raises(UserError, match="max_length"):
+        loop.train(other, refuse, tmp_path / "run")
+    with pytest.raises(UserError, match="initial_params"):
+        loop.train(other, lambda: task, tmp_path / "run", initial_params={"embed": np.zeros(3)})
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert run(tmp_path / "run")["steps"] == 8
+
+
+def test_doubtful_settings_and_data_are_reported(base, run, tmp_path, capsys, monkeypatch):
+    _, config, task, _ = base
+    monkeypatch.setattr(task, "warnings", lambda: ("the moon is full",), raising=False)
+    long = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=8))
+    run(tmp_path / "run", config=long)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        "warning: train.warmup_steps is 8, but train.steps is 8; the learning rate only rises",
+        "warning: the moon is full",
+    ]
+
+
+def test_slow_updates_are_announced_before_the_first_and_after_it(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("psann_jax.train.progress._SLOW_UPDATE_S", 0.0)
+    run(tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    kinds = [
+        name
+        for line in lines
+        for name, part in {"compiling": "compiling", "estimate": "estimated from", "update": "s per update, 1"}.items()
+        if part in line
+    ]
+    assert kinds == ["compiling", "estimate", "update", "update"]  # the estimate matches twice
+    assert lines.index("compiling ...") < min(i for i, line in enumerate(lines) if "per update" in line)
 
 
 def test_config_json_holds_the_config(run, base, tmp_path):

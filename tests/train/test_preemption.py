@@ -12,18 +12,72 @@ import warnings
 import pytest
 
 from psann_jax.train.preemption import StopSignals
+from tests.support.processes import environment
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_only_sets_a_flag(name, capfd):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
+def test_a_signal_sets_a_flag_and_is_reported_once(name, capfd):
     with StopSignals() as stop:
+        stop.waiting_for = "the compilation"
         assert not stop.should_stop(1)
         assert stop.received is None
         signal.raise_signal(getattr(signal, name))
         assert stop.should_stop(2)
         assert stop.should_stop(3)
         assert stop.received == name
-    assert ("Ctrl-C again" in capfd.readouterr().err) == (name == "SIGINT")
+        if name != "SIGINT":
+            signal.raise_signal(getattr(signal, name))
+    again = "; press Ctrl-C again to end without saving" if name == "SIGINT" else ""
+    line = f"{name} received: waiting for the compilation, then saving the state{again}"
+    assert capfd.readouterr().err.split("\n") == ["", line, ""]
+
+
+BUSY = """
+import ctypes, signal, sys
+from psann_jax.train.preemption import StopSignals
+with StopSignals() as stop:
+    stop.waiting_for = "the compilation"
+    print("busy", flush=True)
+    sleep = ctypes.CDLL(None).sleep  # as a compilation: Python runs no handler until it returns
+    left = int(sys.argv[1])
+    while left:
+        left = sleep(left)
+"""
+
+
+def test_a_signal_is_reported_at_once_while_the_main_thread_is_busy():
+    command = [sys.executable, "-c", BUSY, "600"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        try:
+            assert p.stdout.readline() == "busy\n"
+            p.send_signal(signal.SIGTERM)
+            assert p.stderr.readline() == "\n"
+            assert p.stderr.readline().startswith("SIGTERM received: waiting for the compilation")
+            assert p.poll() is None
+        finally:
+            p.kill()
+
+
+def test_sighup_stays_ignored_with_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.should_stop(1)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_does_not_end_the_run(monkeypatch):
+    def write(*_):
+        raise OSError(5, "Input/output error")
+
+    with StopSignals() as stop, monkeypatch.context() as patch:
+        patch.setattr("psann_jax.train.preemption.os.write", write)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.should_stop(1)
+        stop.__exit__()
 
 
 def test_the_second_ctrl_c_interrupts():
@@ -35,13 +89,15 @@ def test_the_second_ctrl_c_interrupts():
 
 
 def test_the_previous_handlers_are_restored():
-    watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(s) for s in watched]
+    wakeup = signal.set_wakeup_fd(-1)
     stop = StopSignals()
     with contextlib.suppress(ZeroDivisionError), stop:
         assert not any(signal.getsignal(s) in before for s in watched)
         raise ZeroDivisionError
     assert [signal.getsignal(s) for s in watched] == before
+    assert signal.set_wakeup_fd(wakeup) == -1
 
 
 def test_each_context_starts_without_a_signal():
@@ -88,7 +144,7 @@ print("stopped after", step, "signal", stop.received)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_processes_stop_after_the_same_step(name, free_port):
     """Only one of two processes, which run at different speeds, gets the signal."""
     workers = [
