@@ -1,12 +1,13 @@
 """The console script psann-jax, which is also python -m psann_jax."""
 
-from psann_jax.cli.commands import dispatch
-from psann_jax.cli.flags import run_command
+import sys
+
+from psann_jax.cli.program import run_program
 
 
 def main() -> None:
     """Runs the command that the arguments of this program name."""
-    run_command(dispatch)
+    run_program(sys.argv[1:])
 
 
 if __name__ == "__main__":

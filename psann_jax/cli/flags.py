@@ -1,4 +1,4 @@
-"""Command lines: parsers with one-line errors, config files with overrides, and how a command ends.
+"""Command lines: parsers with one-line errors, and config files with overrides.
 
 Nothing here imports JAX, so an error in a command line or a config file shows at once.
 """
@@ -6,18 +6,14 @@ Nothing here imports JAX, so an error in a command line or a config file shows a
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ml_collections import config_dict
-
 from psann_jax.config import Config
-from psann_jax.config.files import apply_overrides, load_config_file
-from psann_jax.config.io import parse
+from psann_jax.config.files import load_experiment
 from psann_jax.config.names import nearest
-from psann_jax.utils.errors import UserError
-from psann_jax.utils.huge_pages import restart_with_huge_pages
+from psann_jax.config.reference import groups, render_help
 
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 
@@ -38,9 +34,13 @@ class StrictParser(argparse.ArgumentParser):
             name = unknown[0].split("=")[0]
             if name in _MOVED:
                 fail(f"{name}: is now {_MOVED[name]}")
-            known = [option for action in self._actions for option in action.option_strings]
-            fail(f"{name}: unknown argument{nearest(name, known) if name.startswith('-') else '; flags begin with --'}")
+            hint = nearest(name, self.options()) if name.startswith("-") else "; flags begin with --"
+            fail(f"{name}: unknown argument{hint}")
         return flags
+
+    def options(self) -> list[str]:
+        """The valid flags, for suggestions."""
+        return [option for action in self._actions for option in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and the message."""
@@ -126,6 +126,14 @@ class ConfigParser(StrictParser):
         flags.overrides = overrides
         return flags
 
+    def options(self) -> list[str]:
+        """See `StrictParser`; settings count as flags, so that --lr suggests --config.train.lr."""
+        return [*super().options(), *(f"--config.{setting.name}" for group in groups() for setting in group.settings)]
+
+    def format_help(self) -> str:
+        """The flags, then all settings."""
+        return f"{super().format_help()}\n{render_help()}"
+
 
 def add_override_help(parser: argparse.ArgumentParser, flag: str) -> None:
     """Lists --FLAG.KEY in a parser's --help; `split_overrides` takes these arguments away before it parses."""
@@ -159,24 +167,21 @@ def split_overrides(argv: Sequence[str], flag: str) -> tuple[list[str], list[str
     return rest, overrides
 
 
-def read_settings(flags: argparse.Namespace) -> config_dict.ConfigDict:
-    """The settings of --config with the overrides of the command line, not checked yet.
-
-    Raises:
-      UserError: the file cannot be read, or an override names no setting or has a value of another type.
-    """
-    settings = load_config_file(flags.config_file)
-    apply_overrides(settings, flags.overrides)
-    return settings
-
-
 def read_config(flags: argparse.Namespace) -> Config:
-    """The checked experiment of --config with the overrides of the command line.
+    """The checked experiment of --config with the overrides of the command line; see `read_experiment`."""
+    return read_experiment(flags.config_file, flags.overrides)
 
-    Raises:
-      UserError: as `read_settings`, or a setting is wrong.
+
+def read_experiment(file: str, overrides: Sequence[str], flag: str = "config") -> Config:
+    """The checked experiment of a config file with overrides; prints a note if settings of the file are not used.
+
+    Arguments and errors are those of `psann_jax.config.files.load_experiment`.
     """
-    return parse(read_settings(flags))
+    config, dropped = load_experiment(file, overrides, flag)
+    if dropped:
+        names = ", ".join(f"{name}={value}" for name, value in dropped.items())
+        print(f"note: {file}: not used with base {config.model.base}: {names}", file=sys.stderr)
+    return config
 
 
 def default_workdir(config_file: str) -> Path:
@@ -220,25 +225,7 @@ def _mesh_sizes(text: str) -> tuple[int, int, int]:
     return data, fsdp, tensor
 
 
-def fail(error: BaseException | str) -> NoReturn:
-    """Prints an error in one line and exits with code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command with the arguments of this program, and with huge pages (`psann_jax.utils.huge_pages`).
-
-    A UserError ends it with one line and code 2, Ctrl-C with code 130.
-    """
-    restart_with_huge_pages()
-    try:
-        command(sys.argv[1:])
-    except UserError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+def fail(error: BaseException | str, code: int = 2) -> NoReturn:
+    """Prints an error in one line and exits with a code."""
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    raise SystemExit(code)

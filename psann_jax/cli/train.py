@@ -8,17 +8,16 @@ import faulthandler
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.flags import ConfigParser, default_workdir, positive_int, read_settings
-from psann_jax.config.io import parse
+from psann_jax.cli.flags import ConfigParser, default_workdir, positive_int, read_config
+from psann_jax.config.io import flatten, to_dict
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains the experiment of --config, or resumes it from its last checkpoint."""
     flags = _parse(argv)
-    settings = read_settings(flags)
-    config = parse(settings)
+    config = read_config(flags)
     if flags.print_config:
-        print(settings)
+        print("\n".join(f"{name}={value}" for name, value in flatten(to_dict(config))))
         return
     # Imported late, so that an error in a config shows at once.
     from psann_jax.data.cache import cache_root
@@ -45,5 +44,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="S",
         help="seconds to wait for the other processes of a run; default 300",
     )
-    add("--print_config", action="store_true", help="print the settings with all overrides, and exit")
+    add("--print_config", action="store_true", help="print all settings as overrides, KEY=VALUE, and exit")
     return parser.parse_strictly(argv)

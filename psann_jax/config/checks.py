@@ -10,6 +10,18 @@ class ConfigError(UserError):
     """A config key or value that cannot be used; the message begins with the field's dotted name."""
 
 
+class InactiveError(ConfigError):
+    """A setting that was changed but has no effect in combination with the others.
+
+    Attributes:
+      name: its dotted name.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+
+
 def require(ok: bool, name: str, message: str) -> None:
     """Raises ConfigError ``name: message`` unless `ok`."""
     if not ok:
@@ -31,14 +43,14 @@ def fraction(section: Any, prefix: str, *names: str) -> None:
 
 
 def sine_if_used(section: Any, prefix: str) -> None:
-    """Checks the `sine` section of a model; raises ConfigError if it was changed but no MLP has a sine activation."""
+    """Checks the `sine` section of a model; raises InactiveError if it was changed but no MLP has a sine activation."""
     section.sine.check(f"{prefix}.sine")
     if not section.uses_sine:
         refuse_inactive(section.sine, f"{prefix}.sine", "without the sine activation")
 
 
 def refuse_inactive(section: Any, prefix: str, reason: str, *names: str) -> None:
-    """Raises ConfigError if a field that would have no effect differs from its default.
+    """Raises InactiveError if a field that would have no effect differs from its default.
 
     Args:
       section: a section of the config.
@@ -49,4 +61,5 @@ def refuse_inactive(section: Any, prefix: str, reason: str, *names: str) -> None
     default = type(section)()
     for name in names or [f.name for f in dataclasses.fields(section)]:
         value = getattr(default, name)
-        require(getattr(section, name) == value, f"{prefix}.{name}", f"has no effect {reason}; leave it at {value!r}")
+        if getattr(section, name) != value:
+            raise InactiveError(f"{prefix}.{name}", f"has no effect {reason}; leave it at {value!r}")

@@ -18,18 +18,18 @@ class SineConfig:
     damping 0.001). The defaults of the original code are ``freq_init=1, freq_init_std=0, damp_init=0.01``.
     """
 
-    amp_init: float = 1.0
+    amp_init: float = 1.0  # amplitude A
     amp_init_std: float = 0.0  # > 0: each feature is drawn from N(amp_init, std^2)
     amp_range: tuple[float, ...] = ()  # (low, high): one uniform draw for each layer
     amp_bounds: tuple[float, ...] = ()  # (low, high): clamps the effective value
-    freq_init: float = 2.25
-    freq_init_std: float = 0.25
-    freq_range: tuple[float, ...] = ()
-    freq_bounds: tuple[float, ...] = ()
-    damp_init: float = 0.001
-    damp_init_std: float = 0.0
-    damp_range: tuple[float, ...] = ()
-    damp_bounds: tuple[float, ...] = ()
+    freq_init: float = 2.25  # frequency f
+    freq_init_std: float = 0.25  # as amp_init_std
+    freq_range: tuple[float, ...] = ()  # as amp_range
+    freq_bounds: tuple[float, ...] = ()  # as amp_bounds
+    damp_init: float = 0.001  # damping d
+    damp_init_std: float = 0.0  # as amp_init_std
+    damp_range: tuple[float, ...] = ()  # as amp_range
+    damp_bounds: tuple[float, ...] = ()  # as amp_bounds
     decay_mode: Literal["abs", "relu", "none"] = "abs"  # g(z) = |z|, max(z, 0) or 0
     trainable: bool = True  # False: freeze all three parameters
     learnable: tuple[str, ...] = SINE_PARAMETERS  # the parameters to train
@@ -65,7 +65,7 @@ class WaveConfig:
     replace: bool = False  # a wave branch instead of the MLP: x + alpha * wave(norm(x))
     kernel: int = 3  # taps
     dilation_growth: int = 1  # the dilation of layer i is dilation_growth ** i
-    dropout: float = 0.0
+    dropout: float = 0.0  # in the wave blocks
 
     def check(self, prefix: str, n_layers: int) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -91,11 +91,12 @@ class WaveConfig:
 class SpectralConfig:
     """The causal spectral gate of the `sgrpsann` base: a learned filter of `k_fft` taps per feature."""
 
-    k_fft: int = 64
+    k_fft: int = 64  # taps: how many tokens back the filter reaches
+    # fourier_features counts each frequency once, rfft the inner ones twice
     gate_type: Literal["rfft", "fourier_features"] = "rfft"
     gate_groups: Literal["depthwise", "full"] = "depthwise"  # how features are mixed after the filter
     gate_init: float = 0.0  # before the sigmoid; 0 passes half of every frequency
-    gate_strength: float = 1.0
+    gate_strength: float = 1.0  # factor of the filtered features
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -110,11 +111,12 @@ class DecoderConfig(TextModelConfig):
     """
 
     base: str = "waveresnet"
-    positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"
-    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"
-    mlp_activation: Literal["sine", "gelu", "relu"] | None = None
-    norm: Literal["rmsnorm", "layernorm"] | None = None
-    residual_alpha: bool | None = None  # a learned scalar on the MLP branch
+    positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"  # how the network knows positions
+    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"  # implementation; auto: the fastest for the device
+    mlp_activation: Literal["sine", "gelu", "relu"] | None = None  # None: as the base (sine; transformer: gelu)
+    norm: Literal["rmsnorm", "layernorm"] | None = None  # None: as the base (rmsnorm; transformer: layernorm)
+    # a learned scalar on the MLP branch; None: as the base (True; transformer: False)
+    residual_alpha: bool | None = None
     sine: SineConfig = field(default_factory=SineConfig)
     wave: WaveConfig = field(default_factory=WaveConfig)
     spectral: SpectralConfig = field(default_factory=SpectralConfig)

@@ -89,7 +89,7 @@ def family(base: str) -> Family:
     if base not in _FAMILIES:
         known = families()
         if base not in known:
-            suggestion = nearest(base, known)
+            suggestion = nearest(str(base), known)
             raise ConfigError(f"model.base: unknown base {base!r}{suggestion}; choose from {', '.join(known)}")
     return _FAMILIES[base]
 

@@ -16,7 +16,7 @@ class RepulsionConfig:
 
     weight: float = 0.05  # 0: off. The original's 0.05 with n micro-batches corresponds to 0.05 / n here
     interval: int = 1  # applied in every interval-th update
-    alpha: float = 2.0
+    alpha: float = 2.0  # power of the distance
     tokens: int = 64  # sampled from each window, at the same positions in all windows
 
     def check(self, prefix: str) -> None:
@@ -36,8 +36,8 @@ class VanillaConfig(TextModelConfig):
     base: str = "vanilla"
     d_mlp: int = 1536
     n_positions: int = 0  # rows of the position table; 0: data.max_length
-    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"
-    mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"
+    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"  # implementation; auto: the fastest for the device
+    mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"  # of the MLPs
     init: Literal["small", "reference"] = "small"  # N(0, 0.02^2), or as in the original: N(0, 1) embeddings
     sine: SineConfig = field(default_factory=SineConfig)
 
@@ -77,9 +77,10 @@ class NGTConfig(VanillaConfig):
     attention: Literal["auto", "tiled", "plain"] = "auto"  # type: ignore[assignment]
     d_coord: int = 64  # coordinates per token
     d_head_coord: int = 16  # coordinates per head
+    # sign of the scores: as the original, or nearer tokens score higher
     variant: Literal["reference", "attractive"] = "reference"
     mass: Literal["score", "value"] = "score"  # which of the two the masses multiply
-    cutoff: Literal["hard", "soft", "decay", "none"] = "hard"  # see psann_jax.ops.gravity_scores.GravityForm
+    cutoff: Literal["hard", "soft", "decay", "none"] = "hard"  # how scores end at the radius, see the page on gravity
     radius_init: float = 4.0  # the radius is its softplus; trained with the soft and decay cutoffs only
     eps: float | None = None  # added to squared distances; None: 0.1 with the attractive variant, else 1e-6
     rsqrt: bool = False  # computes 1 / d as rsqrt(d)^2, which is equal up to rounding

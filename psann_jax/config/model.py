@@ -19,12 +19,12 @@ class ModelConfig:
 
     HAS_COORDINATES: ClassVar[bool] = False
 
-    base: str
-    d_model: int = 512
-    n_layers: int = 8
-    n_heads: int = 8
-    d_mlp: int = 2048
-    dropout: float = 0.0
+    base: str  # the model family
+    d_model: int = 512  # features per token
+    n_layers: int = 8  # blocks
+    n_heads: int = 8  # attention heads; must divide d_model
+    d_mlp: int = 2048  # hidden features of an MLP
+    dropout: float = 0.0  # fraction of activations that training sets to 0
 
     @property
     def uses_sine(self) -> bool:

@@ -18,30 +18,31 @@ from psann_jax.config.model import ModelConfig, TextModelConfig
 class TrainConfig:
     """Optimisation: length, learning rate, batch size and precision."""
 
-    steps: int = 1000
+    steps: int = 1000  # updates of the weights
     batch_tokens: int = 32768  # per update, over all devices and micro-batches
     grad_accum: int = 1  # micro-batches per update
+    # adafactor: less memory; muon: for matrices, adamw for the rest
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
-    lr: float = 2e-4
+    lr: float = 2e-4  # peak of the learning rate
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
-    warmup_steps: int = 100
+    warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
     end_lr_ratio: float = 0.1  # lr of the last update / lr
     decay_fraction: float = 0.2  # of the steps in which the wsd schedule decays
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.01  # per update, times the learning rate
     weight_decay_on: Literal["matrices", "all"] = "matrices"  # all: including norms, biases, sine parameters, alpha
     grad_clip: float = 1.0  # global norm; 0: off
     sam_rho: float = 0.0  # radius of sharpness-aware minimisation, which doubles the work; 0: off
     ema_decay: float = 0.0  # of an exponential moving average of the weights, evaluated too; 0: none
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # probability spread over all tokens in the training loss
     z_loss: float = 0.0  # weight of the squared log of the softmax denominator
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the computation; weights are float32
-    # What the backward pass recomputes. Which values a network supports is its class attribute REMATS.
+    # what the backward pass recomputes to save memory; which values a base supports: psann-jax bench memory
     remat: Literal["none", "block", "dots", "full", "iteration", "nested"] = "none"
     scan_layers: bool = True  # compile one layer and scan over all; False: unroll
     max_bad_steps: int = 10  # consecutive non-finite updates that end the run
-    log_every: int = 10
+    log_every: int = 10  # steps between lines of metrics.jsonl
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""

@@ -8,11 +8,11 @@ from typing import Any
 from ml_collections import config_dict
 
 from psann_jax.config import Config, ConfigError, require
-from psann_jax.config.files import apply_overrides
+from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.experiments.budgets import match_budget, with_settings
-from psann_jax.experiments.sweeps import BUDGETS, check_overrides, contender_config, override_key
+from psann_jax.experiments.sweeps import BUDGETS, check_overrides, contender_config
 from psann_jax.utils.errors import UserError
 
 Settings = tuple[tuple[str, Any], ...]  # dotted names and values

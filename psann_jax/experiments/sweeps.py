@@ -4,14 +4,15 @@ A file in configs/sweeps/ returns `sweep_config(...)` from get_config(). This mo
 files load quickly.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
 
 from psann_jax.config import require
-from psann_jax.config.files import check_override_name, override_name
-from psann_jax.config.io import default_config, flatten
+from psann_jax.config.bases import with_base
+from psann_jax.config.files import check_override_name, override_key
+from psann_jax.config.io import flatten
 from psann_jax.config.names import nearest
 
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
@@ -60,14 +61,8 @@ def contender_config(
       ConfigError: the contender's base has no such setting.
     """
     base = settings.get("model.base", common.model.base)
-    result = default_config(base)
-    defaults = dict(flatten(default_config(common.model.base).to_dict()))
+    result, _ = with_base(common, base)
     known = set(dict(flatten(result.to_dict())))
-    for key, value in flatten(common.to_dict()):
-        # Bases have different model defaults, so only what the experiment changes applies to another base.
-        changed = not key.startswith("model.") or value != defaults[key]
-        if key in known and changed and key != "model.base":
-            result.update_from_flattened_dict({key: value})
     for key, value in settings.items():
         require(key in known, key, f"of {name}: base {base} has no such setting{nearest(key, known)}")
         result.update_from_flattened_dict({key: value})
@@ -104,9 +99,3 @@ def check_overrides(sweep: config_dict.ConfigDict, overrides: Sequence[str]) -> 
             shown = ", ".join(f"{name}={value}" for name, value in list(values.items())[:4])
             more = ", ..." if len(values) > 4 else ""
             require(False, option, f"distinguishes the contenders ({shown}{more}); choose among them with --bases")
-
-
-def override_key(override: str, names: Iterable[str]) -> str:
-    """Returns the setting that an override changes; a boolean may be spelled "noKEY"."""
-    name = override_name(override)
-    return name if name in names else name.removeprefix("no")

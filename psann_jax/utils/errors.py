@@ -1,4 +1,4 @@
-"""The exception for errors that a user can cause."""
+"""The exception for errors that a user can cause, and errors as one line."""
 
 
 class UserError(Exception):
@@ -7,3 +7,9 @@ class UserError(Exception):
     The message is one line that names the field or path and says what would be right. The command line prints it
     without a stack trace and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message, at most 300 characters; its type if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

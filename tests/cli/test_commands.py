@@ -10,8 +10,6 @@ import pytest
 
 from psann_jax.__main__ import main as program
 from psann_jax.cli import commands
-from psann_jax.cli.flags import run_command
-from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
 
 NAMES = [name for group in commands.COMMANDS.values() for name in group]
@@ -20,7 +18,6 @@ NAMES = [name for group in commands.COMMANDS.values() for name in group]
 def run(monkeypatch, *arguments):
     """Runs the program in this process; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["psann-jax", *arguments])
-    monkeypatch.setattr("psann_jax.cli.flags.restart_with_huge_pages", lambda: None)
     try:
         program()
     except SystemExit as ended:
@@ -38,7 +35,7 @@ def test_every_command_has_help(name, monkeypatch, capsys):
 
 def test_every_file_is_a_command():
     folder = TESTS.parent / "psann_jax" / "cli"
-    shared = {"__init__", "flags", "commands", "bench/__init__", "bench/result"}
+    shared = {"__init__", "flags", "commands", "program", "bench/__init__", "bench/result"}
     files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
     assert files - shared == {name.replace(" ", "/") for name in NAMES}
 
@@ -84,21 +81,6 @@ def test_an_error_is_one_line_and_code_2(arguments, message, monkeypatch, capsys
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == f"error: {message}\n"
-
-
-def test_how_a_command_ends(monkeypatch, capsys):
-    monkeypatch.setattr("psann_jax.cli.flags.restart_with_huge_pages", lambda: None)
-
-    def end(error):
-        def command(argv):
-            raise error
-
-        with pytest.raises(SystemExit) as ended:
-            run_command(command)
-        return ended.value.code, capsys.readouterr().err
-
-    assert end(UserError("x: is wrong")) == (2, "error: x: is wrong\n")
-    assert end(KeyboardInterrupt()) == (130, "interrupted\n")
 
 
 def test_the_console_script_is_this_program():

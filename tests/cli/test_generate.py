@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import generate
-from psann_jax.cli.flags import run_command
+from psann_jax.cli.program import run_program
 from psann_jax.runs.restore import load_text_run
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
@@ -207,10 +207,9 @@ def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
         (["--overflow=stop", "--prompt=" + "x" * 40], "prompt: has 41 tokens, more than the model's context of 32"),
     ],
 )
-def test_an_error_is_one_line_with_exit_code_2(run, compiled, capsys, monkeypatch, flags, message):
-    monkeypatch.setattr(sys, "argv", ["generate", f"--workdir={run}", "--prompt=a", *flags])
+def test_an_error_is_one_line_with_exit_code_2(run, compiled, capsys, flags, message):
     with pytest.raises(SystemExit) as ended:
-        run_command(generate.main)
+        run_program(["generate", f"--workdir={run}", "--prompt=a", *flags])
     out, err = capsys.readouterr()
     assert ended.value.code == 2
     assert out.strip() in ("", "a", "x" * 40)

@@ -12,11 +12,12 @@ ERRORS = {
     "--config.train.lrr=1": "--config.train.lrr: unknown key, did you mean train.lr?",
     "--config.model.base=wavresnet": "model.base: unknown base 'wavresnet', did you mean waveresnet?",
     "--config.train.lr=-1": "train.lr: is -1.0, must be positive",
-    "--config.train.steps=many": "--config.train.steps=many",
+    "--config.train.steps=many": "--config.train.steps: is 'many', must be a whole number",
+    "--learning_rate=1": "--learning_rate: unknown argument, did you mean --config.train.lr?",
     "--config.train.batch_tokens=100": "train.batch_tokens: is 100, smaller than one window",
     "--config.model.d_model=130": "model.d_model: is 130, must be divisible by model.n_heads=4",
     "--config.model.n_heads=128": "model.positional_encoding: rope needs an even head size",
-    "--config.mesh.data=3": "mesh.data: is 3, which does not divide the 1 devices left for it",
+    "--config.mesh.data=3": "mesh.data: is 3, but there is 1 device (cpu)",
     "--config.data.sources=/nowhere/text.txt": "/nowhere/text.txt",
     "--confg=x": "confg",
 }
@@ -72,7 +73,7 @@ def test_print_config_shows_overrides(tmp_path):
     flags = (f"--config={TESTS.parent}/configs/quickstart.py", "--config.train.lr=0.125", "--print_config")
     done = run_main(*flags, cwd=tmp_path)
     assert done.returncode == 0
-    assert "lr: 0.125" in done.stdout
+    assert "train.lr=0.125\n" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

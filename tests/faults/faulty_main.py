@@ -15,8 +15,7 @@ from importlib import import_module
 import jax.numpy as jnp
 import numpy as np
 
-from psann_jax.cli.flags import run_command
-from psann_jax.cli.train import main
+from psann_jax.cli.program import run_program
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
@@ -139,4 +138,4 @@ FAULTS = {
 if __name__ == "__main__":
     fault, _, at = sys.argv.pop(1).partition("=")
     FAULTS[fault](int(at or 0))
-    run_command(main)
+    run_program(["train", *sys.argv[1:]])

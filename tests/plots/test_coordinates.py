@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import coordinates as command
-from psann_jax.cli.flags import run_command
+from psann_jax.cli.program import run_program
 from psann_jax.config.io import default_config, parse
 from psann_jax.plots.coordinates import page, page_content, visible
 from psann_jax.plots.evolution import Evolution, project
@@ -189,9 +188,8 @@ def test_the_command_writes_to_the_workdir_or_to_out(workdir, tmp_path, capsys):
 def test_an_error_is_one_line_with_exit_code_2(workdir, run, capsys, monkeypatch, flags, message):
     if not any(flag.startswith(("--checkpoint", "--workdir")) for flag in flags):
         monkeypatch.setattr("psann_jax.runs.restore.load_text_run", lambda *args, **kwargs: run)
-    monkeypatch.setattr(sys, "argv", ["coordinates", f"--workdir={workdir}", *flags])
     with pytest.raises(SystemExit) as ended:
-        run_command(command.main)
+        run_program(["coordinates", f"--workdir={workdir}", *flags])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message.format(workdir=workdir)}")
 

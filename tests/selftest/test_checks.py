@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from psann_jax.cli import selftest
-from psann_jax.cli.flags import run_command
+from psann_jax.cli.program import run_program
 from psann_jax.models import network as network_module
 from psann_jax.sample import next_token
 from psann_jax.selftest import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
@@ -353,9 +352,8 @@ def test_the_command_runs_a_check_and_writes_the_report(tmp_path, monkeypatch, c
 )
 def test_errors_are_reported_in_one_line(arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["psann-jax", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_command(selftest.main)
+        run_program(["selftest", *arguments])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")

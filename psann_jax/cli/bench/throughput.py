@@ -5,9 +5,14 @@ import os
 from collections.abc import Sequence
 
 from psann_jax.cli.bench.result import add_json_flag, show
-from psann_jax.cli.flags import ConfigParser, add_override_help, positive_int, read_config, split_overrides
-from psann_jax.config.files import apply_overrides, load_config_file
-from psann_jax.config.io import parse
+from psann_jax.cli.flags import (
+    ConfigParser,
+    add_override_help,
+    positive_int,
+    read_config,
+    read_experiment,
+    split_overrides,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -15,9 +20,7 @@ def main(argv: Sequence[str]) -> None:
     flags = _parse(argv)
     configs = [read_config(flags)]
     if flags.against:
-        settings = load_config_file(flags.against)
-        apply_overrides(settings, flags.against_overrides, "against")
-        configs.append(parse(settings))
+        configs.append(read_experiment(flags.against, flags.against_overrides, "against"))
     # Without this, the first process on a GPU, which may be this one, would take its whole memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Imported late, so that an error in a config shows at once.

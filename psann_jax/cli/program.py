@@ -1,0 +1,150 @@
+"""How the program runs a command, and how it ends: with one line for every error, and a code.
+
+| end | standard error | code |
+|---|---|---|
+| an error that the user can mend (`UserError`) | one line | 2 |
+| any other error | one line that names a file with the traceback | 1 |
+| Ctrl-C | "interrupted" | 130 |
+| the reader of the output, such as head, has closed it | nothing | 1 |
+
+With PSANN_JAX_TRACEBACK=1 in the environment, errors also show their traceback.
+"""
+
+import contextlib
+import errno
+import io
+import itertools
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+from psann_jax.cli.commands import dispatch
+from psann_jax.cli.flags import default_workdir
+from psann_jax.utils.errors import UserError, one_line
+from psann_jax.utils.huge_pages import restart_with_huge_pages
+
+TRACEBACK = "PSANN_JAX_TRACEBACK"
+
+
+def run_program(argv: Sequence[str]) -> None:
+    """Runs the command that the arguments name, with huge pages (`psann_jax.utils.huge_pages`), and exits.
+
+    Raises:
+      SystemExit: always, with the code.
+    """
+    _open_streams()
+    restart_with_huge_pages()
+    code = exit_code(argv)
+    for stream in (sys.stdout, sys.stderr):
+        code = _flush(stream) or code
+    raise SystemExit(code)
+
+
+def exit_code(argv: Sequence[str]) -> int:
+    """Runs a command; prints what an exception that ends it says in one line, and returns the exit code."""
+    try:
+        dispatch(argv)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            return _end(f"error: {error}", 2)
+        problem = _full_device(error) or _missing_platform(error)
+        return _end(f"error: {problem}", 2) if problem else _end(f"error: {_unforeseen(error, argv)}", 1)
+    return 0
+
+
+def _end(line: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # standard error is closed or full
+        print(" ".join(line.splitlines()), file=sys.stderr)
+    return code
+
+
+def _unforeseen(error: Exception, argv: Sequence[str]) -> str:
+    """Writes the traceback of an error to a file; returns the line about both."""
+    what = f"unexpected {type(error).__name__}: {one_line(error)}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("psann_jax", "jax"))
+    report = f"psann-jax {' '.join(argv)}\n{versions}\n\n{''.join(traceback.format_exception(error))}"
+    name = f"traceback_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.txt"
+    for directory in (_workdir(argv), Path(tempfile.gettempdir())):
+        if directory is not None and directory.is_dir():
+            with contextlib.suppress(OSError):
+                (directory / name).write_text(report, errors="backslashreplace")
+                return f"{what}; traceback: {directory / name}"
+    return f"{what}; with {TRACEBACK}=1 in the environment, the command shows the traceback"
+
+
+def _workdir(argv: Sequence[str]) -> Path | None:
+    """The workdir of a command line, if it has one, which may not exist."""
+    flags = dict(argument.partition("=")[::2] for argument in argv)
+    flags |= {flag: value for flag, value in itertools.pairwise(argv) if flag in ("--workdir", "--config")}
+    if flags.get("--workdir"):
+        return Path(flags["--workdir"])
+    return default_workdir(flags["--config"]) if argv[0] in ("train", "sweep") and flags.get("--config") else None
+
+
+def _full_device(error: Exception) -> str:
+    """What to say if the output, or a file, is on a device without space; "" for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    return f"{os.fsdecode(error.filename or 'the output')}: cannot be written: {error.strerror}"
+
+
+def _missing_platform(error: Exception) -> str:
+    """What to say if JAX found no device of the platforms in JAX_PLATFORMS; "" for any other error."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    frames = traceback.extract_tb(error.__traceback__)
+    if not asked or not frames or Path(frames[-1].filename).name != "xla_bridge.py":
+        return ""
+    import jax
+
+    jax.config.update("jax_platforms", "")
+    try:
+        found = sorted({"cpu", jax.default_backend()})
+    except Exception:  # the platform that JAX chooses itself does not start either
+        found = ["cpu"]
+    return f"JAX_PLATFORMS: is {asked!r}, but this machine has {' and '.join(found)}; change it or unset it"
+
+
+# --- standard streams -----------------------------------------------------------------------------------
+
+
+def _open_streams() -> None:
+    """Makes the standard streams take any text, and replaces closed ones, whose numbers files would otherwise get."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            os.set_inheritable(number, True)
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115  it lasts as long as the program
+            setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(stream: TextIO) -> int:
+    """Writes out a stream; returns the exit code if that fails, and discards the rest then."""
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 1
+        return _end(f"error: {stream.name}: cannot be written: {error.strerror}", 2)
+    return 0

@@ -1,0 +1,65 @@
+"""Settings of one base as settings of another."""
+
+from ml_collections import config_dict
+
+from psann_jax.config.checks import InactiveError, require
+from psann_jax.config.io import default_config, flatten, parse
+from psann_jax.config.names import nearest
+from psann_jax.config.schema import Config
+
+
+def with_base(settings: config_dict.ConfigDict, base: str) -> tuple[config_dict.ConfigDict, dict[str, object]]:
+    """Moves an experiment to another base.
+
+    Bases have different defaults of the model, so of the model settings only those move that the experiment changes.
+
+    Args:
+      settings: the experiment, from `default_config`.
+      base: the other base.
+
+    Returns:
+      The experiment of the other base; and the changed settings, by dotted name, that it does not have.
+
+    Raises:
+      ConfigError: an unknown base, or `settings` has an unknown key.
+    """
+    result = default_config(base)
+    known = dict(flatten(result.to_dict()))
+    defaults = dict(flatten(default_config(settings.model.base).to_dict()))
+    dropped = {}
+    for key, value in flatten(settings.to_dict()):
+        require(key in defaults, key, f"unknown key{nearest(key, defaults)}")
+        if key == "model.base":
+            continue
+        changed = value != defaults[key]
+        if key in known and (changed or not key.startswith("model.")):
+            result.update_from_flattened_dict({key: value})
+        elif changed:
+            dropped[key] = value
+    return result, dropped
+
+
+def parse_active(settings: config_dict.ConfigDict, fixed: set[str]) -> tuple[Config, dict[str, object]]:
+    """Checks an experiment that was moved to another base; model settings without effect there return to their default.
+
+    Args:
+      settings: from `with_base`.
+      fixed: dotted names of settings that must not be changed.
+
+    Returns:
+      The experiment, and the settings that had no effect.
+
+    Raises:
+      ConfigError: see `psann_jax.config.io.parse`; also if a fixed setting has no effect.
+    """
+    settings = config_dict.ConfigDict(settings)
+    defaults = dict(flatten(default_config(settings.model.base).to_dict()))
+    dropped: dict[str, object] = {}
+    while True:
+        try:
+            return parse(settings), dropped
+        except InactiveError as error:
+            if error.name in {*fixed, *dropped} or not error.name.startswith("model."):
+                raise
+            dropped[error.name] = dict(flatten(settings.to_dict()))[error.name]
+            settings.update_from_flattened_dict({error.name: defaults[error.name]})
