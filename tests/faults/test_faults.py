@@ -45,6 +45,7 @@ def flags(tmp_path):
     [
         (signal.SIGTERM, 0),
         pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
 )
@@ -95,7 +96,8 @@ def kill_once(experiment, workdir, rng, target, how):
       workdir: of the run.
       rng: draws the exact moment.
       target: a step.
-      how: "start": during startup; "step": between or within steps; or a fault of faulty_main.py that kills.
+      how: "start": during startup; "step": between or within steps; or a fault of faulty_main.py that kills. A fault
+        that waits for a deletion gets no target, because the deleted checkpoint is an earlier one.
     """
     if how in ("start", "step"):
         target = max(target, recorded_step(workdir) + 1)  # earlier rows say nothing about this process
@@ -107,7 +109,7 @@ def kill_once(experiment, workdir, rng, target, how):
             time.sleep(rng.uniform(0, 0.03))
         process.kill()
     else:
-        process = experiment.start(workdir, fault=f"{how}={target}")
+        process = experiment.start(workdir, fault=how if how == "kill-in-deletion" else f"{how}={target}")
     _, shown = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, shown
     assert not (workdir / "summary.json").exists()
@@ -129,20 +131,30 @@ def kill_repeatedly(experiment, workdir, n_steps, how):
         kill_once(experiment, workdir, rng, (i + 1) * n_steps // (len(how) + 2), moment)
     experiment.finish(workdir)
     experiment.assert_uninterrupted(workdir)
-    leftovers = [path.name for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
-    assert leftovers == []
+    kept = {f"step_{step}" for step in saved_steps(workdir)}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"index.json", *kept}
 
 
-def test_three_kills_change_nothing(experiment, tmp_path):
-    how = ["step", "kill-in-save", "kill-before-checksums"]
+def test_four_kills_change_nothing(experiment, tmp_path):
+    how = ["step", "kill-in-save", "kill-before-checksums", "kill-in-deletion"]
     kill_repeatedly(experiment, tmp_path / "run", 60, how)
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(tmp_path):
-    experiment = Experiment(tmp_path, "--config.train.steps=330")
-    how = ["step", "kill-in-save", "start", "step", "kill-before-checksums", "step", "kill-in-save"] * 3
-    kill_repeatedly(experiment, tmp_path / "run", 330, how)
+def test_two_hundred_kills_change_nothing(tmp_path):
+    """At random moments, among them the first save and every kind of moment of saving and deleting."""
+    experiment = Experiment(tmp_path, "--config.train.steps=1200", "--config.checkpoint.every=2")
+    moments = (
+        "step",
+        "kill-in-save",
+        "start",
+        "kill-soon-after-save-began",
+        "kill-before-checksums",
+        "kill-in-deletion",
+    )
+    first = ["kill-in-save", "kill-soon-after-save-began", "start"] * 3
+    random_moments = random.Random(1).choices(moments, weights=(3, 2, 4, 2, 4, 2), k=200 - len(first))
+    kill_repeatedly(experiment, tmp_path / "run", 1200, first + random_moments)
 
 
 # --- stopped by a signal ------------------------------------------------------------------------------

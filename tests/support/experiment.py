@@ -4,10 +4,15 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from psann_jax.train.checkpoint_format import is_complete, step_of
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.checksums import find_damage
 from tests.support.processes import TESTS, environment
@@ -95,8 +100,13 @@ class Experiment:
         return workdir
 
     def assert_uninterrupted(self, workdir):
-        """Checks that all losses of a run equal those of the uninterrupted one, bit for bit."""
+        """Checks that all losses of a run, and its final state, equal those of the uninterrupted one, bit for bit."""
         assert losses(workdir) == self.expected
+        if (workdir / "summary.json").exists():
+            expected, found = final_state(self.whole), final_state(workdir)
+            assert expected.keys() == found.keys()
+            for name, array in expected.items():
+                np.testing.assert_array_equal(found[name], array, strict=True, err_msg=name)
 
 
 def losses(workdir):
@@ -111,11 +121,23 @@ def recorded_step(workdir):
 
 
 def saved_steps(workdir):
-    """Returns the steps of all checkpoints under their final names, and checks that they are intact."""
-    found = sorted(int(path.name.removeprefix("step_")) for path in (workdir / "checkpoints").glob("step_*[0-9]"))
+    """Returns the steps of all checkpoints under their final names, and checks that they are whole and intact."""
+    directory = workdir / "checkpoints"
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    found = sorted(step for step in map(step_of, names) if step is not None)
     for step in found:
-        assert find_damage(workdir / "checkpoints" / f"step_{step}") is None
+        assert is_complete(directory / f"step_{step}")
+        assert find_damage(directory / f"step_{step}") is None
     return found
+
+
+def final_state(workdir):
+    """Returns all arrays of the last checkpoint of a run."""
+    path = workdir / "checkpoints" / f"step_{saved_steps(workdir)[-1]}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it reads the shardings from a file
+        loaded = ocp.load_checkpointables(path, {"params": None, "training": None})
+    return {jax.tree_util.keystr(key): np.asarray(x) for key, x in jax.tree_util.tree_leaves_with_path(loaded)}
 
 
 def wait_for_step(workdir, step, process):
