@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from importlib import import_module
 
@@ -51,7 +52,7 @@ def send(number):
 
 
 def step_of(path):
-    return int(path.name.removeprefix("step_"))
+    return int(path.name.removeprefix("step_").partition(".")[0])
 
 
 def in_compilation(number, _):
@@ -77,6 +78,28 @@ def in_evaluation(number, step):
 def in_save(number, step):
     """Sends the signal when the first save at or after a step has just started in the background."""
     after(Checkpoints, "_start", lambda self, saved, *_, **__: send(number) if saved >= step else None)
+
+
+def soon_after_save_began(number, step):
+    """Sends the signal a random moment after the first save at or after a step has started in the background."""
+
+    def start(self, saved, *_, **__):
+        if saved >= step:
+            threading.Timer(random.uniform(0, 0.1), send, [number]).start()
+
+    after(Checkpoints, "_start", start)
+
+
+def in_deletion(number, step):
+    """Sends the signal when the first deletion from a step on has removed a random number of files."""
+    counter, files = itertools.count(), random.randint(0, 15)
+
+    def arm(path):
+        if step_of(path) >= step and next(counter) == 0:
+            unlinked = itertools.count()
+            before(os, "unlink", lambda *_, **__: send(number) if next(unlinked) == files else None)
+
+    before(import_module("psann_jax.train.checkpoint_deletion"), "remove", arm)
 
 
 def before_checksums(number, step):
@@ -126,6 +149,8 @@ FAULTS = {
     "term-in-evaluation": lambda step: in_evaluation(signal.SIGTERM, step),
     "term-in-save": lambda step: in_save(signal.SIGTERM, step),
     "kill-in-save": lambda step: in_save(signal.SIGKILL, step),
+    "kill-soon-after-save-began": lambda step: soon_after_save_began(signal.SIGKILL, step),
+    "kill-in-deletion": lambda step: in_deletion(signal.SIGKILL, step),
     "kill-before-checksums": lambda step: before_checksums(signal.SIGKILL, step),
     "nan-once": lambda step: poison({step}),
     "nan-from": lambda step: poison(range(step, 1 << 30)),
