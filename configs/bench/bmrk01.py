@@ -7,8 +7,8 @@ These 61 MB (129 books, one paragraph per line) are 13,573 windows; an update ta
 updates. Training prints the number of windows of another text. The folder runs/waveresnet_seed1 in the sweep's workdir
 holds metrics.json and loss_curve.png.
 
-It needs an accelerator: 2 CPU cores (AMD EPYC) train this model with 940 tokens/s (configs/waveresnet_small.py), so 212
-updates would take eight hours.
+It needs an accelerator: 2 CPU cores (AMD EPYC) train about this model with 940 tokens/s (configs/waveresnet_small.py),
+so 212 updates would take eight hours.
 """
 
 from ml_collections import config_dict
@@ -21,6 +21,7 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     common = default_config("waveresnet")
     common.model.update(d_model=512, n_layers=8, n_heads=8, d_mlp=2048)
+    common.model.wave.interleave = True
     common.data.update(sources=("books.train.txt",), valid_sources=("books.valid.txt",), max_length=1024)
     common.data.tokenizer.vocab_size = 32000
     common.train.update(steps=212, batch_tokens=131_072, grad_accum=4, lr=2e-3, warmup_steps=20, remat="block")

@@ -1,9 +1,12 @@
 """`train_run` chooses the task from the config and draws the loss curve."""
 
+import pytest
+
 from psann_jax.runs import training
 from psann_jax.runs.training import LOSS_CURVE, train_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import StopSignals
+from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
 
@@ -31,6 +34,13 @@ def test_the_loss_curve_is_updated_during_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_COST_FACTOR", 0.0)
     train_run(tiny_config(tmp_path, eval__every=4, checkpoint__every=2), tmp_path / "run")
     assert drawn == [2, 4, 6, 8, 8]
+
+
+def test_a_failed_start_does_not_stop_the_corrected_one(tmp_path):
+    with pytest.raises(UserError, match=r"data\.max_length: is 100000, but the training text of .* has"):
+        train_run(tiny_config(tmp_path, data__max_length=100_000, train__batch_tokens=100_000), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert train_run(tiny_config(tmp_path, train__steps=2), tmp_path / "run")["steps"] == 2
 
 
 def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, monkeypatch):
