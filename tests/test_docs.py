@@ -1,9 +1,16 @@
 """The docs are true: their code runs, their commands and paths exist, their tables match the package."""
 
 import dataclasses
+import gzip
 import importlib.util
+import json
+import os
+import random
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -12,25 +19,114 @@ import pytest
 from psann_jax.cli.commands import COMMANDS, dispatch
 from psann_jax.models import network as registry
 from psann_jax.nn.partition import RULES, mesh_axes
-from tests.support.tiny import write_text
+from tests.support.doc_commands import (
+    ROOT,
+    blocks,
+    clone,
+    lines,
+    needed_runs,
+    obstacle,
+    shortened,
+    stands_alone,
+    training,
+)
+from tests.support.tiny import sentences, write_text
 from tests.support.variants import VARIANTS, variant
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+HOWTO = DOCS / "howto.md"
 PAGES = [*(ROOT / name for name in ("README.md", "BENCHMARKS.md", "CONTRIBUTING.md")), *sorted(DOCS.rglob("*.md"))]
 FOLDERS = ("psann_jax", "tests", "configs", "docs", "launch", "colab")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def blocks(path, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
-
-
 def commands(path):
     """The shell commands in the code blocks of a page, without comments, as lists of arguments."""
-    lines = [line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    text = [line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in text if (words := shlex.split(line, comments=True))]
+
+
+# --- every command runs as it is written --------------------------------------------------------------
+
+EVERY_COMMAND = [(page, line) for page in PAGES for line in lines(page)]
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """The directory of a user with a clone of the repository and some texts and puzzles."""
+    clone(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "books").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    program = tmp_path / "bin" / "psann-jax"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m psann_jax "$@"\n')
+    program.chmod(0o755)
+    paths = (str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"])
+    monkeypatch.setenv("PATH", os.pathsep.join(paths))
+    for seed, name in enumerate(("notes.txt", "wikitext-2.train.txt", "wikitext-2.valid.txt", "books/one.txt")):
+        write_text(tmp_path / name, seed=seed)
+    prose = [" ".join(sentences(6, seed)) for seed in range(60)]
+    (tmp_path / "frankenstein.txt").write_text("\n\n".join(textwrap.fill(text, 70) for text in prose) + "\n")
+    (tmp_path / "books" / "two.txt.gz").write_bytes(gzip.compress("\n".join(sentences(400, 9)).encode()))
+    (tmp_path / "notes.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in sentences(400, 8)))
+    for seed, name in enumerate(("train.csv", "test.csv")):
+        (tmp_path / name).write_text("question,answer,rating\n" + "".join(puzzle(10 * seed + i) for i in range(10)))
+    return tmp_path
+
+
+def puzzle(seed):
+    """A row of a file of puzzles: the same grid with its digits permuted, and 30 empty cells."""
+    grid = "".join(str((3 * (row % 3) + row // 3 + column) % 9) for row in range(9) for column in range(9))
+    digits, cells = random.Random(seed).sample("123456789", 9), random.Random(seed).sample(range(81), 30)
+    answer = "".join(digits[int(digit)] for digit in grid)
+    question = "".join("." if cell in cells else digit for cell, digit in enumerate(answer))
+    return f"{question},{answer},0\n"
+
+
+def succeeds(script, directory):
+    done = subprocess.run(["bash", "-ec", script], cwd=directory, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{script}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if not all(map(stands_alone, lines(page)))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_commands_of_a_page_run_in_their_order(page, user):
+    """With flags behind them that shorten them."""
+    variables = ""
+    for line in lines(page):
+        if re.match(r"\w+=\S*( \w+=\S*)*$", line):
+            variables = line + "\n"
+        elif not stands_alone(line):
+            for workdir in needed_runs(line):
+                if not (user / workdir).exists():
+                    succeeds(training(workdir), user)
+            succeeds(variables + shortened(line), user)
+    for block in blocks(page, "python") if page == HOWTO else ():
+        (user / "block.py").write_text(block)
+        succeeds("python block.py", user)
+
+
+def test_the_config_file_in_the_howto_is_whole():
+    text = (ROOT / "configs" / "sweeps" / "learning_rates.py").read_text()
+    assert text in blocks(HOWTO, "python")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "line"), [pair for pair in EVERY_COMMAND if stands_alone(pair[1])])
+def test_commands_that_need_more_than_the_package(page, line, user):
+    if obstacle(line):
+        pytest.skip(obstacle(line))
+    succeeds(shortened(line), user)
+
+
+# --- what the pages name exists -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
