@@ -1,10 +1,16 @@
 """Fault injection into the real command: signals, NaN updates, clock jumps and unusual locales."""
 
+import fcntl
 import json
+import os
+import pty
 import random
+import select
 import shutil
 import signal
 import subprocess
+import sys
+import termios
 import time
 
 import pytest
@@ -12,7 +18,7 @@ import pytest
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.checksums import CHECKSUMS
 from tests.support.experiment import Experiment, recorded_step, saved_steps, wait_for_step
-from tests.support.processes import start_main
+from tests.support.processes import environment, start_main
 from tests.support.tiny import write_text
 
 CONFIG = """
@@ -67,6 +73,29 @@ def test_a_signal_loses_nothing_and_the_same_command_finishes_the_run(flags, tmp
     rows = [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"]
     assert rows == list(range(1, 1501))
     assert json.loads((workdir / "summary.json").read_text())["steps"] == 1500
+
+
+@pytest.mark.slow
+def test_closing_the_terminal_saves_the_state(flags, tmp_path):
+    """The kernel sends SIGHUP, and from then on nothing can be written to the terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psann_jax.main", *flags],
+        env=environment(),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    while not saved_steps(tmp_path / "run"):
+        if select.select([master], [], [], 0.05)[0]:  # otherwise the process would wait for the terminal
+            os.read(master, 1 << 16)
+    os.close(master)
+    assert process.wait(timeout=120) == 0
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert saved_steps(tmp_path / "run")[-1] == last < 1500
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path):
