@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from psann_jax.cli.commands import COMMANDS, dispatch
+from psann_jax.cli.commands import COMMANDS
 from psann_jax.models import network as registry
 from psann_jax.nn.partition import RULES, mesh_axes
 from tests.support.doc_commands import (
@@ -91,14 +91,19 @@ def succeeds(script, directory):
     assert done.returncode == 0, f"{script}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
 
 
+def python_code(page):
+    """The Python blocks of a page, which build on each other; tests/test_contributing.py runs those of its page."""
+    return "\n".join(blocks(page, "python") if page.parent != ROOT else ())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if not all(map(stands_alone, lines(page)))],
+    [page for page in PAGES if python_code(page) or not all(map(stands_alone, lines(page)))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_the_commands_of_a_page_run_in_their_order(page, user):
-    """With flags behind them that shorten them."""
+def test_the_commands_and_then_the_python_code_of_a_page_run(page, user):
+    """With flags behind the commands that shorten them."""
     variables = ""
     for line in lines(page):
         if re.match(r"\w+=\S*( \w+=\S*)*$", line):
@@ -108,9 +113,8 @@ def test_the_commands_of_a_page_run_in_their_order(page, user):
                 if not (user / workdir).exists():
                     succeeds(training(workdir), user)
             succeeds(variables + shortened(line), user)
-    for block in blocks(page, "python") if page == HOWTO else ():
-        (user / "block.py").write_text(block)
-        succeeds("python block.py", user)
+    (user / "page.py").write_text(python_code(page))
+    succeeds("python page.py", user)
 
 
 def test_the_config_file_in_the_howto_is_whole():
@@ -119,7 +123,9 @@ def test_the_config_file_in_the_howto_is_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "line"), [pair for pair in EVERY_COMMAND if stands_alone(pair[1])])
+@pytest.mark.parametrize(
+    ("page", "line"), [pair for pair in EVERY_COMMAND if stands_alone(pair[1])], ids=lambda value: f"{value}"[-60:]
+)
 def test_commands_that_need_more_than_the_package(page, line, user):
     if obstacle(line):
         pytest.skip(obstacle(line))
@@ -127,27 +133,6 @@ def test_commands_that_need_more_than_the_package(page, line, user):
 
 
 # --- what the pages name exists -----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_code_in_the_docs_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_text(tmp_path / "notes.txt", n_lines=150)
-    names = {}
-    for block in blocks(DOCS / "api.md", "python"):
-        exec(block, names)
-    assert names["window"]["tokens"].shape == (33,)
-    assert names["model"].config.train.steps == 5
-    assert (tmp_path / "runs" / "notes" / "summary.json").exists()
-    capsys.readouterr()
-    for program, *arguments in commands(DOCS / "generation.md"):
-        assert program == "psann-jax"
-        dispatch(arguments)
-    out = capsys.readouterr().out
-    assert len(re.findall(r'^\{"prompt": "the sun"', out, re.MULTILINE)) == 3
-    assert "bits_per_byte" in out
-    assert (tmp_path / "runs" / "imported" / "checkpoints" / "step_0").is_dir()
 
 
 @every_page
