@@ -1,5 +1,6 @@
 """Text for the public API: `psannLMDataPrep`."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,35 +14,49 @@ from psann_jax.api import keywords as settings
 from psann_jax.config import DataConfig, TokenizerConfig, require, text_data
 from psann_jax.config.io import parse
 from psann_jax.data.cache import cache_root, get_or_make, key_of
-from psann_jax.data.files import TEXT_FORMATS
+from psann_jax.data.files import is_unicode
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.data.windows import Element, Windows
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import expand_user
 
 _NAMED_SOURCE = re.compile(r"(builtin|hf|tfds):\S+")
-_EXTENSIONS = tuple(f + c for f in (*TEXT_FORMATS, ".parquet") for c in ("", ".gz", ".xz", ".zst"))
-_FILE_NAME = re.compile(rf"\S+({'|'.join(map(re.escape, _EXTENSIONS))})")
+_LONGEST_NAME = 1000
+# A path such as ./a, ~/a, /a/b or s3://a; a word with an extension; words with the extension of a file of text or data.
+_FILE_NAME = re.compile(
+    r"(\.{0,2}/|~\w*/|\w+://)\S+"
+    r"|\S+\.[A-Za-z]\w{0,6}(\.\w{1,4})?"
+    r"|.+\.(txt|text|md|jsonl?|csv|tsv|parquet|arrow|pdf|docx?|html?|xml|epub|py|ipynb|gz|xz|zst|bz2|zip)",
+    re.IGNORECASE,
+)
 
 
 class psannLMDataPrep:
     """Training text and its tokenizer; the text is read and tokenised on first use."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords of users
         self,
-        texts: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+        data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None = None,
+        /,
         tokenizer: str | Tokenizer = "auto",
         tokenizer_model_path: str | os.PathLike[str] | None = None,
         max_length: int | None = None,
         pack_sequences: bool = True,
         val_split: float | None = None,
         seed: int = 1337,
+        *,
+        texts: Sequence[str] | None = None,
+        sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None = None,
         **options: Any,
     ):
         """Finds the texts and checks the settings.
 
+        Give one of `data`, `texts` and `sources`.
+
         Args:
-          texts: a list of texts, each one document; or a file, a glob or another source such as "builtin:python", or a
-            list of these.
+          data: a list of texts, or a single source as a string, or paths as `pathlib.Path`. A list of strings of which
+            one looks like a file name is refused: use `texts` or `sources`.
           tokenizer: auto, bpe, unigram, wordpiece, sentencepiece or bytes, trained on the texts; or the tokenizer of
             another psannLMDataPrep or of a model.
           tokenizer_model_path: a saved tokenizer: tokenizer.json or a sentencepiece .model.
@@ -50,13 +65,17 @@ class psannLMDataPrep:
           pack_sequences: whether to pack documents into windows; if False, every row is one padded document.
           val_split: fraction of the documents used for validation; None means 0.05.
           seed: of the random choice of these documents.
+          texts: a list of texts, each one document.
+          sources: a file, a glob or another source such as "builtin:python", or a list of these.
           **options: any other setting of `data` and `data.tokenizer`, named as in `psann_jax.config`.
 
         Raises:
           UserError: a keyword is unknown, a value is invalid, a file is missing or there is no text.
         """
-        root = cache_root(options.get("cache_dir") or "")
-        sources, n_bytes = _find(texts, root)
+        cache_dir = options.get("cache_dir") or ""
+        require(isinstance(cache_dir, str), "cache_dir", f"is {cache_dir!r}, must be of type str")
+        root = cache_root(cache_dir)
+        found, n_bytes = _find(data, texts, sources, root)
         if isinstance(tokenizer, Tokenizer):
             require(tokenizer_model_path is None, "tokenizer_model_path", "cannot be used together with a tokenizer")
             tokenizer_model_path = keep_tokenizer(tokenizer, root)
@@ -72,7 +91,7 @@ class psannLMDataPrep:
         self._max_length = max_length
         with settings.DATA.named():
             sections = settings.DATA.section({**given, "max_length": max_length})
-            sections["data"]["sources"] = sources
+            sections["data"]["sources"] = found
             sections["train"] = {"batch_tokens": max_length or DataConfig.max_length}
             self._config = text_data(parse(sections))
 
@@ -189,43 +208,80 @@ def keep_tokenizer(tokenizer: Tokenizer, root: Path) -> Path:
 # --- texts in memory ------------------------------------------------------------------------------------
 
 
-def _find(texts: Any, root: Path) -> tuple[tuple[str, ...], int | None]:
+def _find(data: Any, texts: Any, sources: Any, root: Path) -> tuple[tuple[str, ...], int | None]:
     """Returns the data sources of the given texts, and their size in bytes if known without reading them.
 
     Texts in memory are written to a cache file named by their hash, so that a run on them can be resumed.
     """
-    if isinstance(texts, str | os.PathLike):
-        known = _is_source(texts) or os.path.exists(texts)
-        require(known, "texts", f"there is no file {str(texts)[:80]!r}; for texts in memory pass a list")
-        return _sources([texts])
-    require(isinstance(texts, Sequence), "texts", f"is {type(texts).__name__}, must be a list of texts or paths")
-    require(len(texts) > 0, "texts", "is empty; give at least two texts")
-    for i, text in enumerate(texts):
-        kind = type(text).__name__
-        require(isinstance(text, str | os.PathLike), f"texts[{i}]", f"is of type {kind}, must be a text or a path")
-    are_sources = [_is_source(text) for text in texts]
-    if all(are_sources):
-        return _sources(texts)
-    require(
-        not any(are_sources),
-        f"texts[{are_sources.index(True)}]" if any(are_sources) else "texts",
-        "is a path, but other items are texts; give either paths or texts",
-    )
-    require(any(text.strip() for text in texts), "texts", "contain only white space")
+    given = [name for name, value in (("data", data), ("texts", texts), ("sources", sources)) if value is not None]
+    require(len(given) > 0, "texts", "is missing; give a list of texts, or sources=... for files")
+    require(len(given) == 1, given[-1], f"cannot be used together with {given[0]}")
+    if data is not None:
+        texts, sources = (None, data) if _is_sources(data) else (data, None)
+    if sources is not None:
+        return _sources(sources)
+    _check_texts(texts)
     return (str(_keep_texts(texts, root)),), sum(map(len, texts))
 
 
-def _sources(paths: Sequence[str | os.PathLike[str]]) -> tuple[tuple[str, ...], int | None]:
-    sources = tuple(os.fspath(path) for path in paths)
-    known = all(os.path.isfile(source) for source in sources)
-    return sources, sum(os.path.getsize(source) for source in sources) if known else None
-
-
-def _is_source(text: str | os.PathLike[str]) -> bool:
-    """Whether a string names a source; also true for the name of a missing file, so that an error reports it."""
-    if isinstance(text, os.PathLike) or _NAMED_SOURCE.fullmatch(text) or _FILE_NAME.fullmatch(text):
+def _is_sources(data: Any) -> bool:
+    """Returns whether the positional argument names sources; raises ConfigError if that is not certain."""
+    if isinstance(data, str):
+        known = _NAMED_SOURCE.fullmatch(data) or _looks_like_file(data)
+        require(bool(known), "texts", f"there is no file {data[:80]!r}; for texts in memory give a list, texts=[...]")
         return True
-    return "\n" not in text and text.endswith(_EXTENSIONS) and os.path.exists(os.path.expanduser(text))
+    if isinstance(data, os.PathLike):
+        return True
+    _check_list("texts", data)
+    if all(isinstance(item, os.PathLike) for item in data):
+        return True
+    for i, item in enumerate(data):
+        is_path = isinstance(item, os.PathLike)
+        require(
+            not is_path and not (isinstance(item, str) and (_NAMED_SOURCE.fullmatch(item) or _looks_like_file(item))),
+            f"texts[{i}]",
+            f"{str(item)[:80]!r} {'is a path, but other items are not' if is_path else 'looks like a file name'}; "
+            "use sources=[...] for files and texts=[...] for texts",
+        )
+    return False
+
+
+def _looks_like_file(text: str) -> bool:
+    """Returns whether a string names an existing file or directory, or looks like the name of one."""
+    if "\n" in text or len(text) > _LONGEST_NAME:
+        return False
+    if _FILE_NAME.fullmatch(text):
+        return True
+    with contextlib.suppress(OSError, UserError):
+        return expand_user(text).exists()
+    return False
+
+
+def _check_list(name: str, items: Any) -> None:
+    a_list = isinstance(items, Sequence) and not isinstance(items, str | bytes)
+    require(a_list, name, f"is {type(items).__name__}, must be a list of texts; use sources=... for files")
+    require(len(items) > 0, name, "is empty; give at least two texts")
+
+
+def _check_texts(texts: Any) -> None:
+    _check_list("texts", texts)
+    for i, text in enumerate(texts):
+        kind = type(text).__name__
+        require(isinstance(text, str), f"texts[{i}]", f"is of type {kind}, must be a text; use sources=... for files")
+        require(is_unicode(text), f"texts[{i}]", "has an unpaired surrogate, which is not a character")
+    require(any(text.strip() for text in texts), "texts", "contain only white space")
+
+
+def _sources(given: Any) -> tuple[tuple[str, ...], int | None]:
+    paths = [given] if isinstance(given, str | os.PathLike) else given
+    require(isinstance(paths, Sequence), "sources", f"is {type(given).__name__}, must be a path or a list of paths")
+    require(len(paths) > 0, "sources", "is empty; name a file or another source")
+    for i, path in enumerate(paths):
+        kind = type(path).__name__
+        require(isinstance(path, str | os.PathLike), f"sources[{i}]", f"is of type {kind}, must be a path")
+    names = tuple(os.fspath(path) for path in paths)
+    known = all(os.path.isfile(name) for name in names)
+    return names, sum(os.path.getsize(name) for name in names) if known else None
 
 
 def _keep_texts(texts: Sequence[str], root: Path) -> Path:

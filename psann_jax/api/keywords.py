@@ -100,7 +100,7 @@ DATA = Keywords(
         "val_split": "data.valid_fraction",
         "seed": "data.split_seed",
         **{n: f"data.tokenizer.{n}" for n in _names(TokenizerConfig, "kind", "path")},
-        **{n: f"data.{n}" for n in _names(DataConfig, "sources", "tokenizer", "pack", "valid_fraction", "split_seed")},
+        **{n: f"data.{n}" for n in _names(DataConfig, "tokenizer", "pack", "valid_fraction", "split_seed")},
     }
 )
 

@@ -37,7 +37,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", metavar="SOURCE", help="a text, named as in data.sources; default the run's own validation text")
-    add("--document", choices=("line", "file"), help="what one document of a .txt file is; default as in training")
+    add(
+        "--document",
+        choices=("auto", "line", "paragraph", "file"),
+        help="what one document of a .txt file is; default the setting of the run",
+    )
     add(
         "--text_field",
         metavar="NAME",

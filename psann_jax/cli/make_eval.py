@@ -37,9 +37,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=_seed, default=1337, metavar="N", help="seed of the choice; default 1337")
     add(
         "--document",
-        choices=("line", "file"),
-        default="line",
-        help="whether a document of a .txt file is a line or the file; default line",
+        choices=("auto", "line", "paragraph", "file"),
+        default="auto",
+        help="what one document of a .txt file is; default auto, which is chosen by the text",
     )
     add("--text_field", default="text", metavar="NAME", help="field of .jsonl, .parquet, tfds: and hf: records")
     flags = parser.parse_strictly(argv)

@@ -75,7 +75,7 @@ class DataConfig:
     valid_fraction: float = 0.01  # of the documents, when valid_sources is empty
     split_seed: int = 1337
     text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
-    document: Literal["line", "file"] = "line"  # unit that is one document in a .txt file
+    document: Literal["auto", "line", "paragraph", "file"] = "auto"  # what is one document in a .txt file
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     max_length: int = 1024  # tokens in a window
     pack: bool = True  # False: one padded document per row

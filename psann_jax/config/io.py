@@ -6,6 +6,7 @@ dataclasses. An unknown key is an error that suggests the nearest valid one.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from psann_jax.config.checks import require
+from psann_jax.config.data import DataConfig
 from psann_jax.config.decoder import DecoderConfig
 from psann_jax.config.families import family
 from psann_jax.config.names import nearest
@@ -116,10 +118,19 @@ _RENAMED = (("data", "threads", "num_workers"),)
 def upgrade_saved(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a saved run with the current names, whichever version saved them."""
     upgraded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in mapping.items()}
+    data = upgraded.get("data", {})
+    names = (*data.get("sources", ()), *data.get("valid_sources", ()))
+    # The default of version 0.1, which had no effect without .txt files; such a run has the default of today.
+    if "threads" in data and data.get("document") == "line" and not any(map(_may_be_txt, names)):
+        data["document"] = DataConfig.document
     for section, old, new in _RENAMED:
         if old in upgraded.get(section, {}):
             upgraded[section][new] = upgraded[section].pop(old)
     return upgraded
+
+
+def _may_be_txt(source: str) -> bool:
+    return not re.fullmatch(r"(builtin|hf|tfds):.*|.*\.(jsonl(\.\w+)?|parquet)", source, re.IGNORECASE)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

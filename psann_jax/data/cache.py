@@ -13,7 +13,8 @@ from typing import Any
 import filelock
 import platformdirs
 
-from psann_jax.utils.files import fsync_path, storage_errors
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import expand_user, fsync_path, storage_errors
 
 
 def cache_root(cache_dir: str) -> Path:
@@ -21,10 +22,19 @@ def cache_root(cache_dir: str) -> Path:
 
     The default is ``$XDG_CACHE_HOME/psann_jax`` or ``~/.cache/psann_jax`` on Linux, ``~/Library/Caches/psann_jax`` on
     macOS and ``%LOCALAPPDATA%\psann_jax\Cache`` on Windows.
+
+    Raises:
+      UserError: there is no home directory.
     """
     if cache_dir:
-        return Path(cache_dir).expanduser().absolute()
-    return platformdirs.user_cache_path("psann_jax", appauthor=False)
+        return expand_user(cache_dir, "data.cache_dir").absolute()
+    try:
+        default = platformdirs.user_cache_path("psann_jax", appauthor=False)
+    except (RuntimeError, KeyError):  # neither HOME nor an entry for the user
+        default = Path("~")
+    if not default.is_absolute():
+        raise UserError("data.cache_dir: there is no home directory for the default cache; set it to a directory")
+    return default
 
 
 def key_of(*parts: Any) -> str:

@@ -1,5 +1,6 @@
 """The documents of an experiment and their split into training and validation text."""
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -33,6 +34,8 @@ class Corpus:
 
     Attributes:
       sources: the sources of `data.sources`.
+      document: `data.document`, with "auto" replaced by what it chooses if that is the same for all .txt sources.
+        Validation sources are read in the same way.
       fingerprint: a hash that changes with any document and with the split.
     """
 
@@ -44,7 +47,10 @@ class Corpus:
         """
         require(config.split_seed >= 0, "data.split_seed", f"is {config.split_seed}, must not be negative")
         self.sources = [open_source(spec, config) for spec in config.sources]
-        self._valid_sources = [open_source(spec, config, "data.valid_sources") for spec in config.valid_sources]
+        units = {source.unit for source in self.sources if source.unit}
+        self.document = units.pop() if len(units) == 1 else config.document
+        alike = dataclasses.replace(config, document=self.document)
+        self._valid_sources = [open_source(spec, alike, "data.valid_sources") for spec in config.valid_sources]
         _refuse_inactive(config, [*self.sources, *self._valid_sources])
         self._fraction, self._seed = config.valid_fraction, config.split_seed
         self._progress = progress
@@ -134,7 +140,8 @@ class Corpus:
 def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
     """Raises ConfigError for settings that differ from their defaults but have no effect on these sources."""
     used = frozenset[str]().union(*(source.settings for source in sources))
-    if "document" not in used:
+    # Version 0.1 saved "line", its default, with every config.
+    if "document" not in used and config.document != "line":
         refuse_inactive(config, "data", "without .txt files", "document")
     if "text_field" not in used:
         refuse_inactive(config, "data", "on sources without records", "text_field")
@@ -166,7 +173,7 @@ def choose_validation(source: np.ndarray, n_bytes: np.ndarray, fraction: float, 
     if n < 2:
         raise UserError(
             "data.valid_sources: is empty, but one document cannot be split into training and validation text; "
-            "name a validation text (or set data.document=line)"
+            "name a validation text (or set data.document to line or paragraph)"
         )
     n_valid = min(max(round(n * fraction), 1), n - 1)
     order = np.lexsort((n_bytes, source))  # stable: documents of equal length stay in order

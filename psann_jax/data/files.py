@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from psann_jax.data.text_units import Unit, paragraphs
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
@@ -22,6 +24,11 @@ TEXT_FORMATS = (".txt", ".jsonl")
 # Larger files are identified by size, time and both ends: a restart need not read a terabyte to find its shards.
 _HASH_WHOLE_BELOW = 1 << 26
 _END_BYTES = 1 << 20
+# Files that stand for others: how they begin, and the command that fetches the others.
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pull"),
+    b"/annex/objects/": ("git-annex", "git annex get"),
+}
 
 _Open = Callable[[Path], BinaryIO]
 
@@ -64,6 +71,33 @@ def _compression(path: Path) -> str:
     return path.suffix.lower() if path.suffix.lower() in _OPEN else ""
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError if a file is a broken link, or a placeholder of Git LFS or git-annex for the file itself."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a broken link to {os.readlink(path)}; remove or repair it")
+    with read_errors(path), open(path, "rb") as file:
+        head = file.read(max(map(len, _POINTERS)))
+    for start, (tool, command) in _POINTERS.items():
+        if head.startswith(start):
+            raise UserError(f"{path}: is a {tool} pointer, not the file itself; fetch it with `{command}`")
+
+
+def text_head(path: Path, n_bytes: int) -> str:
+    r"""Returns the beginning of a .txt file, up to the last line end within `n_bytes`, or all of it if it is shorter.
+
+    Line ends are kept. Bytes that are not UTF-8 are left out; reading the documents reports them.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with read_errors(path), _OPEN[_compression(path)](path) as file:
+        data = file.read(n_bytes)
+        is_whole = len(data) < n_bytes
+    if not is_whole:
+        data = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1] or data
+    return data.decode("utf-8-sig", errors="ignore")
+
+
 def file_fingerprint(path: Path) -> str:
     """Returns a hash of a file's content; for files of 64 MiB and more, of its size, time and first and last MiB.
 
@@ -91,16 +125,21 @@ def read_errors(path: Path) -> Iterator[None]:
     with storage_errors(path, "read"):
         try:
             yield
-        except (EOFError, lzma.LZMAError, pa.ArrowException) as e:
+        except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as e:
             raise OSError(str(e) or type(e).__name__) from e
+        except OSError as e:
+            if "requires too much memory" not in str(e):  # Arrow's limit is that of the zstd command
+                raise
+            hint = "compress it again with --long=27 or less"
+            raise UserError(f"{path}: its zstd window is larger than 128 MiB; {hint}") from e
 
 
-def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
+def read_documents(path: Path, document: Unit, text_field: str) -> Iterator[str]:
     """Yields the documents of a file in order, without blank ones.
 
     Args:
       path: a file with an extension that `split_extension` accepts.
-      document: "line" or "file": what one document of a .txt file is.
+      document: what one document of a .txt file is.
       text_field: the key or column of .jsonl and .parquet records that holds the text.
 
     Raises:
@@ -115,7 +154,8 @@ def read_documents(path: Path, document: str, text_field: str) -> Iterator[str]:
         elif document == "file":
             texts = _whole_file(path, compression)
         else:
-            texts = (text for _, text in _lines(path, compression))
+            lines = (text for _, text in _lines(path, compression))
+            texts = paragraphs(lines) if document == "paragraph" else lines
         for text in texts:
             if text and not text.isspace():
                 yield text
@@ -136,17 +176,24 @@ def csv_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end) of a UTF-8 file."""
+    r"""Yields (line number from 1, line without its end) of a UTF-8 file.
+
+    Lines end with "\n" or "\r\n", or with "\r" in a file that has no "\n".
+    """
     offset = 0
     with _OPEN[compression](path) as file:
         for number, line in enumerate(file, 1):
-            yield number, _decode(line, path, offset, number).rstrip("\r\n")
+            text = _decode(line, path, offset, number)
             offset += len(line)
+            if number == 1 and not text.endswith("\n"):  # the whole file
+                yield from enumerate(text.removesuffix("\r").split("\r"), 1)
+            else:
+                yield number, text.rstrip("\r\n")
 
 
 def _whole_file(path: Path, compression: str) -> Iterator[str]:
     with _OPEN[compression](path) as file:
-        yield _decode(file.read(), path, 0, 1)
+        yield _decode(file.read(), path, 0, 1).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decode(data: bytes, path: Path, offset: int, line: int) -> str:
@@ -168,12 +215,12 @@ def _jsonl(path: Path, compression: str, text_field: str) -> Iterator[str]:
         where = f"{path}: line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:  # ValueError: also a number of more digits than Python converts
             raise UserError(f"{where} is not JSON: {e}") from None
         if not isinstance(record, dict):
             raise UserError(f"{where} is not a JSON object with the field {text_field!r}")
         text = record_text(record, text_field, where)
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise UserError(f"{where}: {text_field!r} has an unpaired surrogate, which is not a character")
         yield text
 
@@ -185,9 +232,18 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
             record_text(dict.fromkeys(names), text_field, str(path))
         row = 0
         for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-            for value in batch.column(0).to_pylist():
+            for value in _as_bytes(batch.column(0)).to_pylist():
                 yield record_text({text_field: value}, text_field, f"{path}: row {row}")
                 row += 1
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Returns strings as bytes, so that `record_text` can report the row whose bytes are not UTF-8."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    if pa.types.is_large_string(column.type):
+        return column.cast(pa.large_binary())
+    return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
 
 
 def record_text(record: dict[str, Any], text_field: str, where: str) -> str:
@@ -218,7 +274,8 @@ def record_text(record: dict[str, Any], text_field: str, where: str) -> str:
     return value or ""
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be encoded; JSON and Python strings may have unpaired surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

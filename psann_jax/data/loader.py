@@ -197,7 +197,7 @@ class TextData:
     def warnings(self, batch_size: int) -> tuple[str, ...]:
         """Returns one line about each property of the text that is probably a mistake, given B rows per update."""
         config, length = self._config, self._config.max_length
-        mean = self.n_train_tokens / self._prepared.train.n_documents
+        mean = self.n_train_tokens / self.n_train_documents
         lines = {
             f"an update of {batch_size:,} windows is more than an epoch, the training text has "
             f"{self.n_train_windows:,}; lower train.batch_tokens": batch_size > self.n_train_windows,

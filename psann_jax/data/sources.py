@@ -1,11 +1,12 @@
 """Sources of text: a short string names a source of documents.
 
   builtin:python                 help topics and module sources of the running Python's standard library
-  PATH or GLOB                   .txt (one document per line or per file, see `data.document`), .jsonl, .parquet;
-                                 .txt and .jsonl also compressed: .gz, .xz or .zst
+  PATH or GLOB                   .txt (one document per line, paragraph or file, see `data.document`), .jsonl,
+                                 .parquet; .txt and .jsonl also compressed: .gz, .xz or .zst
   tfds:NAME[/CONFIG][:VERSION][@SPLIT]   TensorFlow Datasets, read without TensorFlow (array_record files); also
                                  tfds:DIRECTORY of a prepared version
-  hf:ORG/NAME[/CONFIG][@SPLIT]   the Hugging Face `datasets` library; also hf:DIRECTORY[/CONFIG] of local files
+  hf:ORG/NAME[/CONFIG][@SPLIT]   the Hugging Face `datasets` library; also hf:DIRECTORY[/CONFIG] of local files or of
+                                 `Dataset.save_to_disk`
 
 SPLIT defaults to `train`; name a validation split in `data.valid_sources`. The order of documents is stable.
 """
@@ -14,16 +15,20 @@ import glob
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
+from psann_jax.data.text_units import Unit, choose_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
+from psann_jax.utils.files import expand_user, storage_errors
 
+_HEADS, _HEADS_BYTES = 64, 1 << 20  # files whose beginning is read to choose the unit, and bytes of all of these
 _DIRECTORY = ("/", ".", "~")  # first character of a directory's name, which tells it from the name of a data set
 
 
@@ -36,12 +41,14 @@ class Source:
       fingerprint: a hash that changes with the documents.
       documents: returns a new iterator over the documents; reading may raise UserError.
       settings: which of the settings `document` and `text_field` affect the documents.
+      unit: what one document of its .txt files is; None if it has none.
     """
 
     name: str
     fingerprint: str
     documents: Callable[[], Iterator[str]]
     settings: frozenset[str] = frozenset()
+    unit: Unit | None = None
 
 
 def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> Source:
@@ -79,26 +86,62 @@ def _builtin(name: str, field: str) -> Source:
 
 
 def _files(spec: str, config: DataConfig, field: str) -> Source:
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        raise UserError(f"{field}: {spec} is a directory; name its files with a glob such as {spec.rstrip('/')}/*.txt")
-    exists = path.exists()
-    paths = [path] if exists else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not paths:
-        problem = "no file matches" if glob.has_magic(spec) else "there is no file"
-        raise UserError(f"{field}: {problem} {spec!r}; other forms are builtin:python, tfds:NAME and hf:ORG/NAME")
-    kinds = [files.split_extension(p) for p in paths]
-    if exists and path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty")
+    paths = _paths(spec, field)
+    kinds = [files.split_extension(path) for path in paths]
+    for path in paths:
+        files.refuse_pointer(path)
+        if path.stat().st_size == 0:
+            if len(paths) == 1:
+                raise UserError(f"{path}: is empty")
+            print(f"warning: {path}: is empty", file=sys.stderr)
+    texts = [path for path, (kind, _) in zip(paths, kinds, strict=True) if kind == ".txt"]
+    heads = _heads(texts)
+    unit: Unit | None = None
+    if texts:
+        is_auto = config.document == "auto"
+        unit = choose_unit([_unix(head) for head in heads], len(texts)) if is_auto else cast(Unit, config.document)
 
     def documents() -> Iterator[str]:
-        for p in paths:
-            yield from files.read_documents(p, config.document, config.text_field)
+        for path in paths:
+            yield from files.read_documents(path, unit or "file", config.text_field)
 
-    contents = [(kind, files.file_fingerprint(p)) for kind, p in zip(kinds, paths, strict=True)]
-    settings = {"document" if kind == ".txt" else "text_field" for kind, _ in kinds}
-    fingerprint = _fingerprint([getattr(config, name) for name in sorted(settings)], contents)
-    return Source(spec, fingerprint, documents, frozenset(settings))
+    contents: list[Any] = [(kind, files.file_fingerprint(path)) for kind, path in zip(kinds, paths, strict=True)]
+    if any("\r" in head and (unit == "file" or "\n" not in head) for head in heads):
+        contents.append("line ends")  # version 0.1 kept these characters
+    affected_by: dict[str, str] = {"document": unit} if unit else {}
+    if len(texts) < len(paths):
+        affected_by["text_field"] = config.text_field
+    fingerprint = _fingerprint([affected_by[name] for name in sorted(affected_by)], contents)
+    return Source(spec, fingerprint, documents, frozenset(affected_by), unit)
+
+
+def _paths(spec: str, field: str) -> list[Path]:
+    """Returns the files that a path or glob names, sorted."""
+    path = expand_user(spec, field)
+    with storage_errors(spec, "read"):
+        if path.is_dir():
+            example = f"{spec.rstrip('/')}/*.txt"
+            raise UserError(f"{field}: {spec} is a directory; name its files with a glob such as {example}")
+        if path.exists() or path.is_symlink():
+            return [path]
+        matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        paths = [p for p in matching if p.is_file() or (p.is_symlink() and not p.exists())]
+    if not paths:
+        problem = "no file matches" if glob.has_magic(spec) else "there is no file"
+        names = [name.strip() for name in spec.split(",")]
+        hint = f"; several sources are a tuple, {tuple(names)}" if len(names) > 1 else ""
+        raise UserError(f"{field}: {problem} {spec!r}; other forms are builtin:python, tfds:NAME and hf:ORG/NAME{hint}")
+    return paths
+
+
+def _heads(texts: list[Path]) -> list[str]:
+    """Returns the beginnings of .txt files, of evenly chosen ones if there are many."""
+    n = min(len(texts), _HEADS)
+    return [files.text_head(texts[i * len(texts) // n], _HEADS_BYTES // n) for i in range(n)]
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
@@ -108,7 +151,7 @@ def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
     name, split = _parse_split(name)
     try:
         if name.startswith(_DIRECTORY):
-            records = tfds.builder_from_directory(Path(name).expanduser()).as_data_source(split)
+            records = tfds.builder_from_directory(expand_user(name, field)).as_data_source(split)
         else:
             # Called without a directory or options, data_source chooses array_record, which needs no TensorFlow.
             records = tfds.data_source(name, split=split)
@@ -131,9 +174,12 @@ def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
     import datasets
 
     name, split = _parse_split(name)
-    dataset, config = _parse_config(name)
+    dataset, config = _parse_config(name, field)
     try:
-        records = datasets.load_dataset(dataset, config, split=split)
+        if _is_saved(Path(dataset)):
+            records = _load_saved(datasets.load_from_disk(dataset), split)
+        else:
+            records = datasets.load_dataset(dataset, config, split=split)
     except Exception as e:  # datasets has no common base class for its errors
         raise _load_error(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
     arrow = [files.file_fingerprint(Path(file["filename"])) for file in records.cache_files]
@@ -148,15 +194,28 @@ def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
     return Source(spec, fingerprint, documents, frozenset({"text_field"}))
 
 
+def _is_saved(directory: Path) -> bool:
+    """Returns whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote a directory."""
+    return any((directory / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _load_saved(saved: Any, split: str) -> Any:
+    """Returns a split of what `datasets.load_from_disk` returned; a single data set is its own split or `train`."""
+    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved, "train": saved}
+    if split not in splits:
+        raise ValueError(f"it has no split {split!r}, only {', '.join(splits)}")
+    return splits[split]
+
+
 def _parse_split(name: str) -> tuple[str, str]:
     """Returns the data set and the split in NAME[@SPLIT]."""
     rest, at, split = name.rpartition("@")
     return (rest, split) if at and split and "/" not in split else (name, "train")
 
 
-def _parse_config(name: str) -> tuple[str, str | None]:
+def _parse_config(name: str, field: str) -> tuple[str, str | None]:
     """Returns the data set and the configuration in ORG/NAME[/CONFIG] or DIRECTORY[/CONFIG]."""
-    path = Path(name).expanduser()
+    path = expand_user(name, field)
     if path.is_dir():
         return str(path), None
     if path.parent.is_dir() and name.startswith(_DIRECTORY):

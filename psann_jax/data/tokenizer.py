@@ -1,5 +1,8 @@
 """Tokenizers: text to token ids and back, with special tokens, in one file format for all kinds."""
 
+import codecs
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -10,9 +13,10 @@ from typing import Self
 from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.files import read_errors
+from psann_jax.data.special_tokens import PROBES
 from psann_jax.data.tokenizer_models import ByteModel, Model, SentencePieceModel, TokenizersModel
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import atomic_write
+from psann_jax.utils.files import atomic_write, expand_user
 
 # Names of the special tokens in widely used tokenizers, tried if the setting has its default value.
 COMMON_NAMES = {
@@ -27,8 +31,9 @@ _FORMAT = "psann_jax tokenizer 1"
 class Tokenizer:
     """A tokenizer with its special tokens.
 
-    `encode` adds no special tokens and encodes their names within a text as ordinary text; `decode` skips special
-    tokens. For the kinds bpe, unigram and bytes trained here, ``decode(encode(text)) == text`` for every text.
+    `encode` adds no special tokens and encodes their names within a text as ordinary text, whatever the file of a
+    prebuilt tokenizer says; `decode` skips special tokens. For the kinds bpe, unigram and bytes trained here,
+    ``decode(encode(text)) == text`` for every text.
 
     Attributes:
       kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
@@ -61,14 +66,45 @@ class Tokenizer:
         self.eos_id: int = ids["eos"] or 0
         self.unk_id: int | None = ids.get("unk")
         self._special = {i for i in ids.values() if i is not None}
+        self._hidden = {*self._names.values(), *model.special_names}
+        hidden_ids = (model.find(name) for name in self._hidden)
+        # Unknown characters are encoded as the unknown token, its name is not.
+        self._never = {i for i in hidden_ids if i is not None and i != self.unk_id}
+        self._never |= {self.pad_id, self.bos_id, self.eos_id}
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text, without special tokens."""
-        return self._model.encode_batch([text])[0]
+        """Returns the token ids of a text, without special tokens.
+
+        Raises:
+          UserError: a prebuilt tokenizer cannot encode this text.
+        """
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of several texts, encoded in parallel if the kind supports it."""
-        return self._model.encode_batch(texts)
+        """Returns the token ids of several texts, encoded in parallel if the kind supports it.
+
+        Raises:
+          UserError: a prebuilt tokenizer cannot encode one of the texts.
+        """
+        ids = self._model.encode_batch(texts)
+        special = [i for i, text in enumerate(texts) if self._has_special(text, ids[i])]
+        if special:
+            for i, without in zip(special, self._guarded.encode_batch([texts[i] for i in special]), strict=True):
+                if not self._never.isdisjoint(without):
+                    raise UserError(
+                        f"data.tokenizer.path: the tokenizer makes {' or '.join(sorted(self._hidden))} out of the text "
+                        f"{texts[i][:40]!r}; choose other special tokens or another tokenizer"
+                    )
+                ids[i] = without
+        return ids
+
+    def _has_special(self, text: str, ids: list[int]) -> bool:
+        return not self._never.isdisjoint(ids) or ("unk" in self._names and self._names["unk"] in text)
+
+    @functools.cached_property
+    def _guarded(self) -> Model:
+        """A model with the same ids, except that text never gives a special token."""
+        return self._model.without(self._hidden)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of token ids without special tokens; incomplete characters become U+FFFD.
@@ -106,14 +142,19 @@ class Tokenizer:
         Raises:
           ValueError: `data` is not the result of `to_bytes`.
         """
-        content = json.loads(data)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError("not a psann_jax tokenizer")
-        make: dict[str, Callable[[str], Model]] = {
-            "bytes": lambda _: ByteModel(),
-            "sentencepiece": SentencePieceModel.from_payload,
-        }
-        return cls(make.get(content["kind"], TokenizersModel)(content["model"]), content["names"])
+        try:
+            content = json.loads(data)
+            if not isinstance(content, dict) or content.get("format") != _FORMAT:
+                raise ValueError("not a psann_jax tokenizer")
+            make: dict[str, Callable[[str], Model]] = {
+                "bytes": lambda _: ByteModel(),
+                "sentencepiece": SentencePieceModel.from_payload,
+            }
+            return cls(make.get(content["kind"], TokenizersModel)(content["model"]), content["names"])
+        except UserError:
+            raise
+        except Exception as e:  # tokenizers raises plain Exception
+            raise ValueError(_reason(e)) from e
 
     @property
     def fingerprint(self) -> str:
@@ -139,7 +180,7 @@ class Tokenizer:
         Raises:
           UserError: the file cannot be read, has another format or kind, or lacks a special token.
         """
-        path, config = Path(path).expanduser(), config or TokenizerConfig()
+        path, config = expand_user(path, "data.tokenizer.path"), config or TokenizerConfig()
         with read_errors(path):
             data = path.read_bytes()
         tokenizer = cls._read(path, data, config)
@@ -150,6 +191,7 @@ class Tokenizer:
     @classmethod
     def _read(cls, path: Path, data: bytes, config: TokenizerConfig) -> Self:
         known: dict[str, str] = {}
+        data = data.removeprefix(codecs.BOM_UTF8)
         try:
             if not data:
                 raise ValueError("the file is empty")
@@ -163,11 +205,31 @@ class Tokenizer:
         except UserError:
             raise
         except Exception as e:  # tokenizers raises plain Exception
-            reason = str(e).partition("\n")[0]
             raise UserError(
-                f"data.tokenizer.path: {path} is neither a tokenizer.json nor a sentencepiece .model: {reason}"
+                f"data.tokenizer.path: {path} is neither a tokenizer.json nor a sentencepiece .model: {_reason(e)}"
             ) from e
-        return cls(model, _find_names(model, config, known, path))
+        names = _find_names(model, config, known, path)
+        _refuse_ordinary_specials(model, names, path)
+        return cls(model, names)
+
+
+def _reason(e: Exception) -> str:
+    return f"it has no {e}" if isinstance(e, KeyError) else str(e).partition("\n")[0] or type(e).__name__
+
+
+def _refuse_ordinary_specials(model: Model, names: Mapping[str, str], path: Path) -> None:
+    """Raises ConfigError if a character of ordinary text, or one that is unknown, becomes pad, bos or eos."""
+    found: dict[int, str] = {}
+    for character in PROBES:
+        with contextlib.suppress(UserError):  # a tokenizer need not know every character
+            found |= dict.fromkeys(model.encode_batch([character])[0], character)
+    for role in ("eos", "bos", "pad"):
+        i = model.find(names[role])
+        if i in found:
+            raise ConfigError(
+                f"data.tokenizer.{role}_token: {path} encodes ordinary text such as {found[i]!r} as {names[role]!r}; "
+                "choose a token that only marks, or another tokenizer"
+            )
 
 
 def _find_names(model: Model, config: TokenizerConfig, known: Mapping[str, str], path: Path) -> dict[str, str]:

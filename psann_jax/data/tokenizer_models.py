@@ -4,10 +4,12 @@ import base64
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from psann_jax.config import SPECIAL_TOKENS
+from psann_jax.data.special_tokens import hide_in_sentencepiece, hide_in_tokenizer_json
+from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 
 _CHUNK = 1 << 16  # characters
@@ -22,11 +24,13 @@ class Model(Protocol):
     Attributes:
       kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
       size: ids are in [0, size).
+      special_names: names of tokens that mark something and that no text should give.
       extends: whether more tokens only add to the end of a text, after the U+FFFD of an incomplete character.
     """
 
     kind: str
     size: int
+    special_names: frozenset[str]
     extends: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -44,6 +48,9 @@ class Model(Protocol):
     def payload(self) -> str:
         """Returns the model as a string, from which its class can be constructed again."""
 
+    def without(self, names: Collection[str]) -> "Model":
+        """Returns a model with the same ids, for encoding only, in which no text gives the tokens of these names."""
+
 
 class TokenizersModel:
     """A tokenizer of the Hugging Face `tokenizers` library: BPE, Unigram, WordPiece or WordLevel."""
@@ -58,19 +65,22 @@ class TokenizersModel:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.kind = type(self._tokenizer.model).__name__.lower()
-        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        description = json.loads(payload)
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not self.size:
+            raise ValueError("it has no tokens")
+        description = json.loads(self._tokenizer.to_str())  # the payload may lack entries that have defaults
         self._may_cut = _splits_at_spaces(description)
         self.extends = _extends(description["decoder"])
         self._byte_fallback = "ByteFallback" in json.dumps(description["decoder"])
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
+        self.special_names = frozenset(added[i].content for i in self._special)
         self._byte_level = "ByteLevel" in json.dumps([description["pre_tokenizer"], description["decoder"]])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts, encoded in parallel."""
         if not self._may_cut or all(len(text) <= _CHUNK for text in texts):
-            return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return self._encode(texts)
         return [self._encode_long(text) for text in texts]
 
     def _encode_long(self, text: str) -> list[int]:
@@ -78,9 +88,14 @@ class TokenizersModel:
         ids: list[int] = []
         parts = cut_text(text)
         while chunks := list(itertools.islice(parts, _CHUNKS_AT_ONCE)):
-            for encoding in self._tokenizer.encode_batch_fast(chunks, add_special_tokens=False):
-                ids += encoding.ids
+            ids += itertools.chain.from_iterable(self._encode(chunks))
         return ids
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as e:  # tokenizers raises plain Exception, for example for an unknown word without <unk>
+            raise UserError(f"data.tokenizer.path: the tokenizer cannot encode the text: {e}") from e
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids."""
@@ -103,6 +118,10 @@ class TokenizersModel:
     def payload(self) -> str:
         """Returns the content of a tokenizer.json file."""
         return self._tokenizer.to_str()
+
+    def without(self, names: Collection[str]) -> "TokenizersModel":
+        """Returns a model for encoding only, in which no text gives the tokens of these names."""
+        return TokenizersModel(hide_in_tokenizer_json(self.payload(), names))
 
 
 def _byte_characters() -> dict[str, bytes]:
@@ -180,6 +199,7 @@ class SentencePieceModel:
     """A model of the `sentencepiece` library."""
 
     kind = "sentencepiece"
+    special_names: frozenset[str] = frozenset()  # control symbols never result from text
     extends = True
 
     def __init__(self, proto: bytes):
@@ -187,6 +207,8 @@ class SentencePieceModel:
         self._proto = proto
         self._processor = sentencepiece_library().SentencePieceProcessor(model_proto=proto)
         self.size = int(self._processor.vocab_size())
+        if not self.size:
+            raise ValueError("it has no pieces")
 
     @classmethod
     def from_payload(cls, payload: str) -> "SentencePieceModel":
@@ -215,6 +237,10 @@ class SentencePieceModel:
         """Returns the content of the .model file in base64."""
         return base64.b64encode(self._proto).decode()
 
+    def without(self, names: Collection[str]) -> "SentencePieceModel":
+        """Returns a model for encoding only, in which no text gives the pieces of these names."""
+        return SentencePieceModel(hide_in_sentencepiece(self._proto, names))
+
 
 def sentencepiece_library() -> Any:
     """Imports the optional `sentencepiece` module.
@@ -233,6 +259,7 @@ class ByteModel:
 
     kind = "bytes"
     size = len(SPECIAL_TOKENS) + 256
+    special_names: frozenset[str] = frozenset()
     extends = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -255,3 +282,7 @@ class ByteModel:
     def payload(self) -> str:
         """Returns "": there is nothing to store."""
         return ""
+
+    def without(self, names: Collection[str]) -> "ByteModel":
+        """Returns the model itself, in which no text gives a special token."""
+        return self

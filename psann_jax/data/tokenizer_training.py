@@ -1,8 +1,10 @@
 """Training of tokenizers on a text."""
 
 import io
+import re
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tokenizers
@@ -13,6 +15,10 @@ from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
 from psann_jax.data.tokenizer_models import SentencePieceModel, TokenizersModel, cut_text, sentencepiece_library
 
 _BYTES_AND_SPECIALS = 256 + len(SPECIAL_TOKENS)
+# Training takes time in proportion to the square of the length of a pre-token: longer ones are cut.
+MAX_PRE_TOKEN = 1000
+_LONG_RUN = re.compile(rf"\S{{{MAX_PRE_TOKEN + 1},}}|\s{{{MAX_PRE_TOKEN + 1},}}\S?")
+_SENTENCEPIECE_BYTES = 4192  # its trainer drops longer sentences
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, progress: bool = True) -> Tokenizer:
@@ -51,9 +57,52 @@ def _train_tokenizers(
         "unigram": trainers.UnigramTrainer,
         "wordpiece": trainers.WordPieceTrainer,
     }.get(config.kind, trainers.BpeTrainer)(**options)
-    model.train_from_iterator((chunk for text in texts for chunk in cut_text(text)), trainer)
+    pre_tokenizer = model.pre_tokenizer  # not read during training, when the library has locked the model
+    chunks = (part for text in texts for chunk in cut_text(text) for part in _bounded(chunk, pre_tokenizer))
+    _interruptible(chunks, lambda parts: model.train_from_iterator(parts, trainer))
     _require_vocab(config, model.get_vocab_size())
     return TokenizersModel(model.to_str())
+
+
+def _bounded(text: str, pre_tokenizer: Any) -> Iterator[str]:
+    """Yields a text in parts without pre-tokens of more than MAX_PRE_TOKEN characters; other pre-tokens stay whole."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        for _, (first, last) in pre_tokenizer.pre_tokenize_str(run[0]):
+            for cut in range(run.start() + first + MAX_PRE_TOKEN, run.start() + last, MAX_PRE_TOKEN):
+                yield text[start:cut]
+                start = cut
+    yield text[start:]
+
+
+def _interruptible(texts: Iterable[str], train: Callable[[Iterator[str]], None]) -> None:
+    """Calls `train` with the texts, in a thread, because Python handles Ctrl-C only while its main thread runs."""
+    failures: list[BaseException] = []
+    stopped = threading.Event()
+
+    def until_stopped() -> Iterator[str]:
+        for text in texts:
+            if stopped.is_set():
+                raise InterruptedError
+            yield text
+
+    def run() -> None:
+        try:
+            train(until_stopped())
+        except BaseException as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)  # an interrupted process does not wait for it
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException:
+        stopped.set()
+        thread.join(1)
+        raise
+    if failures:
+        raise failures[0]
 
 
 def _untrained(config: TokenizerConfig, names: dict[str, str]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -100,8 +149,11 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig, names: d
     options |= {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "normalization_rule_name": "identity"}
     options |= {"model_type": "unigram", "byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2}
     try:
-        library.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts), model_writer=out, vocab_size=config.vocab_size, **options
+        _interruptible(
+            _sentences(texts),
+            lambda sentences: library.SentencePieceTrainer.train(
+                sentence_iterator=sentences, model_writer=out, vocab_size=config.vocab_size, **options
+            ),
         )
     except RuntimeError as e:
         raise ConfigError(f"data.tokenizer.kind: sentencepiece cannot be trained on this text: {e}") from e
@@ -109,7 +161,10 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig, names: d
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    # The trainer drops sentences of more than 4192 bytes.
     for text in texts:
         for line in text.splitlines():
-            yield from cut_text(line, 1000)
+            for part in cut_text(line, 1000):
+                if len(part.encode()) <= _SENTENCEPIECE_BYTES:
+                    yield part
+                else:
+                    yield from (part[i : i + 1000] for i in range(0, len(part), 1000))

@@ -32,6 +32,45 @@ def storage_errors(
         raise UserError("; ".join(filter(None, (f"{name}: cannot be {action}: {reason}", hint)))) from error
 
 
+def expand_user(path: str | os.PathLike[str], field: str = "") -> Path:
+    """Returns a path with a leading ~ or ~USER replaced by the home directory.
+
+    Args:
+      path: the path.
+      field: the setting or flag to name in the error message.
+
+    Raises:
+      UserError: there is no such user, or the user has no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        prefix = f"{field}: " if field else ""
+        raise UserError(f"{prefix}{os.fspath(path)}: this user or home directory does not exist") from error
+
+
+def given_path(value: Any, name: str) -> Path:
+    """Returns a path that a user gave, with `~` expanded.
+
+    Args:
+      value: a string or path.
+      name: of the argument, for the message.
+
+    Raises:
+      UserError: it is of another type, no file can have this name, or it begins with a user without a home directory.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name}: is {value!r}, must be a path")
+    try:
+        if b"\0" not in os.fsencode(value):
+            return Path(value).expanduser()
+    except UnicodeEncodeError:
+        pass
+    except RuntimeError as error:
+        raise UserError(f"{name}: {os.fspath(value)}: there is no home directory of this user") from error
+    raise UserError(f"{name}: is {value!r}, which has a character that no path can have")
+
+
 def fsync_path(path: str | os.PathLike[str]) -> None:
     """Flushes the content of a file, or the entries of a directory, to the device.
 
@@ -99,12 +138,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-      UserError: the file cannot be read or is not valid JSON.
+      UserError: the file cannot be read or is not a JSON object.
     """
     with storage_errors(path, "read"):
         content = Path(path).read_bytes()
     try:
-        parsed: dict[str, Any] = json.loads(content)
-    except ValueError as error:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{os.fspath(path)}: is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise UserError(f"{os.fspath(path)}: is not a JSON object")
     return parsed

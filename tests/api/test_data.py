@@ -1,5 +1,7 @@
 """psannLMDataPrep: every keyword takes effect or raises an error."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -31,10 +33,36 @@ def test_texts_and_paths_give_the_same_windows(tmp_path):
     path.write_text("\n".join(sentences(50)) + "\n")
     options = {"tokenizer": "bytes", "max_length": 16}
     from_texts = psannLMDataPrep(sentences(50), **options)
-    for given in (path, str(path), [str(path)], [path], tmp_path / "some*.txt"):
-        from_path = psannLMDataPrep(given, **options)
+    for from_path in (
+        *(psannLMDataPrep(given, **options) for given in (path, str(path), [path], tmp_path / "some*.txt")),
+        *(psannLMDataPrep(sources=given, **options) for given in (path, str(path), [path], [str(path)])),
+        psannLMDataPrep(texts=sentences(50), **options),
+    ):
         for a, b in zip(from_texts.dataset, from_path.dataset, strict=True):
             np.testing.assert_array_equal(a["tokens"], b["tokens"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my notes.txt", "notes.csv", "a.py", "s3://bucket/key", "gs://b/*.jsonl", "./a", "~/b", "/c/d", "hf:a/b",
+     "builtin:python", "README.md", "shard-01.parquet", "a.jsonl.zst", "folder"],
+)  # fmt: skip
+def test_strings_that_look_like_files_are_neither_texts_nor_files_by_guess(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for given in ([name], [name, "my other " + name], ["the sun sings", name]):
+        with pytest.raises(UserError, match=r"texts\[\d\]: '.*' looks like a file name; use sources=\[") as error:
+            psannLMDataPrep(given)
+        assert "\n" not in str(error.value)
+    data = psannLMDataPrep(texts=[name, "the sun sings"], tokenizer="bytes", max_length=4)
+    assert data.config.sources[0].endswith("texts.jsonl")
+    assert psannLMDataPrep(sources=[name])._config.sources == (name,)
+
+
+def test_sentences_are_texts():
+    texts = ["The sun sings.", "It costs 3.14 euros", "e.g. this", "a/b or c", "yes: no", "Readme", "two\nlines.txt"]
+    data = psannLMDataPrep(texts, tokenizer="bytes", max_length=4)
+    assert data.config.sources[0].endswith("texts.jsonl")
 
 
 def test_equal_texts_share_a_file():
@@ -80,8 +108,16 @@ DATA_ERRORS = {
     "number": (lambda: psannLMDataPrep(["a", 3]), "texts[1]: is of type int"),
     "not a list": (lambda: psannLMDataPrep(3), "texts: is int"),
     "a text": (lambda: psannLMDataPrep("the sun sings"), "texts: there is no file 'the sun sings'"),
-    "no file": (lambda: psannLMDataPrep(["/nowhere/a.txt"]).text, "/nowhere/a.txt"),
-    "both": (lambda: psannLMDataPrep(["a text", "file.jsonl"]), "texts[1]: is a path"),
+    "no file": (lambda: psannLMDataPrep("/nowhere/a.txt").text, "/nowhere/a.txt"),
+    "both": (lambda: psannLMDataPrep(["a text", Path("file")]), "texts[1]: 'file' is a path, but other items are not"),
+    "nothing": (lambda: psannLMDataPrep(), "texts: is missing; give a list of texts, or sources=... for files"),
+    "texts and sources": (lambda: psannLMDataPrep(texts=["a"], sources="b.txt"), "sources: cannot be used together"),
+    "text": (lambda: psannLMDataPrep(texts="the sun sings"), "texts: is str, must be a list of texts"),
+    "path as text": (lambda: psannLMDataPrep(texts=[Path("a.txt")]), "texts[0]: is of type PosixPath, must be a text"),
+    "no sources": (lambda: psannLMDataPrep(sources=[]), "sources: is empty"),
+    "source": (lambda: psannLMDataPrep(sources=["a", 3]), "sources[1]: is of type int, must be a path"),
+    "missing source": (lambda: psannLMDataPrep(sources="a.txt").text, "sources: there is no file 'a.txt'"),
+    "unknown format": (lambda: psannLMDataPrep(sources=__file__).text, "unknown file type; use .txt or .jsonl"),
     "one": (lambda: psannLMDataPrep(["the sun sings"]).text, "one document cannot be split"),
     "unknown": (lambda: prepared(max_lenght=3), "max_lenght: unknown argument, did you mean max_length?"),
     "renamed": (lambda: prepared(valid_fraction=0.1), "valid_fraction: unknown argument, it is called val_split here"),
@@ -93,7 +129,7 @@ DATA_ERRORS = {
         lambda: psannLMDataPrep(sentences(), tokenizer=prepared().tokenizer, tokenizer_model_path="x"),
         "tokenizer_model_path: cannot be used together",
     ),
-    "surrogate": (lambda: psannLMDataPrep(["a\ud800", "b"]).text, "surrogate"),
+    "surrogate": (lambda: psannLMDataPrep(["a\ud800", "b"]), "texts[0]: has an unpaired surrogate"),
 }
 
 

@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import platformdirs
 import pytest
 
 from psann_jax.data.cache import cache_root, get_or_make, key_of
@@ -169,3 +171,18 @@ def test_cache_root(monkeypatch, tmp_path):
 def test_keys_follow_the_values():
     assert key_of("a", [1, 2.5], {"x": 1}) == key_of("a", [1, 2.5], {"x": 1})
     assert len({key_of("a", "b"), key_of("ab"), key_of("a", ["b"]), key_of("b", "a")}) == 4
+
+
+def test_without_a_home_directory_the_setting_is_named(monkeypatch):
+    for root in (Path("~/.cache/psann_jax"), RuntimeError("no home"), KeyError("uid")):
+
+        def user_cache_path(*args, root=root, **kwargs):
+            if isinstance(root, Exception):
+                raise root
+            return root
+
+        monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
+        with pytest.raises(UserError, match=r"^data.cache_dir: there is no home directory for the default cache"):
+            cache_root("")
+    with pytest.raises(UserError, match=r"^data.cache_dir: ~nouser/x: this user or home directory does not exist"):
+        cache_root("~nouser/x")

@@ -40,8 +40,23 @@ def test_lines_of_a_text_file_are_documents(tmp_path, extension):
 def test_a_whole_text_file_is_one_document(tmp_path, extension):
     text = "one\n\n two\r\nthree \n"
     path = tmp_path / f"a.txt{extension}"
-    path.write_bytes(COMPRESS[extension](text.encode()))
-    assert read(path, document="file") == [text]
+    path.write_bytes(COMPRESS[extension](b"\xef\xbb\xbf" + text.encode()))
+    assert read(path, document="file") == ["one\n\n two\nthree \n"]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_line_ends_are_no_part_of_a_text(tmp_path, line_end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + line_end.join(["one", "two", "", "three", ""]).encode())
+    assert read(path) == ["one", "two", "three"]
+    assert read(path, document="paragraph") == ["one\ntwo", "three"]
+    assert read(path, document="file") == ["one\ntwo\n\nthree\n"]
+
+
+def test_a_carriage_return_within_a_line_is_kept(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"10 %\r20 %\ndone\n")
+    assert read(path) == ["10 %\r20 %", "done"]
 
 
 @pytest.mark.parametrize("extension", COMPRESS)

@@ -265,11 +265,13 @@ def test_describe_counts_documents_and_tokens(tmp_path):
     data = load(tmp_path, tokenizer=TokenizerConfig(vocab_size=5000))
     lines = data.describe().split("\n")
     assert lines[0].split(maxsplit=1) == ["text", str(tmp_path / "0.txt")]
-    assert f"48 documents, {data._prepared.train.text_bytes:,} bytes, {data.n_train_tokens:,} tokens" in lines[1]
-    assert f"{data.n_train_windows:,} windows of {LENGTH}" in lines[1]
-    assert "12 documents" in lines[2]
+    assert lines[1].split(maxsplit=1) == ["documents", f"each line of {tmp_path / '0.txt'}"]
+    assert f"48 documents, {data._prepared.train.text_bytes:,} bytes, {data.n_train_tokens:,} tokens" in lines[2]
+    assert f"{data.n_train_windows:,} windows of {LENGTH}" in lines[2]
+    assert "12 documents" in lines[3]
+    assert (data.n_train_documents, data.n_valid_documents) == (48, 12)
     size = data.tokenizer.vocab_size
-    assert f"bpe, vocabulary {size:,} (5,000 requested, but the text yields no more)" in lines[3]
+    assert f"bpe, vocabulary {size:,} (5,000 requested, but the text yields no more)" in lines[4]
 
 
 def test_describe_names_sources_and_weights(tmp_path):
@@ -279,7 +281,7 @@ def test_describe_names_sources_and_weights(tmp_path):
     )
     lines = data.describe().split("\n")
     assert lines[0].endswith(f"{tmp_path}/0.txt (weight 2), {tmp_path}/1.txt (weight 0.5)")
-    assert lines[2].endswith(f"({tmp_path}/v.txt)")
+    assert lines[3].endswith(f"({tmp_path}/v.txt)")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from psann_jax.config import DataConfig
-from psann_jax.data.sources import open_source
+from psann_jax.data.files import file_fingerprint
+from psann_jax.data.sources import _fingerprint, open_source
 from psann_jax.utils.errors import UserError
 
 CONFIG = DataConfig()
@@ -45,6 +46,31 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     assert read("~/a.txt") == ["text"]
 
 
+def test_empty_files_of_a_glob_are_named(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").touch()
+    assert read(tmp_path / "*.txt") == ["text"]
+    assert capsys.readouterr().err == f"warning: {tmp_path / 'b.txt'}: is empty\n"
+
+
+def test_broken_links_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    for name in ("b.txt", "*.txt"):
+        assert message(tmp_path / name) == (
+            f"{tmp_path / 'b.txt'}: is a broken link to {tmp_path / 'gone.txt'}; remove or repair it"
+        )
+
+
+def test_a_change_of_line_ends_changes_the_fingerprint_of_whole_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\r\ntwo\r\n")
+    kept_by_0_1 = _fingerprint(["file"], [((".txt", ""), file_fingerprint(path))])
+    assert open_source(str(path), DataConfig(document="file")).fingerprint != kept_by_0_1
+    kept_by_0_1 = _fingerprint(["line"], [((".txt", ""), file_fingerprint(path))])
+    assert open_source(str(path), DataConfig(document="line")).fingerprint == kept_by_0_1
+
+
 def test_documents_can_be_read_again(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo")
     source = open_source(str(tmp_path / "a.txt"), CONFIG)
@@ -76,10 +102,17 @@ def test_fingerprint_follows_the_content_and_the_settings_that_affect_it(tmp_pat
         ("{}/empty.txt", "{}/empty.txt: is empty"),
         ("builtin:ruby", "data.sources: unknown built-in text 'ruby'; the only one is builtin:python"),
         ("wikitext", "data.sources: there is no file 'wikitext'"),
+        ("~nouser/x.txt", "data.sources: ~nouser/x.txt: this user or home directory does not exist"),
+        ("x" * 300 + ".txt", "x.txt: cannot be read: File name too long"),
+        ("a\0.txt", "data.sources: there is no file 'a\\x00.txt'"),
+        ("a.txt,b.txt", "several sources are a tuple, ('a.txt', 'b.txt')"),
+        ("hf:~nouser/x", "data.sources: ~nouser/x: this user or home directory does not exist"),
+        ("{}/notes.pdf", "{}/notes.pdf: unknown file type; use .txt or .jsonl, plain or with .gz, .xz or .zst, or"),
     ],
 )
 def test_errors_in_names(tmp_path, spec, expected):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "notes.pdf").touch()
     assert expected.replace("{}", str(tmp_path)) in message(spec.replace("{}", str(tmp_path)))
 
 
@@ -208,6 +241,19 @@ def test_hf_splits(hf_folder):
     assert read(f"hf:{hf_folder}") == [f"text {i}" for i in range(2500)]
     assert read(f"hf:{hf_folder}@validation") == ["held out"]
     assert read(f"hf:{hf_folder}/default@validation") == ["held out"]
+
+
+def test_hf_data_sets_saved_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    texts, held_out = (datasets.Dataset.from_dict({"text": texts}) for texts in (["a", "b"], ["c"]))
+    texts.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": texts, "validation": held_out}).save_to_disk(tmp_path / "two")
+    assert read(f"hf:{tmp_path}/one") == read(f"hf:{tmp_path}/two") == ["a", "b"]
+    assert read(f"hf:{tmp_path}/two@validation") == ["c"]
+    assert "it has no split 'validation', only train" in message(f"hf:{tmp_path}/one@validation")
+    assert "it has no split 'test', only train, validation" in message(f"hf:{tmp_path}/two@test")
+    fingerprints = {open_source(f"hf:{tmp_path}/{name}", CONFIG).fingerprint for name in ("one", "two@validation")}
+    assert len(fingerprints) == 2
 
 
 def test_hf_fingerprint(hf_folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from psann_jax.config.io import default_config, parse, to_dict
+from psann_jax.config.io import default_config, parse, to_dict, upgrade_saved
 from psann_jax.models.network import make_network
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.train import checkpoints as writer
@@ -101,3 +101,21 @@ def test_a_sudoku_run_of_version_1_is_restored(tmp_path, monkeypatch):
     stored = to_stored(state["params"], "sudoku", 1)["blocks"]
     assert set(stored) == {"norm1", "q", "k", "v", "o", "norm2", "fc1", "fc2", "act"}
     assert_bit_equal(open_checkpoints(tmp_path / "ck").restore(7, abstract(state)), state)
+
+
+@pytest.mark.parametrize(
+    ("source", "document"),
+    [
+        ("builtin:python", "auto"),
+        ("hf:a/b", "auto"),
+        ("a.jsonl.gz", "auto"),
+        ("a.parquet", "auto"),
+        ("a.txt", "line"),
+        ("data/*", "line"),
+    ],
+)
+def test_documents_stay_lines_where_there_are_lines(source, document):
+    data = {"sources": [source], "valid_sources": [], "document": "line", "threads": 2}
+    assert upgrade_saved({"data": data})["data"]["document"] == document
+    data["num_workers"] = data.pop("threads")
+    assert upgrade_saved({"data": data})["data"]["document"] == "line", "a setting of the user"

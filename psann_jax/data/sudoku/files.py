@@ -1,10 +1,11 @@
-"""Puzzles from CSV files with the columns question, answer and rating, plain or compressed."""
+"""Puzzles from CSV files with the columns question, answer and rating, or other names of these, plain or compressed."""
 
 import csv
 import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +16,12 @@ from psann_jax.data.sudoku.rules import has_clues_of, is_solved, parse_grid, par
 from psann_jax.data.sudoku.solver import check_unique, rate, solve
 from psann_jax.utils.errors import UserError
 
+# Columns, by their name in sudoku-extreme, and what the large collections on Kaggle call them.
+_COLUMNS = {
+    "question": ("question", "quizzes", "puzzle"),
+    "answer": ("answer", "solutions", "solution"),
+    "rating": ("rating", "difficulty"),
+}
 _CHUNK = 1 << 14  # rows that are checked together
 
 Row = tuple[int, str, str, str]  # line number, question, answer, rating
@@ -24,8 +31,9 @@ def read_puzzles(path: Path, *, ratings: str = "file", progress: bool = True) ->
     """Reads the puzzles of a file and checks each: its characters, its answer, and that the answer is unique.
 
     Args:
-      path: a .csv file with a header that names the columns question, answer and, for `ratings` "file", rating. Other
-        columns are ignored. Questions have 81 characters, `.` or `0` for empty cells.
+      path: a .csv file with a header that names the columns question, answer and, for `ratings` "file", rating; or
+        quizzes or puzzle, solutions or solution, difficulty. Other columns are ignored. Questions have 81 characters,
+        `.` or `0` for empty cells.
       ratings: "file" to use the ratings of the file, "guesses" to compute them, see `psann_jax.data.sudoku.solver`.
       progress: show a progress bar on stderr if that is a terminal.
 
@@ -48,20 +56,32 @@ def read_puzzles(path: Path, *, ratings: str = "file", progress: bool = True) ->
 
 def _rows(path: Path, rated: bool) -> Iterator[Row]:
     reader = csv.reader(line for _, line in csv_lines(path))
-    header = next(reader, [])
-    required = ["question", "answer", "rating"] if rated else ["question", "answer"]
-    for name in required:
-        if name not in header:
-            hint = "; set ratings to guesses to compute them" if name == "rating" else ""
-            raise UserError(f"{path}: line 1: has no column {name!r}, only {', '.join(header) or 'none'}{hint}")
-    columns = [header.index(name) for name in required]
-    for fields in reader:
+    records = _records(reader, path)
+    header = next(records, [])
+    columns = [_column(header, name, path) for name in _COLUMNS if rated or name != "rating"]
+    for fields in records:
         if not fields:
             continue
         if len(fields) != len(header):
             raise UserError(f"{path}: line {reader.line_num}: has {len(fields)} fields, must have {len(header)}")
         question, answer, *rating = (fields[column] for column in columns)
         yield reader.line_num, question, answer, rating[0] if rating else ""
+
+
+def _records(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as e:  # for example a quotation mark that is never closed
+        raise UserError(f"{path}: line {reader.line_num}: is not CSV: {e}") from e
+
+
+def _column(header: list[str], name: str, path: Path) -> int:
+    """Returns the position of a column that has one of its known names."""
+    found = [known for known in _COLUMNS[name] if known in header]
+    if not found:
+        hint = "; set ratings to guesses to compute them" if name == "rating" else ""
+        raise UserError(f"{path}: line 1: has no column {name!r}, only {', '.join(header) or 'none'}{hint}")
+    return header.index(found[0])
 
 
 def _checked(rows: list[Row], path: Path, ratings: str) -> Puzzles:

@@ -15,13 +15,14 @@ import numpy as np
 from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
 from psann_jax.data.batches import process_rows
 from psann_jax.data.cache import cache_root, get_or_make, key_of
-from psann_jax.data.files import file_fingerprint
+from psann_jax.data.files import file_fingerprint, refuse_pointer
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.generator import generate, grid_keys
 from psann_jax.data.sudoku.puzzles import Puzzles, concatenate, split_by_grid
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import expand_user
 
 _FORMAT = 1  # increase it when the generator, the rating or the file format changes
 _FILE = "puzzles.npz"
@@ -79,7 +80,8 @@ def _read(files: tuple[str, ...], config: PuzzlesConfig, root: Path, progress: b
     """Returns a key of the content of several files and their puzzles, grouped by grid."""
     parts, keys = [], []
     for name in files:
-        path = Path(name).expanduser()
+        path = expand_user(name)
+        refuse_pointer(path)
         keys.append(key_of("file", file_fingerprint(path), config.ratings))
 
         def make(path: Path = path) -> tuple[Puzzles, None]:

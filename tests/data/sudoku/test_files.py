@@ -41,6 +41,29 @@ def test_ratings_can_be_computed(tmp_path):
     assert puzzles.ratings_N.tolist() == rate(puzzles.puzzles_Nx81).tolist() == [0]
 
 
+@pytest.mark.parametrize("header", ["quizzes,solutions", "puzzle,solution", "id,puzzle,solution,clues,difficulty"])
+def test_the_column_names_of_kaggle(tmp_path, header):
+    values = {"id": "1", "clues": "30", "difficulty": "2.5"}
+    row = ",".join(values.get(name, ANSWER if "sol" in name else QUESTION) for name in header.split(","))
+    path = write(tmp_path / "p.csv", header, row)
+    rated = "difficulty" in header
+    puzzles = read_puzzles(path, ratings="file" if rated else "guesses", progress=False)
+    assert grid_text(puzzles.puzzles_Nx81[0]) == QUESTION
+    assert puzzles.ratings_N.tolist() == [2.5 if rated else 0]
+
+
+def test_line_ends_of_old_macs(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes(f"{HEADER}\r{GOOD}\r{GOOD}\r".encode())
+    assert len(read_puzzles(path, progress=False)) == 2
+
+
+def test_a_quotation_mark_that_is_not_closed(tmp_path):
+    path = write(tmp_path / "p.csv", HEADER, GOOD, '"' + GOOD, *[GOOD] * 1000)
+    with pytest.raises(UserError, match=r"p\.csv: line \d+: is not CSV: field larger than field limit"):
+        read_puzzles(path, progress=False)
+
+
 SWAPPED = ANSWER.replace("1", "x").replace("2", "1").replace("x", "2")
 
 
