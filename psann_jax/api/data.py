@@ -19,7 +19,7 @@ from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.data.windows import Element, Windows
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import expand_user
+from psann_jax.utils.files import given_path
 
 _NAMED_SOURCE = re.compile(r"(builtin|hf|tfds):\S+")
 _LONGEST_NAME = 1000
@@ -253,7 +253,7 @@ def _looks_like_file(text: str) -> bool:
     if _FILE_NAME.fullmatch(text):
         return True
     with contextlib.suppress(OSError, UserError):
-        return expand_user(text).exists()
+        return given_path(text, "texts").exists()
     return False
 
 

@@ -14,7 +14,7 @@ import filelock
 import platformdirs
 
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import expand_user, fsync_path, storage_errors
+from psann_jax.utils.files import fsync_path, given_path, storage_errors
 
 
 def cache_root(cache_dir: str) -> Path:
@@ -27,7 +27,7 @@ def cache_root(cache_dir: str) -> Path:
       UserError: there is no home directory.
     """
     if cache_dir:
-        return expand_user(cache_dir, "data.cache_dir").absolute()
+        return given_path(cache_dir, "data.cache_dir").absolute()
     try:
         default = platformdirs.user_cache_path("psann_jax", appauthor=False)
     except (RuntimeError, KeyError):  # neither HOME nor an entry for the user

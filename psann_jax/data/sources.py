@@ -26,7 +26,7 @@ from psann_jax.data import builtin, files
 from psann_jax.data.text_units import Unit, choose_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
-from psann_jax.utils.files import expand_user, storage_errors
+from psann_jax.utils.files import given_path, storage_errors
 
 _HEADS, _HEADS_BYTES = 64, 1 << 20  # files whose beginning is read to choose the unit, and bytes of all of these
 _DIRECTORY = ("/", ".", "~")  # first character of a directory's name, which tells it from the name of a data set
@@ -117,7 +117,7 @@ def _files(spec: str, config: DataConfig, field: str) -> Source:
 
 def _paths(spec: str, field: str) -> list[Path]:
     """Returns the files that a path or glob names, sorted."""
-    path = expand_user(spec, field)
+    path = given_path(spec, field)
     with storage_errors(spec, "read"):
         if path.is_dir():
             example = f"{spec.rstrip('/')}/*.txt"
@@ -151,7 +151,7 @@ def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
     name, split = _parse_split(name)
     try:
         if name.startswith(_DIRECTORY):
-            records = tfds.builder_from_directory(expand_user(name, field)).as_data_source(split)
+            records = tfds.builder_from_directory(given_path(name, field)).as_data_source(split)
         else:
             # Called without a directory or options, data_source chooses array_record, which needs no TensorFlow.
             records = tfds.data_source(name, split=split)
@@ -215,7 +215,7 @@ def _parse_split(name: str) -> tuple[str, str]:
 
 def _parse_config(name: str, field: str) -> tuple[str, str | None]:
     """Returns the data set and the configuration in ORG/NAME[/CONFIG] or DIRECTORY[/CONFIG]."""
-    path = expand_user(name, field)
+    path = given_path(name, field)
     if path.is_dir():
         return str(path), None
     if path.parent.is_dir() and name.startswith(_DIRECTORY):

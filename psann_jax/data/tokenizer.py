@@ -16,7 +16,7 @@ from psann_jax.data.files import read_errors
 from psann_jax.data.special_tokens import PROBES
 from psann_jax.data.tokenizer_models import ByteModel, Model, SentencePieceModel, TokenizersModel
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import atomic_write, expand_user
+from psann_jax.utils.files import atomic_write, given_path
 
 # Names of the special tokens in widely used tokenizers, tried if the setting has its default value.
 COMMON_NAMES = {
@@ -180,7 +180,7 @@ class Tokenizer:
         Raises:
           UserError: the file cannot be read, has another format or kind, or lacks a special token.
         """
-        path, config = expand_user(path, "data.tokenizer.path"), config or TokenizerConfig()
+        path, config = given_path(path, "data.tokenizer.path"), config or TokenizerConfig()
         with read_errors(path):
             data = path.read_bytes()
         tokenizer = cls._read(path, data, config)

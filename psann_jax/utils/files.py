@@ -32,23 +32,6 @@ def storage_errors(
         raise UserError("; ".join(filter(None, (f"{name}: cannot be {action}: {reason}", hint)))) from error
 
 
-def expand_user(path: str | os.PathLike[str], field: str = "") -> Path:
-    """Returns a path with a leading ~ or ~USER replaced by the home directory.
-
-    Args:
-      path: the path.
-      field: the setting or flag to name in the error message.
-
-    Raises:
-      UserError: there is no such user, or the user has no home directory.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        prefix = f"{field}: " if field else ""
-        raise UserError(f"{prefix}{os.fspath(path)}: this user or home directory does not exist") from error
-
-
 def given_path(value: Any, name: str) -> Path:
     """Returns a path that a user gave, with `~` expanded.
 

@@ -184,5 +184,5 @@ def test_without_a_home_directory_the_setting_is_named(monkeypatch):
         monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
         with pytest.raises(UserError, match=r"^data.cache_dir: there is no home directory for the default cache"):
             cache_root("")
-    with pytest.raises(UserError, match=r"^data.cache_dir: ~nouser/x: this user or home directory does not exist"):
+    with pytest.raises(UserError, match=r"^data.cache_dir: ~nouser/x: there is no home directory of this user"):
         cache_root("~nouser/x")

@@ -22,7 +22,7 @@ from psann_jax.data.sudoku.generator import generate, grid_keys
 from psann_jax.data.sudoku.puzzles import Puzzles, concatenate, split_by_grid
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import expand_user
+from psann_jax.utils.files import given_path
 
 _FORMAT = 1  # increase it when the generator, the rating or the file format changes
 _FILE = "puzzles.npz"
@@ -80,7 +80,7 @@ def _read(files: tuple[str, ...], config: PuzzlesConfig, root: Path, progress: b
     """Returns a key of the content of several files and their puzzles, grouped by grid."""
     parts, keys = [], []
     for name in files:
-        path = expand_user(name)
+        path = given_path(name, "data.files")
         refuse_pointer(path)
         keys.append(key_of("file", file_fingerprint(path), config.ratings))
 
