@@ -74,9 +74,15 @@ def parse(mapping: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
     return config
 
 
+def field_types(section: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass, that is, of its settings but not of its class attributes."""
+    hints = typing.get_type_hints(section)
+    return {f.name: hints[f.name] for f in dataclasses.fields(section)}
+
+
 def _build(cls: type, mapping: Mapping[str, Any], prefix: str, sections: Mapping[str, type]) -> Any:
     require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
-    hints = typing.get_type_hints(cls)
+    hints = field_types(cls)
     for key in mapping:
         require(key in hints, f"{prefix}{key}", f"unknown key{nearest(str(key), hints)}")
     values = {}
@@ -104,7 +110,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         require(args[-1] is Ellipsis or len(value) == len(args), name, f"is {value!r}, needs {len(args)} values")
         return tuple(_coerce(v, args[0], f"{name}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     wrong_type = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     require(not wrong_type, name, f"is {value!r}, must be of type {hint.__name__}")
     require(hint is not float or math.isfinite(value) or name.split("[")[0].endswith("_bounds"), name, "must be finite")
