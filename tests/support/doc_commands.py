@@ -56,7 +56,6 @@ _TINY_SUDOKU = {
     "data.counts": "(40,0,0,0,0)",
     "data.extra_clues": "45",
     "data.curriculum": "mixed",
-    "data.phases": "()",
     "train.batch_tokens": "648",
     "eval.max_tokens": "648",
 }
