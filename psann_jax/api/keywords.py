@@ -22,7 +22,7 @@ from psann_jax.config import (
     require,
 )
 from psann_jax.config.families import family
-from psann_jax.config.io import parse, to_dict
+from psann_jax.config.io import field_types, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.config.values import require_whole
 from psann_jax.sample.settings import GenerationOptions, Sampling
@@ -73,7 +73,7 @@ class Keywords:
 
     def _suggestion(self, keyword: str) -> str:
         renamed = {dotted.rpartition(".")[2]: name for name, dotted in self.settings.items()}
-        return f", it is called {renamed[keyword]} here" if keyword in renamed else nearest(keyword, self.settings)
+        return f", it is called {renamed[keyword]} here" if keyword in renamed else nearest(str(keyword), self.settings)
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
@@ -134,9 +134,10 @@ def model_keywords(base: str) -> tuple[Keywords, Keywords]:
     """
     settings, sine = {"rope": "model.positional_encoding"}, {}
     with Keywords({"base": "model.base"}).named():
+        require(isinstance(base, str), "model.base", f"is {base!r}, must be the name of a base")
         chosen = family(base)
         require(issubclass(chosen.data, DataConfig), "model.base", f"is {base}, which is not a language model")
-        hints = typing.get_type_hints(chosen.model)
+        hints = field_types(chosen.model)
     for name, hint in hints.items():
         if name == "sine":
             sine = {n: f"model.sine.{n}" for n in _names(hint)}

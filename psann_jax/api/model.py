@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,6 +35,7 @@ from psann_jax.sample.text import Completion, TextSampler
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import given_path
 
 
 class psannLM:
@@ -79,7 +80,11 @@ class psannLM:
           UserError: a keyword is unknown or a value is invalid.
         """
         keywords, sine_keywords = settings.model_keywords(base)
+        require(
+            isinstance(sine_params, Mapping | None), "sine_params", f"is {sine_params!r}, must be a dict of settings"
+        )
         if rope is not None:
+            require(isinstance(rope, bool), "rope", f"is {rope!r}, must be True or False")
             asked = "rope" if rope else "sinusoidal"
             require(positional_encoding in (None, asked), "rope", f"is {rope}, but positional_encoding is not {asked}")
             positional_encoding = asked
@@ -89,7 +94,9 @@ class psannLM:
         with keywords.named(), sine_keywords.named():
             model = keywords.section(given)["model"]
             sine = sine_keywords.section(sine_params or {}).get("model", {})
-            self._model = parse({"model": {**model, **sine}}).model
+            # The window is chosen by `fit`; here it must not limit the model.
+            shortest = {"data": {"max_length": 2}, "train": {"batch_tokens": 2}}
+            self._model = parse({"model": {**model, **sine}, **shortest}).model
         self.base = base
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
@@ -168,8 +175,10 @@ class psannLM:
           UserError: a keyword is unknown, a value is invalid, train_data has another tokenizer than the model, or the
             workdir holds another run.
         """
-        require(isinstance(train_data, psannLMDataPrep), "train_data", "must be a psannLMDataPrep")
-        require(val_data is None or isinstance(val_data, psannLMDataPrep), "val_data", "must be a psannLMDataPrep")
+        _require_data("train_data", train_data)
+        if val_data is not None:
+            _require_data("val_data", val_data)
+        require(isinstance(grad_checkpoint, bool), "grad_checkpoint", f"is {grad_checkpoint!r}, must be True or False")
         _check_devices(ddp)
         given = {**options, "batch_tokens": batch_tokens, "lr": lr, "amp": amp, "warmup_steps": warmup_steps}
         if grad_checkpoint:
@@ -217,6 +226,7 @@ class psannLM:
         Raises:
           UserError: the model has no weights, a keyword is unknown or a value is invalid.
         """
+        _require_text("prompt", prompt)
         return self.generate_batch([prompt], max_new_tokens=max_new_tokens, **options)[0]
 
     def generate_batch(self, prompts: Sequence[str], *, max_new_tokens: int = 128, **options: Any) -> list[str]:
@@ -239,6 +249,11 @@ class psannLM:
           UserError: the model has no weights, a keyword is unknown or a value is invalid.
         """
         require(not isinstance(prompts, str), "prompts", "is one text, must be a list; for one text use generate")
+        are_several = isinstance(prompts, Iterable) and not isinstance(prompts, bytes)
+        require(are_several, "prompts", f"is of type {type(prompts).__name__}, must be a list of texts")
+        prompts = list(prompts)
+        for i, prompt in enumerate(prompts):
+            _require_text(f"prompts[{i}]", prompt)
         settings.GENERATE.section(options)
         sampling_names = [f.name for f in dataclasses.fields(Sampling)]
         sampling, rest = Sampling(), {}
@@ -249,7 +264,9 @@ class psannLM:
             elif value is not None:
                 rest[name] = value
         stop, on_text = rest.pop("stop", ()), rest.pop("on_text", None)
-        generation = GenerationOptions(stop=(stop,) if isinstance(stop, str) else tuple(stop), **rest)
+        require(on_text is None or callable(on_text), "on_text", f"is {on_text!r}, must be a function")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
+        generation = GenerationOptions(stop=stop, **rest)
         return list(self._text_sampler().complete(prompts, sampling, generation, on_text=on_text))
 
     def _text_sampler(self) -> TextSampler:
@@ -273,7 +290,7 @@ class psannLM:
         Raises:
           UserError: the model has no weights, or the file cannot be written.
         """
-        path = Path(path)
+        path = given_path(path, "path")
         write_safetensors(path if path.suffix == SUFFIX else path / DEFAULT_NAME, self._trained())
 
     @classmethod
@@ -291,12 +308,24 @@ class psannLM:
         Raises:
           UserError: the file is missing, truncated or of another program, or the tokenizer does not fit the model.
         """
-        given = tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+        is_loaded = tokenizer is None or isinstance(tokenizer, Tokenizer)
+        given = tokenizer if is_loaded else Tokenizer.load(given_path(tokenizer, "tokenizer"))
         weights = read_weights(path, given, **options)
         model = cls.__new__(cls)
         model.base, model.history, model.summary, model._sampler = weights.config.model.base, [], {}, None
         model._model, model._weights = weights.config.model, weights
         return model
+
+
+def _require_data(name: str, value: Any) -> None:
+    """Raises ConfigError that says how to make a psannLMDataPrep, unless it is one."""
+    shown = repr(value) if isinstance(value, str | os.PathLike) and len(str(value)) <= 80 else "..."
+    fix = f"must be a psannLMDataPrep; use psannLMDataPrep({shown})"
+    require(isinstance(value, psannLMDataPrep), name, f"is of type {type(value).__name__}, {fix}")
+
+
+def _require_text(name: str, value: Any) -> None:
+    require(isinstance(value, str), name, f"is of type {type(value).__name__}, must be a text")
 
 
 def _check_devices(ddp: str) -> None:
@@ -312,7 +341,7 @@ def _check_devices(ddp: str) -> None:
 def _directory(workdir: str | os.PathLike[str] | None) -> Iterator[Path]:
     """Yields the workdir, or a temporary directory that is deleted afterwards."""
     if workdir is not None:
-        yield Path(workdir)
+        yield given_path(workdir, "workdir")
         return
     require(jax.process_count() == 1, "workdir", "is missing; several processes need one that all of them can access")
     with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:

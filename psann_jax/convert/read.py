@@ -14,8 +14,10 @@ from psann_jax.convert.run import read_run
 from psann_jax.convert.safetensors_file import DEFAULT_NAME, SUFFIX, read_safetensors
 from psann_jax.convert.weights import Weights, check_weights
 from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.runs.restore import refuse_checkpoint
 from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import given_path, storage_errors
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint",), ("n_heads", "positional_encoding", "max_length")
@@ -34,8 +36,9 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
       UserError: the path is missing, truncated or of another program, an option does not apply to it, or the tokenizer
         does not fit the model.
     """
-    path = Path(path).expanduser()
-    valid, read = _reader(path)
+    path = given_path(path, "path")
+    with storage_errors(path, "read"):
+        valid, read = _reader(path)
     for name in options:
         is_known = name in (*_RUN_OPTIONS, *_PSANNLM_OPTIONS)
         suggestion = "" if is_known else nearest(name, valid)
@@ -60,6 +63,8 @@ def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
         return (), lambda: read_safetensors(path / DEFAULT_NAME)
     if (path / CONFIG).exists():
         return _RUN_OPTIONS, lambda **options: read_run(path, **options)
+    if path.exists():
+        refuse_checkpoint(path)
     raise UserError(
         f"{path}: must be a {SUFFIX} file, a directory with {DEFAULT_NAME} or a run, or a .pt file of psannlm or NGT"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psann_jax.config import Config, text_model
+from psann_jax.config import Config, ConfigError, text_model
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, make_network
 from psann_jax.train.compatibility import check_compatible
@@ -47,10 +47,16 @@ def check_weights(weights: Weights, source: object) -> Weights:
     """
     config, tokenizer = weights.config, weights.tokenizer
     try:
-        check_compatible(weights.params, weights.network().abstract, f"{source}: the parameters")
+        vocab_size = text_model(config).vocab_size
+        if vocab_size < 1:
+            raise UserError(f"{source}: its config is incomplete, it must have model.vocab_size")
+        expected = weights.network().abstract
+    except (ConfigError, ArithmeticError, TypeError, ValueError) as error:  # sizes that no network has
+        raise UserError(f"{source}: its config describes no network: {error}") from error
+    try:
+        check_compatible(weights.params, expected, f"{source}: the parameters")
     except UserError as error:
         raise UserError("; ".join(line.strip() for line in str(error).splitlines())) from error
-    vocab_size = text_model(config).vocab_size
     if tokenizer is not None and tokenizer.vocab_size != vocab_size:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {vocab_size}")
     return weights
@@ -63,12 +69,20 @@ def flat_params(params: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def nested_params(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of `flat_params`."""
+    """The inverse of `flat_params`.
+
+    Raises:
+      ValueError: one path is the beginning of another.
+    """
     nested: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split(".")
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"the name {path!r} begins with the name of another array")
+        if leaf in node:
+            raise ValueError(f"the name {path!r} is the beginning of another array's name")
         node[leaf] = value
     return nested

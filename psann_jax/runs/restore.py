@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from psann_jax.sample.sampler import Sampler
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.mesh import check_heads
 from psann_jax.utils.errors import UserError
+
+_CHECKPOINTS = "checkpoints"  # directory in a workdir
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,20 @@ def _tokenizer(checkpoints: CheckpointReader, step: int) -> Tokenizer:
 def _checkpoint_directory(workdir: Path) -> Path:
     if not workdir.is_dir():
         raise UserError(f"{workdir}: there is no such directory; give the workdir of a run")
-    directory = workdir / "checkpoints"
+    directory = workdir / _CHECKPOINTS
     if not directory.is_dir():
+        refuse_checkpoint(workdir)
         raise UserError(f"{workdir}: has no checkpoints; give the workdir of a run that has saved one")
     return directory
+
+
+def refuse_checkpoint(path: Path) -> None:
+    """Raises UserError if a directory lies in the checkpoints of a run, and says how to name the checkpoint."""
+    step = re.fullmatch(r"step_(\d+)", path.name)
+    directory = path.parent if step else path
+    if directory.name == _CHECKPOINTS and directory.is_dir():
+        fix = f"with checkpoint {step[1]}" if step else "and choose one of its checkpoints"
+        raise UserError(f"{path}: is a part of a run; give its workdir {directory.parent} {fix}")
 
 
 def _choose(checkpoints: CheckpointReader, step: int | str | None) -> int:
@@ -175,7 +188,7 @@ def _choose(checkpoints: CheckpointReader, step: int | str | None) -> int:
         if found is None:
             raise UserError(f"{checkpoints.directory}: no checkpoint has a validation loss; use the last one")
         return found
-    if not str(step).isdecimal():
+    if not re.fullmatch(r"\d{1,18}", str(step)):
         raise UserError(f"checkpoint: is {step!r}, must be last, best or one of the steps {checkpoints.steps()}")
     return int(str(step))
 

@@ -9,6 +9,7 @@ import numpy as np
 from psann_jax.config import require
 from psann_jax.config.values import require_number, require_whole
 
+_MAX_SAMPLES = 1_000_000  # per prompt: all are listed before the first is generated
 Overflow = Literal["stop", "slide"]
 
 
@@ -75,7 +76,7 @@ class GenerationOptions:
       max_new_tokens: most tokens generated per text.
       stop: strings that end a text where they first occur; the text does not include them.
       seed: of all random numbers, below 2**32.
-      num_samples: texts generated per prompt.
+      num_samples: texts generated per prompt, at most a million.
       overflow: what happens when a text fills the model's context. "slide": generation continues from the last half of
         the context, and a prompt that is too long is truncated to its end. "stop": the text ends, and a prompt that is
         too long is an error.
@@ -95,6 +96,8 @@ class GenerationOptions:
         """Raises ConfigError for the first invalid value; the message begins with the field's name."""
         for name in ("max_new_tokens", "num_samples", "batch_size"):
             require_whole(name, getattr(self, name), 1)
+        most = _MAX_SAMPLES
+        require(self.num_samples <= most, "num_samples", f"is {self.num_samples}, must be at most {most}")
         if self.max_prompt_tokens is not None:
             require_whole("max_prompt_tokens", self.max_prompt_tokens, 1)
         are_texts = isinstance(self.stop, tuple) and all(isinstance(s, str) for s in self.stop)

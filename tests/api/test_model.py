@@ -14,6 +14,7 @@ from psann_jax import psannLM, psannLMDataPrep
 from psann_jax.api import keywords as api_settings
 from psann_jax.config import ConfigError
 from psann_jax.convert.weights import flat_params
+from psann_jax.runs.restore import load_text_run
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
 from tests.support.tiny import WORDS, prepared, sentences, write_text
@@ -84,6 +85,7 @@ def test_every_option_of_the_model_has_a_keyword():
     gate = psannLM("sgrpsann", k_fft=8, gate_type="fourier_features", gate_strength=0.5)._model.spectral
     assert (gate.k_fft, gate.gate_type, gate.gate_strength) == (8, "fourier_features", 0.5)
     assert psannLM(d_model=64)._model.d_mlp == 256
+    assert psannLM("ngt", n_positions=64)._model.n_positions == 64, "the default window is no limit"
 
 
 MODEL_ERRORS = {
@@ -158,7 +160,7 @@ FIT_ERRORS = {
     "ddp": ({"ddp": "maybe"}, "ddp: is 'maybe', must be one of auto, on, off"),
     "remat": ({"grad_checkpoint": True, "remat": "dots"}, "remat: cannot be used together with grad_checkpoint"),
     "mesh": ({"tensor": 3}, "tensor: 3 parts do not divide 1 devices"),
-    "val": ({"val_data": ["a"]}, "val_data: must be a psannLMDataPrep"),
+    "val": ({"val_data": ["a"]}, "val_data: is of type list, must be a psannLMDataPrep; use psannLMDataPrep(...)"),
 }
 
 
@@ -172,8 +174,10 @@ def test_an_error_in_fit_names_the_cause(case):
 
 
 def test_model_and_text_must_match():
-    with pytest.raises(UserError, match=r"^train_data: must be a psannLMDataPrep"):
+    with pytest.raises(UserError, match=r"^train_data: is of type list, must be a psannLMDataPrep; use"):
         psannLM(**SMALL).fit(sentences())
+    with pytest.raises(UserError, match=r"^train_data: is of type str, .*; use psannLMDataPrep\('notes.txt'\)$"):
+        psannLM(**SMALL).fit("notes.txt")
     with pytest.raises(UserError, match=r"vocab_size: is 99, but the tokenizer has 260"):
         quick(psannLM(**SMALL, vocab_size=99), prepared())
     model = quick(psannLM(**SMALL), prepared())
@@ -330,6 +334,12 @@ def test_a_run_is_loaded(tmp_path):
         psannLM.load(tmp_path / "run", n_heads=2)
     with pytest.raises(UserError, match=r"must be a \.safetensors file"):
         psannLM.load(tmp_path)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for load in (psannLM.load, load_text_run):
+        with pytest.raises(UserError, match=rf"part of a run; give its workdir {tmp_path / 'run'} with checkpoint 3$"):
+            load(checkpoints / "step_3")
+        with pytest.raises(UserError, match=rf"give its workdir {tmp_path / 'run'} and choose one of its checkpoints$"):
+            load(checkpoints)
 
 
 def test_text_files_are_data(tmp_path):
