@@ -4,6 +4,7 @@ Nothing here imports JAX, so an error in a command line or a config file shows a
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from psann_jax.config import Config
 from psann_jax.config.files import load_experiment
 from psann_jax.config.names import nearest
 from psann_jax.config.reference import groups, render_help
+from psann_jax.utils.errors import one_line
 
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 
@@ -29,6 +31,9 @@ class StrictParser(argparse.ArgumentParser):
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses the arguments of a command; exits with code 2 on any error in them."""
+        for argument in argv:
+            if argument.startswith("--") and argument.endswith("=--"):  # argparse would take it for an empty list
+                fail(f"{argument.partition('=')[0]}: is '--', must be a value")
         flags, unknown = self.parse_known_args(list(argv))
         if unknown:
             name = unknown[0].split("=")[0]
@@ -198,6 +203,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """A flag's value as a finite number above 0, for `type=` of a parser's argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be a positive number")
+    return value
+
+
 def names(text: str) -> list[str]:
     """A flag's value as a list of names with commas between them, for `type=` of a parser's argument."""
     found = [name.strip() for name in text.split(",") if name.strip()]
@@ -208,11 +224,15 @@ def names(text: str) -> list[str]:
 
 def writable_file(text: str) -> Path:
     """A flag's value as the path of a file that can be written, for `type=` of a parser's argument."""
-    path = Path(text).expanduser()
-    parent = path.absolute().parent
-    if not parent.is_dir():
+    try:
+        path = Path(text).expanduser()
+        parent = path.absolute().parent
+        has_parent, is_free = parent.is_dir(), not path.is_dir() and os.access(parent, os.W_OK)
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, an unknown user, a null character
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: cannot be written: {one_line(error)[:80]}") from error
+    if not has_parent:
         raise argparse.ArgumentTypeError(f"{path}: there is no directory {parent}")
-    if path.is_dir() or not os.access(parent, os.W_OK):
+    if not is_free:
         raise argparse.ArgumentTypeError(f"{path}: cannot be written")
     return path
 

@@ -2,9 +2,8 @@
 
 from ml_collections import config_dict
 
-from psann_jax.config.checks import InactiveError, require
+from psann_jax.config.checks import InactiveError, require_known
 from psann_jax.config.io import default_config, flatten, parse
-from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
 
 
@@ -26,16 +25,17 @@ def with_base(settings: config_dict.ConfigDict, base: str) -> tuple[config_dict.
     result = default_config(base)
     known = dict(flatten(result.to_dict()))
     defaults = dict(flatten(default_config(settings.model.base).to_dict()))
-    dropped = {}
+    moved, dropped = {}, {}
     for key, value in flatten(settings.to_dict()):
-        require(key in defaults, key, f"unknown key{nearest(key, defaults)}")
+        require_known(key, defaults, key)
         if key == "model.base":
             continue
         changed = value != defaults[key]
         if key in known and (changed or not key.startswith("model.")):
-            result.update_from_flattened_dict({key: value})
+            moved[key] = value
         elif changed:
             dropped[key] = value
+    result.update_from_flattened_dict(moved)
     return result, dropped
 
 

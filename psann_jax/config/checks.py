@@ -1,8 +1,10 @@
 """Checks for the sections of a config. Every message begins with the dotted name of the field."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
+from psann_jax.config.names import nearest
 from psann_jax.utils.errors import UserError
 
 
@@ -26,6 +28,12 @@ def require(ok: bool, name: str, message: str) -> None:
     """Raises ConfigError ``name: message`` unless `ok`."""
     if not ok:
         raise ConfigError(f"{name}: {message}")
+
+
+def require_known(key: str, valid: Collection[str], name: str, problem: str = "unknown key") -> None:
+    """Raises ConfigError ``name: problem``, with a suggestion, unless `key` is one of the valid names."""
+    if key not in valid:
+        raise ConfigError(f"{name}: {problem}{nearest(key, valid)}")
 
 
 def at_least(least: int, section: Any, prefix: str, *names: str) -> None:

@@ -36,15 +36,16 @@ class DataSection(Protocol):
 class TokenizerConfig:
     """How text is converted to token ids."""
 
+    # auto: the kind of path, or bpe
     kind: Literal["auto", "bpe", "unigram", "wordpiece", "sentencepiece", "bytes"] = "auto"
     path: str = ""  # a tokenizer.json or sentencepiece .model to use; "": train one on the text
     vocab_size: int = 32000  # of a trained tokenizer, including special tokens
-    min_frequency: int = 2
+    min_frequency: int = 2  # of the pairs that a trained bpe or wordpiece tokenizer merges
     sample_bytes: int = 50_000_000  # of text to train the tokenizer on; 0: all
-    pad_token: str = "<pad>"
-    bos_token: str = "<bos>"
-    eos_token: str = "<eos>"
-    unk_token: str = "<unk>"
+    pad_token: str = "<pad>"  # fills rows
+    bos_token: str = "<bos>"  # begins a document
+    eos_token: str = "<eos>"  # ends a document
+    unk_token: str = "<unk>"  # for text that the tokenizer does not know
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -69,11 +70,11 @@ SPECIAL_TOKENS = ("pad", "bos", "eos", "unk")
 class DataConfig:
     """Where text comes from and how it is divided into windows."""
 
-    sources: tuple[str, ...] = ("builtin:python",)  # see psann_jax/data/sources.py for the forms
+    sources: tuple[str, ...] = ("builtin:python",)  # files, builtin:, hf: or tfds: names, see the page on data
     weights: tuple[float, ...] = ()  # fraction of each source in training, normalised; (): by size
     valid_sources: tuple[str, ...] = ()  # fixed validation text; (): a split of the sources
     valid_fraction: float = 0.01  # of the documents, when valid_sources is empty
-    split_seed: int = 1337
+    split_seed: int = 1337  # of the choice of validation documents
     text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
     document: Literal["auto", "line", "paragraph", "file"] = "auto"  # what is one document in a .txt file
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

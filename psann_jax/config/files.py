@@ -163,4 +163,5 @@ def check_override_name(override: str, names: Iterable[str], flag: str = "config
     name, names = override_name(override), set(names)
     example = next((key for key in sorted(names) if key.startswith(f"{name}.")), "")
     require(not example, f"--{flag}.{name}", f"is a section; change one of its settings, such as --{flag}.{example}")
-    require(override_key(override, names) in names, f"--{flag}.{name}", f"unknown key{nearest(name, sorted(names))}")
+    if override_key(override, names) not in names:
+        raise ConfigError(f"--{flag}.{name}: unknown key{nearest(name, sorted(names))}")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from psann_jax.config.checks import require
+from psann_jax.config.checks import ConfigError, require, require_known
 from psann_jax.config.data import DataConfig
 from psann_jax.config.decoder import DecoderConfig
 from psann_jax.config.families import family
@@ -84,7 +84,7 @@ def _build(cls: type, mapping: Mapping[str, Any], prefix: str, sections: Mapping
     require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
     hints = field_types(cls)
     for key in mapping:
-        require(key in hints, f"{prefix}{key}", f"unknown key{nearest(str(key), hints)}")
+        require_known(str(key), hints, f"{prefix}{key}")
     values = {}
     for key, value in mapping.items():
         hint = sections.get(key, hints[key]) if cls is Config else hints[key]
@@ -101,9 +101,9 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         inner = next(a for a in args if a is not types.NoneType)
         return None if value is None else _coerce(value, inner, name)
     if origin is Literal:
-        require(
-            value in args, name, f"is {value!r}{nearest(str(value), args)}, must be one of {', '.join(map(str, args))}"
-        )
+        if value not in args:
+            choices = ", ".join(map(str, args))
+            raise ConfigError(f"{name}: is {value!r}{nearest(str(value), args)}, must be one of {choices}")
         return value
     if origin is tuple:
         require(isinstance(value, list | tuple), name, f"is {value!r}, must be a tuple")

@@ -176,13 +176,13 @@ def _code(value: object) -> str:
 
 def render_help() -> str:
     """All settings as flags with their defaults and meanings, for the end of --help."""
-    parts = ["settings, with the defaults of a base that the config file does not change:"]
+    parts = ["settings and their defaults, which the config file can change:"]
     for group in groups():
         parts += ["", f"{group.title}: {group.description}"]
         for s in group.settings:
             flag = f"  --config.{s.name}={s.default}"
-            meaning = "; ".join(filter(None, (s.meaning, s.values if ", " in s.values else "")))
-            parts += [f"{flag:<47} {meaning}".rstrip()]
+            words = f" [{s.values}]" if ", " in s.values and "[" not in s.values else ""
+            parts += [f"{flag:<47} {s.meaning}{words}"]
     return "\n".join(parts) + "\n"
 
 

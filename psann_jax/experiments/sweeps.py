@@ -11,9 +11,9 @@ from ml_collections import config_dict
 
 from psann_jax.config import require
 from psann_jax.config.bases import with_base
+from psann_jax.config.checks import require_known
 from psann_jax.config.files import check_override_name, override_key
 from psann_jax.config.io import flatten
-from psann_jax.config.names import nearest
 
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
 
@@ -64,7 +64,7 @@ def contender_config(
     result, _ = with_base(common, base)
     known = set(dict(flatten(result.to_dict())))
     for key, value in settings.items():
-        require(key in known, key, f"of {name}: base {base} has no such setting{nearest(key, known)}")
+        require_known(key, known, key, f"of {name}: base {base} has no such setting")
         result.update_from_flattened_dict({key: value})
     return result
 

@@ -110,14 +110,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    with storage_errors(path, "read"):
+        *lines, _ = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
             rows.append({current_name(name): _NON_FINITE.get(value, value) for name, value in row.items()})
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: line {number} is not a JSON object of numbers: {line[:60]!r}") from error
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+            shown = line[:60].decode(errors="backslashreplace")
+            raise UserError(f"{path}: line {number} is not a JSON object of numbers with a step: {shown!r}") from error
     return rows
 
 

@@ -9,6 +9,7 @@ from psann_jax.cli.flags import (
     default_workdir,
     names,
     positive_int,
+    positive_number,
     read_config,
     split_overrides,
     writable_file,
@@ -81,6 +82,13 @@ def test_values_of_flags(tmp_path):
     assert positive_int("7") == 7
     assert names("a, b,") == ["a", "b"]
     assert writable_file(str(tmp_path / "x.json")) == tmp_path / "x.json"
-    for read, wrong in ((positive_int, "0"), (positive_int, "x"), (names, ","), (writable_file, str(tmp_path))):
+    for read, wrong in (
+        (positive_int, "0"),
+        (positive_int, "x"),
+        (positive_number, "inf"),
+        (names, ","),
+        (writable_file, str(tmp_path)),
+        (writable_file, "x" * 304),
+    ):
         with pytest.raises(ArgumentTypeError):
             read(wrong)

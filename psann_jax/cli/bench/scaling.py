@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from psann_jax.cli.bench.result import add_json_flag, show
-from psann_jax.cli.flags import ConfigParser, positive_int, read_config
+from psann_jax.cli.flags import ConfigParser, positive_int, positive_number, read_config
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,14 +40,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--peak_tflops",
-        type=float,
+        type=positive_number,
         default=989.4,
         metavar="X",
         help="peak 16-bit matrix TFLOP/s of an accelerator; default 989.4, an H100 SXM",
     )
     add(
         "--utilisation",
-        type=float,
+        type=positive_number,
         default=0.4,
         metavar="X",
         help="fraction of the peak that matrix products reach; default 0.4",
@@ -55,14 +55,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--node", type=positive_int, default=8, metavar="N", help="accelerators joined by fast links; default 8")
     add(
         "--node_gb_s",
-        type=float,
+        type=positive_number,
         default=450.0,
         metavar="X",
         help="GB/s from an accelerator to others of its node, one direction; default 450",
     )
     add(
         "--network_gb_s",
-        type=float,
+        type=positive_number,
         default=50.0,
         metavar="X",
         help="GB/s from an accelerator to other nodes, one direction; default 50",
