@@ -105,8 +105,10 @@ def _read_prompts(flags: argparse.Namespace) -> list[str] | None:
         return [flags.prompt]
     if flags.prompts_file is not None:
         return _read_lines(Path(flags.prompts_file))
+    if sys.stdin is None:  # closed
+        raise UserError("--prompt: is missing; standard input is closed, so give --prompt or --prompts_file")
     if not sys.stdin.isatty():
-        return [sys.stdin.read().removesuffix("\n")]
+        return [_decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")]
     if flags.json or flags.num_samples != 1:
         raise UserError("--prompt: is missing; --json and --num_samples need --prompt or --prompts_file")
     return None
@@ -115,13 +117,18 @@ def _read_prompts(flags: argparse.Namespace) -> list[str] | None:
 def _read_lines(path: Path) -> list[str]:
     with storage_errors(path, "read"):
         content = path.read_bytes()
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
+    text = _decode(content, str(path))
     if not text:
         raise UserError(f"{path}: is empty; write a prompt on each line")
     return text.removesuffix("\n").split("\n")
+
+
+def _decode(content: bytes, name: str) -> str:
+    """Returns UTF-8 without a byte order mark and with LF at the ends of lines."""
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: is not UTF-8 text") from error
 
 
 def _print_piece(index: int, piece: str) -> None:
@@ -145,6 +152,9 @@ def _run_dialogue(sampler: "TextSampler", sampling: Sampling, options: Generatio
         except EOFError:
             print()
             return
+        except UnicodeDecodeError:
+            print("error: standard input: is not UTF-8 text", file=sys.stderr)
+            continue
         try:
             _stream(sampler, prompt, sampling, options)
         except KeyboardInterrupt:

@@ -6,7 +6,10 @@ prints the fraction solved by number of iterations and rating.
 
 import argparse
 import json
+import os
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from psann_jax.runs.restore import LoadedRun
 
 _UNSOLVED = 1  # exit code
-_OF_ONE, _OF_MANY = ("watch", "pictures"), ("max_puzzles", "batch_size", "never_stop")
+_DELAY, _MAX_DELAY = 0.1, 60  # seconds between the iterations that --watch shows on a terminal
+_REST, _REST_TOLERANCE = 8, 1e-4  # iterations without a change of any probability that end --watch
+_GREEN, _RED, _END = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+_OF_ONE, _OF_MANY = ("watch", "delay", "pictures"), ("max_puzzles", "batch_size", "never_stop")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,7 +58,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="FILE", help="a CSV with question, answer and rating; default the run's validation puzzles")
     add("--iterations", type=int, default=1024, metavar="N", help="maximum number of iterations; default 1024")
     add("--json", action="store_true", help="print one JSON object instead of grids and tables")
-    add("--watch", action="store_true", help="with --puzzle: show the grid after every iteration")
+    add(
+        "--watch",
+        action="store_true",
+        help="with --puzzle: show the grid after every iteration, up to a fixed point",
+    )
+    add("--delay", type=float, metavar="S", help="with --watch: seconds between iterations; default 0.1 on a terminal")
     add("--pictures", metavar="DIR", help="with --puzzle: write confidence.png and attention.png there")
     add("--max_puzzles", type=int, metavar="N", help="without --puzzle: only the first N puzzles")
     add("--batch_size", type=int, metavar="N", help="without --puzzle: puzzles per batch; default 256")
@@ -64,6 +75,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in others:
         if getattr(flags, name):
             parser.error(f"--{name}: has no effect {kind} --puzzle")
+    if flags.delay is not None and not flags.watch:
+        parser.error("--delay: has no effect without --watch")
+    if flags.delay is not None and not 0 <= flags.delay <= _MAX_DELAY:
+        parser.error(f"--delay: is {flags.delay}, must be from 0 to {_MAX_DELAY} seconds")
     for name in ("iterations", "max_puzzles", "batch_size"):
         if getattr(flags, name) is not None and getattr(flags, name) < 1:
             parser.error(f"--{name}: is {getattr(flags, name)}, must be at least 1")
@@ -77,12 +92,15 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
     from psann_jax.data.sudoku.rules import draw_grid, find_conflict, grid_text, is_solved
     from psann_jax.runs.sudoku_solver import trace
 
-    grids, probabilities = [], []
+    grids, probabilities, at_rest = [], [], False
     for probabilities_81x9, grid_81 in trace(run, puzzle_81, iterations=flags.iterations):
         probabilities.append(probabilities_81x9)
         grids.append(grid_81)
         if flags.watch:
-            _show(draw_grid(grid_81, puzzle_81), f"iteration {len(grids)}", first=len(grids) == 1)
+            _show(grid_81, puzzle_81, len(grids), flags.delay)
+            at_rest = _is_at_rest(probabilities)
+        if at_rest:
+            break
     solved = bool(is_solved(grids[-1][None])[0])
     if flags.pictures:
         _draw(run, puzzle_81, np.stack(probabilities), Path(flags.pictures))
@@ -93,17 +111,41 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
         if not flags.watch:
             print(draw_grid(grids[-1], puzzle_81))
         verdict = f"solved: valid after {len(grids)} iterations"
-        fault = f"not solved after {len(grids)} iterations: {find_conflict(grids[-1])}"
+        fixed = ", at a fixed point" if at_rest else ""
+        fault = f"not solved after {len(grids)} iterations{fixed}: {find_conflict(grids[-1])}"
         print(verdict if solved else fault)
     if not solved:
         raise SystemExit(_UNSOLVED)
 
 
-def _show(grid: str, title: str, first: bool) -> None:
-    """Prints a grid; on a terminal it overwrites the previous one."""
-    if sys.stdout.isatty() and not first:
+def _is_at_rest(probabilities: Sequence[np.ndarray]) -> bool:
+    """Whether no probability, and so no digit, has changed in the last iterations."""
+    last = probabilities[-_REST - 1 :]
+    return len(last) > _REST and bool(np.max(np.ptp(np.stack(last), axis=0)) < _REST_TOLERANCE)
+
+
+def _show(grid_81: np.ndarray, puzzle_81: np.ndarray, iteration: int, delay: float | None) -> None:
+    """Prints a grid and waits; on a terminal it overwrites the previous one, in colour."""
+    from psann_jax.data.sudoku.rules import draw_grid
+
+    grid, on_terminal = draw_grid(grid_81, puzzle_81), sys.stdout.isatty()
+    if on_terminal and iteration > 1:
         print(f"\x1b[{grid.count(chr(10)) + 2}A", end="")
-    print(f"{title}\n{grid}", flush=True)
+    if on_terminal and "NO_COLOR" not in os.environ:
+        grid = _coloured(grid, grid_81, puzzle_81)
+    print(f"iteration {iteration}\n{grid}", flush=True)
+    time.sleep(delay if delay is not None else _DELAY if on_terminal else 0)
+
+
+def _coloured(drawn: str, grid_81: np.ndarray, puzzle_81: np.ndarray) -> str:
+    """Shows the digits in parentheses, which are no clues, in green instead, or in red if a unit has them twice."""
+    from psann_jax.data.sudoku.rules import UNITS_27x9
+
+    is_twice_81 = np.zeros(81, bool)
+    for unit in UNITS_27x9:
+        is_twice_81[unit] |= np.bincount(grid_81[unit], minlength=10)[grid_81[unit]] > 1
+    colours = iter(np.where(is_twice_81, _RED, _GREEN)[puzzle_81 == 0].tolist())
+    return re.sub(r"\((\d)\)", lambda digit: f"{next(colours)} {digit[1]} {_END}", drawn)
 
 
 def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:

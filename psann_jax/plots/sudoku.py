@@ -95,7 +95,7 @@ def draw_attention(path: Path, weights_NxHx81: np.ndarray, puzzle_81: np.ndarray
             for clue in np.flatnonzero(puzzle_81).tolist():
                 panel.text(clue % 9, clue // 9, str(puzzle_81[clue]), ha="center", va="center", fontsize=6, color="w")
             panel.plot(cell % 9, cell // 9, "s", markerfacecolor="none", markeredgecolor="red", markersize=9)
-            panel.set_title(f"layer {layer}, head {head}", fontsize=8)
+            panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
             _grid_lines(panel)
     figure.suptitle(f"attention of row {cell // 9 + 1}, column {cell % 9 + 1}, each panel with its own scale")
     figure.savefig(path, format="png")

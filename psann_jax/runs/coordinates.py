@@ -19,12 +19,13 @@ from psann_jax.utils.files import atomic_write, storage_errors
 
 # The same for every run, so that pages can be compared. Words are repeated to show how their occurrences differ.
 DEFAULT_TEXT = """\
-Every stone that falls, falls toward the centre of the Earth. The Moon falls too: it goes round the Earth because the \
-Earth draws it, as the Sun draws the Earth.
-Two bodies draw each other the more, the heavier they are; at 2 times the distance, 4 times less. "Then why," said the \
-girl, "does the Moon not come down?" Because it moves, and while it falls the Earth bends away under it.
-In 1687 Newton wrote this down. He did not say what gravity is; he said what it does, and that was enough to find the \
-path of a planet, a comet or a stone.
+Every stone that falls, falls toward the centre of the Earth. The Moon falls too: it moves around the Earth because \
+the Earth attracts it, as the Sun attracts the Earth.
+Two bodies attract each other more strongly if they are heavier; at 2 times the distance, the force is 4 times weaker. \
+"Then why," asked the girl, "does the Moon not come down?" Because it moves, and while it falls, the Earth curves away \
+under it.
+In 1687 Newton wrote this down. He did not say what gravity is; he said what it does, and that was enough to calculate \
+the path of a planet, a comet or a stone.
 """
 DEFAULT_TOKENS = 256
 

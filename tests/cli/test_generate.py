@@ -77,6 +77,16 @@ def test_json_has_one_line_per_sample_of_each_prompt(run, compiled, capsys, tmp_
     assert set(json.loads(out)) == {"prompt", "text", "tokens", "finish"}
 
 
+def test_a_prompts_file_may_have_a_byte_order_mark_and_any_line_ends(run, compiled, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("a é\n\nb\n".encode())
+    flags = (f"--prompts_file={tmp_path / 'prompts.txt'}", "--json", "--max_new_tokens=2", "--temperature=0")
+    expected = generated(capsys, run, *flags).out
+    assert [json.loads(line)["prompt"] for line in expected.splitlines()] == ["a é", "", "b"]
+    for end in ("\r\n", "\r"):
+        (tmp_path / "prompts.txt").write_bytes("a é\n\nb\n".replace("\n", end).encode("utf-8-sig"))
+        assert generated(capsys, run, *flags).out == expected
+
+
 def test_several_texts_are_printed_with_how_they_ended(run, compiled, capsys):
     out, _ = generated(capsys, run, "--prompt=a", "--num_samples=3", "--max_new_tokens=4", "--temperature=0")
     (expected,) = compiled.complete(["a"], Sampling(temperature=0), GenerationOptions(max_new_tokens=4))
@@ -104,13 +114,20 @@ def test_settings_reach_the_sampler(run, compiled, capsys):
 
 def test_a_pipe_is_a_prompt(run, compiled, capsys, monkeypatch):
     flags = ("--max_new_tokens=3", "--temperature=0")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
-    piped = generated(capsys, run, *flags).out
-    assert piped == generated(capsys, run, "--prompt=two\nlines", *flags).out
+    expected = generated(capsys, run, "--prompt=two\nlines", *flags).out
+    for content in (b"two\nlines\n", b"\xef\xbb\xbftwo\r\nlines\r\n"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert generated(capsys, run, *flags).out == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    with pytest.raises(UserError, match=r"^standard input: is not UTF-8 text$"):
+        generated(capsys, run, *flags)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match=r"^--prompt: is missing; standard input is closed"):
+        generated(capsys, run, *flags)
 
 
 def test_the_dialogue_continues_after_errors_and_interruptions(run, compiled, capsys, monkeypatch):
-    typed = iter(["sun", "x" * 99, "interrupt", "sun"])
+    typed = iter(["sun", "x" * 99, "interrupt", "undecodable", "sun"])
     complete = TextSampler.complete
 
     def interrupted(self, prompts, *args, **kwargs):
@@ -119,10 +136,10 @@ def test_the_dialogue_continues_after_errors_and_interruptions(run, compiled, ca
         return complete(self, prompts, *args, **kwargs)
 
     def ask(_):
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
+        line = next(typed, None)
+        if line is None:
+            raise EOFError
+        return b"\xff".decode() if line == "undecodable" else line
 
     monkeypatch.setattr(TextSampler, "complete", interrupted)
     monkeypatch.setattr("builtins.input", ask)
@@ -130,6 +147,7 @@ def test_the_dialogue_continues_after_errors_and_interruptions(run, compiled, ca
     out, err = generated(capsys, run, "--max_new_tokens=4", "--temperature=0", "--overflow=stop")
     (expected,) = compiled.complete(["sun"], Sampling(temperature=0), GenerationOptions(max_new_tokens=4))
     assert out.count(f"sun{expected.text}\n") == 2
+    assert "error: standard input: is not UTF-8 text" in err
     assert "error: prompt: has 100 tokens, more than the model's context of 32" in err
     assert "8 tokens" in err
 
@@ -177,7 +195,7 @@ def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
         load_text_run(tmp_path, "lst")
     with pytest.raises(UserError, match="no checkpoint has a validation loss"):
         load_text_run(tmp_path, "best")
-    with pytest.raises(UserError, match=r"^mesh: is data 99 x fsdp 1 x tensor 1, but there are \d+ devices"):
+    with pytest.raises(UserError, match=r"^mesh: is data 99 x fsdp 1 x tensor 1, but there (is|are) \d+ device"):
         load_text_run(tmp_path, mesh=(99, 1, 1))
     for part in (tmp_path / "checkpoints" / "step_3" / "params").rglob("*"):
         if part.is_file() and part.parent.name == "d":

@@ -1,6 +1,8 @@
 """The command that solves puzzles with a run."""
 
+import io
 import json
+import sys
 from functools import partial
 
 import matplotlib.image
@@ -75,6 +77,45 @@ def test_watching_and_figures(run, capsys, tmp_path):
         assert figure.std() > 0.05
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def watch(monkeypatch, run, steps, *flags):
+    """What --watch prints on a terminal, and the seconds it waits, for a network with these grids and probabilities."""
+    terminal, waited = Terminal(), []
+    monkeypatch.setattr("psann_jax.runs.sudoku_solver.trace", lambda *args, **kwargs: iter(steps))
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit):
+        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--watch", *flags])
+    monkeypatch.undo()
+    return terminal.getvalue(), waited
+
+
+def test_watching_ends_at_a_fixed_point_with_colours_and_a_delay(run, monkeypatch, capsys):
+    grid, rng = solve_one(parse_grid(PUZZLE)), np.random.default_rng(0)
+    grid[2] = 5  # twice in row 1, column 3 and box 1; one of the others is a clue
+    moving = [(rng.random((81, 9)), grid) for _ in range(10)]
+    shown, waited = watch(monkeypatch, run, [*moving, *[(np.full((81, 9), 0.1), grid)] * 50])
+    assert waited == [0.1] * 19
+    assert "iteration 19" in shown
+    assert "iteration 20" not in shown
+    assert "not solved after 19 iterations, at a fixed point: 5 appears twice in row 1" in shown
+    red, green = "\x1b[31m 5 \x1b[0m", "\x1b[32m 6 \x1b[0m"
+    assert red in shown
+    assert green in shown
+    assert "(" not in shown
+    shown, waited = watch(monkeypatch, run, moving, "--delay=0")
+    assert "iteration 10" in shown
+    assert "fixed point" not in shown
+    assert waited == [0] * 10
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in watch(monkeypatch, run, moving)[0]
+    capsys.readouterr()
+
+
 def test_the_validation_puzzles_by_default(run, capsys):
     solve.main([f"--workdir={run}", "--iterations=10", "--never_stop", "--ema", "--json"])
     shown = capsys.readouterr()
@@ -121,6 +162,9 @@ def test_bad_puzzles(run, arguments, message):
     [
         ([f"--puzzle={PUZZLE}", "--data=x.csv"], "--data: cannot be used together with --puzzle"),
         ([f"--puzzle={PUZZLE}", "--never_stop"], "--never_stop: has no effect with --puzzle"),
+        ([f"--puzzle={PUZZLE}", "--delay=1"], "--delay: has no effect without --watch"),
+        ([f"--puzzle={PUZZLE}", "--watch", "--delay=-1"], "--delay: is -1.0, must be from 0 to 60 seconds"),
+        ([f"--puzzle={PUZZLE}", "--watch", "--delay=nan"], "--delay: is nan, must be from 0 to 60 seconds"),
         (["--watch"], "--watch: has no effect without --puzzle"),
         (["--iterations=0"], "--iterations: is 0, must be at least 1"),
     ],
