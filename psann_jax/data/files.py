@@ -125,7 +125,7 @@ def read_errors(path: Path) -> Iterator[None]:
     with storage_errors(path, "read"):
         try:
             yield
-        except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as e:
+        except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError) as e:
             raise OSError(str(e) or type(e).__name__) from e
         except OSError as e:
             if "requires too much memory" not in str(e):  # Arrow's limit is that of the zstd command
