@@ -139,7 +139,7 @@ def _overrides(line, config_file, command):
     known = dict(flatten(config.to_dict()))
     given = {key for key in _SOURCES if f"config.{key}=" in line or ("$T" in line and key.endswith("sources"))}
     if "data.files" in given:
-        given |= {"data.counts", "data.extra_clues", "data.valid_fraction"}
+        given |= {"data.counts", "data.extra_clues", "data.valid_fraction", "data.curriculum"}
     sizes = [key for key in tiny if key in known and key not in varied and key not in given]
     if command == "bench throughput" and "--batch_tokens" in line:
         flags.append(f"--batch_tokens={tiny['train.batch_tokens']}")
