@@ -9,10 +9,10 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from psann_jax.cli.flags import StrictParser
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import given_path, storage_errors
 
 _FILE = ".safetensors"
 
@@ -20,8 +20,10 @@ _FILE = ".safetensors"
 def main(argv: Sequence[str]) -> None:
     """Reads the weights, checks them and writes them in the other format."""
     flags = _parse(argv)
-    source, destination = Path(flags.source).expanduser(), Path(flags.destination).expanduser()
-    if destination.exists() and destination.suffix == _FILE and not flags.overwrite:
+    source, destination = given_path(flags.source, "--from"), given_path(flags.destination, "--to")
+    with storage_errors(destination):
+        exists = destination.exists()
+    if exists and destination.suffix == _FILE and not flags.overwrite:
         raise UserError(f"{destination}: exists; name another file, or give --overwrite")
     # Imported late, so that an error in the command line shows at once.
     from psann_jax.convert.psannlm import PsannlmWarning

@@ -61,7 +61,7 @@ def exit_code(argv: Sequence[str]) -> int:
             traceback.print_exc()
         if isinstance(error, UserError):
             return _end(f"error: {error}", 2)
-        problem = _full_device(error) or _missing_platform(error)
+        problem = _system_limit(error) or _missing_platform(error)
         return _end(f"error: {problem}", 2) if problem else _end(f"error: {_unforeseen(error, argv)}", 1)
     return 0
 
@@ -79,8 +79,8 @@ def _unforeseen(error: Exception, argv: Sequence[str]) -> str:
     report = f"psann-jax {' '.join(argv)}\n{versions}\n\n{''.join(traceback.format_exception(error))}"
     name = f"traceback_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}.txt"
     for directory in (_workdir(argv), Path(tempfile.gettempdir())):
-        if directory is not None and directory.is_dir():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
+            if directory is not None and directory.is_dir():
                 (directory / name).write_text(report, errors="backslashreplace")
                 return f"{what}; traceback: {directory / name}"
     return f"{what}; with {TRACEBACK}=1 in the environment, the command shows the traceback"
@@ -95,11 +95,14 @@ def _workdir(argv: Sequence[str]) -> Path | None:
     return default_workdir(flags["--config"]) if argv[0] in ("train", "sweep") and flags.get("--config") else None
 
 
-def _full_device(error: Exception) -> str:
-    """What to say if the output, or a file, is on a device without space; "" for any other error."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def _system_limit(error: Exception) -> str:
+    """What to say if a device is full or a file's name is too long; "" for any other error."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not isinstance(error, OSError) or error.errno not in (*full, errno.ENAMETOOLONG):
         return ""
-    return f"{os.fsdecode(error.filename or 'the output')}: cannot be written: {error.strerror}"
+    name = os.fsdecode(error.filename or "the output")
+    short = name if len(name) < 200 else f"{name[:100]}..."
+    return f"{short}: cannot be {'written' if error.errno in full else 'used'}: {error.strerror}"
 
 
 def _missing_platform(error: Exception) -> str:

@@ -44,6 +44,9 @@ def test_foreseen_ends_are_one_line(monkeypatch, capsys):
     assert end(monkeypatch, capsys, SystemExit(3)) == (3, "")
     full = OSError(28, "No space left on device")
     assert end(monkeypatch, capsys, full) == (2, "error: the output: cannot be written: No space left on device\n")
+    long = OSError(36, "File name too long", "x" * 304)
+    name = "x" * 100
+    assert end(monkeypatch, capsys, long) == (2, f"error: {name}...: cannot be used: File name too long\n")
 
 
 @pytest.mark.parametrize("workdir", ["given", "missing", "default", "none"])

@@ -23,7 +23,6 @@ ODD = (
     "[[[",
     "%s%n",
     "a\nb",
-    "a\0b",
     "\N{GRINNING FACE}",
     "\udcff",
     "x" * 304,
