@@ -74,4 +74,5 @@ def test_the_second_start_finds_text_and_programs(tmp_path):
 def test_an_error_of_the_training_command_is_reported(tmp_path):
     done = bench(tmp_path, "start", "--config.mesh.data=7")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: mesh.data: is 7, but there is 1 device (cpu); it must divide that number"
+    expected = "error: mesh.data: is 7, but there is 1 device (cpu); it must divide that number"
+    assert done.stderr.splitlines()[-1] == expected
