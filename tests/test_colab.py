@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 from base64 import b64decode
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def run(name, facts):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(Path.cwd())}}).execute()
     *outputs, last = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    red = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not any("%" in line or " loss " in line for line in red), "stdout is not shown as an error"
     figures = [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
     return json.loads(last.text), text, figures
 
@@ -59,6 +62,9 @@ def test_the_notebooks_run_one_after_the_other():
     assert evaluations[-1] < evaluations[0] - 0.5
     assert f"validation loss {evaluations[-1]:.2f}, perplexity {math.exp(evaluations[-1]):.1f}" in out
     assert out.count("'The ") == 1
+    steps = re.findall(r"(\d+)/12 \[", out)
+    assert steps[-1] == "12"
+    assert not re.search(r"^step \d+", out, re.MULTILINE), "a bar, not a stack of lines"
     assert len(figures) == 1
 
     facts = "[completion.tokens, completion.logprobs, grid, [text.get_text() for text in axes.texts]]"

@@ -308,8 +308,9 @@ class psannLM:
         Raises:
           UserError: the file is missing, truncated or of another program, or the tokenizer does not fit the model.
         """
-        is_loaded = tokenizer is None or isinstance(tokenizer, Tokenizer)
-        given = tokenizer if is_loaded else Tokenizer.load(given_path(tokenizer, "tokenizer"))
+        given = tokenizer
+        if given is not None and not isinstance(given, Tokenizer):
+            given = Tokenizer.load(given_path(given, "tokenizer"))
         weights = read_weights(path, given, **options)
         model = cls.__new__(cls)
         model.base, model.history, model.summary, model._sampler = weights.config.model.base, [], {}, None

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import sys
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.cache import key_of
 from psann_jax.data.sources import Source, open_source
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.progress_stream import progress_stream, updates_in_place
 
 
 class Document(NamedTuple):
@@ -133,7 +133,8 @@ class Corpus:
             disable=not self._progress,
             unit="B",
             unit_scale=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30,
+            file=progress_stream(),
+            mininterval=0.1 if updates_in_place(progress_stream()) else 30,
         )
 
 

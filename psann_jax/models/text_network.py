@@ -14,6 +14,17 @@ Cache = dict[str, Any]
 class TextNetwork(Layered):
     """A stack of blocks between an embedding of tokens and a head over the vocabulary."""
 
+    def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+        """Computes the float32 logits (B, L, V) of the token after each token; each row is one document.
+
+        All logits exist at once. For a large batch or vocabulary use `hidden`, `head_kernel` and
+        `psann_jax.ops.cross_entropy.cross_entropy`, which forms them in chunks.
+
+        Args:
+          tokens_BxL: token ids.
+        """
+        return self.logits(self.hidden(tokens_BxL)[0])
+
     @abc.abstractmethod
     def hidden(
         self,

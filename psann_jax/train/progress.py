@@ -1,13 +1,14 @@
 """Progress of a run on the terminal: a header, a progress bar or plain lines, evaluations."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
+
+from psann_jax.utils.progress_stream import progress_stream, updates_in_place
 
 # Slower updates are announced; faster ones soon show in the progress display.
 _SLOW_UPDATE_S = 2.0
@@ -16,6 +17,8 @@ _BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}
 
 class Progress:
     """Shows a run on stderr: a progress bar on a terminal, otherwise a line every `log_every` steps.
+
+    In a notebook, which shows stderr as errors, it shows the bar on stdout.
 
     A stream that cannot be written, such as a terminal that has been closed, does not stop the run.
     """
@@ -36,12 +39,13 @@ class Progress:
           start: updates done before the run was resumed.
           log_every: steps between plain lines.
           enabled: False in all processes but one; then nothing is shown.
-          stream: where to write; None is stderr.
+          stream: where to write; None is stderr, or stdout in a notebook.
         """
         self._total = total
         self._start = start
         self._log_every = log_every
-        self._stream = stream or sys.stderr
+        self._stream = stream or progress_stream()
+        self._has_bar = updates_in_place(self._stream)
         self._enabled = enabled and self._stream is not None  # Python has no stderr if it was closed at the start
         self._bar: tqdm | None = None
         self._step = start
@@ -91,7 +95,7 @@ class Progress:
             return
         if self._first_time is None:  # the ETA leaves out the first step, which is often slower
             self._first_time, self._first_step = time.monotonic(), step
-        if self._stream.isatty():
+        if self._has_bar:
             self._advance_bar(step, values)
         elif step % self._log_every == 0 or step == self._total:
             self.message(f"step {step}/{self._total}  {_format(values)}  ETA {self._eta(step)}")
