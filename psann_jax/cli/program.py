@@ -14,6 +14,7 @@ import contextlib
 import errno
 import io
 import itertools
+import logging
 import os
 import sys
 import tempfile
@@ -39,6 +40,8 @@ def run_program(argv: Sequence[str]) -> None:
       SystemExit: always, with the code.
     """
     _open_streams()
+    # Orbax raises one of the errors of its parallel reads; asyncio would log the others when they are deleted.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     restart_with_huge_pages()
     code = exit_code(argv)
     for stream in (sys.stdout, sys.stderr):

@@ -117,7 +117,7 @@ def is_complete(path: Path) -> bool:
 
 def stored_items(path: Path) -> set[str]:
     """Returns the names of a checkpoint's items on disk, those that all have if its metadata cannot be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return {"params", "training", *json.loads((path / _METADATA).read_bytes())["item_handlers"]}
     return {"params", "training"}
 

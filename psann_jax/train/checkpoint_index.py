@@ -45,5 +45,5 @@ class CheckpointIndex:
         try:
             index = json.loads((self._directory / INDEX).read_text())
             return {int(step): metrics for step, metrics in index["metrics"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return {}

@@ -45,7 +45,7 @@ def find_damage(directory: Path, parts: Collection[str] | None = None) -> str | 
         return f"{CHECKSUMS}: {_reason(error)}"
     try:
         expected = {str(name): (int(facts["bytes"]), str(facts["crc32"])) for name, facts in json.loads(text).items()}
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return f"{CHECKSUMS}: is not a list of checksums"
     for name, (size, crc32) in expected.items():
         if parts is not None and "/" in name and name.partition("/")[0] not in parts:
