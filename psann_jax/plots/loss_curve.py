@@ -60,10 +60,13 @@ def plot_loss_curve(
     rate_steps, rate = _series(rows, "train", "lr")
     rates.plot(rate_steps, rate, color=_RATE, marker="." if rate_steps.size < 30 else "")
 
-    for step, name in (phases or {}).items():
+    phases = phases or {}
+    for step, name in phases.items():
         losses.axvline(step, color=_PHASE, linestyle="--", linewidth=2)
-        position = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
-        losses.annotate(name, (step, 0.98), **position, rotation=90, va="top", fontsize=8, color=_PHASE)
+        # Losses begin at the top of the axes and end at the bottom; the name goes to the other side.
+        y, side = (0.02, "bottom") if step == min(phases) else (0.98, "top")
+        position = {"xycoords": ("data", "axes fraction"), "xytext": (7, 0), "textcoords": "offset points"}
+        losses.annotate(name, (step, y), **position, rotation=90, va=side, fontsize=8, color=_PHASE)
     losses.set_ylabel("cross entropy (nats per token)")
     losses.set_title(title)
     losses.grid(alpha=0.3)
