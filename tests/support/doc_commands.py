@@ -137,7 +137,9 @@ def _overrides(line, config_file, command):
         config = config.common
     tiny = _TINY | (_TINY_SUDOKU if config.model.base == "sudoku" else {})
     known = dict(flatten(config.to_dict()))
-    given = {key for key in _SOURCES if f"config.{key}=" in line or ("$T" in line and key.endswith("sources"))}
+    given = {key for key in _SOURCES if f"config.{key}=" in line or ("$T" in line and key == "data.sources")}
+    if "$V" in line or "data.valid_sources" in given:
+        given |= {"data.valid_sources", "data.valid_fraction"}
     if "data.files" in given:
         given |= {"data.counts", "data.extra_clues", "data.valid_fraction", "data.curriculum"}
     sizes = [key for key in tiny if key in known and key not in varied and key not in given]
