@@ -9,6 +9,7 @@ the code that users run.
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 from tests.support.xla_flags import xla_flags
@@ -42,6 +43,19 @@ def x64():
 def own_cache(tmp_path, monkeypatch):
     """A cache directory of the test's own, where nothing else names one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def default_signals():
+    """SIGINT and SIGHUP with their default action, for one test and its child processes.
+
+    A shell starts background jobs with SIGINT ignored, nohup with SIGHUP ignored, and children inherit that.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_unconfigure(config):

@@ -17,7 +17,6 @@ from psann_jax.data.tokenizer_models import SentencePieceModel, TokenizersModel,
 _BYTES_AND_SPECIALS = 256 + len(SPECIAL_TOKENS)
 # Training takes time in proportion to the square of the length of a pre-token: longer ones are cut.
 MAX_PRE_TOKEN = 1000
-_LONG_RUN = re.compile(rf"\S{{{MAX_PRE_TOKEN + 1},}}|\s{{{MAX_PRE_TOKEN + 1},}}\S?")
 _SENTENCEPIECE_BYTES = 4192  # its trainer drops longer sentences
 
 
@@ -67,7 +66,8 @@ def _train_tokenizers(
 def _bounded(text: str, pre_tokenizer: Any) -> Iterator[str]:
     """Yields a text in parts without pre-tokens of more than MAX_PRE_TOKEN characters; other pre-tokens stay whole."""
     start = 0
-    for run in _LONG_RUN.finditer(text):
+    # A long run of white space counts with the word after it, since pre-tokens may begin with a space.
+    for run in re.finditer(rf"\S{{{MAX_PRE_TOKEN + 1},}}|\s{{{MAX_PRE_TOKEN + 1},}}\S*", text):
         for _, (first, last) in pre_tokenizer.pre_tokenize_str(run[0]):
             for cut in range(run.start() + first + MAX_PRE_TOKEN, run.start() + last, MAX_PRE_TOKEN):
                 yield text[start:cut]

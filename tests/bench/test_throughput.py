@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import psutil
@@ -248,13 +247,12 @@ def test_errors_of_a_worker_reach_the_parent(action, error, message):
         Worker("name", __name__, action)
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("sign", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0)])
 def test_no_worker_outlives_the_measurement(sign, delay, config_file):
     """Ctrl-C reaches all processes of the group at once; a killed parent cannot clean up."""
     arguments = command("throughput", f"--config={config_file}", "--steps=1000000")
-    # A shell starts its background jobs, such as these tests, with SIGINT ignored, and children inherit that.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    parent = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
+    parent = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert parent.stderr.readline().startswith("respsann: building")
         children = []

@@ -17,9 +17,10 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import train
 from psann_jax.utils.errors import UserError
-from tests.convert.test_safetensors import TOKENIZER, weights_of
 from tests.support.processes import environment
+from tests.support.saved import TOKENIZER
 from tests.support.tiny import tiny_config
+from tests.support.weights import psannlm_model, psannlm_version_012, weights_of
 
 
 def run(*flags):
@@ -110,13 +111,11 @@ def test_the_command_itself(tmp_path):
 def test_psannlm_to_a_run_with_its_warning(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     pytest.importorskip("psannlm")
-    from tests.convert.test_psannlm import their_model, version_012
-
-    torch.save(version_012(their_model({"base": "waveresnet", "wave_interleave": True})), tmp_path / "old.pt")
+    torch.save(psannlm_version_012(psannlm_model({"base": "waveresnet", "wave_interleave": True})), tmp_path / "old.pt")
     flags = ("--from", tmp_path / "old.pt", "--to", tmp_path / "run", "--n_heads=4", "--max_length=48")
     with pytest.raises(SystemExit):
         run(*flags)
-    assert "comes without a tokenizer, which a run needs; name one with --tokenizer" in capsys.readouterr().err
+    assert "has no tokenizer, which a run needs; give one with --tokenizer" in capsys.readouterr().err
     from tokenizers import Tokenizer, models
 
     vocabulary = {f"w{i}": i for i in range(35)} | {"<eos>": 35, "<unk>": 36}

@@ -15,7 +15,6 @@ pytest.importorskip("psannlm", reason="needs the parity extra: pip install 'psan
 import torch
 from psannlm.lm import api as theirs
 from psannlm.lm.config import TrainConfig as TheirTraining
-from psannlm.lm.models.registry import get_base
 
 from psann_jax.convert.psannlm import PsannlmWarning, read_psannlm
 from psann_jax.sample.sampler import Sampler
@@ -23,8 +22,8 @@ from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import WORDS
+from tests.support.weights import PSANNLM_SIZES, psannlm_model, psannlm_version_012
 
-SIZES = {"vocab_size": 37, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_mlp": 48}
 SINE = {"amp_init": 1.1, "freq_init": 1.7, "damp_init": 0.02, "amp_init_std": 0.1, "freq_init_std": 0.2}
 CAUSAL = {
     "transformer": {"base": "transformer"},
@@ -40,21 +39,6 @@ LOOKING_AHEAD = {
     "replace": ({"base": "waveresnet", "wave_interleave": True, "wave_replace": True}, "residual"),
     "sgrpsann": ({"base": "sgrpsann", "use_spectral_gate": True, "k_fft": 6, "gate_strength": 0.5}, "spectral gate"),
 }
-
-
-def their_model(options, seed=0):
-    """A model of psannlm whose parameters all differ from their initial values."""
-    from psannlm.lm.models.sine import SineConfig
-
-    torch.manual_seed(seed)
-    options = {**SIZES, **options}
-    if "sine" in options:
-        options["sine"] = SineConfig(**options["sine"])
-    model = get_base(options.pop("base"))(**options).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def saved(path, model):
@@ -75,12 +59,12 @@ def their_logits(model, tokens_BxL):
         return model(torch.from_numpy(tokens_BxL).long()).numpy()
 
 
-TOKENS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (3, 24)).astype(np.int32)
+TOKENS = np.random.default_rng(0).integers(0, PSANNLM_SIZES["vocab_size"], (3, 24)).astype(np.int32)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_logits_are_psannlms(name, tmp_path):
-    model = their_model(CAUSAL[name])
+    model = psannlm_model(CAUSAL[name])
     with warnings.catch_warnings():
         warnings.simplefilter("error", PsannlmWarning)
         weights = read_psannlm(saved(tmp_path / "model.pt", model), max_length=32)
@@ -91,7 +75,7 @@ def test_logits_are_psannlms(name, tmp_path):
 @pytest.mark.parametrize("name", LOOKING_AHEAD)
 def test_models_that_look_ahead_are_imported_with_a_warning(name, tmp_path):
     options, message = LOOKING_AHEAD[name]
-    model = their_model(options)
+    model = psannlm_model(options)
     with pytest.warns(PsannlmWarning, match=message):
         weights = read_psannlm(saved(tmp_path / "model.pt", model))
     assert np.isfinite(our_logits(weights, TOKENS)).all()
@@ -100,7 +84,7 @@ def test_models_that_look_ahead_are_imported_with_a_warning(name, tmp_path):
 
 def test_a_wave_kernel_keeps_its_past_taps(tmp_path):
     """If the tap that looks ahead is zero and the others are shifted by one, both convolutions are equal."""
-    model = their_model({"base": "waveresnet", "wave_interleave": True})
+    model = psannlm_model({"base": "waveresnet", "wave_interleave": True})
     with torch.no_grad():
         for block in model.blocks:
             block.wave.dw.weight[..., 2] = 0
@@ -121,7 +105,7 @@ def trained(tmp_path_factory):
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(4, 9))) for _ in range(60)]
     data = theirs.PSANNLMDataPrep(texts, tokenizer="tokenizers", max_length=16)
-    sizes = {name: SIZES[name] for name in ("d_model", "n_layers", "n_heads", "d_mlp")}
+    sizes = {name: PSANNLM_SIZES[name] for name in ("d_model", "n_layers", "n_heads", "d_mlp")}
     model = theirs.PSANNLM(config={"architecture": "residual", **sizes})
     training = TheirTraining(
         epochs=2,
@@ -166,22 +150,11 @@ def test_the_same_greedy_text(trained):
         assert done.text.strip() == tokenizer.decode(ids[n_prompt:], skip_specials=True).strip()
 
 
-def version_012(model, *, prefix=""):
-    """The content of the trainer's files of 0.12, without config and tokenizer."""
-    state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
-    return {
-        "state": {"step": 7, "epoch": 1},
-        "model": state,
-        "optim": {"state": {}, "param_groups": []},
-        "cfg": {"lr": 1},
-    }
-
-
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 def test_a_trainers_file_of_012_needs_n_heads(prefix, tmp_path):
-    model = their_model({"base": "respsann"})
+    model = psannlm_model({"base": "respsann"})
     path = tmp_path / "old.pt"
-    torch.save(version_012(model, prefix=prefix), path)
+    torch.save(psannlm_version_012(model, prefix=prefix), path)
     with pytest.raises(UserError, match=r"^n_heads: is missing; .*does not contain it"):
         read_psannlm(path)
     with pytest.warns(PsannlmWarning, match="positional_encoding; rope is assumed"):
@@ -190,8 +163,14 @@ def test_a_trainers_file_of_012_needs_n_heads(prefix, tmp_path):
 
 
 def test_a_saved_model_of_012(tmp_path):
-    model = their_model({"base": "waveresnet", "positional_encoding": "sinusoidal"})
-    config = {"base": "waveresnet", **SIZES, "rope": False, "positional_encoding": "sinusoidal", "vocab_size": None}
+    model = psannlm_model({"base": "waveresnet", "positional_encoding": "sinusoidal"})
+    config = {
+        "base": "waveresnet",
+        **PSANNLM_SIZES,
+        "rope": False,
+        "positional_encoding": "sinusoidal",
+        "vocab_size": None,
+    }
     config["sine"] = {"amp_init": 1.0, "freq_init": 1.0, "damp_init": 0.01, "trainable": True}
     config["overrides"] = {"wave_interleave": True, "k_fft": 4}  # saved by psannlm, but never used
     torch.save({"config": config, "state_dict": model.state_dict(), "device": "cpu"}, tmp_path / "old.pt")
@@ -205,7 +184,7 @@ def test_a_saved_model_of_012(tmp_path):
 @pytest.mark.parametrize("shape", [{"wave_interleave": True}, {"use_spectral_gate": True, "k_fft": 6}])
 def test_the_base_of_a_file_without_a_config_is_inferred(shape, tmp_path):
     base = "waveresnet" if "wave_interleave" in shape else "sgrpsann"
-    torch.save(version_012(their_model({"base": base, **shape})), tmp_path / "old.pt")
+    torch.save(psannlm_version_012(psannlm_model({"base": base, **shape})), tmp_path / "old.pt")
     with pytest.warns(PsannlmWarning, match="assumed"):
         weights = read_psannlm(tmp_path / "old.pt", n_heads=4)
     assert weights.config.model.base == base
@@ -266,13 +245,13 @@ def test_code_in_a_pickle_is_not_executed(form, tmp_path):
 
 
 def test_invalid_files_are_named(tmp_path):
-    whole = saved(tmp_path / "whole.pt", their_model({"base": "respsann"}))
+    whole = saved(tmp_path / "whole.pt", psannlm_model({"base": "respsann"}))
     truncated = tmp_path / "truncated.pt"
     truncated.write_bytes(whole.read_bytes()[:5000])
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
-    state = their_model({"base": "respsann"}).state_dict()
+    state = psannlm_model({"base": "respsann"}).state_dict()
     del state["blocks.1.mlp.fc2.weight"]
     torch.save({"config": {"n_heads": 4}, "state_dict": state}, tmp_path / "lacking.pt")
     for name in ("truncated", "empty", "list", "other", "lacking", "missing"):
@@ -283,9 +262,9 @@ def test_invalid_files_are_named(tmp_path):
 
 
 def test_models_without_a_counterpart_are_rejected(tmp_path):
-    attention_only = their_model({"base": "waveresnet", "wave_replace": True})
+    attention_only = psannlm_model({"base": "waveresnet", "wave_replace": True})
     with pytest.raises(UserError, match="attention only"):
         read_psannlm(saved(tmp_path / "a.pt", attention_only))
-    sparse = their_model({"base": "geosparse"})
+    sparse = psannlm_model({"base": "geosparse"})
     with pytest.raises(UserError, match="geometric-sparse model"):
         read_psannlm(saved(tmp_path / "b.pt", sparse))

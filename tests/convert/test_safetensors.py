@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,24 +11,17 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psann_jax.config import Config, DataConfig, TokenizerConfig, TrainConfig
+from psann_jax.config import TokenizerConfig
 from psann_jax.convert.read import read_weights
 from psann_jax.convert.safetensors_file import read_safetensors, write_safetensors
-from psann_jax.convert.weights import Weights, flat_params, nested_params
-from psann_jax.data.tokenizer import byte_tokenizer
+from psann_jax.convert.weights import flat_params, nested_params
 from psann_jax.data.tokenizer_training import train_tokenizer
-from psann_jax.models.network import build
 from psann_jax.utils.errors import UserError
-from tests.support.variants import VARIANTS, randomised, variant
+from tests.support.saved import TOKENIZER
+from tests.support.variants import VARIANTS
+from tests.support.weights import weights_of
 
-TOKENIZER = byte_tokenizer()
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-
-
-def weights_of(name, **changes):
-    model = variant(name, vocab_size=TOKENIZER.vocab_size, **changes)
-    config = Config(model=model, data=DataConfig(max_length=32), train=TrainConfig(batch_tokens=32))
-    return Weights(config, jax.tree.map(np.array, randomised(build(model))), TOKENIZER)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

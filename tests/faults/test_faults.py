@@ -21,6 +21,8 @@ from tests.support.experiment import Experiment, recorded_step, saved_steps, wai
 from tests.support.processes import environment, start_main
 from tests.support.tiny import write_text
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 CONFIG = """
 from pathlib import Path
 from psann_jax.config.io import default_config

@@ -14,6 +14,8 @@ import pytest
 from psann_jax.train.preemption import StopSignals
 from tests.support.processes import environment
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
 def test_a_signal_sets_a_flag_and_is_reported_once(name, capfd):
