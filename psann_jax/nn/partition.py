@@ -143,3 +143,28 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, RULES.spec(axes))
+
+
+def per_shard(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Makes a function run on each device's part of its arrays; for kernels, which the compiler cannot partition.
+
+    Args:
+      f: function of arrays without communication between devices.
+      in_axes: for each argument the logical axes of its dimensions, a tuple with None for a dimension that is not
+        sharded; a pytree of tuples for a pytree of arrays.
+      out_axes: the same for the result.
+
+    Returns:
+      The function; without a mesh, `f` itself.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return f
+
+    def is_axes(entry: Any) -> bool:
+        return type(entry) is tuple and all(axis is None or isinstance(axis, str) for axis in entry)
+
+    def specs(axes: Any) -> Any:
+        return jax.tree.map(RULES.spec, axes, is_leaf=is_axes)
+
+    # Varying axes are not checked, because kernels do not declare those of their results.
+    return jax.shard_map(f, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
