@@ -31,6 +31,7 @@ COMMANDS = {
         "bench throughput": "training tokens/s, alone or against another implementation",
         "bench generate": "generated tokens/s, alone or against another implementation",
         "bench memory": "memory of a training step by batch size and rematerialisation",
+        "bench compile": "what a run would do on TPUs or GPUs that are not there",
         "bench layout": "how arrays, memory and collectives are divided over a mesh",
         "bench devices": "cost of data parallelism on simulated CPU devices",
         "bench scaling": "estimated efficiency on a large cluster",

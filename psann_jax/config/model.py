@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from psann_jax.config.checks import at_least, fraction, require
 from psann_jax.config.data import DataSection
@@ -25,6 +25,7 @@ class ModelConfig:
     n_heads: int = 8  # attention heads; must divide d_model
     d_mlp: int = 2048  # hidden features of an MLP
     dropout: float = 0.0  # fraction of activations that training sets to 0
+    kernels: Literal["auto", "plain"] = "auto"  # on a GPU or TPU; plain: only code that the compiler makes
 
     @property
     def uses_sine(self) -> bool:

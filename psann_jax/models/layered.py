@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config.checks import require
+from psann_jax.ops import kernels
 
 Carry = TypeVar("Carry")
 Step = Callable[[Any, Any, Any], Any]
@@ -23,6 +24,7 @@ class Layered(nnx.Module):
     parameter or a value.
 
     Attributes:
+      config: the `model` section, which a subclass sets before its blocks are made.
       REMATS: the values of `train.remat` that the class supports.
       n_layers: number of blocks.
       dtype: of activations and of the cache.
@@ -34,6 +36,7 @@ class Layered(nnx.Module):
     """
 
     REMATS: ClassVar[tuple[str, ...]] = ("none", "dots", "block", "full")
+    config: Any
 
     def __init__(
         self,
@@ -75,11 +78,12 @@ class Layered(nnx.Module):
 
         one = _rematerialised(body, self.remat)
         everything = (stacked, jnp.arange(self.n_layers))
-        if self.remat == "full":
-            size = _group_size(self.n_layers)
-            groups = jax.tree.map(lambda p: p.reshape(-1, size, *p.shape[1:]), everything)
-            return jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, groups)[0]
-        return run(carry, everything)[0]
+        with kernels.using(self.config.kernels):
+            if self.remat == "full":
+                size = _group_size(self.n_layers)
+                groups = jax.tree.map(lambda p: p.reshape(-1, size, *p.shape[1:]), everything)
+                return jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, groups)[0]
+            return run(carry, everything)[0]
 
     def block_list(self) -> list[Any]:
         """Returns the blocks as a list, each with its own arrays."""

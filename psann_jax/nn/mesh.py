@@ -1,6 +1,7 @@
 """The device mesh (data, fsdp, tensor) that training, sampling and loaded runs share."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -11,22 +12,25 @@ from psann_jax.nn.partition import MESH_AXES
 ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 
 
-def make_mesh(config: MeshConfig, *, all_devices: bool = True) -> Mesh:
+def make_mesh(config: MeshConfig, *, all_devices: bool = True, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the device mesh of a config.
 
     Args:
       config: sizes of the axes; -1 stands for the devices that the other axes leave.
       all_devices: whether the mesh must cover every device of every process, as in training. If False, it covers the
         first devices only, as many as the sizes ask for.
+      devices: the devices, which need not be there if programs are only compiled for them; None: those of all
+        processes.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices, or exceed it.
     """
     config.check("mesh")
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
-    n_devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    n_devices = len(devices)
     plural = f"are {n_devices} devices" if n_devices > 1 else "is 1 device"
-    found = f"but there {plural} ({jax.default_backend()})"
+    found = f"but there {plural} ({devices[0].platform})"
     if all_devices or -1 in sizes.values():
         sizes = _fill_rest(sizes, n_devices, found)
     named = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -34,7 +38,8 @@ def make_mesh(config: MeshConfig, *, all_devices: bool = True) -> Mesh:
     fits = n_used == n_devices if all_devices else n_used <= n_devices
     require(fits, "mesh", f"is {named}, {found}")
     # Auto: the compiler places activations. With JAX's default, Explicit, embedding look-ups are type errors.
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=axis_types, devices=devices[:n_used])
 
 
 def _fill_rest(sizes: dict[str, int], n_devices: int, found: str) -> dict[str, int]:

@@ -8,17 +8,20 @@ of the process, so that programs can be compiled for devices that are not there.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
+
+from psann_jax.ops.kernel_checks import Example, is_sound
 
 Kernels = Literal["auto", "plain"]
 
 
 _selected: ContextVar[Kernels] = ContextVar("selected", default="auto")
 _chosen: ContextVar[dict[str, set[str]] | None] = ContextVar("chosen", default=None)
-_refused: set[str] = set()  # kernels that failed their check on the devices of this process
+_verdicts: dict[str, bool] = {}  # kernel -> whether it passed its check on the devices of this process
+
+EXAMPLES: dict[str, Callable[[], Example]] = {}  # "OPERATION.NAME" -> its problem
 
 
 class Candidate(NamedTuple):
@@ -39,8 +42,11 @@ class Candidate(NamedTuple):
 def platform() -> str:
     """Returns the platform of the current mesh, or of the default backend without one: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else str(name)
+    return _named(jax.default_backend() if device is None else device.platform)
+
+
+def _named(backend: str) -> str:
+    return "gpu" if backend in ("cuda", "rocm") else backend
 
 
 def device_kind() -> str:
@@ -73,14 +79,15 @@ def recorded() -> Iterator[dict[str, set[str]]]:
 def choose(operation: str, *candidates: Candidate) -> str:
     """Returns the name of the first candidate that can be used; the last one always can.
 
-    A kernel is passed over inside `using("plain")`, and after `refuse("OPERATION.NAME")`.
+    A kernel is passed over inside `using("plain")`, and if it fails its check: the first time that a process is about
+    to use it on its own devices, it is compared with the reference, see `psann_jax.ops.kernel_checks`.
     """
     plain = _selected.get() == "plain"
 
     def usable(candidate: Candidate) -> bool:
-        if candidate.is_kernel and (plain or f"{operation}.{candidate.name}" in _refused):
-            return False
-        return not candidate.reason
+        if candidate.reason or not candidate.is_kernel:
+            return not candidate.reason
+        return not plain and _is_sound(f"{operation}.{candidate.name}")
 
     name = next((candidate.name for candidate in candidates if usable(candidate)), candidates[-1].name)
     found = _chosen.get()
@@ -89,29 +96,12 @@ def choose(operation: str, *candidates: Candidate) -> str:
     return name
 
 
-def refuse(kernel: str) -> None:
-    """Makes `choose` pass over the kernel "OPERATION.NAME" in programs that this process traces from now on."""
-    _refused.add(kernel)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A small problem on which a kernel is compared with the reference, values and gradients.
-
-    Attributes:
-      kernel: the implementation, a function of arrays that returns an array.
-      reference: the function it must equal.
-      inputs: returns the arguments of both for a random key; gradients are compared for those of a float type.
-      tolerance: of the largest difference, as a fraction of the largest absolute value of the reference's array.
-    """
-
-    kernel: Callable[..., jax.Array]
-    reference: Callable[..., jax.Array]
-    inputs: Callable[[jax.Array], tuple[Any, ...]]
-    tolerance: float
-
-
-EXAMPLES: dict[str, Callable[[], Example]] = {}
+def _is_sound(kernel: str) -> bool:
+    if platform() != _named(jax.default_backend()) or kernel not in EXAMPLES:
+        return True  # compiled for devices that are not there
+    if kernel not in _verdicts:
+        _verdicts[kernel] = is_sound(kernel, EXAMPLES[kernel])
+    return _verdicts[kernel]
 
 
 def example(kernel: str) -> Callable[[Callable[[], Example]], Callable[[], Example]]:

@@ -13,6 +13,7 @@ from psann_jax.config import require
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.nn.partition import RULES, ParamInfo, constrain, info_tree, param_shardings
+from psann_jax.ops import kernels
 from psann_jax.sample.next_token import next_token
 
 MAX_STEPS = 32  # tokens per row that one call of the compiled loop generates
@@ -36,13 +37,13 @@ class Sampler:
     """
 
     def __init__(
-        self, network: Network, params: Params, *, eos_id: int, max_length: int, mesh: Mesh | None = None
+        self, network: Network, params: Params | None, *, eos_id: int, max_length: int, mesh: Mesh | None = None
     ) -> None:
         """Places the parameters on the mesh; nothing is compiled before the first use.
 
         Args:
           network: its dtype is used for the computation and the cache.
-          params: the network's parameters on any devices; they are copied.
+          params: the network's parameters on any devices; they are copied. None: only `lower` can be used.
           eos_id: the token that ends a text.
           max_length: the context length in tokens, at least 2.
           mesh: a mesh from `psann_jax.nn.mesh.make_mesh`; None uses the first device.
@@ -68,7 +69,8 @@ class Sampler:
         self._init_cache = jax.jit(module.init_cache, static_argnums=(0, 1), out_shardings=cache)
         self._prefill = jax.jit(self._prefill_cache, donate_argnums=1, out_shardings=cache)
         self._decode = jax.jit(self._decode_loop, donate_argnums=1, out_shardings=(self._shardings, everywhere))
-        self.update(params)
+        if params is not None:
+            self.update(params)
 
     def update(self, params: Params) -> None:
         """Replaces the parameters by others of the same network, without recompilation."""
@@ -132,6 +134,34 @@ class Sampler:
             state, out = self._decode(self._params, state, control, np.int32(min(steps, MAX_STEPS)))
         return state, jax.device_get(out)
 
+    def lower(self, rows: int, length: int, capacity: int, sampling: Any) -> dict[str, jax.stages.Lowered]:
+        """Returns the programs "prefill" and "decode" for the mesh's devices, to be compiled, without running them.
+
+        Args:
+          rows: batch size.
+          length: tokens per row that one prefill appends.
+          capacity: tokens per row that the cache can hold.
+          sampling: `Sampling.scalars()`.
+        """
+        shape = jax.ShapeDtypeStruct
+        numbers, flags, streams = (shape((rows,), dtype) for dtype in (jnp.int32, jnp.bool_, jnp.uint32))
+        control = {"active": flags, "capacity": np.int32(capacity), "limit": np.int32(capacity), "sampling": sampling}
+        control |= {"seed": np.uint32(0), "streams": streams, "eos": np.int32(self.eos_id)}
+        with jax.set_mesh(self.mesh):
+            params = jax.eval_shape(self._cast, self._network.abstract)
+            state = {
+                "tokens": numbers,
+                "counts": numbers,
+                "seen": shape((rows, self.vocab_size), jnp.bool_),
+                "cache": jax.eval_shape(lambda: self._init_cache(rows, capacity)),
+            }
+            state = jax.tree.map(lambda a, s: shape(a.shape, a.dtype, sharding=s), state, self._shardings)
+            prompt = shape((rows, length), jnp.int32)
+            return {
+                "prefill": self._prefill.lower(params, state["cache"], prompt, numbers, flags),
+                "decode": self._decode.lower(params, state, control, np.int32(MAX_STEPS)),
+            }
+
     def _on_mesh(self, axes: Any) -> Any:
         """Returns the shardings of arrays with these logical axes."""
         return jax.tree.map(
@@ -161,7 +191,8 @@ class Sampler:
         cache = {**cache, "length": jnp.where(reset_B, 0, cache["length"])}
         valid_BxL = jnp.arange(tokens_BxL.shape[1]) < counts_B[:, None]
         model = nnx.merge(self._graphdef, params)
-        return model.hidden(tokens_BxL, valid_BxL.astype(jnp.int32), cache=cache)[1]
+        with kernels.using(self._network.config.kernels):
+            return model.hidden(tokens_BxL, valid_BxL.astype(jnp.int32), cache=cache)[1]
 
     def _decode_loop(self, params: Params, state: State, control: Control, steps: jax.Array) -> tuple[State, State]:
         model = nnx.merge(self._graphdef, params)
@@ -191,7 +222,8 @@ class Sampler:
 
         out = {"tokens": jnp.full(shape, -1, jnp.int32), "logprobs": jnp.zeros(shape, jnp.float32)}
         carry = (jnp.zeros((), jnp.int32), control["active"], state, out)
-        *_, state, out = lax.while_loop(lambda c: (c[0] < steps) & jnp.any(running(c[2], c[1])), step, carry)
+        with kernels.using(self._network.config.kernels):
+            *_, state, out = lax.while_loop(lambda c: (c[0] < steps) & jnp.any(running(c[2], c[1])), step, carry)
         return state, out
 
 

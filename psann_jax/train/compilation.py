@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import Config, require
+from psann_jax.ops import kernels
 from psann_jax.train.mesh import batch_sharding, num_batch_shards
 from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, make_train_step, state_spec
 from psann_jax.train.task import Task
@@ -27,6 +28,8 @@ class Compiled:
       eval_batch_size: rows in a batch of eval_step.
       seconds: compile time in total.
       saved_seconds: compile time saved by the persistent cache, see `enable_compilation_cache`.
+      implementations: operation -> the implementations of it that the training step uses, see
+        `psann_jax.ops.kernels.choose`.
       memory_mb: memory of the training step on one device in MiB, state and batch included, as the compiler reports it.
     """
 
@@ -38,6 +41,7 @@ class Compiled:
     eval_batch_size: int
     seconds: float
     saved_seconds: float
+    implementations: dict[str, set[str]]
     memory_mb: float
 
 
@@ -77,7 +81,9 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
         spec, batch = state_spec(task.network, config.train, mesh), batch_sharding(mesh)
         train_step = make_train_step(task, config.train, spec, batch, config.seed)
         eval_step = make_eval_step(task, spec, batch)
-        train_compiled = train_step.lower(spec.abstract, task.batch_shapes(config.batch_size)).compile()
+        with kernels.recorded() as implementations:
+            train_lowered = train_step.lower(spec.abstract, task.batch_shapes(config.batch_size))
+        train_compiled = train_lowered.compile()
         eval_compiled = eval_step.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
         statistics_compiled = None
         if jax.eval_shape(task.statistics, spec.abstract["params"], task.batch_shapes(rows)):
@@ -94,5 +100,6 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
         rows,
         seconds=time.perf_counter() - began,
         saved_seconds=sum(_saved_seconds) - already_saved,
+        implementations=implementations,
         memory_mb=(size + memory.temp_size_in_bytes) / 2**20,
     )

@@ -219,6 +219,10 @@ class _Run:
             + (f"; the cache saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
             "memory": f"{compiled.memory_mb:,.0f} MB per device estimated for a training step",
         }
+        if self.mesh.devices.flat[0].platform != "cpu":
+            facts["kernels"] = ", ".join(
+                f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()
+            )
         if self.step:
             facts["resumed"] = f"at step {self.step}"
         self.progress.header(facts)

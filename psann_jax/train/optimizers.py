@@ -72,15 +72,24 @@ def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated:
             return moment
         return sharding if moment.shape == param.shape else replicated
 
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        of_moment,
-        jax.eval_shape(optimizer.init, params),
-        params,
-        shardings,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
-    )
+    found = []
+
+    def find() -> None:
+        found.append(
+            optax.tree_utils.tree_map_params(
+                optimizer,
+                of_moment,
+                optimizer.init(params),
+                params,
+                shardings,
+                transform_non_params=lambda _: replicated,
+                is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+            )
+        )
+
+    # Traced, because tree_map_params would otherwise make arrays, which devices that are only compiled for cannot hold.
+    jax.eval_shape(find)
+    return found[0]
 
 
 def clip_by_global_norm(grads: Any, max_norm: float, infos: Any = None) -> tuple[Any, jax.Array]:

@@ -26,6 +26,7 @@ FREE = (
     "train.log_every",
     "train.max_bad_steps",
     "model.attention",
+    "model.kernels",
     "data.cache_dir",
     "data.num_workers",
     "eval.",

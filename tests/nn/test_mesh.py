@@ -20,7 +20,8 @@ def test_the_mesh_covers_all_devices_or_the_error_says_why_not():
 
 
 def test_the_number_of_devices_is_in_the_message(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    eight = 8 * jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: eight)
     with pytest.raises(ConfigError, match=r"^mesh\.data: is 3, but there are 8 devices \(cpu\); it must divide"):
         make_mesh(MeshConfig(data=3))
     with pytest.raises(ConfigError, match=r"^mesh: is data 2 x fsdp 2 x tensor 1, but there are 8 devices \(cpu\)$"):

@@ -1,0 +1,101 @@
+"""Counts from the text of compiled programs: kernels, bytes, FLOPs and collectives, with loops multiplied in."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from psann_jax.bench.hlo import array_bytes, count
+
+GPU = """HloModule jit_f, is_scheduled=true
+
+%fused_slice (p0: f32[8,4,16], p1: s32[]) -> f32[4,16] {
+  %p0 = f32[8,4,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,4,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,4,16}
+  ROOT %bitcast = f32[4,16]{1,0} bitcast(%slice)
+}
+
+%body (carry: (s32[], f32[4,16], f32[8,4,16])) -> (s32[], f32[4,16], f32[8,4,16]) {
+  %carry = (s32[], f32[4,16]{1,0}, f32[8,4,16]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %xs = f32[8,4,16]{2,1,0} get-tuple-element(%carry), index=2
+  %x = f32[4,16]{1,0} fusion(%xs, %i), kind=kLoop, calls=%fused_slice
+  %gemm = f32[4,16]{1,0} custom-call(%x, %weights), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %sum = f32[4,16]{1,0} all-reduce(%gemm), replica_groups={}, to_apply=%add
+  ROOT %out = (s32[], f32[4,16]{1,0}, f32[8,4,16]{2,1,0}) tuple(%i, %sum, %xs)
+}
+
+%cheap (a: f32[4]) -> f32[4] {
+  ROOT %a = f32[4]{0} parameter(0)
+}
+
+%dear (b: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  ROOT %negate = f32[4]{0} negate(%b)
+}
+
+ENTRY %main (x: f32[8,4,16]) -> f32[4] {
+  %x0 = f32[8,4,16]{2,1,0} parameter(0)
+  %loop = (s32[], f32[4,16]{1,0}, f32[8,4,16]{2,1,0}) while(%start), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %pick = f32[4]{0} conditional(%which, %y, %y), branch_computations={%cheap, %dear}
+}
+"""  # noqa: E501
+
+
+def test_loops_count_as_often_as_they_run_and_a_conditional_as_its_longest_branch():
+    counts = count(GPU)
+    assert counts.kernels == 5 * 3 + 1
+    assert counts.flops == 5 * 2 * 4 * 16 * 16
+    assert counts.collectives == {"all-reduce": 5}
+    assert counts.collective_bytes == {"all-reduce": 5 * 4 * 16 * 4}
+    assert counts.custom_calls == {"__cublas$gemm": 5}
+    assert counts.open_loops == 0
+
+
+def test_a_slice_counts_as_its_own_size():
+    # Within the loop: the slice read and written (and its index), the product's operand and result, the all-reduce.
+    per_turn = (2 * 256 + 4) + 2 * 256 + 2 * 256
+    assert count(GPU).bytes == 5 * per_turn + 2 * 16
+
+
+def test_loops_of_unknown_length_are_counted_once_and_said():
+    counts = count(GPU.replace(', backend_config={"known_trip_count":{"n":"5"}}', ""))
+    assert (counts.kernels, counts.open_loops) == (3 + 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("type_text", "expected"),
+    [
+        ("f32[2,3]{1,0}", 24),
+        ("(bf16[8]{0}, pred[5]{0}, s32[])", 16 + 5 + 4),
+        ("f8e4m3fn[16]{0}", 16),
+        ("f32[8,128]{1,0:T(8,128)S(1)}", 0),  # in the fast memory of a TPU
+        ("s4[10]{0}", 5),
+    ],
+)
+def test_bytes_of_types(type_text, expected):
+    assert array_bytes(type_text) == expected
+
+
+def test_flops_of_a_real_program():
+    def step(x, w):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=7)[0]
+
+    x, w = jnp.zeros((32, 48)), jnp.zeros((48, 48))
+    counts = count(jax.jit(step).lower(x, w).compile().as_text())
+    assert counts.flops == 7 * 2 * 32 * 48 * 48
+    assert counts.kernels >= 7
+
+
+def test_convolutions_that_are_batched_products():
+    """TPU programs write a batch of products as a convolution whose window is as long as the batch."""
+    text = """HloModule m
+
+ENTRY %main (a: f32[4,8,16], b: f32[4,16,32]) -> f32[4,8,32] {
+  %a = f32[4,8,16]{2,1,0} parameter(0)
+  %b = f32[4,16,32]{2,1,0} parameter(1)
+  ROOT %c = f32[4,8,32]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+}
+"""  # noqa: E501
+    assert count(text).flops == 2 * 4 * 8 * 16 * 32

@@ -1,0 +1,134 @@
+"""The choice of an implementation, and the check of a kernel before its first use."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
+from psann_jax.ops import kernels
+from psann_jax.ops.kernel_checks import Example, differences
+from psann_jax.ops.kernels import Candidate, choose
+
+FAST, PLAIN = Candidate("fast"), Candidate("plain", is_kernel=False)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache directory, and no verdicts or examples of other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "_verdicts", {})
+    monkeypatch.setattr(kernels, "EXAMPLES", {})
+    return tmp_path / "psann_jax" / "kernel_checks.json"
+
+
+def register(kernel, tolerance=1e-6, calls=None):
+    @kernels.example("double.fast")
+    def make():
+        if calls is not None:
+            calls.append(1)
+        return Example(kernel, lambda x, n: 2 * x * n, lambda key: (jax.random.normal(key, (3, 4)), 2), tolerance)
+
+
+def wrong_gradient(x, n):
+    return 2 * x * n + jax.lax.stop_gradient(x) - x
+
+
+def test_the_first_candidate_without_a_reason_is_taken():
+    assert choose("op", Candidate("a", "needs a GPU"), Candidate("b"), PLAIN) == "b"
+    assert choose("op", Candidate("a", "needs a GPU"), PLAIN) == "plain"
+    with kernels.using("plain"):
+        assert choose("op", Candidate("a"), PLAIN) == "plain"
+        with kernels.using("auto"):
+            assert choose("op", Candidate("a"), PLAIN) == "a"
+    assert choose("op", Candidate("a"), PLAIN) == "a"
+
+
+def test_choices_are_recorded():
+    with kernels.recorded() as chosen:
+        choose("attention", Candidate("a"), PLAIN)
+        choose("attention", Candidate("a", "no"), PLAIN)
+        choose("sine", PLAIN)
+    choose("sine", Candidate("later"))
+    assert chosen == {"attention": {"a", "plain"}, "sine": {"plain"}}
+
+
+def test_the_platform_is_that_of_the_mesh():
+    with jax.set_mesh(make_mesh(ONE_DEVICE, all_devices=False)):
+        assert jax.jit(lambda: (kernels.platform() == "cpu") * 1)() == 1
+        assert kernels.device_kind() == jax.devices()[0].device_kind
+
+
+def test_a_sound_kernel_is_used_and_compared_once(own_cache):
+    calls = []
+    register(lambda x, n: x * n + x * n, calls=calls)
+    assert choose("double", FAST, PLAIN) == "fast"
+    kernels._verdicts.clear()  # another process finds the result in the file
+    assert choose("double", FAST, PLAIN) == "fast"
+    assert len(calls) == 1
+    [(entry, outcome)] = json.loads(own_cache.read_text()).items()
+    assert outcome == "passed"
+    assert "double.fast" in entry
+    assert jax.__version__ in entry
+
+
+def test_a_check_within_a_traced_function_is_no_part_of_it():
+    register(lambda x, n: x * n + x * n)
+    program = str(jax.make_jaxpr(lambda x: x + (choose("double", FAST, PLAIN) == "fast"))(1.0))
+    assert kernels._verdicts == {"double.fast": True}
+    assert "normal" not in program
+    assert "mul" not in program
+
+
+def fails(x, n):
+    raise NotImplementedError("no such instruction")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (lambda x, n: 2.001 * x * n, "its value differs from the reference by"),
+        (wrong_gradient, "its gradient 0 differs from the reference by"),
+        (lambda x, n: 2 * x * n / (x - x), "its value differs from the reference by inf"),
+        (fails, "it fails with NotImplementedError: no such instruction"),
+    ],
+)
+def test_a_wrong_kernel_is_refused_with_a_warning(kernel, reason, own_cache):
+    register(kernel)
+    with pytest.warns(RuntimeWarning, match=r"the kernel double\.fast is not used") as caught:
+        assert choose("double", FAST, PLAIN) == "plain"
+    assert reason in str(caught[0].message)
+    assert jax.devices()[0].device_kind in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("double", FAST, PLAIN) == "plain"  # said once in a process
+    kernels._verdicts.clear()
+    with pytest.warns(RuntimeWarning, match="not used"):  # from the file
+        assert choose("double", FAST, PLAIN) == "plain"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{broken"])
+def test_a_damaged_file_of_results_is_replaced(content, own_cache):
+    own_cache.parent.mkdir()
+    own_cache.write_text(content)
+    register(lambda x, n: 2 * x * n)
+    assert choose("double", FAST, PLAIN) == "fast"
+    assert list(json.loads(own_cache.read_text()).values()) == ["passed"]
+
+
+def test_without_a_writable_cache_the_check_still_runs(own_cache):
+    own_cache.parent.write_text("a file where the directory should be")
+    register(lambda x, n: 2 * x * n)
+    assert choose("double", FAST, PLAIN) == "fast"
+
+
+def test_differences_are_fractions_of_the_largest_value():
+    def inputs(key):
+        return jnp.array([1.0, -4.0]), None
+
+    example = Example(lambda x, _: 3 * x + jnp.array([0.12, 0]), lambda x, _: 3 * x, inputs, 1e-6)
+    found = differences(example)
+    assert found["value"] == pytest.approx(0.01)
+    assert found["gradient 0"] == 0
