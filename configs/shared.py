@@ -44,6 +44,20 @@ def proxy_contenders() -> dict[str, dict[str, Any]]:
     return _by_base("transformer", "respsann", "sgrpsann", "waveresnet") | _INTERLEAVED
 
 
+# --- sizes for accelerators ------------------------------------------------------------------------------
+
+
+def large(d_model: int, n_layers: int, n_heads: int) -> config_dict.ConfigDict:
+    """Returns a transformer with windows of 2048 tokens in bf16; steps, batch and rate are left to the caller."""
+    config = default_config("transformer")
+    config.model.update(d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_mlp=4 * d_model)
+    config.data.max_length = 2048
+    config.data.tokenizer.vocab_size = 32000
+    config.train.update(weight_decay=0.1, grad_clip=1.0, precision="bf16")
+    config.eval.update(every=500, max_tokens=4_000_000)
+    return config
+
+
 # --- sizes for a CPU ------------------------------------------------------------------------------------
 
 

@@ -26,8 +26,9 @@ class Ours:
     """The training step of a config, driven as in `psann_jax.train.loop`.
 
     Attributes:
-      facts: n_params, compile_s, device, attention, versions, mfu_formula, and inference (what `run` processes with
-        training=False; None if the task has no inference step).
+      facts: n_params, compile_s, compiled_memory_mb (of a step, by the compiler, in 10^6 bytes), kernels, device,
+        attention, versions, mfu_formula, and inference (what `run` processes with training=False; None if the task has
+        no inference step).
     """
 
     def __init__(self, config: Config):
@@ -44,7 +45,9 @@ class Ours:
         self.facts: dict[str, Any] = {
             "n_params": self._task.network.n_params,
             "compile_s": self._compiled.seconds,
+            "compiled_memory_mb": self._compiled.memory_mb * 2**20 / 1e6,
             "device": device_description(),
+            "kernels": {op: sorted(names) for op, names in self._compiled.implementations.items()},
             "attention": self._task.attention(),
             "inference": self._task.INFERENCE,
             "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},

@@ -1,0 +1,39 @@
+"""Checks and measures one GPU or TPU: psann-jax bench accelerator [--minutes=30] [--out=DIR]."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.bench.result import add_json_flag, show
+from psann_jax.cli.flags import StrictParser, positive_int
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the stages that the directory of results does not have yet, and prints a table.
+
+    Raises:
+      SystemExit: with code 1, a stage failed.
+    """
+    flags = _parse(argv)
+    # Imported late, so that an error in the command line shows at once.
+    from psann_jax.bench.accelerator import report, run_stages
+    from psann_jax.bench.accelerator_stages import stages
+
+    results = run_stages(stages(tiny=flags.tiny), Path(flags.out), flags.minutes)
+    show(report(results), results, flags.json)
+    if any(stage["status"] == "failed" for stage in results["stages"].values()):
+        raise SystemExit(1)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = StrictParser(
+        "bench accelerator",
+        "Compares the kernels of this device with the plain implementations, measures speed and memory, runs the "
+        "self-test and trains, in this order, until the minutes are over. Given again, it goes on where it stopped.",
+    )
+    add = parser.add_argument
+    add("--minutes", type=positive_int, default=30, metavar="N", help="time for all stages; default 30")
+    add("--out", default="reports/accelerator", metavar="DIR", help="the results; default reports/accelerator")
+    add("--tiny", action="store_true", help="tiny sizes, which try the command on any machine")
+    add_json_flag(parser)
+    return parser.parse_strictly(argv)
