@@ -1,0 +1,70 @@
+"""bench kernels: errors relative to the reference, and what counts as a difference."""
+
+import jax
+import pytest
+
+from psann_jax.bench import kernel_agreement
+from psann_jax.config.io import default_config, parse
+from tests.support.tiny import tiny_config
+
+
+def small(tmp_path, precision="fp32"):
+    return tiny_config(tmp_path, train__precision=precision, model__dropout=0.0)
+
+
+def test_the_errors_are_those_of_the_precision(tmp_path):
+    comparison = kernel_agreement.make()
+    loss = comparison.reference(small(tmp_path))
+    assert 4 < loss < 7
+    same, _ = comparison.errors(small(tmp_path))
+    rounded, _ = comparison.errors(small(tmp_path, "bf16"))
+    assert max(same.values()) < 1e-5
+    assert 1e-4 < max(error for name, error in rounded.items() if name != "loss") < 0.2
+    assert {"loss", "embed", "head", "blocks.attn.q.kernel"} <= set(same)
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_a_wrong_gradient_shows(nan, tmp_path, monkeypatch):
+    comparison = kernel_agreement.make()
+    comparison.reference(small(tmp_path))
+    true = kernel_agreement._loss_and_gradients
+
+    def wrong(config):
+        found, implementations = true(config)
+        return found | {"embed": (float("nan") if nan else 1.5) * found["embed"]}, implementations
+
+    monkeypatch.setattr(kernel_agreement, "_loss_and_gradients", wrong)
+    errors, _ = comparison.errors(small(tmp_path))
+    assert errors["embed"] == (float("inf") if nan else pytest.approx(0.5, rel=1e-3))
+    assert errors["head"] < 1e-5
+
+
+class StubWorker:
+    """In place of the process: the reference, then the errors of plain implementations and of kernels."""
+
+    errors = ({"loss": 1e-6, "w": 0.01}, {"loss": 1e-6, "w": 0.05})
+
+    def __init__(self, *_):
+        self.facts = {"device": "a card"}
+        self.answers = iter([5.0, (self.errors[0], {}), (self.errors[1], {"sine": ["triton"]})])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, method, config):
+        return next(self.answers)
+
+
+@pytest.mark.parametrize(("error", "failed"), [(0.05, ["w"]), (0.015, []), (float("inf"), ["w"])])
+def test_kernels_may_not_be_worse_than_rounding(error, failed, monkeypatch):
+    monkeypatch.setattr(StubWorker, "errors", ({"loss": 1e-6, "w": 0.01}, {"loss": 1e-6, "w": error}))
+    monkeypatch.setattr(kernel_agreement, "Worker", StubWorker)
+    result = kernel_agreement.measure(parse(default_config("transformer")))
+    assert (result["ok"], result["failed"]) == (not failed, failed)
+    lines = kernel_agreement.report(result).splitlines()
+    assert lines[0] == "a card; transformer, bf16; sine triton"
+    assert lines[-1].endswith("differ in w" if failed else "agree within rounding")
+    assert jax.default_backend() == "cpu"
