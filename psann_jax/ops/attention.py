@@ -1,5 +1,6 @@
 """Causal attention and the choice of its implementation."""
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from psann_jax.config.checks import ConfigError
 from psann_jax.ops import kernels, tiles
 from psann_jax.ops.attention_cudnn import cudnn_attention, max_head_dim
 from psann_jax.ops.attention_reference import plain_attention, scores, weighted_values
+from psann_jax.ops.attention_splash import splash_attention
 from psann_jax.ops.attention_tiled import tiled_attention
+from psann_jax.ops.attention_triton import triton_attention
 from psann_jax.ops.gpu_kinds import architecture
 from psann_jax.ops.kernels import Candidate
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
@@ -20,12 +23,25 @@ from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 Kernel = Callable[[Array, Array, Array, Array | None], Array]
 
 # Functions of queries, keys, values and segment ids on one device; the compiler cannot partition them.
-KERNELS: dict[str, Kernel] = {"cudnn": cudnn_attention, "cudnn_packed": cudnn_attention}
+KERNELS: dict[str, Kernel] = {
+    "cudnn": cudnn_attention,
+    "cudnn_packed": cudnn_attention,
+    "triton": triton_attention,
+    "splash": splash_attention,
+}
+_PLATFORMS = {"cudnn": "NVIDIA GPUs", "triton": "NVIDIA GPUs", "splash": "TPUs"}
+_MODULES = {
+    "cudnn_packed": "jax._src.cudnn.fused_attention_stablehlo",
+    "triton": "jax.experimental.pallas.triton",
+    "splash": "jax.experimental.pallas.ops.tpu.splash_attention",
+}
 # What model.attention can be, and the implementations that it stands for.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "auto": (),
     "xla": ("xla",),
     "cudnn": ("cudnn", "cudnn_packed"),
+    "triton": ("triton",),
+    "splash": ("splash",),
     "plain": ("plain",),
 }
 
@@ -66,38 +82,79 @@ def alibi_slopes(n_heads: int) -> Array:
     return jnp.array(slopes, jnp.float32)
 
 
-def _first(limits: dict[str, bool]) -> str:
-    """Returns the first text whose limit applies, or an empty one."""
-    return next((text for text, applies in limits.items() if applies), "")
+class _Limit(NamedTuple):
+    """A reason against an implementation, and whether it applies."""
+
+    reason: str
+    applies: bool
 
 
 def candidates(case: AttentionCase) -> tuple[Candidate, ...]:
-    """Returns the implementations by preference, with the reasons against them on the devices of the mesh."""
-    dtype, platform = jnp.dtype(case.dtype), kernels.platform()
-    found = architecture(kernels.device_kind()) if platform == "gpu" else ""
-    unsupported = {
-        "cannot add ALiBi": case.has_alibi,
-        "cannot drop attention weights": case.dropout > 0,
-        case.uneven: bool(case.uneven),
-    }
-    limit = max_head_dim(found)
-    cudnn = {
-        f"runs on NVIDIA GPUs, not on {platform}": platform != "gpu",
-        "needs a GPU of the generation of Ampere or newer": not found,
-        f"computes in bf16 or fp16, not in {dtype}": dtype not in (jnp.bfloat16, jnp.float16),
-        f"needs a head size that is a multiple of 8 up to {limit}, not {case.head_dim}": case.head_dim % 8 != 0
-        or case.head_dim > limit,
-        **unsupported,
-    }
-    packed = {
-        **cudnn,
-        "needs a GPU of the generation of Hopper or newer to mask packed documents": found
-        not in ("hopper", "blackwell"),
-        "addresses fewer than 2^31 numbers per device": case.shard_size >= 2**31,
-    }
+    """Returns the implementations by preference, with the reasons against them on the devices of the mesh.
+
+    The last one, tiles of scores in plain JAX, computes everything everywhere.
+    """
+    xla = Candidate("xla", is_kernel=False)
+    match kernels.platform():
+        case "gpu":
+            return *_on_gpu(case, architecture(kernels.device_kind())), xla
+        case "tpu":
+            return _candidate("splash", *_splash_limits(case)), xla
+    return (xla,)
+
+
+def _candidate(name: str, *limits: _Limit) -> Candidate:
+    """Returns the candidate with the first limit that applies; the last is whether this JAX has its module."""
+    reason = next((limit.reason for limit in limits if limit.applies), "")
+    module = _MODULES.get(name)
+    if not reason and module is not None and not _exists(module):
+        reason = f"needs {module}, which this version of JAX does not have"
+    return Candidate(name, reason)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
+    """Returns the candidates on a GPU of an architecture of `gpu_kinds.architecture`."""
+    generation = _Limit("needs an NVIDIA GPU of the generation of Ampere or newer", not found)
+    cudnn = (generation, _types(case, jnp.bfloat16, jnp.float16), _heads(case, max_head_dim(found)), *_options(case))
+    hopper = found in ("hopper", "blackwell")
+    packed = (
+        *cudnn,
+        _Limit("needs a GPU of the generation of Hopper or newer to mask packed documents", not hopper),
+        _Limit("addresses fewer than 2^31 numbers per device", case.shard_size >= 2**31),
+    )
+    first = _candidate("cudnn_packed", *packed) if case.has_segment_ids else _candidate("cudnn", *cudnn)
+    types = _types(case, jnp.bfloat16, jnp.float16, jnp.float32)
+    size = _Limit(f"needs a head size of at most 256, not {case.head_dim}", case.head_dim > 256)
+    return first, _candidate("triton", generation, types, size, *_options(case))
+
+
+def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:
+    return (_types(case, jnp.bfloat16, jnp.float32), _heads(case, 256), *_options(case))
+
+
+def _types(case: AttentionCase, *types: Any) -> _Limit:
+    names = [jnp.dtype(t).name for t in types]
+    known = f"{', '.join(names[:-1])} or {names[-1]}"
+    return _Limit(f"computes in {known}, not in {jnp.dtype(case.dtype).name}", jnp.dtype(case.dtype).name not in names)
+
+
+def _heads(case: AttentionCase, limit: int) -> _Limit:
+    reason = f"needs a head size that is a multiple of 8 up to {limit}, not {case.head_dim}"
+    return _Limit(reason, case.head_dim % 8 != 0 or case.head_dim > limit)
+
+
+def _options(case: AttentionCase) -> tuple[_Limit, ...]:
     return (
-        Candidate("cudnn_packed", _first(packed)) if case.has_segment_ids else Candidate("cudnn", _first(cudnn)),
-        Candidate("xla", is_kernel=False),
+        _Limit("cannot add ALiBi", case.has_alibi),
+        _Limit("cannot drop attention weights", case.dropout > 0),
+        _Limit(case.uneven, bool(case.uneven)),
     )
 
 
@@ -121,7 +178,9 @@ def choose_attention(implementation: str, case: AttentionCase) -> str:
         return kernels.choose("attention", *candidates(case))
     if implementation in ("xla", "plain"):
         return kernels.choose("attention", Candidate(implementation, is_kernel=False))
-    chosen = next(c for c in candidates(case) if c.name in IMPLEMENTATIONS[implementation])
+    names, platform = IMPLEMENTATIONS[implementation], kernels.platform()
+    elsewhere = Candidate(names[0], f"runs on {_PLATFORMS[implementation]}, not on {platform}")
+    chosen = next((c for c in candidates(case) if c.name in names), elsewhere)
     if chosen.reason:
         raise ConfigError(f"model.attention: {implementation} {chosen.reason}; use auto or xla")
     # What the config demands is not passed over, even where kernels are off.
