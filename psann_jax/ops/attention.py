@@ -123,16 +123,17 @@ def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
     """Returns the candidates on a GPU of an architecture of `gpu_kinds.architecture`."""
     generation = _Limit("needs an NVIDIA GPU of the generation of Ampere or newer", not found)
     cudnn = (generation, _types(case, jnp.bfloat16, jnp.float16), _heads(case, max_head_dim(found)), *_options(case))
+    offsets = _Limit("addresses fewer than 2^31 numbers per device", case.shard_size >= 2**31)
     hopper = found in ("hopper", "blackwell")
     packed = (
         *cudnn,
         _Limit("needs a GPU of the generation of Hopper or newer to mask packed documents", not hopper),
-        _Limit("addresses fewer than 2^31 numbers per device", case.shard_size >= 2**31),
+        offsets,
     )
     first = _candidate("cudnn_packed", *packed) if case.has_segment_ids else _candidate("cudnn", *cudnn)
     types = _types(case, jnp.bfloat16, jnp.float16, jnp.float32)
     size = _Limit(f"needs a head size of at most 256, not {case.head_dim}", case.head_dim > 256)
-    return first, _candidate("triton", generation, types, size, *_options(case))
+    return first, _candidate("triton", generation, types, size, offsets, *_options(case))
 
 
 def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:

@@ -53,8 +53,9 @@ class _Rows(NamedTuple):
 
 
 def tile_length(head_dim: int, dtype: Any) -> int:
-    """Returns T: the tiles of a program, two of them twice, must fit the 99 KiB of a consumer GPU."""
-    return 64 if head_dim * jnp.dtype(dtype).itemsize <= 128 else 32
+    """Returns T, for which the tiles that a program holds at a time fit the 99 KiB of a consumer GPU."""
+    row_bytes = head_dim * jnp.dtype(dtype).itemsize
+    return next((T for T, most in ((64, 256), (32, 512)) if row_bytes <= most), 16)
 
 
 def triton_attention(
@@ -75,8 +76,8 @@ def triton_attention(
       interpret: runs the kernels in Python, for tests on a CPU.
     """
     B, L, _, K = q_BxLxHxK.shape
-    T = tile_length(K, q_BxLxHxK.dtype)
     width = max(16, 2 ** math.ceil(math.log2(K)))  # Triton computes on powers of two
+    T = tile_length(width, q_BxLxHxK.dtype)
 
     def padded(x_BxLxHxK: Array) -> Array:
         return jnp.pad(x_BxLxHxK, ((0, 0), (0, -L % T), (0, 0), (0, width - K)))
@@ -133,7 +134,7 @@ def _call(
 
     Args:
       kernel: takes the tiling and references: to a head of each array (L, K), of each statistic (L,), to the numbers
-        (L,), first and last tile of its row (scalars of its tile), and to its tile of each result.
+        (L,), first and last tile of its row (scalars, of its tile), and to its tile of each result.
       tiling: static sizes.
       arrays: (B, L, H, K).
       statistics: (B, H, L).
@@ -153,13 +154,15 @@ def _call(
         4: pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, i, h, 0)),
         3: pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, i)),
     }
+    wide = K * arrays[0].dtype.itemsize > 128
     run = pl.pallas_call(
         partial(kernel, tiling),
         grid=(L // T, H, B),
         in_specs=[*[whole] * len(arrays), *[row] * len(statistics), numbers, scalar, scalar],
         out_specs=[part[len(result.shape)] for result in results],
         out_shape=list(results),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        # Two stages load the next tile during the work on one; wide tiles have no room for that in a backward pass.
+        compiler_params=triton.CompilerParams(num_warps=8 if wide else 4, num_stages=1 if wide and statistics else 2),
         interpret=tiling.interpret,
         name=kernel.__name__.strip("_"),
     )
@@ -197,9 +200,8 @@ def _own_tile() -> Any:
     return pl.program_id(0)
 
 
-def _forward_kernel(
-    tiling: _Tiling, q: Any, k: Any, v: Any, numbers: Any, first: Any, last: Any, out: Any, lse: Any
-) -> None:
+def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None:
+    numbers, first, _, out, lse = refs
     T, i = tiling.tile, _own_tile()
     q_TxK = q[_tile(i, T), :]
 

@@ -1,10 +1,12 @@
 """ops/attention.py: which implementation runs where."""
 
+from typing import get_args, get_type_hints
+
 import jax.numpy as jnp
 import pytest
 
-from psann_jax.config import ConfigError
-from psann_jax.ops import kernels
+from psann_jax.config import ConfigError, DecoderConfig, VanillaConfig
+from psann_jax.ops import attention, kernels
 from psann_jax.ops.attention import AttentionCase, choose_attention, describe_attention
 
 H100, B200, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -92,3 +94,47 @@ def test_kernels_can_be_turned_off_unless_one_is_demanded(on):
         assert choose_attention("auto", CASE) == "xla"
         assert choose_attention("cudnn", CASE) == "cudnn"
     assert found == {"attention": {"xla", "cudnn"}}
+
+
+def test_other_nvidia_gpus_and_float32_run_triton(on):
+    packed = CASE._replace(has_segment_ids=True)
+    on("gpu", A100)
+    assert choose_attention("auto", CASE) == "cudnn"
+    assert choose_attention("auto", packed) == "triton"
+    for kind in (A100, H100):
+        on("gpu", kind)
+        for case in (packed, CASE):
+            case = case._replace(dtype=jnp.float32, head_dim=60)
+            assert choose_attention("auto", case) == describe_attention("auto", case) == "triton"
+    on("gpu", T4)
+    assert choose_attention("auto", packed) == "xla"
+    with pytest.raises(ConfigError, match=r"^model\.attention: triton needs an NVIDIA GPU .*; use auto or xla$"):
+        choose_attention("triton", packed)
+
+
+def test_tpus_run_splash(on):
+    on("tpu", "TPU v5 lite")
+    for case in (CASE, AttentionCase(jnp.float32, 128, has_segment_ids=True)):
+        assert choose_attention("auto", case) == choose_attention("splash", case) == "splash"
+    assert choose_attention("auto", CASE._replace(dtype=jnp.float16)) == "xla"
+    with pytest.raises(ConfigError, match="splash needs a head size that is a multiple of 8 up to 256, not 20"):
+        choose_attention("splash", CASE._replace(head_dim=20))
+    with pytest.raises(ConfigError, match="triton runs on NVIDIA GPUs, not on tpu"):
+        choose_attention("triton", CASE)
+
+
+def test_a_version_of_jax_without_the_module_of_a_kernel(on, monkeypatch):
+    on("tpu", "TPU v5 lite")
+    monkeypatch.setitem(attention._MODULES, "splash", "jax.no.such.module")
+    assert describe_attention("auto", CASE) == (
+        "xla (splash needs jax.no.such.module, which this version of JAX does not have)"
+    )
+
+
+@pytest.mark.parametrize("config", [DecoderConfig, VanillaConfig])
+def test_the_config_offers_what_can_be_chosen(config):
+    assert set(get_args(get_type_hints(config)["attention"])) == set(attention.IMPLEMENTATIONS)
+
+
+def test_each_kernel_has_an_example():
+    assert {f"attention.{name}" for name in attention.KERNELS} <= set(kernels.EXAMPLES)
