@@ -112,7 +112,8 @@ class DecoderConfig(TextModelConfig):
 
     base: str = "waveresnet"
     positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"  # how the network knows positions
-    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"  # implementation; auto: the fastest for the device
+    # implementation; auto: the fastest for the device
+    attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] | None = None  # None: as the base (sine; transformer: gelu)
     norm: Literal["rmsnorm", "layernorm"] | None = None  # None: as the base (rmsnorm; transformer: layernorm)
     # a learned scalar on the MLP branch; None: as the base (True; transformer: False)

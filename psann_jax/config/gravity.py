@@ -36,7 +36,8 @@ class VanillaConfig(TextModelConfig):
     base: str = "vanilla"
     d_mlp: int = 1536
     n_positions: int = 0  # rows of the position table; 0: data.max_length
-    attention: Literal["auto", "xla", "cudnn", "plain"] = "auto"  # implementation; auto: the fastest for the device
+    # implementation; auto: the fastest for the device
+    attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"  # of the MLPs
     init: Literal["small", "reference"] = "small"  # N(0, 0.02^2), or as in the original: N(0, 1) embeddings
     sine: SineConfig = field(default_factory=SineConfig)

@@ -15,7 +15,7 @@ from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
-from psann_jax.ops.attention import alibi_slopes, choose_attention
+from psann_jax.ops.attention import AttentionCase, alibi_slopes, describe_attention
 
 
 class Decoder(TextNetwork):
@@ -37,17 +37,16 @@ class Decoder(TextNetwork):
         self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
 
     @staticmethod
-    def live_attention(config: DecoderConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """See `TextNetwork` and `choose_attention`."""
-        return choose_attention(
-            config.attention,
-            platform=platform,
-            dtype=dtype,
-            head_dim=config.d_model // config.n_heads,
+    def live_attention(config: DecoderConfig, *, dtype: Any, has_segment_ids: bool) -> str:
+        """See `TextNetwork` and `describe_attention`."""
+        case = AttentionCase(
+            dtype,
+            config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
             has_alibi=config.positional_encoding == "alibi",
             dropout=config.dropout,
         )
+        return describe_attention(config.attention, case)
 
     def hidden(
         self,

@@ -102,7 +102,7 @@ class NGT(TiedHead):
         super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: NGTConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
+    def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool) -> str:
         """See `TextNetwork`."""
         return "plain" if config.attention == "plain" else "tiled"
 

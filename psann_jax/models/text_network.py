@@ -59,12 +59,11 @@ class TextNetwork(Layered):
 
     @staticmethod
     @abc.abstractmethod
-    def live_attention(config: Any, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """Returns the name of the attention implementation that runs.
+    def live_attention(config: Any, *, dtype: Any, has_segment_ids: bool) -> str:
+        """Returns the name of the attention implementation that runs, and on an accelerator why not a faster one.
 
         Args:
           config: the `model` section.
-          platform: of the devices: cpu, gpu or tpu.
           dtype: of the computation.
           has_segment_ids: whether documents are masked.
         """

@@ -15,7 +15,7 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
-from psann_jax.ops.attention import choose_attention
+from psann_jax.ops.attention import AttentionCase, describe_attention
 
 
 class TiedHead(TextNetwork):
@@ -79,17 +79,15 @@ class Vanilla(TiedHead):
         super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: VanillaConfig, *, platform: str, dtype: Any, has_segment_ids: bool) -> str:
-        """See `TextNetwork` and `choose_attention`."""
-        return choose_attention(
-            config.attention,
-            platform=platform,
-            dtype=dtype,
-            head_dim=config.d_model // config.n_heads,
+    def live_attention(config: VanillaConfig, *, dtype: Any, has_segment_ids: bool) -> str:
+        """See `TextNetwork` and `describe_attention`."""
+        case = AttentionCase(
+            dtype,
+            config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
-            has_alibi=False,
             dropout=config.dropout,
         )
+        return describe_attention(config.attention, case)
 
     def hidden(
         self,

@@ -1,5 +1,6 @@
 """Multi-head attention with rotary or ALiBi positions and an explicit cache."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,9 +10,9 @@ from flax import nnx
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
-from psann_jax.nn.partition import constrain
+from psann_jax.nn.partition import constrain, per_shard, shard_of
 from psann_jax.nn.positions import rotate
-from psann_jax.ops.attention import cached_attention, causal_attention
+from psann_jax.ops.attention import KERNELS, AttentionCase, cached_attention, causal_attention, choose_attention
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights, full_attention
 from psann_jax.ops.tiles import Dropout
@@ -76,15 +77,7 @@ class Attention(nnx.Module):
             k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
             out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
         elif options.causal:
-            out = causal_attention(
-                q,
-                k,
-                v,
-                segment_ids_BxL=context.segment_ids_BxL,
-                alibi_slopes_H=context.alibi_H,
-                dropout=weights_dropout,
-                implementation=options.implementation,
-            )
+            out = self._causal(q, k, v, context, weights_dropout)
         else:
             out = full_attention(q, k, v, dropout=weights_dropout)
         # Mainly for the gradient of `out`, which could otherwise be sharded along the window.
@@ -97,6 +90,30 @@ class Attention(nnx.Module):
         if context.rope is not None:
             q, k = rotate(q, context.rope), rotate(k, context.rope)
         return attention_weights(q, k)
+
+    def _causal(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, dropout: Dropout) -> jax.Array:
+        """Attends within the window, each device to its own rows and heads."""
+        segment_ids, alibi = context.segment_ids_BxL, context.alibi_H
+        heads = ("batch", None, "heads", None)
+        shape, uneven = shard_of(q.shape, heads)
+        rate = dropout.rate if dropout.key is not None else 0.0
+        case = AttentionCase(
+            q.dtype, q.shape[-1], segment_ids is not None, alibi is not None, rate, math.prod(shape), uneven
+        )
+        chosen = choose_attention(self.options.implementation, case)
+        if chosen in KERNELS:
+            rows = None if segment_ids is None else ("batch", None)
+            out: jax.Array = per_shard(KERNELS[chosen], (heads, heads, heads, rows), heads)(q, k, v, segment_ids)
+            return out
+        return causal_attention(
+            q,
+            k,
+            v,
+            segment_ids_BxL=segment_ids,
+            alibi_slopes_H=alibi,
+            dropout=dropout,
+            implementation=chosen,
+        )
 
     def _heads(self, project: Linear, x_BxLxD: jax.Array) -> jax.Array:
         heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], self.options.n_heads, -1)

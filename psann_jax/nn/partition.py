@@ -145,6 +145,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, RULES.spec(axes))
 
 
+def shard_of(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[tuple[int, ...], str]:
+    """Returns the shape of a device's part of an array with these logical axes, and why the parts are not equal.
+
+    The reason is empty if they are; `per_shard` requires that.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return shape, ""
+    parts = [_parts(mesh, entry) for entry in RULES.spec(axes)]
+    reason = "".join(
+        f"cannot split {axis}={size} into {n} equal parts; "
+        for axis, size, n in zip(axes, shape, parts, strict=True)
+        if size % n
+    )
+    return tuple(-(-size // n) for size, n in zip(shape, parts, strict=True)), reason.removesuffix("; ")
+
+
 def per_shard(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
     """Makes a function run on each device's part of its arrays; for kernels, which the compiler cannot partition.
 

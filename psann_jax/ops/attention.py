@@ -1,16 +1,71 @@
-"""Causal attention: a dense reference, a tiled implementation with memory linear in length, and cuDNN's."""
+"""Causal attention and the choice of its implementation."""
 
+import importlib.util
 import math
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from psann_jax.config.checks import ConfigError
-from psann_jax.ops import online_softmax, tiles
+from psann_jax.ops import kernels, tiles
+from psann_jax.ops.attention_cudnn import cudnn_attention, max_head_dim
+from psann_jax.ops.attention_reference import plain_attention, scores, weighted_values
+from psann_jax.ops.attention_splash import splash_attention
+from psann_jax.ops.attention_tiled import tiled_attention
+from psann_jax.ops.attention_triton import triton_attention
+from psann_jax.ops.gpu_kinds import architecture
+from psann_jax.ops.kernels import Candidate
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
+
+Kernel = Callable[[Array, Array, Array, Array | None], Array]
+
+# Functions of queries, keys, values and segment ids on one device; the compiler cannot partition them.
+KERNELS: dict[str, Kernel] = {
+    "cudnn": cudnn_attention,
+    "cudnn_packed": cudnn_attention,
+    "triton": triton_attention,
+    "splash": splash_attention,
+}
+_PLATFORMS = {"cudnn": "NVIDIA GPUs", "triton": "NVIDIA GPUs", "splash": "TPUs"}
+_MODULES = {
+    "cudnn_packed": "jax._src.cudnn.fused_attention_stablehlo",
+    "triton": "jax.experimental.pallas.triton",
+    "splash": "jax.experimental.pallas.ops.tpu.splash_attention",
+}
+# What model.attention can be, and the implementations that it stands for.
+IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
+    "auto": (),
+    "xla": ("xla",),
+    "cudnn": ("cudnn", "cudnn_packed"),
+    "triton": ("triton",),
+    "splash": ("splash",),
+    "plain": ("plain",),
+}
+
+
+class AttentionCase(NamedTuple):
+    """What decides which implementations can compute an attention.
+
+    Attributes:
+      dtype: type of queries, keys and values.
+      head_dim: features per head.
+      has_segment_ids: whether packed documents are masked.
+      has_alibi: whether ALiBi is added to the scores.
+      dropout: dropout rate of the attention weights.
+      shard_size: elements of the queries on one device; 0 if it is not known.
+      uneven: why the mesh cannot split the arrays into equal parts; empty if it can.
+    """
+
+    dtype: Any
+    head_dim: int
+    has_segment_ids: bool = False
+    has_alibi: bool = False
+    dropout: float = 0.0
+    shard_size: int = 0
+    uneven: str = ""
 
 
 def alibi_slopes(n_heads: int) -> Array:
@@ -27,50 +82,120 @@ def alibi_slopes(n_heads: int) -> Array:
     return jnp.array(slopes, jnp.float32)
 
 
-def choose_attention(
-    implementation: str,
-    *,
-    platform: str,
-    dtype: Any,
-    head_dim: int,
-    has_segment_ids: bool,
-    has_alibi: bool,
-    dropout: float,
-) -> str:
-    """Chooses the implementation that `causal_attention` runs for the given options.
+class _Limit(NamedTuple):
+    """A reason against an implementation, and whether it applies."""
+
+    reason: str
+    applies: bool
+
+
+def candidates(case: AttentionCase) -> tuple[Candidate, ...]:
+    """Returns the implementations by preference, with the reasons against them on the devices of the mesh.
+
+    The last one, tiles of scores in plain JAX, computes everything everywhere.
+    """
+    xla = Candidate("xla", is_kernel=False)
+    match kernels.platform():
+        case "gpu":
+            return *_on_gpu(case, architecture(kernels.device_kind())), xla
+        case "tpu":
+            return _candidate("splash", *_splash_limits(case)), xla
+    return (xla,)
+
+
+def _candidate(name: str, *limits: _Limit) -> Candidate:
+    """Returns the candidate with the first limit that applies; the last is whether this JAX has its module."""
+    reason = next((limit.reason for limit in limits if limit.applies), "")
+    module = _MODULES.get(name)
+    if not reason and module is not None and not _exists(module):
+        reason = f"needs {module}, which this version of JAX does not have"
+    return Candidate(name, reason)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
+    """Returns the candidates on a GPU of an architecture of `gpu_kinds.architecture`."""
+    generation = _Limit("needs an NVIDIA GPU of the generation of Ampere or newer", not found)
+    cudnn = (generation, _types(case, jnp.bfloat16, jnp.float16), _heads(case, max_head_dim(found)), *_options(case))
+    offsets = _Limit("addresses fewer than 2^31 numbers per device", case.shard_size >= 2**31)
+    hopper = found in ("hopper", "blackwell")
+    packed = (
+        *cudnn,
+        _Limit("needs a GPU of the generation of Hopper or newer to mask packed documents", not hopper),
+        offsets,
+    )
+    first = _candidate("cudnn_packed", *packed) if case.has_segment_ids else _candidate("cudnn", *cudnn)
+    types = _types(case, jnp.bfloat16, jnp.float16, jnp.float32)
+    size = _Limit(f"needs a head size of at most 256, not {case.head_dim}", case.head_dim > 256)
+    return first, _candidate("triton", generation, types, size, offsets, *_options(case))
+
+
+def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:
+    return (_types(case, jnp.bfloat16, jnp.float32), _heads(case, 256), *_options(case))
+
+
+def _types(case: AttentionCase, *types: Any) -> _Limit:
+    names = [jnp.dtype(t).name for t in types]
+    known = f"{', '.join(names[:-1])} or {names[-1]}"
+    return _Limit(f"computes in {known}, not in {jnp.dtype(case.dtype).name}", jnp.dtype(case.dtype).name not in names)
+
+
+def _heads(case: AttentionCase, limit: int) -> _Limit:
+    reason = f"needs a head size that is a multiple of 8 up to {limit}, not {case.head_dim}"
+    return _Limit(reason, case.head_dim % 8 != 0 or case.head_dim > limit)
+
+
+def _options(case: AttentionCase) -> tuple[_Limit, ...]:
+    return (
+        _Limit("cannot add ALiBi", case.has_alibi),
+        _Limit("cannot drop attention weights", case.dropout > 0),
+        _Limit(case.uneven, bool(case.uneven)),
+    )
+
+
+def choose_attention(implementation: str, case: AttentionCase) -> str:
+    """Chooses the implementation of `causal_attention` for the devices of the mesh.
 
     Args:
-      implementation: "auto" (cudnn where it supports the options, else xla), "xla", "cudnn" or "plain".
-      platform: platform of the devices that run it: "cpu", "gpu" or "tpu".
-      dtype: type of queries, keys and values.
-      head_dim: features per head.
-      has_segment_ids: whether packed documents are masked.
-      has_alibi: whether ALiBi is added to the scores.
-      dropout: dropout rate of the attention weights.
+      implementation: a key of `IMPLEMENTATIONS`; "auto" is the fastest that supports the case.
+      case: what it must support.
 
     Returns:
-      "xla", "cudnn" or "plain".
+      A key of `KERNELS`, "xla" (tiles of scores) or "plain".
 
     Raises:
-      ConfigError: The requested implementation is unknown or does not support the options.
+      ConfigError: The requested implementation is unknown or does not support the case.
     """
-    if implementation not in ("auto", "xla", "cudnn", "plain"):
-        raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, xla, cudnn, plain")
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from {known}")
+    if implementation == "auto":
+        return kernels.choose("attention", *candidates(case))
     if implementation in ("xla", "plain"):
-        return implementation
-    dtype = jnp.dtype(dtype)
-    limits = {
-        f"runs on NVIDIA GPUs, not on {platform}": platform not in ("gpu", "cuda"),
-        f"computes in bf16 or fp16, not in {dtype}": dtype not in (jnp.bfloat16, jnp.float16),
-        f"needs a head size that is a multiple of 8 up to 128, not {head_dim}": head_dim % 8 != 0 or head_dim > 128,
-        "cannot mask packed documents": has_segment_ids,
-        "cannot add ALiBi": has_alibi,
-        "cannot drop attention weights": dropout > 0,
-    }
-    reasons = [reason for reason, applies in limits.items() if applies]
-    if implementation == "cudnn" and reasons:
-        raise ConfigError(f"model.attention: cudnn {reasons[0]}; use auto or xla")
-    return "xla" if reasons else "cudnn"
+        return kernels.choose("attention", Candidate(implementation, is_kernel=False))
+    names, platform = IMPLEMENTATIONS[implementation], kernels.platform()
+    elsewhere = Candidate(names[0], f"runs on {_PLATFORMS[implementation]}, not on {platform}")
+    chosen = next((c for c in candidates(case) if c.name in names), elsewhere)
+    if chosen.reason:
+        raise ConfigError(f"model.attention: {implementation} {chosen.reason}; use auto or xla")
+    # What the config demands is not passed over, even where kernels are off.
+    return kernels.choose("attention", chosen._replace(is_kernel=False))
+
+
+def describe_attention(implementation: str, case: AttentionCase) -> str:
+    """Returns the name of the implementation, and on an accelerator why not a kernel: "xla (cudnn ...)"."""
+    chosen = choose_attention(implementation, case)
+    if chosen in KERNELS or implementation != "auto" or kernels.platform() == "cpu":
+        return chosen
+    off = "is turned off or failed its check"
+    reasons = (f"{c.name} {c.reason or off}" for c in candidates(case) if c.is_kernel)
+    return f"{chosen} ({'; '.join(reasons)})"
 
 
 def causal_attention(
@@ -94,8 +219,7 @@ def causal_attention(
       segment_ids_BxL: document of each token; None: one document per row. Padding counts as a document.
       alibi_slopes_H: adds -slope * (query index - key index) to the scores. A constant: it gets no gradient.
       dropout: of the attention weights. "xla" and "plain" drop the same weights for the same key.
-      implementation: see `choose_attention`. "auto" depends on the default backend; a caller whose mesh has other
-        devices resolves it first.
+      implementation: see `choose_attention`.
 
     Returns:
       (B, L, H, K) in the type of the inputs.
@@ -103,19 +227,16 @@ def causal_attention(
     Raises:
       ConfigError: the implementation is unknown or does not support the options.
     """
-    chosen = choose_attention(
-        implementation,
-        platform=jax.default_backend(),
-        dtype=q_BxLxHxK.dtype,
-        head_dim=q_BxLxHxK.shape[-1],
-        has_segment_ids=segment_ids_BxL is not None,
-        has_alibi=alibi_slopes_H is not None,
-        dropout=dropout.rate if dropout.key is not None else 0.0,
+    rate = dropout.rate if dropout.key is not None else 0.0
+    has_segment_ids, has_alibi = segment_ids_BxL is not None, alibi_slopes_H is not None
+    case = AttentionCase(
+        q_BxLxHxK.dtype, q_BxLxHxK.shape[-1], has_segment_ids, has_alibi, rate, shard_size=q_BxLxHxK.size
     )
-    if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, is_causal=True, implementation="cudnn")
+    chosen = choose_attention(implementation, case)
+    if chosen in KERNELS:
+        return KERNELS[chosen](q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL)
     key = dropout.key if dropout.rate else None
-    attend = _plain_attention if chosen == "plain" else _tiled_attention
+    attend = plain_attention if chosen == "plain" else tiled_attention
     return attend(dropout.rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, alibi_slopes_H, key)
 
 
@@ -140,121 +261,8 @@ def cached_attention(
       (B, L, H, K) in the type of the queries.
     """
     lag_BxLxS = query_index_BxL[:, :, None] - jnp.arange(k_BxSxHxK.shape[1])[None, None]
-    scores_BxHxLxS = _scores(q_BxLxHxK, k_BxSxHxK)
+    scores_BxHxLxS = scores(q_BxLxHxK, k_BxSxHxK)
     if alibi_slopes_H is not None:
         scores_BxHxLxS -= alibi_slopes_H[None, :, None, None] * lag_BxLxS[:, None]
     p_BxHxLxS = jax.nn.softmax(jnp.where(lag_BxLxS[:, None] >= 0, scores_BxHxLxS, tiles.MASK_VALUE))
-    return _weighted_values(p_BxHxLxS, v_BxSxHxK).astype(q_BxLxHxK.dtype)
-
-
-def _scores(q_BxLxHxK: Array, k_BxSxHxK: Array) -> Array:
-    wide = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
-    scale = 1 / math.sqrt(q_BxLxHxK.shape[-1])
-    return scale * jnp.einsum("blhk,bshk->bhls", q_BxLxHxK, k_BxSxHxK, preferred_element_type=wide)
-
-
-def _weighted_values(p_BxHxLxS: Array, v_BxSxHxK: Array) -> Array:
-    p_BxHxLxS = p_BxHxLxS.astype(v_BxSxHxK.dtype)
-    return jnp.einsum("bhls,bshk->blhk", p_BxHxLxS, v_BxSxHxK)
-
-
-# --- dense reference ------------------------------------------------------------------------------------
-
-
-def _plain_attention(
-    dropout_rate: float,
-    q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
-    segment_ids_BxL: Array | None,
-    slopes_H: Array | None,
-    dropout_key: Array | None,
-) -> Array:
-    B, L, H, _ = q_BxLxHxK.shape
-    lag_LxL, visible_BxHxLxL = tiles.window_visible(L, segment_ids_BxL)
-    scores_BxHxLxL = _scores(q_BxLxHxK, k_BxLxHxK)
-    if slopes_H is not None:
-        scores_BxHxLxL -= slopes_H[None, :, None, None] * lag_LxL[None, None]
-    p_BxHxLxL = jax.nn.softmax(jnp.where(visible_BxHxLxL, scores_BxHxLxL, tiles.MASK_VALUE))
-    if dropout_key is not None:
-        p_BxHxLxL *= tiles.window_dropout_factors(dropout_key, dropout_rate, B, H, L)
-    return _weighted_values(p_BxHxLxL, v_BxLxHxK)
-
-
-# --- tiled ----------------------------------------------------------------------------------------------
-
-
-def _tile_scores(
-    q_BxHxTxK: Array, k_BxHxTxK: Array, i: Array, j: Array, segment_ids_nxBxT: Array | None, slopes_H: Array | None
-) -> Array:
-    """Returns the masked scores of tile (i, j), (B, H, T, T)."""
-    T, K = q_BxHxTxK.shape[2:]
-    wide = jnp.promote_types(q_BxHxTxK.dtype, jnp.float32)
-    s = jnp.einsum("bhik,bhjk->bhij", q_BxHxTxK, k_BxHxTxK, preferred_element_type=wide) / math.sqrt(K)
-    lag_TxT, visible_BxHxTxT = tiles.visible(i, j, T, segment_ids_nxBxT)
-    if slopes_H is not None:
-        s -= slopes_H[None, :, None, None] * lag_TxT[None, None]
-    return jnp.where(visible_BxHxTxT, s, tiles.MASK_VALUE)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiled_attention(
-    dropout_rate: float,
-    q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
-    segment_ids_BxL: Array | None,
-    slopes_H: Array | None,
-    dropout_key: Array | None,
-) -> Array:
-    return _tiled_forward(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key)[0]
-
-
-def _tiled_forward(
-    dropout_rate: float,
-    q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
-    segment_ids_BxL: Array | None,
-    slopes_H: Array | None,
-    dropout_key: Array | None,
-) -> tuple[Array, tuple[Any, ...]]:
-    q, k, v = tiles.split(q_BxLxHxK), tiles.split(k_BxLxHxK), tiles.split(v_BxLxHxK)
-    segment_ids_nxBxT = tiles.split_rows(segment_ids_BxL)
-
-    def scores(i: Array, j: Array) -> Array:
-        return _tile_scores(q[i], k[j], i, j, segment_ids_nxBxT, slopes_H)
-
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    out, lse = online_softmax.forward(scores, v, Dropout(dropout_key, dropout_rate), wide)
-    out_BxLxHxK = tiles.join(out, q_BxLxHxK.shape[1])
-    return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
-
-
-def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
-    *inputs, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
-    q, k, v, out, dout = (tiles.split(x) for x in (*inputs, out_BxLxHxK, dout_BxLxHxK))
-    qT = online_softmax.transposed(q)
-    segment_ids_nxBxT = tiles.split_rows(segment_ids_BxL)
-    wide = lse.dtype
-    dot = partial(jnp.einsum, preferred_element_type=wide)
-
-    def tile(i: Array, j: Array) -> tuple[Array, None]:
-        return _tile_scores(q[i], k[j], i, j, segment_ids_nxBxT, slopes_H), None
-
-    def add_gradients(sums: tuple[Array, Array], i: Array, j: Array, _: None, p: Array, slope: Array) -> Any:
-        dq, dkT = sums
-        ds = (p * slope).astype(q.dtype)
-        dq = tiles.set_tile(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
-        return dq, tiles.set_tile(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
-
-    init = jnp.zeros(q.shape, wide), jnp.zeros(qT.shape, wide)
-    dropout = Dropout(dropout_key, dropout_rate)
-    (dq, dkT), dv = online_softmax.backward(tile, add_gradients, init, v, dropout, (out, lse), dout)
-    scale = 1 / math.sqrt(q.shape[-1])
-    grads = (scale * dq, scale * online_softmax.transposed(dkT), dv)
-    dq, dk, dv = (tiles.join(g, x.shape[1]).astype(x.dtype) for g, x in zip(grads, inputs, strict=True))
-    return dq, dk, dv, None, None, None
-
-
-_tiled_attention.defvjp(_tiled_forward, _tiled_backward)
+    return weighted_values(p_BxHxLxS, v_BxSxHxK).astype(q_BxLxHxK.dtype)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from psann_jax.ops import kernels
+
 # Tokens per chunk and device: few on a CPU, to fit its caches; elsewhere enough to fill the matrix units.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 4096
 # Scales fp16 gradients of logits, most of which are below the smallest normal fp16 number, before a matmul.
@@ -94,7 +96,8 @@ def cross_entropy(
     """
     B, L, _ = x_BxLxD.shape
     if chunk_tokens is None:
-        chunk_tokens = jax.device_count() * (_CPU_CHUNK if jax.default_backend() == "cpu" else _ACCELERATOR_CHUNK)
+        per_device = _CPU_CHUNK if kernels.platform() == "cpu" else _ACCELERATOR_CHUNK
+        chunk_tokens = kernels.device_count() * per_device
     n_chunks = math.ceil(L / max(1, chunk_tokens // B))
     return _cross_entropy(_Options(*options, n_chunks), x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
 

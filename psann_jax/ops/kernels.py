@@ -55,6 +55,12 @@ def device_kind() -> str:
     return str(jax.devices()[0].device_kind if device is None else device.device_kind)
 
 
+def device_count() -> int:
+    """Returns the number of devices of the current mesh, or of all processes without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() if mesh.empty else mesh.size
+
+
 @contextlib.contextmanager
 def using(kernels: Kernels) -> Iterator[None]:
     """Context in which `choose` takes kernels for special devices ("auto") or not ("plain")."""

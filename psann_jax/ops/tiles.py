@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from psann_jax.ops import kernels
 from psann_jax.ops.dropout import keep_mask
 
 MASK_VALUE = -1e30  # score of a masked key; finite, so that a row with no visible key in a tile gives no NaN
@@ -33,7 +34,7 @@ NO_DROPOUT = Dropout(None, 0.0)
 
 def tiling(length: int) -> tuple[int, int]:
     """Returns the number of tiles along a sequence and the length of each."""
-    n = math.ceil(length / (_CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE))
+    n = math.ceil(length / (_CPU_TILE if kernels.platform() == "cpu" else _ACCELERATOR_TILE))
     return n, math.ceil(length / n)
 
 

@@ -73,13 +73,12 @@ class LanguageModel:
         return lines
 
     def attention(self) -> str:
-        """Name of the attention implementation that training will use."""
+        """Name of the attention implementation that training uses on the devices of the mesh, and why if it is slow."""
         name: str = (
             family(self.config.model.base)
             .get("network")
             .live_attention(
                 self.config.model,
-                platform=jax.default_backend(),
                 dtype=DTYPES[self.config.train.precision],
                 has_segment_ids=self._settings.document_mask,
             )

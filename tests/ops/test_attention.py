@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psann_jax.config import ConfigError
 from psann_jax.ops import tiles
-from psann_jax.ops.attention import alibi_slopes, cached_attention, causal_attention, choose_attention
+from psann_jax.ops.attention import alibi_slopes, cached_attention, causal_attention
 from psann_jax.ops.tiles import Dropout
 
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
@@ -222,57 +221,3 @@ def test_alibi_slopes():
     assert alibi_slopes(6).tolist() == [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]
     np.testing.assert_allclose(alibi_slopes(12), [*eight, *(2 ** -(i + 0.5) for i in range(4))], rtol=1e-6)
     assert alibi_slopes(1).tolist() == [2.0**-8]
-
-
-CUDNN = {
-    "platform": "gpu",
-    "dtype": jnp.bfloat16,
-    "head_dim": 64,
-    "has_segment_ids": False,
-    "has_alibi": False,
-    "dropout": 0.0,
-}
-
-
-def test_choose_attention():
-    assert choose_attention("auto", **CUDNN) == choose_attention("cudnn", **CUDNN) == "cudnn"
-    assert choose_attention("plain", **CUDNN) == "plain"
-    assert choose_attention("xla", **CUDNN) == "xla"
-    with pytest.raises(ConfigError, match=r"^model\.attention: 'flash' is unknown, choose from auto, xla"):
-        choose_attention("flash", **CUDNN)
-
-
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [
-        ({"platform": "cpu"}, "not on cpu"),
-        ({"dtype": jnp.float32}, "not in float32"),
-        ({"head_dim": 60}, "multiple of 8 up to 128, not 60"),
-        ({"head_dim": 136}, "multiple of 8 up to 128, not 136"),
-        ({"has_segment_ids": True}, "packed documents"),
-        ({"has_alibi": True}, "ALiBi"),
-        ({"dropout": 0.1}, "drop"),
-    ],
-)
-def test_cudnn_is_rejected_if_it_does_not_support_an_option(option, reason):
-    options = CUDNN | option
-    assert choose_attention("auto", **options) == "xla"
-    with pytest.raises(ConfigError, match=rf"^model\.attention: cudnn .*{reason}.*; use auto or xla$"):
-        choose_attention("cudnn", **options)
-
-
-def test_cudnn_gets_the_causal_flag_and_the_same_scale(monkeypatch):
-    q, k, v = (jnp.asarray(a, "bfloat16") for a in draw(1, 20, 2, 8, n=3))
-    want = causal_attention(q, k, v, implementation="plain")
-    implementations = []
-
-    def spy(*args, implementation, **kwargs):
-        implementations.append(implementation)
-        return original(*args, implementation="xla", **kwargs)
-
-    original = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
-    got = causal_attention(q, k, v)
-    assert implementations == ["cudnn"]
-    np.testing.assert_allclose(np.asarray(got, "float32"), np.asarray(want, "float32"), atol=0.03)

@@ -1,0 +1,78 @@
+"""ops/attention_triton.py against the plain implementation, interpreted on a CPU."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psann_jax.ops import attention_triton, kernels
+from psann_jax.ops.attention import causal_attention
+from psann_jax.ops.attention_triton import tile_length, triton_attention
+from tests.ops.test_attention import documents, draw
+from tests.support.attention import at_borders, compare_with_plain
+
+interpreted = partial(triton_attention, interpret=True)
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    B=st.integers(1, 2),
+    L=st.integers(1, 70),
+    K=st.sampled_from([3, 8, 16, 40]),
+    tile=st.sampled_from([16, 32]),
+    packed=st.booleans(),
+)
+def test_equals_plain(B, L, K, tile, packed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_triton, "tile_length", lambda *_: tile)
+        segment_ids = documents(B, L, L) if packed else None
+        compare_with_plain(interpreted, draw(B, L, 2, K, seed=L), segment_ids, "float32", 2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float16", 0.003), ("float32", 2e-6)])
+def test_borders_on_and_beside_those_of_tiles(dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
+    compare_with_plain(interpreted, draw(2, 50, 1, 16), at_borders(50, 16), dtype, tolerance)
+
+
+def test_no_document_reads_another(monkeypatch):
+    """Each document has the values that it has alone, although those of the others are huge."""
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
+    q, k, v, _ = (jnp.asarray(a, "float32") for a in draw(1, 40, 1, 16))
+    segment_ids = np.array([[1] * 10 + [2] * 20 + [1] * 6 + [0] * 4])
+    for part in (slice(0, 10), slice(10, 30), slice(30, 36)):
+        mine = np.zeros((1, 40, 1, 1), bool)
+        mine[:, part] = True
+        got = interpreted(q, jnp.where(mine, k, 1e4), jnp.where(mine, v, 1e4), segment_ids)
+        alone = causal_attention(*(a[:, part] for a in (q, k, v)), implementation="plain")
+        np.testing.assert_allclose(got[:, part], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_only_tiles_of_own_documents_are_read():
+    numbers = jnp.array([[0] * 5 + [1] * 3 + [2] * 4 + [-1] * 4])
+    rows = attention_triton._rows(numbers, 4)
+    assert rows.first_Bxn.tolist() == [[0, 0, 2, 3]]  # tile 1 begins in document 0
+    assert rows.last_Bxn.tolist() == [[1, 1, 2, 3]]  # tile 0 ends in document 0
+
+
+def test_tile_length():
+    """Of rows of up to 256, 512 and 1024 bytes."""
+    assert [tile_length(K, "bfloat16") for K in (16, 128, 256)] == [64, 64, 32]
+    assert [tile_length(K, "float32") for K in (16, 64, 128, 256)] == [64, 64, 32, 16]
+
+
+def test_float32_does_not_use_tf32():
+    x = jnp.zeros((1, 16, 1, 16))
+    text = str(jax.make_jaxpr(jax.grad(lambda x: interpreted(x, x, x, None).sum()))(x))
+    assert text.count("dot_general") == text.count("Precision.HIGHEST, Precision.HIGHEST") > 0
+
+
+def test_example():
+    example = kernels.EXAMPLES["attention.triton"]()
+    inputs = example.inputs(jax.random.key(0))
+    want = example.reference(*inputs)
+    np.testing.assert_allclose(interpreted(*inputs), want, atol=example.tolerance * float(jnp.abs(want).max()))

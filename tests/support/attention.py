@@ -1,0 +1,50 @@
+"""Comparison of kernels of attention with the plain implementation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psann_jax.ops.attention import causal_attention
+
+
+def plain(q, k, v, segment_ids):
+    """The reference, with the arguments of a kernel."""
+    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, implementation="plain")
+
+
+def value_and_gradients(attend, segment_ids, q, k, v, dout):
+    """Returns the output and the gradients of queries, keys and values, compiled."""
+
+    @jax.jit
+    def run(q, k, v, dout):
+        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, segment_ids), q, k, v)
+        return out, vjp(dout)
+
+    return run(q, k, v, dout)
+
+
+def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance):
+    """Compares values and gradients with those that float32 gives for the same inputs.
+
+    Args:
+      attend: a kernel.
+      inputs: q, k, v and the gradient of the output.
+      segment_ids: (B, L), or None.
+      dtype: of the kernel's arrays.
+      tolerance: of the largest difference, as a fraction of the largest absolute value, or of 1.
+    """
+    inputs = [jnp.asarray(a, dtype) for a in inputs]
+    got = value_and_gradients(attend, segment_ids, *inputs)
+    want = value_and_gradients(plain, segment_ids, *(a.astype("float32") for a in inputs))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.asarray(a, "float32"), b, atol=tolerance * max(1, np.abs(b).max()))
+
+
+def at_borders(length, tile):
+    """Segment ids of two rows with borders on, before and after a tile's, documents of one token, and padding."""
+    index = np.arange(length)
+    borders = [[tile - 1, tile, tile + 1, 2 * tile], [1, 2 * tile - 1, 2 * tile + 1]]
+    segment_ids = np.stack([1 + np.searchsorted(b, index, "right") for b in borders]).astype("int32")
+    segment_ids[1, -(length // 8) :] = 0
+    return segment_ids
