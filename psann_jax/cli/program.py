@@ -28,13 +28,13 @@ from typing import TextIO
 from psann_jax.cli.commands import dispatch
 from psann_jax.cli.flags import default_workdir
 from psann_jax.utils.errors import UserError, one_line
-from psann_jax.utils.huge_pages import restart_with_huge_pages
+from psann_jax.utils.restart import restart_tuned
 
 TRACEBACK = "PSANN_JAX_TRACEBACK"
 
 
 def run_program(argv: Sequence[str]) -> None:
-    """Runs the command that the arguments name, with huge pages (`psann_jax.utils.huge_pages`), and exits.
+    """Runs the command that the arguments name, in a fast environment (`psann_jax.utils.restart`), and exits.
 
     Raises:
       SystemExit: always, with the code.
@@ -42,7 +42,7 @@ def run_program(argv: Sequence[str]) -> None:
     _open_streams()
     # Orbax raises one of the errors of its parallel reads; asyncio would log the others when they are deleted.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    restart_with_huge_pages()
+    restart_tuned()
     code = exit_code(argv)
     for stream in (sys.stdout, sys.stderr):
         code = _flush(stream) or code

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -219,6 +220,8 @@ class _Run:
             + (f"; the cache saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
             "memory": f"{compiled.memory_mb:,.0f} MB per device estimated for a training step",
         }
+        if os.environ.get("XLA_FLAGS"):
+            facts["XLA flags"] = os.environ["XLA_FLAGS"]
         if self.mesh.devices.flat[0].platform != "cpu":
             facts["kernels"] = ", ".join(
                 f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()

@@ -6,7 +6,6 @@ the C library can request them, but it reads that setting only when a program st
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,30 +13,23 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLE = "glibc.malloc.hugetlb"  # since glibc 2.35
 
 
-def restart_with_huge_pages() -> None:
-    """Restarts this program, with the same arguments, with an environment in which malloc requests huge pages.
-
-    Does nothing after such a restart, where it would have no effect (another system, an older C library, a kernel that
-    grants huge pages always or never), or if GLIBC_TUNABLES=glibc.malloc.hugetlb=0 forbids it.
-    """
-    is_granted_on_request = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
-    environment = with_huge_pages(os.environ, _c_library()) if is_granted_on_request else None
-    if environment is not None:
-        sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+def pages_on_request() -> bool:
+    """Returns whether this kernel grants huge pages to programs that request them."""
+    return _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
 
 
-def with_huge_pages(environment: Mapping[str, str], c_library: str) -> dict[str, str] | None:
+def with_huge_pages(environment: Mapping[str, str], c_library: str | None = None) -> dict[str, str] | None:
     """Returns the environment of a program whose malloc requests huge pages.
 
     Args:
       environment: of this program; other entries of GLIBC_TUNABLES are kept.
-      c_library: name and version, such as "glibc 2.36".
+      c_library: name and version, such as "glibc 2.36"; None: that of this system.
 
     Returns:
-      None if `environment` already sets the option, or the C library does not have it.
+      None if `environment` already sets the option (GLIBC_TUNABLES=glibc.malloc.hugetlb=0 forbids it), or the C library
+      does not have it.
     """
-    name, _, version = c_library.partition(" ")
+    name, _, version = (_c_library() if c_library is None else c_library).partition(" ")
     tunables = environment.get("GLIBC_TUNABLES", "")
     if name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35) or _TUNABLE in tunables:
         return None

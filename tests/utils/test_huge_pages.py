@@ -11,10 +11,11 @@ from psann_jax.utils import huge_pages
 # Prints its process id, tunables and arguments at every start.
 PROGRAM = """
 import os, sys, pathlib
-from psann_jax.utils import huge_pages
+from psann_jax.utils import huge_pages, processor_flags, restart
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
 huge_pages._KERNEL = pathlib.Path(sys.argv[1])
-huge_pages.restart_with_huge_pages()
+processor_flags._CPUINFO = pathlib.Path("/nowhere")
+restart.restart_tuned()
 print("works", sys.stdin.read())
 """
 
@@ -32,7 +33,7 @@ def starts(tmp_path, granted, **environment):
     return [tuple(line.split()[:2]) for line in lines]
 
 
-@pytest.mark.skipif(huge_pages.with_huge_pages({}, huge_pages._c_library()) is None, reason="needs glibc 2.35")
+@pytest.mark.skipif(huge_pages.with_huge_pages({}) is None, reason="needs glibc 2.35")
 def test_a_program_restarts_once_with_the_same_arguments(tmp_path):
     (first, before), (second, after) = starts(tmp_path, "always [madvise] never")
     assert first == second, "the same process, for those who signal it"
