@@ -12,10 +12,11 @@ _TINY_TEXT = (
 )  # fmt: skip
 _TINY_SUDOKU = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.d_mlp=16", "model.iterations=2",
-    "data.counts=(40,8,0,0,0)", "train.batch_tokens=648", "train.grad_accum=1",
+    "data.counts=(40,8,0,0,0)", "data.curriculum=mixed", "train.batch_tokens=648", "train.grad_accum=1",
 )  # fmt: skip
 
 _SEEDS = (1, 2)
+_DEFAULT_TEXT = ("--config.data.sources=builtin:python", "--config.data.valid_sources=()")  # needs no network
 
 
 def stages(*, tiny: bool = False) -> list[Stage]:
@@ -40,7 +41,7 @@ def stages(*, tiny: bool = False) -> list[Stage]:
         *(_training(f"proxy_13m_{base}_{seed}", "proxy_13m", f"--config.model.base={base}", f"--config.seed={seed}",
                     *(("--config.model.wave.interleave=True",) if base == "waveresnet" else ()), *text)
           for seed in _SEEDS for base in ("transformer", "waveresnet")),
-        *(_training(f"w3_25m_{name}", f"w3_25m/{name}", *text) for name in ("ngt", "vanilla")),
+        *(_training(f"w3_25m_{name}", f"w3_25m/{name}", *_DEFAULT_TEXT, *text) for name in ("ngt", "vanilla")),
         _training("sudoku_recipe", "sudoku/cosine_no_sam", *_sudoku(4096, tiny),
                   *(("--config.train.steps=3",) if tiny else ())),
     ]  # fmt: skip
