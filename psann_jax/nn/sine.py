@@ -1,6 +1,7 @@
 """The trainable damped sine activation of PSANN networks."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -45,7 +46,9 @@ class Sine(nnx.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         """Applies the activation to z (B, ..., F); the result has the dtype of z."""
         implementation = choose_sine(z.dtype)
-        apply = partial(damped_sine, decay_mode=self.config.decay_mode, implementation=implementation)
+        apply: Callable[..., jax.Array] = partial(
+            damped_sine, decay_mode=self.config.decay_mode, implementation=implementation
+        )
         if implementation == "triton":
             # Features that are on all devices are split as well: otherwise each would add up all gradients of z.
             axis = self.axis or "channels"

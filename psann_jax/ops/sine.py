@@ -91,16 +91,17 @@ def _forward(static: tuple[DecayMode, str], *args: Array) -> tuple[Array, tuple[
 
 def _backward(static: tuple[DecayMode, str], saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
     decay_mode, implementation = static
+    z, A_F, f_F, d_F = saved
+    args = (z, A_F, f_F, d_F, dy)
     if implementation == "triton":
-        dz, dA_F, df_F, dd_F = sine_triton.gradients(partial(sine_terms, decay_mode, _sincos_by_floor), *saved, dy)
-    elif dy.dtype == jnp.float64:
-        dz, dA_F, df_F, dd_F = _gradients(decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)), *saved, dy)
+        dz, dA_F, df_F, dd_F = sine_triton.gradients(partial(sine_terms, decay_mode, _sincos_by_floor), *args)
+    elif z.dtype == jnp.float64:
+        dz, dA_F, df_F, dd_F = _gradients(decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)), *args)
     else:
         whole = partial(_gradients, decay_mode, fast_sincos)
         blocks = partial(_by_blocks, whole)
         # Chosen when the program is lowered: the default backend may be a GPU while the devices are CPUs.
-        dz, dA_F, df_F, dd_F = lax.platform_dependent(*saved, dy, cpu=blocks, default=whole)
-    _, A_F, f_F, d_F = saved
+        dz, dA_F, df_F, dd_F = lax.platform_dependent(*args, cpu=blocks, default=whole)
     return dz, dA_F.astype(A_F.dtype), (A_F * df_F).astype(f_F.dtype), (-A_F * dd_F).astype(d_F.dtype)
 
 

@@ -52,13 +52,12 @@ def gradients(
     return dz.reshape(z.shape), *jnp.sum(sums_Nx3xF, axis=0)
 
 
-def _kernel(
-    terms: Terms, z_ref: Any, A_ref: Any, f_ref: Any, d_ref: Any, dy_ref: Any, dz_ref: Any, sums_ref: Any
-) -> None:
+def _kernel(terms: Terms, *refs: Any) -> None:
     """Computes one tile of features and _ROWS rows."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
+    z_ref, A_ref, f_ref, d_ref, dy_ref, dz_ref, sums_ref = refs
     rows, features = z_ref.shape
     part = pl.program_id(1)
     column = pl.program_id(0) * _TILE_FEATURES + jnp.arange(_TILE_FEATURES)
