@@ -90,6 +90,29 @@ for axis, size in (("mlp", "tensor"), (None, None)):
     # If nothing shards the features, each device computes a part of them, and the gradient of z is gathered.
     check(f"sine kernel {axis}", layer_gradients, args, [spec, spec] + [(size,)] * 3, {"all-reduce": F} | (
         {} if axis else {"all-gather": B * L * F // 4}), mesh_for_sharded=True)
+
+from psann_jax.nn import causal_filter as layer_filter
+from psann_jax.ops import causal_filter_triton
+
+for name in ("forward", "gradients"):
+    setattr(causal_filter_triton, name, partial(getattr(causal_filter_triton, name), interpret=True))
+
+
+def filter_gradients(dy, x, taps, reach):
+    def run():
+        y, vjp = jax.vjp(lambda *args: layer_filter.causal_filter(*args, reach, max_shift=8), x, taps)
+        return y, vjp(dy)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        with kernels.using("plain"):
+            return run()
+    return run()
+
+
+args = [draw(B, L, D, seed=3), draw(B, L, D, seed=4), draw(9, D, seed=5), jnp.broadcast_to(jnp.arange(L) % 20, (B, L))]
+check("causal filter kernel", filter_gradients, args,
+      [(BATCH, None, "tensor"), (BATCH, None, "tensor"), (None, "tensor"), (BATCH,)], {"all-reduce": 9 * D},
+      mesh_for_sharded=True)
 kernels.platform = lambda: "cpu"
 
 qkv = [draw(B, L, H, K, seed=i) for i in range(4)]
