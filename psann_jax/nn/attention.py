@@ -1,6 +1,7 @@
 """Multi-head attention with rotary or ALiBi positions and an explicit cache."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,8 @@ from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain, per_shard, shard_of
-from psann_jax.nn.positions import rotate
+from psann_jax.nn.positions import halves_first, rotate, rotate_halves
+from psann_jax.ops import kernels
 from psann_jax.ops.attention import KERNELS, AttentionCase, cached_attention, causal_attention, choose_attention
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights, full_attention
@@ -66,9 +68,8 @@ class Attention(nnx.Module):
           (B, L, D) in the dtype of x, and the cache with the new keys and values.
         """
         options, updated = self.options, {}
-        q, k, v = (self._heads(project, x_BxLxD) for project in (self.q, self.k, self.v))
-        if context.rope is not None:
-            q, k = rotate(q, context.rope), rotate(k, context.rope)
+        q, k = self._queries_and_keys(x_BxLxD, context, cached=cache is not None)
+        v = self._heads(self.v, x_BxLxD)
         weights_key, output_key = (None, None) if key is None else jax.random.split(key)
         weights_dropout = Dropout(weights_key, options.dropout)
         if cache is not None:
@@ -86,10 +87,7 @@ class Attention(nnx.Module):
 
     def weights(self, x_BxLxD: jax.Array, context: Context) -> jax.Array:
         """Weights (B, H, L, L), of queries on keys, of attention to the whole window; for inspection."""
-        q, k = self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
-        if context.rope is not None:
-            q, k = rotate(q, context.rope), rotate(k, context.rope)
-        return attention_weights(q, k)
+        return attention_weights(*self._queries_and_keys(x_BxLxD, context, cached=False))
 
     def _causal(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, dropout: Dropout) -> jax.Array:
         """Attends within the window, each device to its own rows and heads."""
@@ -115,6 +113,19 @@ class Attention(nnx.Module):
             implementation=chosen,
         )
 
-    def _heads(self, project: Linear, x_BxLxD: jax.Array) -> jax.Array:
+    def _queries_and_keys(self, x_BxLxD: jax.Array, context: Context, *, cached: bool) -> tuple[jax.Array, jax.Array]:
+        if context.rope is None:
+            return self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
+        # For few positions, reordering the parameters would cost more than it saves.
+        reason = "few positions at a time" if cached else "" if kernels.platform() == "tpu" else "no faster"
+        halves = kernels.Candidate("halves", reason, is_kernel=False)
+        if kernels.choose("rotate", halves, kernels.Candidate("pairs", is_kernel=False)) == "halves":
+            order = partial(halves_first, n_heads=self.options.n_heads)
+            q, k = (self._heads(partial(project, order=order), x_BxLxD) for project in (self.q, self.k))
+            return rotate_halves(q, context.rope), rotate_halves(k, context.rope)
+        q, k = self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
+        return rotate(q, context.rope), rotate(k, context.rope)
+
+    def _heads(self, project: Callable[[jax.Array], jax.Array], x_BxLxD: jax.Array) -> jax.Array:
         heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], self.options.n_heads, -1)
         return constrain(heads, "batch", None, "heads", None)

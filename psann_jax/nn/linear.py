@@ -1,5 +1,7 @@
 """Dense layer."""
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
@@ -40,10 +42,15 @@ class Linear(nnx.Module):
             param(rngs, initial.bias(shape[0]), shape[1:], bias_kind, axes[1:], trainable=bias_learns) if bias else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x (..., in) to (..., out)."""
-        y = matmul(x, self.kernel[...].astype(x.dtype))
+    def __call__(self, x: jax.Array, order: Callable[[jax.Array], jax.Array] = lambda features: features) -> jax.Array:
+        """Maps x (..., in) to (..., out).
+
+        Args:
+          x: the input.
+          order: reorders the last axis of the kernel and of the bias, and with it that of the result, which is larger.
+        """
+        y = matmul(x, order(self.kernel[...]).astype(x.dtype))
         if self.bias is None:
             return y
-        bias = self.bias[...].astype(x.dtype)
+        bias = order(self.bias[...]).astype(x.dtype)
         return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))

@@ -52,6 +52,17 @@ def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Arr
     return turned.astype(x_BxLxHxK.dtype)
 
 
+def rotate_halves(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates each pair (i, i + K/2) by its rotary angle; `rotate` of features that `halves_first` has ordered."""
+    cos, sin = (jnp.concatenate(parts, axis=-1) for parts in ((tables[0],) * 2, (-tables[1], tables[1])))
+    return (x_BxLxHxK * cos + jnp.roll(x_BxLxHxK, x_BxLxHxK.shape[-1] // 2, axis=-1) * sin).astype(x_BxLxHxK.dtype)
+
+
+def halves_first(x: jax.Array, n_heads: int) -> jax.Array:
+    """Reorders the last axis, H * K features: in each head first the even ones, then the odd ones."""
+    return x.reshape(*x.shape[:-1], n_heads, -1, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
 def sinusoidal_encoding(positions_BxL: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
     """Sines in the even features and cosines in the odd ones, (B, L, D). Source: Vaswani et al. (2017)."""
     wide = jnp.promote_types(dtype, jnp.float32)

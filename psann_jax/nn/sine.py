@@ -1,14 +1,16 @@
 """The trainable damped sine activation of PSANN networks."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import SINE_PARAMETERS, SineConfig
-from psann_jax.nn.partition import Init, param
-from psann_jax.ops.sine import damped_sine
+from psann_jax.nn.partition import Init, param, per_shard
+from psann_jax.ops.sine import choose_sine, damped_sine
 
 FREQUENCY_OFFSET = 1e-6  # keeps the frequency above 0 for every raw value
 _LEAST = float(jnp.finfo(jnp.float32).eps)
@@ -35,15 +37,24 @@ class Sine(nnx.Module):
           axis: logical name of the feature axis.
           rngs: with a `params` stream.
         """
-        self.config = config
+        self.config, self.axis = config, axis
         for name, key in zip(SINE_PARAMETERS, ("amp", "freq", "damp"), strict=True):
             unused = name == "decay" and config.decay_mode == "none"
             trainable = config.trainable and name in config.learnable and not unused
             setattr(self, name, param(rngs, _raw_init(config, key), (features,), "sine", (axis,), trainable))
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Applies the activation to z (..., F); the result has the dtype of z."""
-        return damped_sine(z, *self.values(), decay_mode=self.config.decay_mode)
+        """Applies the activation to z (B, ..., F); the result has the dtype of z."""
+        implementation = choose_sine(z.dtype)
+        apply: Callable[..., jax.Array] = partial(
+            damped_sine, decay_mode=self.config.decay_mode, implementation=implementation
+        )
+        if implementation == "triton":
+            # Features that are on all devices are split as well: otherwise each would add up all gradients of z.
+            axis = self.axis or "channels"
+            z_axes = ("batch", *(None,) * (z.ndim - 2), axis)
+            apply = per_shard(apply, (z_axes, (axis,), (axis,), (axis,)), z_axes)
+        return apply(z, *self.values())
 
     def values(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The effective A, f and d, each (F,)."""

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import SpectralConfig
+from psann_jax.nn.causal_filter import causal_filter
 from psann_jax.nn.context import Context, LayerCache
 from psann_jax.nn.partition import constant, param
-from psann_jax.ops.causal_filter import causal_filter, next_history
+from psann_jax.ops.causal_filter import next_history
 
 
 def _identity(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import SineConfig, WaveConfig
+from psann_jax.nn.causal_filter import causal_filter
 from psann_jax.nn.context import Context, LayerCache
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import make_activation
 from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import param
-from psann_jax.ops.causal_filter import causal_filter, next_history
+from psann_jax.ops.causal_filter import next_history
 from psann_jax.ops.dropout import dropout
 
 

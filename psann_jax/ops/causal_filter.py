@@ -1,10 +1,45 @@
 """Depthwise causal filters that stop at document borders, with gradients that XLA vectorises on CPUs."""
 
+from functools import partial
+from types import ModuleType
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from psann_jax.ops import causal_filter_mosaic, causal_filter_triton, kernels
+
 _POSITIONS = 16  # positions per pass over the sums of the taps' gradient
+_FEW_TAPS = 4  # for which XLA's kernels read and write little more than necessary
+KERNELS: dict[str, ModuleType] = {"triton": causal_filter_triton, "mosaic": causal_filter_mosaic}
+
+
+def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1, cached: bool = False) -> str:
+    """Chooses the implementation of `causal_filter`, by the devices of the current mesh.
+
+    Args:
+      dtype: of x.
+      n_taps: K.
+      dilation: distance between taps.
+      cached: whether there is a history.
+
+    Returns:
+      "triton" or "mosaic", kernels for GPUs and TPUs, which the compiler cannot partition over devices; "sums", with
+      gradients for CPUs; or "autodiff". The first three need taps without a distance.
+    """
+    platform = kernels.platform()
+    sparse = "" if isinstance(dilation, int) and dilation == 1 else "the taps are apart"
+    small = "few taps" if n_taps <= _FEW_TAPS else "few positions at a time" if cached else ""
+    reason = sparse or small or ("not for float64" if dtype == jnp.float64 else "")
+    many = "" if n_taps <= causal_filter_mosaic.MAX_TAPS else "too many taps"
+    return kernels.choose(
+        "causal_filter",
+        kernels.Candidate("triton", reason if platform == "gpu" else "for GPUs only"),
+        kernels.Candidate("mosaic", (reason or many) if platform == "tpu" else "for TPUs only"),
+        kernels.Candidate("sums", sparse if platform == "cpu" else "for CPUs only", is_kernel=False),
+        kernels.Candidate("autodiff", is_kernel=False),
+    )
 
 
 def causal_filter(
@@ -15,6 +50,7 @@ def causal_filter(
     dilation: int | Array = 1,
     max_shift: int,
     history_BxWxD: Array | None = None,
+    implementation: str | None = None,
 ) -> Array:
     """Computes y[t] = sum_k taps[k] * x[t - k * dilation] over the k with t - k * dilation in the document of t.
 
@@ -25,19 +61,58 @@ def causal_filter(
       dilation: distance between taps in tokens; may be traced.
       max_shift: static upper bound of (K - 1) * dilation.
       history_BxWxD: the W = max_shift inputs before x when decoding with a cache, zeros before the first token.
+      implementation: from `choose_filter`, which is called if this is None. The kernels need x itself to hold all that
+        a position reaches.
 
     Returns:
       (B, L, D) in the type of x; summed in float32 or wider.
     """
-    length = x_BxLxD.shape[1]
+    length, cached = x_BxLxD.shape[1], history_BxWxD is not None
+    chosen = implementation or choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation, cached=cached)
+    if chosen in KERNELS:
+        return _by_kernel(chosen, x_BxLxD, taps_KxD, jnp.minimum(reach_BxL, jnp.arange(length)))
     if history_BxWxD is None:
         pad = min(max_shift, length)  # taps that look back farther than the window have no effect
         padded = jnp.pad(x_BxLxD, ((0, 0), (pad, 0), (0, 0)))
     else:
         padded = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
-    if isinstance(dilation, int) and dilation == 1:
+    if chosen == "sums":
         return padded_filter(padded, taps_KxD, reach_BxL)
     return padded_filter_reference(padded, taps_KxD, reach_BxL, dilation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernel(kernel: str, x_BxLxD: Array, taps_KxD: Array, reach_BxL: Array) -> Array:
+    y: Array = KERNELS[kernel].forward(x_BxLxD, taps_KxD, reach_BxL)
+    return y
+
+
+def _forward_kernel(kernel: str, *args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _by_kernel(kernel, *args), args
+
+
+def _backward_kernels(kernel: str, saved: tuple[Array, Array, Array], dy_BxLxD: Array) -> tuple[Array, Array, None]:
+    x, taps, reach = saved
+    dx, dtaps = KERNELS[kernel].gradients(x, taps, reach, dy_BxLxD)
+    return dx, dtaps.astype(taps.dtype), None
+
+
+_by_kernel.defvjp(_forward_kernel, _backward_kernels)
+
+
+def _example(kernel: str) -> kernels.Example:
+    def inputs(key: Array) -> tuple[Array, ...]:
+        x_key, taps_key = jax.random.split(key)
+        position = jnp.arange(300)
+        reach = jnp.stack([position, position % 77])
+        return jax.random.normal(x_key, (2, 300, 200)), jax.random.normal(taps_key, (12, 200)), reach
+
+    f = partial(causal_filter, max_shift=11)
+    return kernels.Example(partial(f, implementation=kernel), partial(f, implementation="autodiff"), inputs, 1e-5)
+
+
+kernels.example("causal_filter.triton")(partial(_example, "triton"))
+kernels.example("causal_filter.mosaic")(partial(_example, "mosaic"))
 
 
 def next_history(history_BxWxD: Array, x_BxLxD: Array, valid_B: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Damped sine activation, with a sine that XLA vectorises on CPUs."""
+"""Damped sine activation, with polynomials for sine and cosine."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from psann_jax.ops import kernels, sine_triton
 
 DecayMode = Literal["abs", "relu", "none"]
 
@@ -33,14 +35,27 @@ def damped_sine_reference(
     return (A * jnp.exp(-d * g) * jnp.sin(f * x)).astype(z.dtype)
 
 
+def choose_sine(dtype: Any) -> str:
+    """Chooses the implementation of `damped_sine` for z of a type, by the devices of the current mesh."""
+    reason = "for GPUs only" if kernels.platform() != "gpu" else "not for float64" if dtype == jnp.float64 else ""
+    return kernels.choose("sine", kernels.Candidate("triton", reason), kernels.Candidate("polynomial", is_kernel=False))
+
+
 def damped_sine(
-    z: Array, amplitude_F: Array, frequency_F: Array, decay_F: Array, *, decay_mode: DecayMode = "abs"
+    z: Array,
+    amplitude_F: Array,
+    frequency_F: Array,
+    decay_F: Array,
+    *,
+    decay_mode: DecayMode = "abs",
+    implementation: str | None = None,
 ) -> Array:
     """Computes A * exp(-d * g(z)) * sin(f * z) per feature, with g(z) = |z|, relu(z) or 0.
 
     The backward pass saves only z and the parameters, and computes sine, cosine and exponential once. Supports
-    reverse-mode differentiation only. On CPUs the error of the sine is at most 1.2e-7 for |f * z| up to a few tens and
-    1e-6 up to 1e4. Beyond 2.5e4 it grows like the rounding error of f * z itself, and the value stays within [-A, A].
+    reverse-mode differentiation only. In float32 the error of the sine is at most 1.2e-7 for |f * z| up to a few tens
+    and 1e-6 up to 1e4. Beyond 2.5e4 it grows like the rounding error of f * z itself, and the value stays within
+    [-A, A].
 
     Args:
       z: (..., F) of any float type; computed in float32, or in float64 if z is float64.
@@ -48,56 +63,83 @@ def damped_sine(
       frequency_F: f, positive.
       decay_F: d, positive; unused if `decay_mode` is "none".
       decay_mode: selects g: "abs", "relu" or "none".
+      implementation: from `choose_sine`, which is called if this is None: "polynomial", or "triton" with the backward
+        pass in one GPU kernel, which the compiler cannot partition over devices.
 
     Returns:
       (..., F) in the type of z; NaN where z is NaN or infinite.
     """
-    return _damped_sine(decay_mode, z, amplitude_F, frequency_F, decay_F)
+    chosen = implementation or choose_sine(z.dtype)
+    return _damped_sine((decay_mode, chosen), z, amplitude_F, frequency_F, decay_F)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _damped_sine(decay_mode: DecayMode, z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
-    def value(sin: Callable[[Array], Array], z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
-        x, g, _ = _decay(decay_mode, z)
+def _damped_sine(static: tuple[DecayMode, str], z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
+    def value(z: Array, A_F: Array, f_F: Array, d_F: Array) -> Array:
+        x, g, _ = _decay(static[0], z)
         A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
-        return (A * jnp.exp(-d * g) * sin(f * x)).astype(z.dtype)
+        sin = jnp.sin(f * x) if x.dtype == jnp.float64 else fast_sincos(f * x)[0]
+        return (A * jnp.exp(-d * g) * sin).astype(z.dtype)
 
-    fast, plain = partial(value, lambda x: _fast_sincos(x)[0]), partial(value, jnp.sin)
-    return _by_platform(fast, plain, z, A_F, f_F, d_F)
-
-
-def _forward(decay_mode: DecayMode, *args: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _damped_sine(decay_mode, *args), args
+    # XLA's CPU backend rounds some bfloat16 values less often if the function is not inlined before compilation.
+    return lax.platform_dependent(z, A_F, f_F, d_F, cpu=value, default=value)
 
 
-def _backward(decay_mode: DecayMode, saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
-    fast = partial(_by_blocks, partial(_gradients, decay_mode, _fast_sincos))
-    plain = partial(_gradients, decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)))
-    dz, dA_F, df_F, dd_F = _by_platform(fast, plain, *saved, dy)
-    _, A_F, f_F, d_F = saved
+def _forward(static: tuple[DecayMode, str], *args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _damped_sine(static, *args), args
+
+
+def _backward(static: tuple[DecayMode, str], saved: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    decay_mode, implementation = static
+    z, A_F, f_F, d_F = saved
+    args = (z, A_F, f_F, d_F, dy)
+    if implementation == "triton":
+        dz, dA_F, df_F, dd_F = sine_triton.gradients(partial(sine_terms, decay_mode, _sincos_by_floor), *args)
+    elif z.dtype == jnp.float64:
+        dz, dA_F, df_F, dd_F = _gradients(decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)), *args)
+    else:
+        whole = partial(_gradients, decay_mode, fast_sincos)
+        blocks = partial(_by_blocks, whole)
+        # Chosen when the program is lowered: the default backend may be a GPU while the devices are CPUs.
+        dz, dA_F, df_F, dd_F = lax.platform_dependent(*args, cpu=blocks, default=whole)
     return dz, dA_F.astype(A_F.dtype), (A_F * df_F).astype(f_F.dtype), (-A_F * dd_F).astype(d_F.dtype)
 
 
 _damped_sine.defvjp(_forward, _backward)
 
 
-def _gradients(
-    decay_mode: DecayMode,
-    sincos: Callable[[Array], tuple[Array, Array]],
-    z: Array,
-    A_F: Array,
-    f_F: Array,
-    d_F: Array,
-    dy: Array,
+@kernels.example("sine.triton")
+def _example() -> kernels.Example:
+    def inputs(key: Array) -> tuple[Array, ...]:
+        z_key, *keys = jax.random.split(key, 4)
+        z = 3 * jax.random.normal(z_key, (3, 50, 200))
+        return z, *(jax.random.uniform(k, (200,), minval=0.1, maxval=2.0) for k in keys)
+
+    return kernels.Example(partial(damped_sine, implementation="triton"), damped_sine_reference, inputs, 1e-5)
+
+
+SinCos = Callable[[Array], tuple[Array, Array]]
+
+
+def sine_terms(
+    decay_mode: DecayMode, sincos: SinCos, z: Array, A: Array, f: Array, d: Array, dy: Array
 ) -> tuple[Array, ...]:
-    """Returns the gradient of z and, summed over all axes but the last, those of A, f / A and -d / A."""
+    """Returns the gradient of z and the summands of those of A, f / A and -d / A, for arrays that broadcast to z."""
     x, g, slope = _decay(decay_mode, z)
-    A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
     sin, cos = sincos(f * x)
     damped = dy.astype(x.dtype) * jnp.exp(-d * g)
     dz = A * (f * damped * cos - d * slope * damped * sin)
+    return dz.astype(z.dtype), damped * sin, damped * cos * x, damped * sin * g
+
+
+def _gradients(
+    decay_mode: DecayMode, sincos: SinCos, z: Array, A_F: Array, f_F: Array, d_F: Array, dy: Array
+) -> tuple[Array, ...]:
+    """Returns the gradient of z and, summed over all axes but the last, those of A, f / A and -d / A."""
+    A, f, d = (jnp.broadcast_to(p, z.shape) for p in (A_F, f_F, d_F))
+    dz, *terms = sine_terms(decay_mode, sincos, z, A, f, d, dy)
     rows = tuple(range(z.ndim - 1))
-    return dz.astype(z.dtype), *(term.sum(rows) for term in (damped * sin, damped * cos * x, damped * sin * g))
+    return dz, *(term.sum(rows) for term in terms)
 
 
 def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and_dy: Array) -> tuple[Array, ...]:
@@ -127,14 +169,6 @@ def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_an
     return add_block(length - remainder, remainder, carry) if remainder else carry
 
 
-def _by_platform(fast: Callable[..., Any], plain: Callable[..., Any], z: Array, *rest: Array) -> Any:
-    """Runs `fast` if the program is compiled for a CPU and z is not float64, else `plain`."""
-    if z.dtype == jnp.float64:
-        return plain(z, *rest)
-    # Chosen when the program is lowered: the default backend may be a GPU while the mesh consists of CPUs.
-    return lax.platform_dependent(z, *rest, cpu=fast, default=plain)
-
-
 def _decay(decay_mode: DecayMode, z: Array) -> tuple[Array, Array, Array]:
     """Returns z in the type of the computation, g(z) and g'(z)."""
     x = z.astype(jnp.promote_types(z.dtype, jnp.float32))
@@ -145,10 +179,19 @@ def _decay(decay_mode: DecayMode, z: Array) -> tuple[Array, Array, Array]:
     return x, jnp.zeros_like(x), jnp.zeros_like(x)
 
 
-def _fast_sincos(x: Array) -> tuple[Array, Array]:
-    """Returns the sine and cosine of float32 x, with operations that XLA vectorises on CPUs."""
-    # lax.round because XLA would fold the usual trick, adding and subtracting 1.5 * 2^23, to nothing.
-    n = lax.round(x * (1 / math.pi), lax.RoundingMethod.TO_NEAREST_EVEN)
+def _nearest(x: Array) -> Array:
+    # XLA would fold the usual trick, adding and subtracting 1.5 * 2^23, to nothing.
+    return lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
+
+
+def fast_sincos(x: Array, nearest: Callable[[Array], Array] = _nearest) -> tuple[Array, Array]:
+    """Returns the sine and cosine of float32 x, with operations that XLA vectorises on CPUs.
+
+    Args:
+      x: angles.
+      nearest: rounds to integers; may err between two integers that are about equally near.
+    """
+    n = nearest(x * (1 / math.pi))
     r = ((x - n * _PI_PARTS[0]) - n * _PI_PARTS[1]) - n * _PI_PARTS[2]
     r = lax.clamp(-_MAX_REMAINDER, r, _MAX_REMAINDER)  # keeps the results for huge arguments within [-1, 1]
     sign_bit = lax.shift_left(n.astype(jnp.int32), jnp.int32(31))
@@ -158,6 +201,11 @@ def _fast_sincos(x: Array) -> tuple[Array, Array]:
 
     u = r * r
     return signed(r + r * u * _polynomial(_SIN, u)), signed(1 + u * _polynomial(_COS, u))
+
+
+def _sincos_by_floor(x: Array) -> tuple[Array, Array]:
+    """`fast_sincos` without an operation that kernels for GPUs lack."""
+    return fast_sincos(x, lambda turns: lax.floor(turns + 0.5))
 
 
 def _polynomial(coefficients: tuple[float, ...], u: Array) -> Array:

@@ -1,13 +1,19 @@
 """ops/causal_filter.py against a loop over tokens and taps; its gradients against JAX's of the reference."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psann_jax.nn.positions import document_reach
+from psann_jax.ops import causal_filter as ops
+from psann_jax.ops import causal_filter_mosaic, causal_filter_triton, kernels
 from psann_jax.ops.causal_filter import causal_filter, next_history, padded_filter, padded_filter_reference
+from tests.support.kernels import differences
 
 
 def by_loop(x, taps, segment_ids, dilation):
@@ -100,3 +106,79 @@ def test_bfloat16_inputs_are_summed_in_float32():
     for a, b in zip(got, want, strict=True):
         # Only the inputs are rounded, by up to 2^-9 and without bias, so 300 terms do not accumulate an error.
         assert np.abs(np.asarray(a, "float32") - b).max() < 0.02 * np.abs(b).max()
+
+
+def test_the_implementation_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
+    def choices():
+        for platform in ("cpu", "gpu", "tpu"):
+            monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+            yield {
+                "64 taps": ops.choose_filter(jnp.bfloat16, 64),
+                "3 taps": ops.choose_filter(jnp.bfloat16, 3),
+                "apart": ops.choose_filter(jnp.bfloat16, 64, dilation=2),
+                "cached": ops.choose_filter(jnp.bfloat16, 64, cached=True),
+                "float64": ops.choose_filter(jnp.float64, 64),
+                "many": ops.choose_filter(jnp.float32, 129),
+            }
+
+    cpu, gpu, tpu = choices()
+    assert cpu == dict.fromkeys(cpu, "sums") | {"apart": "autodiff"}
+    assert gpu == dict.fromkeys(cpu, "autodiff") | {"64 taps": "triton", "many": "triton"}
+    assert tpu == dict.fromkeys(cpu, "autodiff") | {"64 taps": "mosaic"}
+    with kernels.using("plain"):
+        assert ops.choose_filter(jnp.bfloat16, 64) == "autodiff"
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    for module in (causal_filter_triton, causal_filter_mosaic):
+        for name in ("forward", "gradients"):
+            monkeypatch.setattr(module, name, partial(getattr(module, name), interpret=True))
+
+
+def documents(*lengths):
+    return np.concatenate([np.arange(n) for n in lengths])
+
+
+KERNEL_CASES = {
+    # length, features, taps, reach: borders on and beside those of tiles, documents of length 1
+    "one tile": (64, 64, 5, documents(1, 62, 1)),
+    "odd": (131, 70, 9, documents(63, 1, 1, 66)),
+    "tiles": (300, 130, 12, documents(255, 1, 1, 43)),
+    "border": (512, 3, 7, documents(256, 256)),
+    "short": (3, 5, 30, documents(3)),
+    "far": (520, 2, 65, documents(520)),
+}
+
+
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_the_kernels_equal_the_reference(kernel, case, interpreted):
+    L, D, K, reach = KERNEL_CASES[case]
+    rng = np.random.default_rng(0)
+    x, taps, dy = (rng.normal(size=size).astype("float32") for size in ((2, L, D), (K, D), (2, L, D)))
+    reach = np.stack([reach, np.arange(L)])
+    f = partial(causal_filter, max_shift=K - 1)
+    want = value_and_gradients(partial(f, implementation="autodiff"), (x, taps), reach, dy)
+    for dtype, error in (("float32", 1e-5), ("bfloat16", 2e-2)):
+        narrow = jnp.asarray(x, dtype), jnp.asarray(taps)
+        got = value_and_gradients(partial(f, implementation=kernel), narrow, reach, jnp.asarray(dy, dtype))
+        assert [a.dtype for a in got] == [dtype, dtype, "float32"]
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(np.asarray(a, "float32"), b, atol=error * np.abs(b).max())
+
+
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
+def test_a_kernel_keeps_documents_apart(kernel, interpreted):
+    """Elements of another document do not enter, even if they are not finite."""
+    rng = np.random.default_rng(0)
+    x, taps = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 140, 3), (9, 3)))
+    reach = jnp.asarray(documents(70, 70))[None]
+    f = partial(causal_filter, max_shift=8, implementation=kernel)
+    poisoned = x.at[:, :70].set(jnp.nan)
+    np.testing.assert_array_equal(f(poisoned, taps, reach)[:, 70:], f(x, taps, reach)[:, 70:])
+
+
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
+def test_the_examples_of_the_kernels_pass(kernel, interpreted):
+    assert max(differences(kernels.EXAMPLES[f"causal_filter.{kernel}"]())) < 1

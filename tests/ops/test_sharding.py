@@ -8,6 +8,7 @@ import pytest
 from tests.support.processes import environment
 
 SCRIPT = r"""
+import contextlib
 import re
 from functools import partial
 
@@ -32,11 +33,12 @@ def draw(*shape, seed):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def check(name, fn, args, specs, allowed):
+def check(name, fn, args, specs, allowed, mesh_for_sharded=False):
     "`allowed`: the collectives that the compiled program may use, with the largest size of their results."
     want = jax.jit(fn)(*args)
     sharded = [jax.device_put(a, NamedSharding(mesh, P(*spec))) for a, spec in zip(args, specs, strict=True)]
-    compiled = jax.jit(fn).lower(*sharded).compile()
+    with jax.set_mesh(mesh) if mesh_for_sharded else contextlib.nullcontext():
+        compiled = jax.jit(fn).lower(*sharded).compile()
     got = compiled(*sharded)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()), err_msg=name)
@@ -60,6 +62,58 @@ def value_and_gradients(fn):
 params = [jnp.abs(draw(F, seed=i)) for i in range(3)]
 check("sine", value_and_gradients(damped_sine), [draw(B, L, F, seed=3), draw(B, L, F, seed=4), *params],
       [(BATCH, None, "tensor")] * 2 + [("tensor",)] * 3, {"all-reduce": F})
+
+from flax import nnx
+from psann_jax.config import SineConfig
+from psann_jax.nn.sine import Sine
+from psann_jax.ops import kernels, sine_triton
+
+kernels.platform = lambda: "gpu"
+sine_triton.gradients = partial(sine_triton.gradients, interpret=True)
+for axis, size in (("mlp", "tensor"), (None, None)):
+    layer, state = nnx.split(Sine(F, SineConfig(), axis, rngs=nnx.Rngs(params=0)))
+    state = nnx.to_pure_dict(state)
+    names = sorted(state)
+
+    def apply(z, *raw):
+        return nnx.merge(layer, dict(zip(names, raw, strict=True)))(z)
+
+    def layer_gradients(dy, z, *raw):
+        if jax.sharding.get_abstract_mesh().empty:
+            with kernels.using("plain"):
+                return value_and_gradients(apply)(dy, z, *raw)
+        return value_and_gradients(apply)(dy, z, *raw)
+
+    values = [state[name] for name in names]
+    args = [draw(B, L, F, seed=3), draw(B, L, F, seed=4), *values]
+    spec = (BATCH, None, size)
+    # If nothing shards the features, each device computes a part of them, and the gradient of z is gathered.
+    check(f"sine kernel {axis}", layer_gradients, args, [spec, spec] + [(size,)] * 3, {"all-reduce": F} | (
+        {} if axis else {"all-gather": B * L * F // 4}), mesh_for_sharded=True)
+
+from psann_jax.nn import causal_filter as layer_filter
+from psann_jax.ops import causal_filter_triton
+
+for name in ("forward", "gradients"):
+    setattr(causal_filter_triton, name, partial(getattr(causal_filter_triton, name), interpret=True))
+
+
+def filter_gradients(dy, x, taps, reach):
+    def run():
+        y, vjp = jax.vjp(lambda *args: layer_filter.causal_filter(*args, reach, max_shift=8), x, taps)
+        return y, vjp(dy)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        with kernels.using("plain"):
+            return run()
+    return run()
+
+
+args = [draw(B, L, D, seed=3), draw(B, L, D, seed=4), draw(9, D, seed=5), jnp.broadcast_to(jnp.arange(L) % 20, (B, L))]
+check("causal filter kernel", filter_gradients, args,
+      [(BATCH, None, "tensor"), (BATCH, None, "tensor"), (None, "tensor"), (BATCH,)], {"all-reduce": 9 * D},
+      mesh_for_sharded=True)
+kernels.platform = lambda: "cpu"
 
 qkv = [draw(B, L, H, K, seed=i) for i in range(4)]
 options = {

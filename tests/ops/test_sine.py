@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psann_jax.ops import sine
+from psann_jax.ops import kernels, sine, sine_triton
 from psann_jax.ops.sine import damped_sine, damped_sine_reference
+from tests.support.kernels import differences
 
 MODES = ("abs", "relu", "none")
 # As in normal use. The suite's lower optimisation level has no fused multiply-adds, which change the last bits.
@@ -114,7 +115,7 @@ def test_half_precision_computes_in_float32(dtype):
 @pytest.mark.parametrize(("reach", "error"), [(2, 1.5e-7), (50, 2e-7), (1e4, 1e-6), (2.5e4, 2e-6)])
 def test_fast_sincos_is_accurate(reach, error):
     x = np.random.default_rng(0).uniform(-reach, reach, 500_000).astype("float32")
-    sin, cos = optimized_jit(sine._fast_sincos)(x)
+    sin, cos = optimized_jit(sine.fast_sincos)(x)
     np.testing.assert_allclose(sin, np.sin(x.astype("float64")), atol=error, rtol=0)
     np.testing.assert_allclose(cos, np.cos(x.astype("float64")), atol=error, rtol=0)
 
@@ -122,12 +123,12 @@ def test_fast_sincos_is_accurate(reach, error):
 def test_fast_sincos_is_accurate_for_small_arguments():
     x = np.array([1e-30, 1e-8, 1e-3, 0.1], "float32")
     for signed in (x, -x):
-        np.testing.assert_allclose(jax.jit(sine._fast_sincos)(signed)[0], np.sin(signed.astype("float64")), rtol=2e-7)
+        np.testing.assert_allclose(jax.jit(sine.fast_sincos)(signed)[0], np.sin(signed.astype("float64")), rtol=2e-7)
 
 
 def test_huge_and_non_finite_arguments():
     huge = np.random.default_rng(0).uniform(-1, 1, 10_000) * 10.0 ** np.linspace(4, 38, 10_000)
-    sin, cos = jax.jit(sine._fast_sincos)(huge.astype("float32"))
+    sin, cos = jax.jit(sine.fast_sincos)(huge.astype("float32"))
     assert max(np.abs(sin).max(), np.abs(cos).max()) <= 1 + 2e-7
     one = jnp.ones(1)
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
@@ -136,13 +137,65 @@ def test_huge_and_non_finite_arguments():
         assert jnp.isnan(jax.jit(jax.grad(lambda z: damped_sine(z, one, one, one).sum()))(z)).all()
 
 
-def test_the_sine_is_chosen_when_the_program_is_lowered():
+def test_the_kernel_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
+    for platform, name in (("cpu", "polynomial"), ("tpu", "polynomial"), ("gpu", "triton")):
+        monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+        assert sine.choose_sine(jnp.bfloat16) == sine.choose_sine(jnp.float32) == name
+        assert sine.choose_sine(jnp.float64) == "polynomial"
+    with kernels.using("plain"):
+        assert sine.choose_sine(jnp.float32) == "polynomial"
+
+
+def test_the_loop_over_blocks_is_chosen_when_the_program_is_lowered():
     z, params, _ = draw((4, 3), "float32")
     traced = jax.jit(jax.grad(lambda z: damped_sine(z, *params).sum())).trace(z)
-    for platform, fast in (("cpu", True), ("tpu", False), ("cuda", False)):
+    for platform, blocks in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert ("stablehlo.sine" not in text) == fast
-        assert ("stablehlo.round_nearest_even" in text) == fast
+        assert "stablehlo.sine" not in text
+        assert ("stablehlo.while" in text) == blocks
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(sine_triton, "gradients", partial(sine_triton.gradients, interpret=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "dtype"),
+    [
+        ((5,), "abs", "float32"),
+        ((1, 1), "relu", "bfloat16"),
+        ((3, 200), "none", "float32"),
+        ((2, 129, 7), "abs", "bfloat16"),
+        ((1, 16, 128), "relu", "float32"),
+        ((257, 130), "none", "bfloat16"),
+        ((257, 130), "abs", "float32"),
+    ],
+)
+def test_the_gpu_kernel_equals_the_reference(shape, mode, dtype, interpreted):
+    z, params, dy = draw(shape, "float32", seed=len(shape))
+    z.flat[0] = 0.0
+    z, dy = jnp.asarray(z, dtype), jnp.asarray(dy, dtype)
+    want = value_and_gradients(damped_sine_reference, z, params, dy, decay_mode=mode)
+    got = value_and_gradients(damped_sine, z, params, dy, decay_mode=mode, implementation="triton")
+    error = 3e-6 if dtype == "float32" else 1e-2
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        scale = max(1, np.abs(np.asarray(b, "float32")).max())
+        np.testing.assert_allclose(np.asarray(a, "float32"), np.asarray(b, "float32"), atol=error * scale)
+
+
+def test_the_example_of_the_gpu_kernel_passes(interpreted):
+    assert max(differences(kernels.EXAMPLES["sine.triton"]())) < 1
+
+
+@pytest.mark.parametrize(("reach", "error"), [(2, 1.5e-7), (50, 2e-7), (1e4, 1e-6), (2.5e4, 2e-6)])
+def test_the_sine_of_the_gpu_kernel_is_accurate(reach, error):
+    x = np.concatenate([np.random.default_rng(0).uniform(-reach, reach, 100_000), [0, 1e-30, -1e-30]])
+    x = x.astype("float32")
+    sin, cos = optimized_jit(sine._sincos_by_floor)(x)
+    np.testing.assert_allclose(sin, np.sin(x.astype("float64")), atol=error, rtol=0)
+    np.testing.assert_allclose(cos, np.cos(x.astype("float64")), atol=error, rtol=0)
 
 
 def test_only_z_and_the_parameters_are_saved_for_the_backward_pass():

@@ -9,11 +9,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from psann_jax.sample.next_token import draw, filtered_weights, look_up, next_token, threshold
+from psann_jax.ops import kernels
+from psann_jax.sample.next_token import (
+    draw,
+    filtered_weights,
+    look_up,
+    next_token,
+    threshold,
+    threshold_by_bisection,
+    threshold_by_digits,
+)
 from psann_jax.sample.settings import UNFILTERED, Sampling
 
 choose = jax.jit(next_token)
 weigh = jax.jit(filtered_weights)
+FINDERS = [jax.jit(threshold_by_bisection), jax.jit(threshold_by_digits)]
 
 
 def logits_of(*probabilities):
@@ -190,13 +200,37 @@ def test_filters_equal_the_sorting_reference(row, temperature, top_k, top_p, min
 @settings(max_examples=100, deadline=None)
 @given(row=logit_rows(30), k=st.integers(1, 30))
 @example(row=np.array([2.0, 1.0, 1.0000001], np.float32), k=4)
-def test_threshold_is_exactly_the_kth_largest_element(row, k):
+def test_thresholds_are_exactly_the_kth_largest_element(row, k):
     padded = np.full((2, 30), -np.inf, np.float32)
     padded[0, : len(row)] = row
     padded[1] = np.arange(30)
-    found = jax.jit(threshold)(padded, np.ones((2, 30), np.float32), np.full(2, k, np.float32))
-    assert found[0] == np.sort(row)[-min(k, len(row))]
-    assert found[1] == 30 - k
+    for find in FINDERS:
+        found = find(padded, np.ones((2, 30), np.float32), np.full(2, k, np.float32))
+        assert found[0] == np.sort(row)[-min(k, len(row))]
+        assert found[1] == 30 - k
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=logit_rows(30), k=st.integers(1, 30), eighths=st.integers(1, 8))
+@example(row=np.array([0.0, -0.0, -1.0, -0.0], np.float32), k=2, eighths=3)
+@example(row=np.array([3.0, 3.0, 3.0, 1.0], np.float32), k=2, eighths=5)
+def test_digits_find_what_bisection_finds(row, k, eighths):
+    """Also for sums that some, all or no elements reach, and for equal elements."""
+    x = np.full((2, 30), -np.inf, np.float32)
+    x[:, : len(row)] = row
+    weights = np.array([x[0] > -np.inf, np.arange(30) % 3], np.float32)  # sums of whole numbers have no rounding
+    for target in (np.full(2, k), eighths / 8 * weights.sum(axis=1), weights.sum(axis=1) + 1):
+        a, b = (find(x, weights, target.astype(np.float32)) for find in FINDERS)
+        np.testing.assert_array_equal(x >= a[:, None], x >= b[:, None])
+
+
+def test_digits_are_chosen_on_gpus(monkeypatch):
+    x = jnp.arange(6.0).reshape(1, 6)
+    for platform, name in (("cpu", "bisection"), ("gpu", "digits"), ("tpu", "bisection")):
+        monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+        with kernels.recorded() as found:
+            assert threshold(x, jnp.ones_like(x), jnp.array([2.0]))[0] == 4
+        assert found == {"threshold": {name}}
 
 
 # --- draws ----------------------------------------------------------------------------------------------
