@@ -75,7 +75,7 @@ class Sudoku(Layered):
         *,
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
-        scan_layers: bool = True,
+        scan_layers: bool | None = None,
         sequence: bool = False,
         rngs: nnx.Rngs,
     ):
