@@ -15,7 +15,8 @@ from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
-from psann_jax.ops.attention import AttentionCase, alibi_slopes, describe_attention
+from psann_jax.ops.attention import alibi_slopes
+from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 
 class Decoder(TextNetwork):

@@ -15,7 +15,7 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
-from psann_jax.ops.attention import AttentionCase, describe_attention
+from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 
 class TiedHead(TextNetwork):

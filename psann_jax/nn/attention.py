@@ -14,7 +14,8 @@ from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain, per_shard, shard_of
 from psann_jax.nn.positions import halves_first, rotate, rotate_halves
 from psann_jax.ops import kernels
-from psann_jax.ops.attention import KERNELS, AttentionCase, cached_attention, causal_attention, choose_attention
+from psann_jax.ops.attention import KERNELS, cached_attention, causal_attention
+from psann_jax.ops.attention_choice import AttentionCase, choose_attention
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights, full_attention
 from psann_jax.ops.tiles import Dropout
@@ -31,7 +32,7 @@ class AttentionOptions:
       bias: whether the projections have biases.
       dropout: rate on the attention weights.
       output_dropout: rate on the output.
-      implementation: of causal attention, see `psann_jax.ops.attention.choose_attention`.
+      implementation: of causal attention, see `psann_jax.ops.attention_choice`.
     """
 
     d_model: int

@@ -1,4 +1,4 @@
-"""ops/attention.py: which implementation runs where."""
+"""ops/attention_choice.py: which implementation runs where."""
 
 from typing import get_args, get_type_hints
 
@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from psann_jax.config import ConfigError, DecoderConfig, VanillaConfig
-from psann_jax.ops import attention, kernels
-from psann_jax.ops.attention import AttentionCase, choose_attention, describe_attention
+from psann_jax.ops import attention_choice, kernels
+from psann_jax.ops.attention import KERNELS
+from psann_jax.ops.attention_choice import AttentionCase, choose_attention, describe_attention
 
 H100, B200, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA A100-SXM4-40GB", "Tesla T4"
 CASE = AttentionCase(jnp.bfloat16, 64)
@@ -125,7 +126,7 @@ def test_tpus_run_splash(on):
 
 def test_a_version_of_jax_without_the_module_of_a_kernel(on, monkeypatch):
     on("tpu", "TPU v5 lite")
-    monkeypatch.setitem(attention._MODULES, "splash", "jax.no.such.module")
+    monkeypatch.setitem(attention_choice._MODULES, "splash", "jax.no.such.module")
     assert describe_attention("auto", CASE) == (
         "xla (splash needs jax.no.such.module, which this version of JAX does not have)"
     )
@@ -133,8 +134,8 @@ def test_a_version_of_jax_without_the_module_of_a_kernel(on, monkeypatch):
 
 @pytest.mark.parametrize("config", [DecoderConfig, VanillaConfig])
 def test_the_config_offers_what_can_be_chosen(config):
-    assert set(get_args(get_type_hints(config)["attention"])) == set(attention.IMPLEMENTATIONS)
+    assert set(get_args(get_type_hints(config)["attention"])) == set(attention_choice.IMPLEMENTATIONS)
 
 
 def test_each_kernel_has_an_example():
-    assert {f"attention.{name}" for name in attention.KERNELS} <= set(kernels.EXAMPLES)
+    assert {f"attention.{name}" for name in KERNELS} <= set(kernels.EXAMPLES)

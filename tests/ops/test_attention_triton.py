@@ -60,19 +60,29 @@ def test_only_tiles_of_own_documents_are_read():
 
 
 def test_tile_length():
-    """Of rows of up to 256, 512 and 1024 bytes."""
     assert [tile_length(K, "bfloat16") for K in (16, 128, 256)] == [64, 64, 32]
-    assert [tile_length(K, "float32") for K in (16, 64, 128, 256)] == [64, 64, 32, 16]
+    assert [tile_length(K, "float32") for K in (16, 128, 256)] == [32, 32, 16]
 
 
-def test_float32_does_not_use_tf32():
+def test_float32_does_not_use_tf32_alone():
     x = jnp.zeros((1, 16, 1, 16))
-    text = str(jax.make_jaxpr(jax.grad(lambda x: interpreted(x, x, x, None).sum()))(x))
-    assert text.count("dot_general") == text.count("Precision.HIGHEST, Precision.HIGHEST") > 0
+    text = str(jax.make_jaxpr(jax.grad(lambda x: triton_attention(x, x, x, None).sum()))(x))
+    assert text.count("dot_general[") == text.count("precision=TF32_TF32_F32_X3") > 0
 
 
-def test_example():
+def test_example(monkeypatch):
+    """Values and gradients are within the tolerance of the device check, with some room."""
     example = kernels.EXAMPLES["attention.triton"]()
-    inputs = example.inputs(jax.random.key(0))
-    want = example.reference(*inputs)
-    np.testing.assert_allclose(interpreted(*inputs), want, atol=example.tolerance * float(jnp.abs(want).max()))
+    *arrays, segment_ids = example.inputs(jax.random.key(0))
+    monkeypatch.setattr(attention_triton._Tiling, "__new__", partial(_interpreting, attention_triton._Tiling.__new__))
+
+    def run(attend):
+        out, vjp = jax.vjp(lambda *qkv: attend(*qkv, segment_ids), *arrays)
+        return out, *vjp(jnp.ones_like(out))
+
+    for got, want in zip(run(example.kernel), run(example.reference), strict=True):
+        np.testing.assert_allclose(got, want, atol=0.8 * example.tolerance * float(jnp.abs(want).max()))
+
+
+def _interpreting(new, cls, tile, scale, _):
+    return new(cls, tile, scale, True)

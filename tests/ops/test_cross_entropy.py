@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
+from psann_jax.ops import cross_entropy as module
+from psann_jax.ops import kernels
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy, cross_entropy_reference
 
 
@@ -183,3 +185,17 @@ def test_under_scan_over_micro_batches_and_checkpoint():
     want = jax.value_and_grad(direct, (0, 1))(kernel, bias)
     got = jax.jit(accumulated)(kernel, bias)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_the_chunk_depends_on_the_devices_of_the_mesh(monkeypatch):
+    B, L = 8, 4096
+    args = draw(B, L, 4, 16)[:4]
+    chunks = []
+    monkeypatch.setattr(module, "_cross_entropy", lambda options, *_: chunks.append(options.n_chunks))
+    cross_entropy(*args)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"))):
+        cross_entropy(*args)
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    cross_entropy(*args)
+    n = jax.device_count()
+    assert chunks == [B * L // (512 * n), B * L // (512 * 4), B * L // (4096 * n)]
