@@ -11,47 +11,16 @@ from psann_jax.ops import online_softmax, tiles
 from psann_jax.ops.gravity_scores import (
     SELF_SCORE,
     GravityForm,
+    GravityInputs,
+    GravityParams,
     dot,
     expanded_distances,
     gravity_weights,
     scores,
+    self_scores,
 )
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, TileGradients, differentiate_tile, score_tile
 from psann_jax.ops.tiles import Dropout
-
-
-class GravityParams(NamedTuple):
-    """Trained parameters of the scores.
-
-    Attributes:
-      gamma_H: positive factor per head.
-      bias_H: added to the scores.
-      radius: cutoff radius, a scalar; unused if the cutoff is "none".
-    """
-
-    gamma_H: Array
-    bias_H: Array
-    radius: Array
-
-
-class GravityInputs(NamedTuple):
-    """Arrays of `gravity_attention`.
-
-    Attributes:
-      a_BxLxHxC: coordinates per head.
-      v_BxLxHxK: values.
-      params: of the scores.
-      mass_BxL: if given, multiplies the scores, bias included, by the product of both masses.
-      segment_ids_BxL: document of each token; None: one document per row.
-      dropout_key: PRNG key; None disables dropout.
-    """
-
-    a_BxLxHxC: Array
-    v_BxLxHxK: Array
-    params: GravityParams
-    mass_BxL: Array | None = None
-    segment_ids_BxL: Array | None = None
-    dropout_key: Array | None = None
 
 
 class GravityCache(NamedTuple):
@@ -161,20 +130,13 @@ def _tile(form: GravityForm, x: GravityInputs, split: dict[str, Any], i: Array, 
 
 def _split(form: GravityForm, x: GravityInputs) -> dict[str, Any]:
     """Splits the inputs of the scores into tiles."""
-    B, L, H, _ = x.a_BxLxHxC.shape
-    if form.attractive:
-        self_score_BxLxH = jnp.full((B, L, H), SELF_SCORE, x.a_BxLxHxC.dtype)
-    else:
-        self_score_BxLxH = jnp.broadcast_to(-x.params.gamma_H / form.eps + x.params.bias_H, (B, L, H))
-        if x.mass_BxL is not None:
-            self_score_BxLxH = self_score_BxLxH * jnp.square(x.mass_BxL)[..., None]
     split_a = tiles.split(x.a_BxLxHxC)
     return {
         "a": split_a,
         "norm": jnp.sum(jnp.square(split_a), axis=-1),
         "mass": tiles.split_rows(x.mass_BxL),
         "segment_ids": tiles.split_rows(x.segment_ids_BxL),
-        "self_score": tiles.split(self_score_BxLxH[..., None])[..., 0],
+        "self_score": tiles.split(self_scores(form, x)[..., None])[..., 0],
     }
 
 

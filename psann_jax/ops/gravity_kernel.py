@@ -1,0 +1,211 @@
+"""Gravity attention as Pallas kernels for GPUs and TPUs, flash style, with memory linear in the window.
+
+One kernel computes the output and the logsumexp of each query. Two kernels differentiate it, one with a program per
+query tile and one with a program per key tile, so no two programs write to the same place. Squared distances are sums
+of squared differences in float32; scores, weights and sums are float32, too. Values are multiplied in their own type.
+
+Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the scores and their derivatives.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from psann_jax.ops import kernels
+from psann_jax.ops.dropout import row_words
+from psann_jax.ops.gravity_kernel_bodies import (
+    Setup,
+    backward_of_keys,
+    backward_of_queries,
+    dropout_factors,
+    forward,
+    sums_of_queries,
+)
+from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams, gravity_weights, self_scores
+from psann_jax.ops.tile_loop import Operand, Result, Target, TileLoop, Visits, causal_visits
+
+_MAX_HEAD_SIZE, _MAX_COORDINATES = 128, 64
+
+
+def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
+    """Returns why the kernel cannot run, or "" if it can."""
+    if platform not in ("gpu", "tpu"):
+        return f"runs on GPUs and TPUs, not on {platform}"
+    for x in (a_BxLxHxC, v_BxLxHxK):
+        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+            return f"computes in float32, bf16 or fp16, not in {x.dtype}"
+    if v_BxLxHxK.shape[-1] > _MAX_HEAD_SIZE:
+        return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {v_BxLxHxK.shape[-1]}"
+    if a_BxLxHxC.shape[-1] > _MAX_COORDINATES:
+        return f"supports up to {_MAX_COORDINATES} coordinates per head, not {a_BxLxHxC.shape[-1]}"
+    return ""
+
+
+def gravity_kernel(form: GravityForm, x: GravityInputs, words_BxHx2: Array | None, target: Target) -> Array:
+    """Computes gravity attention, see `psann_jax.ops.gravity_attention`, by a kernel.
+
+    Args:
+      form: options of the score.
+      x: the arrays; its dropout_key is not used.
+      words_BxHx2: `row_words` of all rows and heads, for dropout; None disables it.
+      target: what the kernel is compiled for.
+
+    Returns:
+      (B, L, H, K) in the type of the values.
+    """
+    x = x._replace(
+        a_BxLxHxC=x.a_BxLxHxC.astype(jnp.float32),
+        params=GravityParams(*(param.astype(jnp.float32) for param in x.params)),
+        mass_BxL=None if x.mass_BxL is None else x.mass_BxL.astype(jnp.float32),
+        dropout_key=None,
+    )
+    return _attend(form, target, x, words_BxHx2 if form.dropout_rate else None)
+
+
+def kernel_dropout_factors(form: GravityForm, words_BxHx2: Array, length: int) -> Array:
+    """Returns the factors of all attention weights that the kernel uses, (B, H, L, L); for references."""
+    index = jnp.arange(length, dtype=jnp.int32)
+    first, second = (words_BxHx2[:, :, None, None, n] for n in range(2))
+    return dropout_factors(form.dropout_rate, length, index[:, None], index, first, second)
+
+
+class _Packed(NamedTuple):
+    """The inputs as operands of the kernels, padded."""
+
+    setup: Setup
+    shape: tuple[int, int, int]  # B, H, L
+    tokens: dict[str, Operand]
+    v: Operand
+    scalars: dict[str, Operand]
+    visits: tuple[Visits, Visits]
+
+
+def _pack(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Array | None) -> _Packed:
+    B, L, H, C = x.a_BxLxHxC.shape
+    padded = target.padded(L)
+    rows = [self_scores(form, x)]
+    if x.mass_BxL is not None:
+        rows.append(jnp.broadcast_to(x.mass_BxL[..., None], (B, L, H)))
+    tokens = {
+        "a": _rows(_pad_features(target, x.a_BxLxHxC), padded),
+        "extra": _rows(jnp.stack(rows, -1), padded),
+    }
+    segment_ids = None
+    if x.segment_ids_BxL is not None:
+        segment_ids = jnp.pad(x.segment_ids_BxL.astype(jnp.int32), ((0, 0), (0, padded - L)))
+        tokens["segments"] = Operand("rows", segment_ids[:, None, None])
+    gamma, bias, radius = x.params
+    params_Hx3 = jnp.stack([gamma, bias, jnp.broadcast_to(radius, gamma.shape)], -1)
+    scalars = {"params": Operand("scalars", params_Hx3[None, :, None])}
+    if words_BxHx2 is not None:
+        scalars["words"] = Operand("scalars", words_BxHx2[:, :, None])
+    setup = Setup(form, target, L, C, x.mass_BxL is not None, words_BxHx2 is not None)
+    v = _values(target, x.v_BxLxHxK, padded)
+    return _Packed(setup, (B, H, padded), tokens, v, scalars, causal_visits(target.T, padded, segment_ids))
+
+
+def _pad_features(target: Target, x_BxLxHxF: Array) -> Array:
+    """Pads the last axis with zeros to a size that the platform can multiply."""
+    size = x_BxLxHxF.shape[-1]
+    padded = max(16, 1 << (size - 1).bit_length()) if target.platform == "gpu" else size
+    return jnp.pad(x_BxLxHxF, ((0, 0), (0, 0), (0, 0), (0, padded - size)))
+
+
+def _rows(x_BxLxHxF: Array, padded: int) -> Operand:
+    rows_BxHxFxL = x_BxLxHxF.transpose(0, 2, 3, 1)
+    return Operand("rows", jnp.pad(rows_BxHxFxL, ((0, 0), (0, 0), (0, 0), (0, padded - x_BxLxHxF.shape[1]))))
+
+
+def _values(target: Target, x_BxLxHxK: Array, padded: int) -> Operand:
+    x_BxLxHxK = jnp.pad(_pad_features(target, x_BxLxHxK), ((0, 0), (0, padded - x_BxLxHxK.shape[1]), (0, 0), (0, 0)))
+    return Operand("values", x_BxLxHxK if target.platform == "gpu" else x_BxLxHxK.swapaxes(1, 2))
+
+
+def _unpad(target: Target, values: Array, shape: tuple[int, ...]) -> Array:
+    """Returns the window (B, L, H, K) of an array of "values"."""
+    return (values if target.platform == "gpu" else values.swapaxes(1, 2))[:, : shape[1], :, : shape[3]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Array | None) -> Array:
+    return _forward(form, target, x, words_BxHx2)[0]
+
+
+def _forward(
+    form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Array | None
+) -> tuple[Array, tuple[Any, ...]]:
+    packed = _pack(form, target, x, words_BxHx2)
+    K = packed.v.sizes(target)[2]
+    loop = TileLoop(
+        name="gravity_forward",
+        body=forward(packed.setup, K),
+        shape=packed.shape,
+        visits=packed.visits[0],
+        fixed=packed.tokens,
+        looped=packed.tokens | {"v": packed.v},
+        scalars=packed.scalars,
+        results=(Result("values", K, x.v_BxLxHxK.dtype), Result("rows", 1, jnp.float32)),
+    )
+    out, lse_BxHx1xL = loop.run(target)
+    out_BxLxHxK = _unpad(target, out, x.v_BxLxHxK.shape)
+    # The scores of tokens with themselves are saved: both passes must read the same ones, see `score_tile`.
+    return out_BxLxHxK, (x, words_BxHx2, packed.tokens["extra"].array, out_BxLxHxK, lse_BxHx1xL)
+
+
+def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Any, None]:
+    x, words_BxHx2, extra, out_BxLxHxK, lse_BxHx1xL = saved
+    packed = _pack(form, target, x, words_BxHx2)
+    (B, H, padded), L, K = packed.shape, x.a_BxLxHxC.shape[1], packed.v.sizes(target)[2]
+    C = packed.tokens["a"].sizes(target)[2]
+    delta_BxLxH = jnp.sum(dout_BxLxHxK.astype(jnp.float32) * out_BxLxHxK, -1)
+    tokens = packed.tokens | {"extra": Operand("rows", extra)}
+    queries = tokens | {
+        "lse": Operand("rows", lse_BxHx1xL),
+        "delta": _rows(delta_BxLxH[..., None], padded),
+        "dout": _values(target, dout_BxLxHxK, padded),
+    }
+    keys = tokens | {"v": packed.v}
+    names = sums_of_queries(packed.setup)
+    loop = TileLoop(
+        name="gravity_backward_of_queries",
+        body=backward_of_queries(packed.setup, C),
+        shape=packed.shape,
+        visits=packed.visits[0],
+        fixed=queries,
+        looped=keys,
+        scalars=packed.scalars,
+        results=(Result("rows", C, jnp.float32), Result("rows", len(names), jnp.float32)),
+    )
+    Ga_i, sums_i = loop.run(target)
+    loop = TileLoop(
+        name="gravity_backward_of_keys",
+        body=backward_of_keys(packed.setup, C, K),
+        shape=packed.shape,
+        visits=packed.visits[1],
+        fixed=keys,
+        looped=queries,
+        scalars=packed.scalars,
+        results=(
+            Result("values", K, x.v_BxLxHxK.dtype),
+            Result("rows", C, jnp.float32),
+            Result("rows", 1 + packed.setup.has_mass, jnp.float32),
+        ),
+    )
+    dv, Ga_j, sums_j = loop.run(target)
+    by_name = {name: sums_i[:, :, index, :L] for index, name in enumerate(names)}
+    Ga_BxHxCxL = (Ga_i + Ga_j)[:, :, : packed.setup.coordinates, :L]
+    d2_BxHxL = by_name["d2"] + sums_j[:, :, 0, :L]
+    da_BxLxHxC = 2 * (x.a_BxLxHxC * d2_BxHxL.swapaxes(1, 2)[..., None] - Ga_BxHxCxL.transpose(0, 3, 1, 2))
+    dmass_BxL = None if x.mass_BxL is None else jnp.sum(by_name["mass"] + sums_j[:, :, 1, :L], 1)
+    radius, dradius = x.params.radius, jnp.zeros_like(x.params.radius)
+    if "radius" in by_name:
+        dradius = 2 * jnp.sum(by_name["radius"]) / (jnp.square(radius) * radius)
+    dgamma_H, dbias_H = form.sign * jnp.sum(by_name["gamma"], (0, 2)), jnp.sum(by_name["bias"], (0, 2))
+    dv_BxLxHxK = _unpad(target, dv, x.v_BxLxHxK.shape)
+    return GravityInputs(da_BxLxHxC, dv_BxLxHxK, GravityParams(dgamma_H, dbias_H, dradius), dmass_BxL), None
+
+
+_attend.defvjp(_forward, _backward)
