@@ -22,7 +22,7 @@ from psann_jax.ops.gravity_kernel_bodies import (
     backward_of_queries,
     dropout_factors,
     forward,
-    sums_of_queries,
+    number_of_sums,
 )
 from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams, gravity_weights, self_scores
 from psann_jax.ops.tile_loop import Operand, Result, Target, TileLoop, Visits, causal_visits
@@ -168,7 +168,6 @@ def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_Bx
         "dout": _values(target, dout_BxLxHxK, padded),
     }
     keys = tokens | {"v": packed.v}
-    names = sums_of_queries(packed.setup)
     loop = TileLoop(
         name="gravity_backward_of_queries",
         body=backward_of_queries(packed.setup, C),
@@ -177,7 +176,7 @@ def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_Bx
         fixed=queries,
         looped=keys,
         scalars=packed.scalars,
-        results=(Result("rows", C, jnp.float32), Result("rows", len(names), jnp.float32)),
+        results=(Result("rows", C, jnp.float32), Result("rows", number_of_sums(form), jnp.float32)),
     )
     Ga_i, sums_i = loop.run(target)
     loop = TileLoop(
@@ -195,17 +194,29 @@ def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_Bx
         ),
     )
     dv, Ga_j, sums_j = loop.run(target)
-    by_name = {name: sums_i[:, :, index, :L] for index, name in enumerate(names)}
-    Ga_BxHxCxL = (Ga_i + Ga_j)[:, :, : packed.setup.coordinates, :L]
-    d2_BxHxL = by_name["d2"] + sums_j[:, :, 0, :L]
+    Ga_BxHxCxL, d2_BxHxL = (
+        (Ga_i + Ga_j)[:, :, : packed.setup.coordinates, :L],
+        sums_i[:, :, 0, :L] + sums_j[:, :, 0, :L],
+    )
     da_BxLxHxC = 2 * (x.a_BxLxHxC * d2_BxHxL.swapaxes(1, 2)[..., None] - Ga_BxHxCxL.transpose(0, 3, 1, 2))
-    dmass_BxL = None if x.mass_BxL is None else jnp.sum(by_name["mass"] + sums_j[:, :, 1, :L], 1)
-    radius, dradius = x.params.radius, jnp.zeros_like(x.params.radius)
-    if "radius" in by_name:
-        dradius = 2 * jnp.sum(by_name["radius"]) / (jnp.square(radius) * radius)
-    dgamma_H, dbias_H = form.sign * jnp.sum(by_name["gamma"], (0, 2)), jnp.sum(by_name["bias"], (0, 2))
+    dparams, dmass_BxL = _from_sums(form, x, sums_i[..., :L])
+    if dmass_BxL is not None:
+        dmass_BxL += jnp.sum(sums_j[:, :, 1, :L], 1)
     dv_BxLxHxK = _unpad(target, dv, x.v_BxLxHxK.shape)
-    return GravityInputs(da_BxLxHxC, dv_BxLxHxK, GravityParams(dgamma_H, dbias_H, dradius), dmass_BxL), None
+    return GravityInputs(da_BxLxHxC, dv_BxLxHxK, dparams, dmass_BxL), None
+
+
+def _from_sums(form: GravityForm, x: GravityInputs, sums_BxHxFxL: Array) -> tuple[GravityParams, Array | None]:
+    """Returns the gradients of the parameters, and those of the queries' masses, from `backward_of_queries`' sums."""
+    gamma_BxHxL, bias_BxHxL = form.sign * sums_BxHxFxL[:, :, 1], sums_BxHxFxL[:, :, 2]
+    gamma, bias, radius = x.params
+    dmass_BxL, dradius = None, jnp.zeros_like(radius)
+    if x.mass_BxL is not None:
+        dmass_BxL = jnp.sum(gamma[:, None] * gamma_BxHxL + bias[:, None] * bias_BxHxL, 1)
+        gamma_BxHxL, bias_BxHxL = (y * x.mass_BxL[:, None] for y in (gamma_BxHxL, bias_BxHxL))
+    if sums_BxHxFxL.shape[2] == 4:
+        dradius = 2 * jnp.sum(sums_BxHxFxL[:, :, 3]) / (jnp.square(radius) * radius)
+    return GravityParams(jnp.sum(gamma_BxHxL, (0, 2)), jnp.sum(bias_BxHxL, (0, 2)), dradius), dmass_BxL
 
 
 _attend.defvjp(_forward, _backward)

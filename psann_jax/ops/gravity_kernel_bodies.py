@@ -1,14 +1,15 @@
 """What the kernels of gravity attention do with one pair of tiles."""
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from psann_jax.ops.dropout import keep_elements
 from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, differentiate_tile, score_tile
-from psann_jax.ops.tile_loop import Body, Scalars, Side, Sums, Target
+from psann_jax.ops.tile_loop import Body, Index, Scalars, Side, Sums, Target
 from psann_jax.ops.tiles import MASK_VALUE
 
 
@@ -62,8 +63,9 @@ def backward_of_queries(setup: Setup, padded_coordinates: int) -> Body:
     """Returns the part of the backward pass with a sum over the keys of each query.
 
     It reads "v" of the keys, "dout", "lse" and "delta" of the queries, and of both what `_tile` reads. Its results are
-    the products of the gradients of the distances with the keys' coordinates, (C, T); and rows of sums over the keys:
-    of the gradients of the distances, of gamma, of the bias, and, if used, of mass and radius (`sums_of_queries`).
+    the products of the gradients of the distances with the keys' coordinates, (C, T); and rows of sums over the keys
+    of: the gradients of the distances; those of the scores without cutoff, times the key's mass and 1 / (d2 + eps);
+    the same without 1 / (d2 + eps); and, if the cutoff is smooth, its gradients times the squared distances.
     """
     T, form = setup.target.T, setup.form
 
@@ -75,9 +77,8 @@ def backward_of_queries(setup: Setup, padded_coordinates: int) -> Body:
         if setup.has_dropout:
             dp *= _dropout_factors(setup, queries.positions(0), keys.positions(1), scalars)
         g = differentiate_tile(form, _strengths(scalars), t, p, dp - delta, lse)
-        per_pair = [g.d2, g.gamma, g.base]
-        if setup.has_mass:
-            per_pair.append(g.massed * t.base * keys.row("extra", 1))
+        weighted = g.massed * keys.row("extra", 1) if setup.has_mass else g.massed
+        per_pair = [g.d2, weighted * t.u, weighted]
         if g.cutoff is not None:
             per_pair.append(g.cutoff * t.d2)
         added = [jnp.sum(pair, 1, keepdims=True) for pair in per_pair]
@@ -86,14 +87,13 @@ def backward_of_queries(setup: Setup, padded_coordinates: int) -> Body:
     def finish(queries: Side, sums: Sums) -> tuple[Array, tuple[Array, ...]]:
         return sums[0].T, tuple(column.reshape(1, T) for column in sums[1:])
 
-    columns = (((T, 1), 0.0),) * len(sums_of_queries(setup))
+    columns = (((T, 1), 0.0),) * number_of_sums(form)
     return Body(step, finish, (((T, padded_coordinates), 0.0), *columns))
 
 
-def sums_of_queries(setup: Setup) -> list[str]:
-    """Returns the names of the rows of sums from `backward_of_queries`."""
-    mass = ["mass"] if setup.has_mass else []
-    return ["d2", "gamma", "bias", *mass] + (["radius"] if setup.form.cutoff in ("soft", "decay") else [])
+def number_of_sums(form: GravityForm) -> int:
+    """Returns the number of rows of sums from `backward_of_queries`."""
+    return 4 if form.cutoff in ("soft", "decay") else 3
 
 
 def backward_of_keys(setup: Setup, padded_coordinates: int, head_size: int) -> Body:
@@ -140,9 +140,7 @@ def _tile(setup: Setup, fixed: Side, looped: Side, scalars: Scalars, *, queries_
 
     It reads of both sides the coordinates "a"; "extra", a token's score with itself and its mass; and "segments".
     """
-    d2 = jnp.zeros((), jnp.float32)
-    for c in range(setup.coordinates):
-        d2 += jnp.square(fixed.column("a", c) - looped.row("a", c))
+    d2 = _squared_distances(setup, fixed, looped)
     lag = fixed.positions(0) - looped.positions(1)
     visible = lag >= 0 if queries_fixed else lag <= 0
     if "segments" in fixed:
@@ -150,6 +148,17 @@ def _tile(setup: Setup, fixed: Side, looped: Side, scalars: Scalars, *, queries_
     mass_product = fixed.column("extra", 1) * looped.row("extra", 1) if setup.has_mass else None
     pairs = Pairs(lag == 0, visible, fixed.column("extra", 0), mass_product)
     return score_tile(setup.form, _strengths(scalars), d2, pairs)
+
+
+def _squared_distances(setup: Setup, fixed: Side, looped: Side) -> Array:
+    def add(c: Index, d2: Array) -> Array:
+        return d2 + jnp.square(fixed.column("a", c) - looped.row("a", c))
+
+    zeros = jnp.zeros((setup.target.T, setup.target.T), jnp.float32)
+    if setup.target.platform == "gpu":
+        # Unrolled, all coordinates of the fixed tile would be kept in registers, of which there are not enough.
+        return lax.fori_loop(0, setup.coordinates, add, zeros)
+    return reduce(lambda d2, c: add(c, d2), range(setup.coordinates), zeros)
 
 
 def _dropout_factors(setup: Setup, query: Array, key: Array, scalars: Scalars) -> Array:

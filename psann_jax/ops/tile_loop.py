@@ -19,7 +19,8 @@ from jax import Array, lax
 
 Kind = Literal["rows", "values", "scalars"]
 Sums = tuple[Array, ...]
-Index = Callable[..., tuple[Any, Any, Any]]
+Index = int | Array
+Place = Callable[..., tuple[Any, Any, Any]]
 
 
 class Target(NamedTuple):
@@ -110,12 +111,14 @@ class Side:
     def __contains__(self, name: str) -> bool:
         return name in self._refs
 
-    def row(self, name: str, index: int = 0) -> Array:
+    def row(self, name: str, index: Index = 0) -> Array:
         """Returns a number of every token, (1, T)."""
-        row: Array = self._refs[name][index : index + 1, self._span]
+        from jax.experimental import pallas as pl
+
+        row: Array = self._refs[name][pl.ds(index, 1), self._span]
         return row
 
-    def column(self, name: str, index: int = 0) -> Array:
+    def column(self, name: str, index: Index = 0) -> Array:
         """Returns a number of every token, (T, 1)."""
         return self.row(name, index).reshape(self.T, 1)
 
@@ -254,7 +257,7 @@ class TileLoop:
             in_specs=[whole_bounds, *self._specs(target, fixed, whole, L)],
             out_specs=[_spec(target, result.kind, (B, H, result.size), target.T, fixed) for result in self.results],
             out_shape=self._out_shapes(target),
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+            compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
             interpret=target.interpret,
             name=self.name,
         )(bounds, *self._arrays())
@@ -317,9 +320,9 @@ class TileLoop:
         groups = (self.fixed, self.looped, self.scalars)
         return [operand.array for group in groups for operand in group.values()]
 
-    def _specs(self, target: Target, fixed: Index, looped: Index, looped_length: int) -> list[Any]:
-        def specs(group: dict[str, Operand], length: int, index: Index) -> list[Any]:
-            return [_spec(target, x.kind, x.sizes(target), length, index) for x in group.values()]
+    def _specs(self, target: Target, fixed: Place, looped: Place, looped_length: int) -> list[Any]:
+        def specs(group: dict[str, Operand], length: int, place: Place) -> list[Any]:
+            return [_spec(target, x.kind, x.sizes(target), length, place) for x in group.values()]
 
         T = target.T
         return specs(self.fixed, T, fixed) + specs(self.looped, looped_length, looped) + specs(self.scalars, 1, fixed)
@@ -351,14 +354,14 @@ class TileLoop:
                 ref[index : index + 1, :] = row.astype(ref.dtype)
 
 
-def _spec(target: Target, kind: Kind, sizes: tuple[int, int, int], length: int, index: Index) -> Any:
-    """Returns the block of an array of B rows, H heads and F numbers that `index` gives row, head and tile of."""
+def _spec(target: Target, kind: Kind, sizes: tuple[int, int, int], length: int, place: Place) -> Any:
+    """Returns the block of an array of B rows, H heads and F numbers, at the row, head and tile of `place`."""
     from jax.experimental import pallas as pl
 
     B, H, F = sizes
 
-    def place(*ids: Any) -> tuple[Any, ...]:
-        b, h, tile = index(*ids)
+    def block(*ids: Any) -> tuple[Any, ...]:
+        b, h, tile = place(*ids)
         b, h = b if B > 1 else 0, h if H > 1 else 0
         if kind == "values":
             return (b, tile, h, 0) if target.platform == "gpu" else (b, h, tile, 0)
@@ -368,4 +371,4 @@ def _spec(target: Target, kind: Kind, sizes: tuple[int, int, int], length: int, 
         shape = (None, length, None, F) if target.platform == "gpu" else (None, None, length, F)
     else:
         shape = (None, None, F, length) if kind == "rows" else (None, None, 1, F)
-    return pl.BlockSpec(shape, place)
+    return pl.BlockSpec(shape, block)
