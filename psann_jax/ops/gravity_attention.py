@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from psann_jax.ops import online_softmax, tiles
+from psann_jax.config.checks import ConfigError
+from psann_jax.ops import kernels, online_softmax, tiles
+from psann_jax.ops.dropout import row_words
+from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, unsupported
 from psann_jax.ops.gravity_scores import (
     SELF_SCORE,
     GravityForm,
@@ -20,6 +23,7 @@ from psann_jax.ops.gravity_scores import (
     self_scores,
 )
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, TileGradients, differentiate_tile, score_tile
+from psann_jax.ops.kernels import Candidate
 from psann_jax.ops.tiles import Dropout
 
 
@@ -37,6 +41,38 @@ class GravityCache(NamedTuple):
     mass_BxS: Array | None = None
 
 
+def choose_gravity(inputs: GravityInputs, implementation: str = "auto") -> str:
+    """Chooses the implementation that `gravity_attention` runs, for the devices of the current mesh.
+
+    Args:
+      inputs: the arrays.
+      implementation: "pallas", kernels for GPUs and TPUs; "tiled", for all devices; "auto", the first of them that
+        supports the inputs; or "plain", which stores arrays (B, H, L, L).
+
+    Returns:
+      "pallas", "tiled" or "plain".
+
+    Raises:
+      ConfigError: the implementation is unknown or does not support the inputs.
+    """
+    if implementation not in ("auto", "pallas", "tiled", "plain"):
+        raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, pallas, tiled, plain")
+    if implementation in ("tiled", "plain"):
+        return kernels.choose("gravity", Candidate(implementation, is_kernel=False))
+    reason = unsupported(kernels.platform(), inputs.a_BxLxHxC, inputs.v_BxLxHxK)
+    if implementation == "auto":
+        return kernels.choose("gravity", Candidate("pallas", reason), Candidate("tiled", is_kernel=False))
+    if reason:
+        raise ConfigError(f"model.attention: pallas {reason}; use auto or tiled")
+    return kernels.choose("gravity", Candidate("pallas"))
+
+
+def dropout_words(form: GravityForm, inputs: GravityInputs) -> Array | None:
+    """Returns the random words of all rows and heads for dropout by `gravity_kernel`, or None without dropout."""
+    B, _, H, _ = inputs.v_BxLxHxK.shape
+    return row_words(inputs.dropout_key, (B, H)) if inputs.dropout_key is not None and form.dropout_rate else None
+
+
 def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementation: str = "auto") -> Array:
     """Averages v over the visible tokens, weighted by distance and mass; see `gravity_scores` for the formulas.
 
@@ -46,11 +82,19 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
     Args:
       form: options of the score.
       inputs: the arrays.
-      implementation: "plain" stores arrays (B, H, L, L); "tiled" and "auto" do not.
+      implementation: see `choose_gravity`. "tiled" and "plain" drop the same weights for the same key, "pallas" others.
 
     Returns:
       (B, L, H, K) in the type of the values.
+
+    Raises:
+      ConfigError: see `choose_gravity`.
     """
+    chosen = choose_gravity(inputs, implementation)
+    if chosen == "pallas":
+        return gravity_kernel(
+            form, inputs, dropout_words(form, inputs), kernel_target(kernels.platform(), inputs.v_BxLxHxK)
+        )
     wide = jnp.promote_types(inputs.v_BxLxHxK.dtype, jnp.float32)
     x = inputs._replace(
         a_BxLxHxC=inputs.a_BxLxHxC.astype(wide),
@@ -58,7 +102,7 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
         mass_BxL=None if inputs.mass_BxL is None else inputs.mass_BxL.astype(wide),
         dropout_key=inputs.dropout_key if form.dropout_rate else None,
     )
-    return _plain(form, x) if implementation == "plain" else _tiled(form, x)
+    return _plain(form, x) if chosen == "plain" else _tiled(form, x)
 
 
 def cached_gravity_attention(

@@ -7,6 +7,7 @@ of squared differences in float32; scores, weights and sums are float32, too. Va
 Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the scores and their derivatives.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,32 +45,46 @@ def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
     return ""
 
 
+def kernel_target(platform: str, v_BxLxHxK: Array, *, interpret: bool = False) -> Target:
+    """Returns what to compile the kernel for; for values of this type and length.
+
+    Args:
+      platform: "gpu" or "tpu".
+      v_BxLxHxK: the values.
+      interpret: see `Target`.
+    """
+    if platform == "gpu":
+        # More would not fit into the registers.
+        return Target(platform, 32 if v_BxLxHxK.dtype == jnp.float32 else 64, interpret)
+    return Target(platform, 128 if v_BxLxHxK.shape[1] <= 128 else 256, interpret)
+
+
 def gravity_kernel(form: GravityForm, x: GravityInputs, words_BxHx2: Array | None, target: Target) -> Array:
     """Computes gravity attention, see `psann_jax.ops.gravity_attention`, by a kernel.
 
     Args:
       form: options of the score.
       x: the arrays; its dropout_key is not used.
-      words_BxHx2: `row_words` of all rows and heads, for dropout; None disables it.
-      target: what the kernel is compiled for.
+      words_BxHx2: `psann_jax.ops.dropout.row_words` of all rows and heads; None disables dropout.
+      target: see `kernel_target`.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
-    x = x._replace(
-        a_BxLxHxC=x.a_BxLxHxC.astype(jnp.float32),
-        params=GravityParams(*(param.astype(jnp.float32) for param in x.params)),
-        mass_BxL=None if x.mass_BxL is None else x.mass_BxL.astype(jnp.float32),
-        dropout_key=None,
-    )
+    x = _widened(x._replace(dropout_key=None))
     return _attend(form, target, x, words_BxHx2 if form.dropout_rate else None)
 
 
-def kernel_dropout_factors(form: GravityForm, words_BxHx2: Array, length: int) -> Array:
-    """Returns the factors of all attention weights that the kernel uses, (B, H, L, L); for references."""
-    index = jnp.arange(length, dtype=jnp.int32)
-    first, second = (words_BxHx2[:, :, None, None, n] for n in range(2))
-    return dropout_factors(form.dropout_rate, length, index[:, None], index, first, second)
+def weighted_values(form: GravityForm, x: GravityInputs, words_BxHx2: Array | None) -> Array:
+    """The plain reference of `gravity_kernel`: the same function of the same arguments, with arrays (B, H, L, L)."""
+    a, L = x.a_BxLxHxC.astype(jnp.float32).swapaxes(1, 2), x.a_BxLxHxC.shape[1]
+    d2 = jnp.sum(jnp.square(a[:, :, :, None] - a[:, :, None]), axis=-1)
+    p = gravity_weights(form, d2, *x.params, x.mass_BxL, x.segment_ids_BxL)
+    if words_BxHx2 is not None:
+        index = jnp.arange(L, dtype=jnp.int32)
+        first, second = (words_BxHx2[:, :, None, None, n] for n in range(2))
+        p *= dropout_factors(form.dropout_rate, L, index[:, None], index, first, second)
+    return jnp.einsum("bhls,bshk->blhk", p, x.v_BxLxHxK.astype(p.dtype), precision="highest").astype(x.v_BxLxHxK.dtype)
 
 
 class _Packed(NamedTuple):
@@ -107,6 +122,12 @@ def _pack(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Arra
     return _Packed(setup, (B, H, padded), tokens, v, scalars, causal_visits(target.T, padded, segment_ids))
 
 
+def _widened(x: GravityInputs) -> GravityInputs:
+    """Returns the inputs with everything but the values in float32."""
+    wide = jax.tree.map(lambda y: y.astype(jnp.float32), (x.a_BxLxHxC, x.params, x.mass_BxL))
+    return x._replace(a_BxLxHxC=wide[0], params=wide[1], mass_BxL=wide[2])
+
+
 def _pad_features(target: Target, x_BxLxHxF: Array) -> Array:
     """Pads the last axis with zeros to a size that the platform can multiply."""
     size = x_BxLxHxF.shape[-1]
@@ -138,72 +159,81 @@ def _forward(
     form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Array | None
 ) -> tuple[Array, tuple[Any, ...]]:
     packed = _pack(form, target, x, words_BxHx2)
-    K = packed.v.sizes(target)[2]
-    loop = TileLoop(
+    K = packed.v.array.shape[3]
+    out, lse_BxHx1xL = TileLoop(
         name="gravity_forward",
         body=forward(packed.setup, K),
         shape=packed.shape,
         visits=packed.visits[0],
+        late_first=True,
         fixed=packed.tokens,
         looped=packed.tokens | {"v": packed.v},
         scalars=packed.scalars,
         results=(Result("values", K, x.v_BxLxHxK.dtype), Result("rows", 1, jnp.float32)),
-    )
-    out, lse_BxHx1xL = loop.run(target)
+    ).run(target)
     out_BxLxHxK = _unpad(target, out, x.v_BxLxHxK.shape)
     # The scores of tokens with themselves are saved: both passes must read the same ones, see `score_tile`.
-    return out_BxLxHxK, (x, words_BxHx2, packed.tokens["extra"].array, out_BxLxHxK, lse_BxHx1xL)
+    return out_BxLxHxK, (x, words_BxHx2, packed.tokens["extra"], out_BxLxHxK, lse_BxHx1xL)
 
 
 def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Any, None]:
     x, words_BxHx2, extra, out_BxLxHxK, lse_BxHx1xL = saved
     packed = _pack(form, target, x, words_BxHx2)
-    (B, H, padded), L, K = packed.shape, x.a_BxLxHxC.shape[1], packed.v.sizes(target)[2]
-    C = packed.tokens["a"].sizes(target)[2]
+    padded, L = packed.shape[2], x.a_BxLxHxC.shape[1]
+    tokens = packed.tokens | {"extra": extra}
     delta_BxLxH = jnp.sum(dout_BxLxHxK.astype(jnp.float32) * out_BxLxHxK, -1)
-    tokens = packed.tokens | {"extra": Operand("rows", extra)}
     queries = tokens | {
         "lse": Operand("rows", lse_BxHx1xL),
         "delta": _rows(delta_BxLxH[..., None], padded),
         "dout": _values(target, dout_BxLxHxK, padded),
     }
     keys = tokens | {"v": packed.v}
-    loop = TileLoop(
+    Ga_i, sums_i = _sum_over_keys(packed, queries, keys)
+    dv, Ga_j, sums_j = _sum_over_queries(packed, queries, keys)
+
+    dd2_BxLxH = (sums_i[:, :, 0, :L] + sums_j[:, :, 0, :L]).swapaxes(1, 2)
+    Ga_BxLxHxC = (Ga_i + Ga_j)[:, :, : packed.setup.coordinates, :L].transpose(0, 3, 1, 2)
+    da_BxLxHxC = 2 * (x.a_BxLxHxC * dd2_BxLxH[..., None] - Ga_BxLxHxC)
+    dparams, dmass_BxL = _from_sums(form, x, sums_i[..., :L])
+    if dmass_BxL is not None:
+        dmass_BxL += jnp.sum(sums_j[:, :, 1, :L], 1)
+    dv_BxLxHxK = _unpad(target, dv, x.v_BxLxHxK.shape)
+    return GravityInputs(da_BxLxHxC, dv_BxLxHxK, dparams, dmass_BxL), None
+
+
+def _sum_over_keys(packed: _Packed, queries: dict[str, Operand], keys: dict[str, Operand]) -> list[Array]:
+    """Returns the results of `backward_of_queries`."""
+    setup, C = packed.setup, packed.tokens["a"].array.shape[2]
+    return TileLoop(
         name="gravity_backward_of_queries",
-        body=backward_of_queries(packed.setup, C),
+        body=backward_of_queries(setup, C),
         shape=packed.shape,
         visits=packed.visits[0],
+        late_first=True,
         fixed=queries,
         looped=keys,
         scalars=packed.scalars,
-        results=(Result("rows", C, jnp.float32), Result("rows", number_of_sums(form), jnp.float32)),
-    )
-    Ga_i, sums_i = loop.run(target)
-    loop = TileLoop(
+        results=(Result("rows", C, jnp.float32), Result("rows", number_of_sums(setup.form), jnp.float32)),
+    ).run(setup.target)
+
+
+def _sum_over_queries(packed: _Packed, queries: dict[str, Operand], keys: dict[str, Operand]) -> list[Array]:
+    """Returns the results of `backward_of_keys`."""
+    setup, C, K = packed.setup, packed.tokens["a"].array.shape[2], packed.v.array.shape[3]
+    return TileLoop(
         name="gravity_backward_of_keys",
-        body=backward_of_keys(packed.setup, C, K),
+        body=backward_of_keys(setup, C, K),
         shape=packed.shape,
         visits=packed.visits[1],
         fixed=keys,
         looped=queries,
         scalars=packed.scalars,
         results=(
-            Result("values", K, x.v_BxLxHxK.dtype),
+            Result("values", K, packed.v.array.dtype),
             Result("rows", C, jnp.float32),
-            Result("rows", 1 + packed.setup.has_mass, jnp.float32),
+            Result("rows", 1 + setup.has_mass, jnp.float32),
         ),
-    )
-    dv, Ga_j, sums_j = loop.run(target)
-    Ga_BxHxCxL, d2_BxHxL = (
-        (Ga_i + Ga_j)[:, :, : packed.setup.coordinates, :L],
-        sums_i[:, :, 0, :L] + sums_j[:, :, 0, :L],
-    )
-    da_BxLxHxC = 2 * (x.a_BxLxHxC * d2_BxHxL.swapaxes(1, 2)[..., None] - Ga_BxHxCxL.transpose(0, 3, 1, 2))
-    dparams, dmass_BxL = _from_sums(form, x, sums_i[..., :L])
-    if dmass_BxL is not None:
-        dmass_BxL += jnp.sum(sums_j[:, :, 1, :L], 1)
-    dv_BxLxHxK = _unpad(target, dv, x.v_BxLxHxK.shape)
-    return GravityInputs(da_BxLxHxC, dv_BxLxHxK, dparams, dmass_BxL), None
+    ).run(setup.target)
 
 
 def _from_sums(form: GravityForm, x: GravityInputs, sums_BxHxFxL: Array) -> tuple[GravityParams, Array | None]:
@@ -220,3 +250,35 @@ def _from_sums(form: GravityForm, x: GravityInputs, sums_BxHxFxL: Array) -> tupl
 
 
 _attend.defvjp(_forward, _backward)
+
+
+# --- the problem on which a run checks the kernel -------------------------------------------------------
+
+
+@kernels.example("gravity.pallas")
+def _example() -> kernels.Example:
+    """Two forms: bf16 values with masses, documents and dropout; float32 values without them."""
+    packed = GravityForm(cutoff="soft", rsqrt=True, dropout_rate=0.1)
+    attractive = GravityForm(attractive=True, cutoff="decay", eps=0.1)
+    B, L, H, C, K = 2, 200, 2, 16, 64
+    segment_ids_BxL = jnp.repeat(jnp.arange(4), jnp.array([1, 90, 101, 8]), total_repeat_length=L)[None]
+
+    def inputs(key: Array) -> tuple[Array, ...]:
+        of_a, of_v, of_mass = jax.random.split(key, 3)
+        a_BxLxHxC, v_BxLxHxK = jax.random.normal(of_a, (B, L, H, C)), jax.random.normal(of_v, (B, L, H, K))
+        params = jnp.array([0.7, 1.5]), jnp.array([0.1, -0.2]), jnp.array(7.0)
+        return a_BxLxHxC, v_BxLxHxK, *params, jax.random.uniform(of_mass, (B, L), minval=0.3, maxval=1.5)
+
+    def both(attend: Callable[[GravityForm, GravityInputs, Array | None], Array]) -> Callable[..., Array]:
+        def run(a: Array, v: Array, gamma: Array, bias: Array, radius: Array, mass: Array) -> Array:
+            params, ids = GravityParams(gamma, bias, radius), jnp.broadcast_to(segment_ids_BxL, (B, L))
+            words = row_words(jax.random.key(0), (B, H))
+            first = attend(packed, GravityInputs(a, v.astype(jnp.bfloat16), params, mass, ids), words)
+            return first.astype(jnp.float32) + attend(attractive, GravityInputs(a, v, params), None)
+
+        return run
+
+    def kernel(form: GravityForm, x: GravityInputs, words: Array | None) -> Array:
+        return gravity_kernel(form, x, words, kernel_target(kernels.platform(), x.v_BxLxHxK))
+
+    return kernels.Example(both(kernel), both(weighted_values), inputs, tolerance=0.02)

@@ -4,8 +4,8 @@ Every tile of T tokens has a program that holds the tile (its "fixed" side) and 
 head (its "looped" side) in order. On GPUs the program loops over them. On TPUs each visit is a step of the grid, and
 the sums stay in scratch memory between the steps; so the memory of a program does not depend on the window.
 
-Arrays have one of three kinds. "rows": (B or 1, H or 1, F, L), F float or int numbers per token. "values": (B, L, H, K),
-or (B, H, L, K) on TPUs, which can only cut the last two dimensions. "scalars": (B or 1, H, 1, F).
+Arrays have one of three kinds. "rows": (B or 1, H or 1, F, L), F numbers per token. "values": (B, L, H, K), or
+(B, H, L, K) on TPUs, which can only cut the last two dimensions. "scalars": (B or 1, H, 1, F).
 """
 
 from collections.abc import Callable
@@ -28,18 +28,13 @@ class Target(NamedTuple):
 
     Attributes:
       platform: "gpu" (Triton) or "tpu" (Mosaic).
+      T: tokens per tile: a power of two from 16 on GPUs, a multiple of 128 on TPUs.
       interpret: runs the kernel with JAX operations instead, on any device; for tests.
-      tile: tokens per tile; 0: the default of the platform.
     """
 
     platform: str
+    T: int
     interpret: bool = False
-    tile: int = 0
-
-    @property
-    def T(self) -> int:
-        """Tokens per tile. TPUs have 128 lanes; on GPUs, tiles of 64 pairs by 64 pairs fit into the registers."""
-        return self.tile or {"gpu": 64, "tpu": 256}[self.platform]
 
     def padded(self, length: int) -> int:
         """Returns the smallest multiple of the tile that holds a window."""
@@ -192,9 +187,10 @@ def causal_visits(T: int, length: int, segment_ids_BxL: Array | None) -> tuple[V
         ids_BxNxT = segment_ids_BxL.reshape(-1, n, T)
         low_BxN, high_BxN = ids_BxNxT.min(-1), ids_BxNxT.max(-1)
         met_BxNxN = met_BxNxN & (low_BxN[:, :, None] <= high_BxN[:, None]) & (low_BxN[:, None] <= high_BxN[:, :, None])
-    first_BxN = jnp.argmax(met_BxNxN, 2).astype(jnp.int32)
-    last_BxN = n - jnp.argmax(met_BxNxN[:, ::-1], 1).astype(jnp.int32)
-    index_BxN = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), first_BxN.shape)
+    index = jnp.arange(n, dtype=jnp.int32)
+    first_BxN = jnp.min(jnp.where(met_BxNxN, index, n), 2)
+    last_BxN = jnp.max(jnp.where(met_BxNxN, index[:, None] + 1, 0), 1)
+    index_BxN = jnp.broadcast_to(index, first_BxN.shape)
     return Visits(first_BxN, index_BxN + 1), Visits(index_BxN, last_BxN)
 
 
@@ -211,6 +207,7 @@ class TileLoop:
       looped: arrays of the looped tile.
       scalars: numbers of each row and head.
       results: what it writes.
+      late_first: starts with the late tiles, which is faster if they visit more tiles.
     """
 
     name: str
@@ -221,6 +218,7 @@ class TileLoop:
     looped: dict[str, Operand]
     scalars: dict[str, Operand]
     results: tuple[Result, ...]
+    late_first: bool = False
 
     def run(self, target: Target) -> list[Array]:
         """Returns the results, "rows" as (B, H, F, L)."""
@@ -232,8 +230,14 @@ class TileLoop:
         from jax.experimental import pallas as pl
         from jax.experimental.pallas import triton
 
+        B, H, L = self.shape
+        n = L // target.T
+
+        def tile(index: Any) -> Any:
+            return n - 1 - index if self.late_first else index
+
         def kernel(bounds_ref: Any, *refs: Any) -> None:
-            b, i = pl.program_id(1), pl.program_id(2)
+            b, i = pl.program_id(1), tile(pl.program_id(2))
             first, last = self._bounds(bounds_ref, b, i)
 
             def step(j: Array, sums: Sums) -> Sums:
@@ -244,20 +248,19 @@ class TileLoop:
             self._finish(refs[-len(self.results) :], self._sides(refs, target, i, i)[0], sums)
 
         def fixed(h: Any, b: Any, i: Any) -> tuple[Any, Any, Any]:
-            return b, h, i
+            return b, h, tile(i)
 
         def whole(h: Any, b: Any, i: Any) -> tuple[Any, Any, Any]:
             return b, h, 0
 
-        B, H, L = self.shape
         whole_bounds = pl.BlockSpec(bounds.shape, lambda h, b, i: (0,))
         return pl.pallas_call(
             kernel,
-            grid=(H, B, L // target.T),
+            grid=(H, B, n),
             in_specs=[whole_bounds, *self._specs(target, fixed, whole, L)],
             out_specs=[_spec(target, result.kind, (B, H, result.size), target.T, fixed) for result in self.results],
             out_shape=self._out_shapes(target),
-            compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+            compiler_params=triton.CompilerParams(num_warps=target.T // 8, num_stages=2),
             interpret=target.interpret,
             name=self.name,
         )(bounds, *self._arrays())
