@@ -75,7 +75,7 @@ class NGTConfig(VanillaConfig):
 
     base: str = "ngt"
     d_mlp: int = 2048
-    attention: Literal["auto", "tiled", "plain"] = "auto"  # type: ignore[assignment]
+    attention: Literal["auto", "pallas", "tiled", "plain"] = "auto"  # type: ignore[assignment]
     d_coord: int = 64  # coordinates per token
     d_head_coord: int = 16  # coordinates per head
     # sign of the scores: as the original, or nearer tokens score higher

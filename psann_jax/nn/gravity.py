@@ -11,15 +11,23 @@ from psann_jax.config import RepulsionConfig, require
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
-from psann_jax.nn.partition import constant, constrain, param
+from psann_jax.nn.partition import constant, constrain, param, per_shard
+from psann_jax.ops import kernels
 from psann_jax.ops.gravity_attention import (
     GravityCache,
-    GravityInputs,
-    GravityParams,
     cached_gravity_attention,
+    choose_gravity,
+    dropout_words,
     gravity_attention,
 )
-from psann_jax.ops.gravity_scores import GravityForm, gravity_weights, squared_distances
+from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target
+from psann_jax.ops.gravity_scores import (
+    GravityForm,
+    GravityInputs,
+    GravityParams,
+    gravity_weights,
+    squared_distances,
+)
 
 _MIN_DISTANCE = 1e-3  # the repulsion is constant below it
 
@@ -49,7 +57,7 @@ class GravityOptions:
       mass: whether masses multiply the scores or the values.
       radius_init: the initial radius before its softplus.
       dropout: rate on the attention weights.
-      implementation: auto, tiled or plain, see `psann_jax.ops.gravity_attention`.
+      implementation: auto, pallas, tiled or plain, see `psann_jax.ops.gravity_attention.choose_gravity`.
     """
 
     d_model: int
@@ -115,7 +123,7 @@ class GravityAttention(nnx.Module):
         if cache is None:
             form = replace(options.form, dropout_rate=options.dropout if key is not None else 0.0)
             inputs = GravityInputs(a, v, self.strengths(), mass_BxL, context.segment_ids_BxL, key)
-            out = gravity_attention(form, inputs, implementation=options.implementation)
+            out = _attend(form, inputs, options.implementation)
             out = constrain(out, "batch", None, "heads", None)  # mainly for its gradient, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
@@ -151,6 +159,28 @@ class GravityAttention(nnx.Module):
         if c.mass == "value":
             v = v * masses.tokens_BxL[..., None, None].astype(v.dtype)
         return constrain(a, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)
+
+
+def _attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax.Array:
+    """Computes gravity attention; a kernel runs on each device for its rows and heads."""
+    chosen = choose_gravity(inputs, implementation)
+    if chosen != "pallas":
+        return gravity_attention(form, inputs, implementation=chosen)
+    target = kernel_target(kernels.platform(), inputs.v_BxLxHxK)
+
+    # Dropped weights depend on the row and head in the whole batch, so the words are drawn before the split.
+    words_BxHx2 = dropout_words(form, inputs)
+    inputs = inputs._replace(dropout_key=None)
+
+    def run(inputs: GravityInputs, words_BxHx2: jax.Array | None) -> jax.Array:
+        return gravity_kernel(form, inputs, words_BxHx2, target)
+
+    features, row = ("batch", None, "heads", None), ("batch", None)
+    params = GravityParams._make([("heads",), ("heads",), ()])
+    optional = [None if x is None else row for x in (inputs.mass_BxL, inputs.segment_ids_BxL)]
+    axes = GravityInputs._make([features, features, params, *optional, None])
+    words_axes = None if words_BxHx2 is None else ("batch", "heads", None)
+    return per_shard(run, (axes, words_axes), features)(inputs, words_BxHx2)
 
 
 def repulsion(

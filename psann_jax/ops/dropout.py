@@ -4,6 +4,7 @@ Random bits of `jax.random` are stored in memory and cost more than the rest of 
 is used, in the forward and in the backward pass, so no mask is ever stored.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -39,10 +40,34 @@ def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> tuple[Array, f
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         index = index * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return keep_elements(index, first, second, rate)
+
+
+def keep_elements(index: Array, first: Array, second: Array, rate: float) -> tuple[Array, float]:
+    """Draws the elements that dropout keeps from their indices; elementwise, so also inside a kernel.
+
+    Args:
+      index: of each element, uint32.
+      first: a random word, uint32, broadcastable to the index.
+      second: another one.
+      rate: fraction to drop, in [0, 1).
+
+    Returns:
+      See `keep_mask`.
+    """
     # With one round, the mask of one key could be a permutation of another key's mask.
     bits = _hash(_hash(index ^ first) + second)
     n_dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     return bits >= jnp.uint32(n_dropped), 1 - n_dropped / _LEVELS
+
+
+def row_words(key: Array, shape: tuple[int, ...]) -> Array:
+    """Draws the two words of `keep_elements` for every row of an array, (*shape, 2) uint32.
+
+    Rows with words of their own can be dropped by devices that each hold some of them, whichever they hold.
+    """
+    index = lax.iota(jnp.uint32, math.prod(shape))
+    return _hash(index[:, None] ^ jax.random.bits(key, (2,), jnp.uint32)).reshape(*shape, 2)
 
 
 def _hash(x: Array) -> Array:

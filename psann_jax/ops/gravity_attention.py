@@ -1,6 +1,5 @@
 """Attention by distance and mass, from the Newton Gravity Transformer: a plain reference and a tiled implementation."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,53 +7,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from psann_jax.ops import online_softmax, tiles
+from psann_jax.config.checks import ConfigError
+from psann_jax.ops import kernels, online_softmax, tiles
+from psann_jax.ops.dropout import row_words
+from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, unsupported
 from psann_jax.ops.gravity_scores import (
     SELF_SCORE,
     GravityForm,
-    base_scores,
+    GravityInputs,
+    GravityParams,
     dot,
     expanded_distances,
     gravity_weights,
-    inverse,
-    multiply_mass,
     scores,
+    self_scores,
 )
+from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, TileGradients, differentiate_tile, score_tile
+from psann_jax.ops.kernels import Candidate
 from psann_jax.ops.tiles import Dropout
-
-
-class GravityParams(NamedTuple):
-    """Trained parameters of the scores.
-
-    Attributes:
-      gamma_H: positive factor per head.
-      bias_H: added to the scores.
-      radius: cutoff radius, a scalar; unused if the cutoff is "none".
-    """
-
-    gamma_H: Array
-    bias_H: Array
-    radius: Array
-
-
-class GravityInputs(NamedTuple):
-    """Arrays of `gravity_attention`.
-
-    Attributes:
-      a_BxLxHxC: coordinates per head.
-      v_BxLxHxK: values.
-      params: of the scores.
-      mass_BxL: if given, multiplies the scores, bias included, by the product of both masses.
-      segment_ids_BxL: document of each token; None: one document per row.
-      dropout_key: PRNG key; None disables dropout.
-    """
-
-    a_BxLxHxC: Array
-    v_BxLxHxK: Array
-    params: GravityParams
-    mass_BxL: Array | None = None
-    segment_ids_BxL: Array | None = None
-    dropout_key: Array | None = None
 
 
 class GravityCache(NamedTuple):
@@ -71,6 +41,38 @@ class GravityCache(NamedTuple):
     mass_BxS: Array | None = None
 
 
+def choose_gravity(inputs: GravityInputs, implementation: str = "auto") -> str:
+    """Chooses the implementation that `gravity_attention` runs, for the devices of the current mesh.
+
+    Args:
+      inputs: the arrays.
+      implementation: "pallas", kernels for GPUs and TPUs; "tiled", for all devices; "auto", the first of them that
+        supports the inputs; or "plain", which stores arrays (B, H, L, L).
+
+    Returns:
+      "pallas", "tiled" or "plain".
+
+    Raises:
+      ConfigError: the implementation is unknown or does not support the inputs.
+    """
+    if implementation not in ("auto", "pallas", "tiled", "plain"):
+        raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, pallas, tiled, plain")
+    if implementation in ("tiled", "plain"):
+        return kernels.choose("gravity", Candidate(implementation, is_kernel=False))
+    reason = unsupported(kernels.platform(), inputs.a_BxLxHxC, inputs.v_BxLxHxK)
+    if implementation == "auto":
+        return kernels.choose("gravity", Candidate("pallas", reason), Candidate("tiled", is_kernel=False))
+    if reason:
+        raise ConfigError(f"model.attention: pallas {reason}; use auto or tiled")
+    return kernels.choose("gravity", Candidate("pallas"))
+
+
+def dropout_words(form: GravityForm, inputs: GravityInputs) -> Array | None:
+    """Returns the random words of all rows and heads for dropout by `gravity_kernel`, or None without dropout."""
+    B, _, H, _ = inputs.v_BxLxHxK.shape
+    return row_words(inputs.dropout_key, (B, H)) if inputs.dropout_key is not None and form.dropout_rate else None
+
+
 def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementation: str = "auto") -> Array:
     """Averages v over the visible tokens, weighted by distance and mass; see `gravity_scores` for the formulas.
 
@@ -80,11 +82,19 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
     Args:
       form: options of the score.
       inputs: the arrays.
-      implementation: "plain" stores arrays (B, H, L, L); "tiled" and "auto" do not.
+      implementation: see `choose_gravity`. "tiled" and "plain" drop the same weights for the same key, "pallas" others.
 
     Returns:
       (B, L, H, K) in the type of the values.
+
+    Raises:
+      ConfigError: see `choose_gravity`.
     """
+    chosen = choose_gravity(inputs, implementation)
+    if chosen == "pallas":
+        return gravity_kernel(
+            form, inputs, dropout_words(form, inputs), kernel_target(kernels.platform(), inputs.v_BxLxHxK)
+        )
     wide = jnp.promote_types(inputs.v_BxLxHxK.dtype, jnp.float32)
     x = inputs._replace(
         a_BxLxHxC=inputs.a_BxLxHxC.astype(wide),
@@ -92,7 +102,7 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
         mass_BxL=None if inputs.mass_BxL is None else inputs.mass_BxL.astype(wide),
         dropout_key=inputs.dropout_key if form.dropout_rate else None,
     )
-    return _plain(form, x) if implementation == "plain" else _tiled(form, x)
+    return _plain(form, x) if chosen == "plain" else _tiled(form, x)
 
 
 def cached_gravity_attention(
@@ -147,58 +157,30 @@ def _plain(form: GravityForm, x: GravityInputs) -> Array:
 # --- tiled, with derivatives of the scores in closed form -----------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Scores of one tile and what their derivatives need; (B, H, T, T) where no shape is given."""
-
-    d2: Array
-    u: Array  # 1 / (d2 + eps)
-    base: Array  # score without mass and cutoff
-    massed: Array  # score without cutoff
-    s: Array  # score, masked
-    mass_product: Array | None  # (B, T, T)
-    same: Array  # (T, T), True where query and key are one token
-    seen: Array  # True where the key is visible and not cut off
+def _strengths(x: GravityInputs) -> Strengths:
+    """Returns the parameters, broadcastable to (B, H, T, T)."""
+    return Strengths(x.params.gamma_H[:, None, None], x.params.bias_H[:, None, None], x.params.radius)
 
 
-def _tile(form: GravityForm, x: GravityInputs, split: dict[str, Any], i: Array, j: Array) -> _Tile:
-    a, norm, mass, radius2 = split["a"], split["norm"], split["mass"], jnp.square(x.params.radius)
-    lag_TxT, seen = tiles.visible(i, j, a.shape[3], split["segment_ids"])
+def _tile(form: GravityForm, x: GravityInputs, split: dict[str, Any], i: Array, j: Array) -> Tile:
+    """Returns the scores of tile (i, j), (B, H, T, T)."""
+    a, norm, mass = split["a"], split["norm"], split["mass"]
+    lag_TxT, visible = tiles.visible(i, j, a.shape[3], split["segment_ids"])
     same = lag_TxT == 0
     d2 = expanded_distances(a[i], a[j], norm[i], norm[j], same)
-    u = inverse(form, d2)
-    mass_product = None if mass is None else mass[i][:, :, None] * mass[j][:, None]
-    base = base_scores(form, u, x.params.gamma_H, x.params.bias_H)
-    massed = s = multiply_mass(base, mass_product)
-    if form.cutoff == "soft":
-        s = massed * jnp.maximum(1 - d2 / radius2, 0)
-    elif form.cutoff == "hard":
-        seen &= d2 <= radius2
-    elif form.cutoff == "decay":
-        seen &= d2 < radius2
-        s = massed + jnp.log(jnp.where(seen, 1 - d2 / radius2, 1))
-    # Both passes read a token's score with itself from one array: recomputed, it could differ in the last bit, and
-    # for a token that sees only itself p = exp(s - lse) would then not be exactly 1.
-    s = jnp.where(same, split["self_score"][i][..., None], s)
-    return _Tile(d2, u, base, massed, jnp.where(seen, s, tiles.MASK_VALUE), mass_product, same, seen)
+    mass_product = None if mass is None else (mass[i][:, :, None] * mass[j][:, None])[:, None]
+    return score_tile(form, _strengths(x), d2, Pairs(same, visible, split["self_score"][i][..., None], mass_product))
 
 
 def _split(form: GravityForm, x: GravityInputs) -> dict[str, Any]:
     """Splits the inputs of the scores into tiles."""
-    B, L, H, _ = x.a_BxLxHxC.shape
-    if form.attractive:
-        self_score_BxLxH = jnp.full((B, L, H), SELF_SCORE, x.a_BxLxHxC.dtype)
-    else:
-        self_score_BxLxH = jnp.broadcast_to(-x.params.gamma_H / form.eps + x.params.bias_H, (B, L, H))
-        if x.mass_BxL is not None:
-            self_score_BxLxH = self_score_BxLxH * jnp.square(x.mass_BxL)[..., None]
     split_a = tiles.split(x.a_BxLxHxC)
     return {
         "a": split_a,
         "norm": jnp.sum(jnp.square(split_a), axis=-1),
         "mass": tiles.split_rows(x.mass_BxL),
         "segment_ids": tiles.split_rows(x.segment_ids_BxL),
-        "self_score": tiles.split(self_score_BxLxH[..., None])[..., 0],
+        "self_score": tiles.split(self_scores(form, x)[..., None])[..., 0],
     }
 
 
@@ -224,20 +206,18 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
     a1 = jnp.concatenate([split["a"], jnp.ones_like(split["a"][..., :1])], axis=-1)
     a1T = online_softmax.transposed(a1)
 
-    def tile(i: Array, j: Array) -> tuple[Array, _Tile]:
+    def tile(i: Array, j: Array) -> tuple[Array, Tile]:
         t = _tile(form, x, split, i, j)
         return t.s, t
 
-    def add_gradients(sums: Any, i: Array, j: Array, t: _Tile, p: Array, slope: Array) -> Any:
-        # The weight of a token that sees only itself is 1 for every score. Its gradient must be exactly 0, since the
-        # derivatives of that score are of the order of 1 / eps.
-        ds = jnp.where(t.same & ((p == 1) | form.attractive), 0, p * slope)
-        dmassed, grads, G = _tile_gradients(form, x, t, ds, slope, lse[i])
-        sums = sums | {name: sums[name] + g for name, g in grads.items()}
+    def add_gradients(sums: Any, i: Array, j: Array, t: Tile, p: Array, slope: Array) -> Any:
+        g = differentiate_tile(form, _strengths(x), t, p, slope, lse[i][..., None])
+        sums = sums | {name: sums[name] + grad for name, grad in _sum_over_pairs(form, x, t, g).items()}
+        G = g.d2
         at_i = {"Ga": dot("bhij,bhjk->bhik", G, a1[j])}
         at_j = {"GaT": dot("bhki,bhij->bhkj", a1T[i], G)}
         if x.mass_BxL is not None:
-            e = dmassed * t.base
+            e = g.massed * t.base
             at_i["mass_i"] = jnp.sum(e * split["mass"][j][:, None, None], (1, 3))
             at_j["mass_j"] = jnp.sum(e * split["mass"][i][:, None, :, None], (1, 2))
         for index, parts in ((i, at_i), (j, at_j)):
@@ -263,38 +243,13 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
     return (GravityInputs(da, dv, dparams, dmass),)
 
 
-def _tile_gradients(
-    form: GravityForm, x: GravityInputs, t: _Tile, ds: Array, slope: Array, lse: Array
-) -> tuple[Array, dict[str, Array], Array]:
-    """Differentiates the scores of a tile.
-
-    Args:
-      form: options of the score.
-      x: the inputs.
-      t: the tile.
-      ds: gradient of the scores, (B, H, T, T).
-      slope: ds without the softmax weights as a factor.
-      lse: logsumexp of the scores per query, (B, H, T).
-
-    Returns:
-      The gradient of `massed`; the gradients of gamma, bias and, if the cutoff depends on it smoothly, radius, summed
-      over the tile; and the gradient of the squared distances.
-    """
-    dmassed, dcutoff, radius2 = ds, None, jnp.square(x.params.radius)
-    if form.cutoff == "soft":
-        dmassed = ds * jnp.maximum(1 - t.d2 / radius2, 0)
-        dcutoff = jnp.where(t.d2 < radius2, ds * t.massed, 0)
-    elif form.cutoff == "decay":
-        # The weight divided by 1 - d2 / r^2, which stays finite at the radius.
-        dcutoff = jnp.where(t.seen & ~t.same, jnp.exp(t.massed - lse[..., None]) * slope, 0)
-    dbase = multiply_mass(dmassed, t.mass_product)
-    dbase_u = dbase * t.u
-    G = -form.sign * x.params.gamma_H[:, None, None] * dbase_u * t.u
-    grads = {"gamma": form.sign * jnp.sum(dbase_u, (0, 2, 3)), "bias": jnp.sum(dbase, (0, 2, 3))}
-    if dcutoff is not None:
-        G -= dcutoff / radius2
-        grads["radius"] = 2 * jnp.sum(dcutoff * t.d2) / (radius2 * x.params.radius)
-    return dmassed, grads, jnp.where(t.same, 0, G)
+def _sum_over_pairs(form: GravityForm, x: GravityInputs, t: Tile, g: TileGradients) -> dict[str, Array]:
+    """Returns the gradients of gamma, bias and, if the cutoff depends on it smoothly, radius from one tile."""
+    grads = {"gamma": form.sign * jnp.sum(g.gamma, (0, 2, 3)), "bias": jnp.sum(g.base, (0, 2, 3))}
+    if g.cutoff is not None:
+        radius = x.params.radius
+        grads["radius"] = 2 * jnp.sum(g.cutoff * t.d2) / (jnp.square(radius) * radius)
+    return grads
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

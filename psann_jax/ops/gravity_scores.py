@@ -10,7 +10,7 @@ Shapes: B batch, H heads, L queries, S keys, C coordinates per head.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,49 @@ class GravityForm:
     def sign(self) -> int:
         """Sign of gamma in the score."""
         return 1 if self.attractive else -1
+
+
+class GravityParams(NamedTuple):
+    """Trained parameters of the scores.
+
+    Attributes:
+      gamma_H: positive factor per head.
+      bias_H: added to the scores.
+      radius: cutoff radius, a scalar; unused if the cutoff is "none".
+    """
+
+    gamma_H: Array
+    bias_H: Array
+    radius: Array
+
+
+class GravityInputs(NamedTuple):
+    """Arrays of gravity attention.
+
+    Attributes:
+      a_BxLxHxC: coordinates per head.
+      v_BxLxHxK: values.
+      params: of the scores.
+      mass_BxL: if given, multiplies the scores, bias included, by the product of both masses.
+      segment_ids_BxL: document of each token; None: one document per row.
+      dropout_key: PRNG key; None disables dropout.
+    """
+
+    a_BxLxHxC: Array
+    v_BxLxHxK: Array
+    params: GravityParams
+    mass_BxL: Array | None = None
+    segment_ids_BxL: Array | None = None
+    dropout_key: Array | None = None
+
+
+def self_scores(form: GravityForm, x: GravityInputs) -> Array:
+    """Returns the score of every token with itself, (B, L, H)."""
+    B, L, H, _ = x.a_BxLxHxC.shape
+    if form.attractive:
+        return jnp.full((B, L, H), SELF_SCORE, x.a_BxLxHxC.dtype)
+    self_score_BxLxH = jnp.broadcast_to(-x.params.gamma_H / form.eps + x.params.bias_H, (B, L, H))
+    return self_score_BxLxH if x.mass_BxL is None else self_score_BxLxH * jnp.square(x.mass_BxL)[..., None]
 
 
 def squared_distances(a_BxLxHxC: Array) -> Array:
