@@ -35,14 +35,32 @@ def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> tuple[Array, f
     Returns:
       The mask, bool, True where an element is kept; and the exact probability of that, to divide kept elements by.
     """
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         index = index * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return keep_by_index(index, random_words(key), rate), keep_probability(rate)
+
+
+def random_words(key: Array) -> tuple[Array, Array]:
+    """Draws the two uint32 words that determine a mask."""
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    return first, second
+
+
+def keep_by_index(index: Array, words: tuple[Array, Array], rate: float) -> Array:
+    """Returns whether dropout keeps the elements with these indices, uint32, in the flattened array."""
     # With one round, the mask of one key could be a permutation of another key's mask.
-    bits = _hash(_hash(index ^ first) + second)
-    n_dropped = min(round(rate * _LEVELS), _LEVELS - 1)
-    return bits >= jnp.uint32(n_dropped), 1 - n_dropped / _LEVELS
+    bits = _hash(_hash(index ^ words[0]) + words[1])
+    return bits >= jnp.uint32(_n_dropped(rate))
+
+
+def keep_probability(rate: float) -> float:
+    """Returns the exact probability that an element is kept."""
+    return 1 - _n_dropped(rate) / _LEVELS
+
+
+def _n_dropped(rate: float) -> int:
+    return min(round(rate * _LEVELS), _LEVELS - 1)
 
 
 def _hash(x: Array) -> Array:
