@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from psann_jax.nn.context import Context, LayerCache, append
+from psann_jax.nn.full_attention import full_attention
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain, per_shard, shard_of
@@ -17,7 +18,7 @@ from psann_jax.ops import kernels
 from psann_jax.ops.attention import KERNELS, cached_attention, causal_attention
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention
 from psann_jax.ops.dropout import dropout
-from psann_jax.ops.full_attention import attention_weights, full_attention
+from psann_jax.ops.full_attention import attention_weights
 from psann_jax.ops.tiles import Dropout
 
 

@@ -36,33 +36,42 @@ def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> tuple[Array, f
     Returns:
       The mask, bool, True where an element is kept; and the exact probability of that, to divide kept elements by.
     """
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         index = index * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return keep_elements(index, first, second, rate)
+    return keep_by_index(index, random_words(key), rate), keep_probability(rate)
 
 
-def keep_elements(index: Array, first: Array, second: Array, rate: float) -> tuple[Array, float]:
-    """Draws the elements that dropout keeps from their indices; elementwise, so also inside a kernel.
+def random_words(key: Array) -> tuple[Array, Array]:
+    """Draws the two uint32 words that determine a mask."""
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    return first, second
+
+
+def keep_by_index(index: Array, words: tuple[Array, Array], rate: float) -> Array:
+    """Returns whether dropout keeps elements; elementwise, so also inside a kernel.
 
     Args:
-      index: of each element, uint32.
-      first: a random word, uint32, broadcastable to the index.
-      second: another one.
+      index: of each element in the flattened array, uint32.
+      words: two random uint32 words, broadcastable to the index.
       rate: fraction to drop, in [0, 1).
-
-    Returns:
-      See `keep_mask`.
     """
     # With one round, the mask of one key could be a permutation of another key's mask.
-    bits = _hash(_hash(index ^ first) + second)
-    n_dropped = min(round(rate * _LEVELS), _LEVELS - 1)
-    return bits >= jnp.uint32(n_dropped), 1 - n_dropped / _LEVELS
+    bits = _hash(_hash(index ^ words[0]) + words[1])
+    return bits >= jnp.uint32(_n_dropped(rate))
+
+
+def keep_probability(rate: float) -> float:
+    """Returns the exact probability that an element is kept."""
+    return 1 - _n_dropped(rate) / _LEVELS
+
+
+def _n_dropped(rate: float) -> int:
+    return min(round(rate * _LEVELS), _LEVELS - 1)
 
 
 def row_words(key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws the two words of `keep_elements` for every row of an array, (*shape, 2) uint32.
+    """Draws the two words of `keep_by_index` for every row of an array, (*shape, 2) uint32.
 
     Rows with words of their own can be dropped by devices that each hold some of them, whichever they hold.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from psann_jax.ops.dropout import keep_elements
+from psann_jax.ops.dropout import keep_by_index, keep_probability
 from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, differentiate_tile, score_tile
 from psann_jax.ops.tile_loop import Body, Index, Scalars, Side, Sums, Target
@@ -177,5 +177,5 @@ def dropout_factors(rate: float, length: int, query: Array, key: Array, first: A
       first: a word of the row and head, see `psann_jax.ops.dropout.row_words`.
       second: the other one.
     """
-    kept, keep_prob = keep_elements((query * length + key).astype(jnp.uint32), first, second, rate)
-    return jnp.where(kept, jnp.float32(1 / keep_prob), 0)
+    kept = keep_by_index((query * length + key).astype(jnp.uint32), (first, second), rate)
+    return jnp.where(kept, jnp.float32(1 / keep_probability(rate)), 0)

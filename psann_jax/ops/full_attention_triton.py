@@ -1,0 +1,101 @@
+"""Attention from every position to all positions as GPU kernels, for windows that fit one tile.
+
+One program computes a head of a row, forward or backward, so that no weights are written to memory. The backward pass
+recomputes them.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from psann_jax.ops.full_attention_tile import Tile, score_gradients, weights
+
+MAX_LENGTH = 128  # the scores of one tile are kept in the registers of eight warps
+
+
+def forward(qkv: tuple[Array, ...], place_4: Array, rate: float, n_heads: int, *, interpret: bool = False) -> Array:
+    """Computes the attention of q, k and v, see `psann_jax.ops.full_attention`."""
+    call = _call(partial(_kernel, rate, n_heads), "full_attention", qkv, 1, interpret=interpret)
+    return call(*qkv, place_4)[0]
+
+
+def gradients(
+    qkv: tuple[Array, ...], dout: Array, place_4: Array, rate: float, n_heads: int, *, interpret: bool = False
+) -> tuple[Array, ...]:
+    """Computes the gradients of q, k and v."""
+    call = _call(partial(_gradient_kernel, rate, n_heads), "full_attention_backward", qkv, 3, interpret=interpret)
+    return tuple(call(*qkv, dout, place_4))
+
+
+def _call(kernel: Any, name: str, qkv: tuple[Array, ...], n_outputs: int, *, interpret: bool) -> Any:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
+    B, _, H, _ = qkv[0].shape
+    return pl.pallas_call(
+        kernel,
+        grid=(H, B),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in qkv[:n_outputs]],
+        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+        interpret=interpret,
+        name=name,
+    )
+
+
+def _head(ref: Any) -> tuple[Any, Array]:
+    """Returns the index of this program's head in an array (B, L, H, K), rows filled up to a tile, and the mask."""
+    from jax.experimental import pallas as pl
+
+    _, L, _, K = ref.shape
+    row = jnp.arange(max(16, pl.next_power_of_2(L)))[:, None]
+    return (pl.program_id(1), row, pl.program_id(0), jnp.arange(K)[None]), row < L
+
+
+def _load(ref: Any) -> Array:
+    from jax.experimental.pallas import triton as plgpu
+
+    index, mask = _head(ref)
+    return plgpu.load(ref.at[index], mask=mask, other=0.0)
+
+
+def _store(ref: Any, value: Array) -> None:
+    from jax.experimental.pallas import triton as plgpu
+
+    index, mask = _head(ref)
+    plgpu.store(ref.at[index], value.astype(ref.dtype), mask=mask)
+
+
+def _tile(rate: float, n_heads: int, q_ref: Any, place_ref: Any) -> Tile:
+    from jax.experimental import pallas as pl
+
+    _, L, _, K = q_ref.shape
+    first, second, row, head = (place_ref[i] for i in range(4))
+    head += pl.program_id(0).astype(jnp.uint32)
+    index = (row + pl.program_id(1).astype(jnp.uint32)) * jnp.uint32(n_heads) + head
+    return Tile(L, K, rate, (first, second), index * jnp.uint32(L * L))
+
+
+def _kernel(rate: float, n_heads: int, *refs: Any) -> None:
+    from jax.experimental import pallas as pl
+
+    q_ref, k_ref, v_ref, place_ref, out_ref = refs
+    q, k, v = (_load(ref) for ref in (q_ref, k_ref, v_ref))
+    tile = _tile(rate, n_heads, q_ref, place_ref)
+    w, factors = weights(tile, pl.dot(q, k, trans_b=True))
+    _store(out_ref, pl.dot((w * factors).astype(v.dtype), v))
+
+
+def _gradient_kernel(rate: float, n_heads: int, *refs: Any) -> None:
+    from jax.experimental import pallas as pl
+
+    q_ref, k_ref, v_ref, dout_ref, place_ref, dq_ref, dk_ref, dv_ref = refs
+    q, k, v, dout = (_load(ref) for ref in (q_ref, k_ref, v_ref, dout_ref))
+    tile = _tile(rate, n_heads, q_ref, place_ref)
+    w, factors = weights(tile, pl.dot(q, k, trans_b=True))
+    _store(dv_ref, pl.dot((w * factors).astype(v.dtype), dout, trans_a=True))
+    dscores = score_gradients(tile, w, pl.dot(dout, v, trans_b=True) * factors).astype(q.dtype)
+    _store(dq_ref, pl.dot(dscores, k))
+    _store(dk_ref, pl.dot(dscores, q, trans_a=True))
