@@ -1,0 +1,37 @@
+"""The time that a run spends in training steps."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class StepTimer:
+    """Time spent in training steps, without compilation, evaluation and checkpoints.
+
+    Attributes:
+      seconds: total time of the steps.
+      data_seconds: the part of it spent waiting for batches.
+      steps: number of steps.
+    """
+
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    steps: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def start(self) -> None:
+        """Begins the next step now."""
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Ends a step, begins the next one, and returns the seconds of the first."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self.seconds += seconds
+        self.steps += 1
+        return seconds
+
+    @property
+    def data_wait(self) -> float:
+        """The fraction of the time spent waiting for batches."""
+        return self.data_seconds / self.seconds if self.steps else 0.0
