@@ -46,7 +46,7 @@ class _Pace:
         if not self.size:
             return 1  # to measure it
         seconds = (time.perf_counter() - self.since) / self.size
-        return max(int(_DISPATCH_S / seconds), 1)
+        return max(int(_DISPATCH_S / max(seconds, 1e-6)), 1)
 
     def dispatched(self, size: int) -> None:
         """Takes note that a number of micro-batches begin now."""
