@@ -336,7 +336,11 @@ class _Run:
         self.checkpoints.save(
             self.step,
             self.state,
-            metadata={"config": to_dict(self.config), "data": self.task.fingerprint()},
+            metadata={
+                "config": to_dict(self.config),
+                "data": self.task.fingerprint(),
+                "description": {name: str(fact) for name, fact in self.task.describe().items()},
+            },
             metrics={"val_loss": evaluated[-1]["loss"]} if evaluated else None,
             tokenizer=self.task.tokenizer_bytes(),
             final=final,
