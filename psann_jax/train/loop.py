@@ -21,6 +21,7 @@ from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
+from psann_jax.train.micro_batches import waits_for_each
 from psann_jax.train.preemption import StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
@@ -221,6 +222,8 @@ class _Run:
         self.signals.waiting_for = self.compiled.train_step.unit
         self.timer.start()
         while self.step < self.config.train.steps:
+            if waits_for_each(self.timer.last):
+                self._report_last_step()
             if self.signals.should_stop(self.step):
                 self._report_last_step()
                 return False

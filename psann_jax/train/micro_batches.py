@@ -20,8 +20,8 @@ from psann_jax.train.mesh import bytes_per_device, replicated
 from psann_jax.train.step import StateSpec, make_train_step
 from psann_jax.train.update import Batch, Objective, State, Stats, Sums, Terms, Update
 
-# Micro-batches are dispatched together up to this time: each dispatch allocates the memory of its activations anew,
-# which takes 10 % of the time of micro-batches of 80 ms.
+# The host dispatches work of up to this time at once where a signal should not have to wait. Less would cost time: each
+# dispatch allocates the memory of its activations anew, which takes 10 % of the time of micro-batches of 80 ms.
 _DISPATCH_S = 1.0
 
 
@@ -156,6 +156,20 @@ class MicroBatches:
         return "\n".join(program.as_text() for program in programs if program is not None)
 
 
+def waits_for_each(seconds: float) -> bool:
+    """Returns whether the host waits for an update before it dispatches the next one, so that a signal need not.
+
+    Args:
+      seconds: time of an update.
+    """
+    return _is_one_cpu_process() and seconds > _DISPATCH_S
+
+
+def _is_one_cpu_process() -> bool:
+    """Returns whether the current mesh is CPU devices of one process."""
+    return kernels.platform() == "cpu" and jax.process_count() == 1
+
+
 def compile_update(
     objective: Objective, config: TrainConfig, spec: StateSpec, batch: tuple[NamedSharding, Any], seed: int
 ) -> OneProgram | MicroBatches:
@@ -172,7 +186,7 @@ def compile_update(
       `MicroBatches` if there are several and the mesh is CPU devices of one process, otherwise `OneProgram`.
     """
     sharding, shapes = batch
-    if config.grad_accum > 1 and kernels.platform() == "cpu" and jax.process_count() == 1:
+    if config.grad_accum > 1 and _is_one_cpu_process():
         return compile_micro_batches(Update(objective, config, seed), spec, sharding, shapes)
     step = make_train_step(objective, config, spec, sharding, seed)
     return OneProgram(step.lower(spec.abstract, shapes).compile())

@@ -1,5 +1,6 @@
 """The time that a run spends in training steps."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -12,11 +13,13 @@ class StepTimer:
       seconds: total time of the steps.
       data_seconds: the part of it spent waiting for batches.
       steps: number of steps.
+      last: time of the last step; infinite before its end is known.
     """
 
     seconds: float = 0.0
     data_seconds: float = 0.0
     steps: int = 0
+    last: float = math.inf
     _since: float = field(default_factory=time.perf_counter)
 
     def start(self) -> None:
@@ -26,10 +29,10 @@ class StepTimer:
     def lap(self) -> float:
         """Ends a step, begins the next one, and returns the seconds of the first."""
         now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.seconds += seconds
+        self.last, self._since = now - self._since, now
+        self.seconds += self.last
         self.steps += 1
-        return seconds
+        return self.last
 
     @property
     def data_wait(self) -> float:

@@ -179,6 +179,8 @@ def test_an_interrupted_update_leaves_the_state_as_it_was(home, one_by_one, at):
 def test_slow_micro_batches_are_dispatched_one_by_one_and_fast_ones_together(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(micro_batches.time, "perf_counter", lambda: now[0])
+    assert micro_batches.waits_for_each(1.5)
+    assert not micro_batches.waits_for_each(0.5)
     pace, sizes = micro_batches._Pace(), []
     for seconds in (0.1, 0.1, 0.1, 0.4, 3.0, 3.0):
         size = pace.next_size()
@@ -194,10 +196,12 @@ def test_one_program_where_an_update_cannot_be_divided(home, monkeypatch):
     case = text(home)
     with monkeypatch.context() as patch:
         patch.setattr(micro_batches.jax, "process_count", lambda: 2)
+        assert not micro_batches.waits_for_each(100.0)
         assert isinstance(case.compiled(), OneProgram)
     with monkeypatch.context() as patch:
         # Only the choice is seen, because this machine cannot compile for an accelerator.
         patch.setattr(kernels, "platform", lambda: "gpu")
+        assert not micro_batches.waits_for_each(100.0)
         patch.setattr(micro_batches, "make_train_step", lambda *_: jax.jit(lambda state, batch: (state, batch)))
         assert isinstance(case.compiled(), OneProgram)
 
@@ -271,6 +275,22 @@ def test_a_row_is_written_before_the_next_update(experiment, tmp_path, monkeypat
     monkeypatch.setattr(loop._Run, "_before_micro_batch", look)
     loop.train(config, lambda: task, tmp_path / "run")
     assert seen == {step: list(range(1, step + 1)) for step in range(5)}
+
+
+def test_slow_updates_in_one_program_are_waited_for(home, tmp_path, monkeypatch, one_by_one):
+    """A signal that arrives during an update must not wait for the next one."""
+    config = tiny_config(home, train__steps=4, eval__every=0)
+    task = LanguageModel.load(config, progress=False)
+    seen = []
+
+    def should_stop(signals, step):
+        if signals.waiting_for == "the current update":
+            seen.append((step, [row["step"] for row in rows_of(tmp_path / "run") if row["kind"] == "train"]))
+        return False
+
+    monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
+    loop.train(config, lambda: task, tmp_path / "run")
+    assert seen == [(step, list(range(1, step + 1))) for step in range(4)]
 
 
 def test_many_bad_updates_end_the_run_with_the_state_of_the_last(experiment, tmp_path, monkeypatch, one_by_one):
