@@ -16,6 +16,7 @@ from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES, mesh_axes
 from psann_jax.train.compilation import compile_steps
 from psann_jax.train.hardware import device_description
+from psann_jax.train.mesh import bytes_per_device
 
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
@@ -115,4 +116,4 @@ def _megabytes(array: Any, sharding: NamedSharding) -> float:
 
 
 def _total(arrays: Any, shardings: Any) -> float:
-    return sum(_megabytes(array, sharding) for _, array, sharding in _leaves(arrays, shardings))
+    return bytes_per_device(arrays, shardings) / 2**20

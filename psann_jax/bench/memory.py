@@ -16,8 +16,9 @@ from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.hardware import device_description
-from psann_jax.train.mesh import batch_sharding
-from psann_jax.train.step import make_train_step, state_spec
+from psann_jax.train.mesh import batch_sharding, bytes_per_device
+from psann_jax.train.micro_batches import compile_update
+from psann_jax.train.step import state_spec
 
 
 def all_remats(config: Config) -> list[str]:
@@ -59,9 +60,11 @@ def _memory(config: Config) -> dict[str, float]:
     task.check_mesh(mesh)
     with jax.set_mesh(mesh):
         spec = state_spec(task.network, config.train, mesh)
-        step = make_train_step(task, config.train, spec, batch_sharding(mesh), config.seed)
-        found = step.lower(spec.abstract, task.batch_shapes(config.batch_size)).compile().memory_analysis()
-    return {"temp_gib": found.temp_size_in_bytes / 2**30, "argument_gib": found.argument_size_in_bytes / 2**30}
+        batch, shapes = batch_sharding(mesh), task.batch_shapes(config.batch_size)
+        step = compile_update(task, config.train, spec, (batch, shapes), config.seed)
+    arguments = bytes_per_device(spec.abstract, spec.shardings)
+    arguments += bytes_per_device(shapes, dict.fromkeys(shapes, batch))
+    return {"temp_gib": (step.memory_bytes() - arguments) / 2**30, "argument_gib": arguments / 2**30}
 
 
 def _median_step(config: Config, n_steps: int) -> float | None:

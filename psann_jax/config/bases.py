@@ -3,7 +3,7 @@
 from ml_collections import config_dict
 
 from psann_jax.config.checks import InactiveError, require_known
-from psann_jax.config.io import default_config, flatten, parse
+from psann_jax.config.io import default_config, flatten, is_choice, parse
 from psann_jax.config.schema import Config
 
 
@@ -17,7 +17,8 @@ def with_base(settings: config_dict.ConfigDict, base: str) -> tuple[config_dict.
       base: the other base.
 
     Returns:
-      The experiment of the other base; and the changed settings, by dotted name, that it does not have.
+      The experiment of the other base; and the changed settings, by dotted name, that it does not have, or not with
+      this value.
 
     Raises:
       ConfigError: an unknown base, or `settings` has an unknown key.
@@ -31,7 +32,9 @@ def with_base(settings: config_dict.ConfigDict, base: str) -> tuple[config_dict.
         if key == "model.base":
             continue
         changed = value != defaults[key]
-        if key in known and (changed or not key.startswith("model.")):
+        # A value that is wrong with either base stays, for the error message.
+        is_allowed = is_choice(base, key, value) or not is_choice(settings.model.base, key, value)
+        if key in known and is_allowed and (changed or not key.startswith("model.")):
             moved[key] = value
         elif changed:
             dropped[key] = value

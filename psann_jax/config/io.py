@@ -80,6 +80,27 @@ def field_types(section: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(section)}
 
 
+def is_choice(base: str, name: str, value: Any) -> bool:
+    """Returns whether a base has a setting and its type allows a value; other checks of the value are not made.
+
+    Args:
+      base: a base.
+      name: the dotted name of a setting.
+      value: of the setting.
+    """
+    section: Any = Config
+    for key in name.split("."):
+        hints = {**field_types(section), **(_sections(base) if section is Config else {})}
+        if key not in hints:
+            return False
+        section = hints[key]
+    try:
+        _coerce(value, section, name)
+    except ConfigError:
+        return False
+    return True
+
+
 def _build(cls: type, mapping: Mapping[str, Any], prefix: str, sections: Mapping[str, type]) -> Any:
     require(isinstance(mapping, Mapping), prefix.rstrip("."), f"is {mapping!r}, must be a section")
     hints = field_types(cls)

@@ -27,8 +27,8 @@ the same way. The tables list every setting with its default, the values that it
 change the defaults; `psann-jax train --config=FILE --print_config` prints the settings of an experiment.
 
 Strings are written as they are, tuples as in Python: `--config.data.sources="('a.txt', 'b.txt')"`. A setting of the
-config file that a base chosen with `--config.model.base` does not have, or that has no effect with it, is not used, and
-a note says so. A setting on the command line that has no effect is an error.
+config file that a base chosen with `--config.model.base` does not have, whose value it does not allow, or that has no
+effect with it, is not used, and a note says so. A setting on the command line that has no effect is an error.
 
 This page is generated from the dataclasses in `psann_jax/config`: `python -m psann_jax.config.reference >
 docs/settings.md`.

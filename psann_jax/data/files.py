@@ -130,7 +130,7 @@ def read_errors(path: Path) -> Iterator[None]:
         except OSError as e:
             if "requires too much memory" not in str(e):  # Arrow's limit is that of the zstd command
                 raise
-            hint = "compress it again with --long=27 or less"
+            hint = "decompress it with zstd -d --long=31, or compress it again with --long=27 or less"
             raise UserError(f"{path}: its zstd window is larger than 128 MiB; {hint}") from e
 
 

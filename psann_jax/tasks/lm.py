@@ -16,7 +16,7 @@ from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads, check_window
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.step import Batch, Stats
+from psann_jax.train.update import Batch, Stats
 
 _INSPECTED_ROWS = 4
 _NO_WAVE = (

@@ -17,7 +17,7 @@ from psann_jax.models.sudoku import empty_cell_sums, filled
 from psann_jax.tasks.sudoku_scores import solved_fractions
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
 from psann_jax.train.metrics import perplexity
-from psann_jax.train.step import Batch, Stats
+from psann_jax.train.update import Batch, Stats
 
 
 class SudokuTask:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from psann_jax.config import Config, require
 from psann_jax.ops import kernels
 from psann_jax.train.mesh import batch_sharding, num_batch_shards
-from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, make_train_step, state_spec
+from psann_jax.train.micro_batches import MicroBatches, OneProgram, compile_update
+from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, state_spec
 from psann_jax.train.task import Task
 
 
@@ -20,7 +21,7 @@ class Compiled:
     """The compiled steps of a run.
 
     Attributes:
-      train_step: (state, batch) -> (state, metrics).
+      train_step: (state, batch) -> (state, metrics); see `compile_update`.
       eval_step: (params, batch) -> sums.
       statistics_step: (params, batch) -> scalars; None if the task has no statistics.
       spec: shapes and shardings of the state.
@@ -33,7 +34,7 @@ class Compiled:
       memory_mb: memory of the training step on one device in MiB, state and batch included, as the compiler reports it.
     """
 
-    train_step: Any
+    train_step: OneProgram | MicroBatches
     eval_step: Any
     statistics_step: Any
     spec: StateSpec
@@ -79,20 +80,17 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
     began, already_saved = time.perf_counter(), sum(_saved_seconds)
     with jax.set_mesh(mesh):
         spec, batch = state_spec(task.network, config.train, mesh), batch_sharding(mesh)
-        train_step = make_train_step(task, config.train, spec, batch, config.seed)
         eval_step = make_eval_step(task, spec, batch)
+        shapes = task.batch_shapes(config.batch_size)
         with kernels.recorded() as implementations:
-            train_lowered = train_step.lower(spec.abstract, task.batch_shapes(config.batch_size))
-        train_compiled = train_lowered.compile()
+            train_step = compile_update(task, config.train, spec, (batch, shapes), config.seed)
         eval_compiled = eval_step.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
         statistics_compiled = None
         if jax.eval_shape(task.statistics, spec.abstract["params"], task.batch_shapes(rows)):
             statistics = make_statistics_step(task, spec, batch)
             statistics_compiled = statistics.lower(spec.abstract["params"], task.batch_shapes(rows)).compile()
-    memory = train_compiled.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(
-        train_compiled,
+        train_step,
         eval_compiled,
         statistics_compiled,
         spec,
@@ -101,5 +99,5 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
         seconds=time.perf_counter() - began,
         saved_seconds=sum(_saved_seconds) - already_saved,
         implementations=implementations,
-        memory_mb=(size + memory.temp_size_in_bytes) / 2**20,
+        memory_mb=train_step.memory_bytes() / 2**20,
     )

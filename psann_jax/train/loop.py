@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
+from psann_jax.train.micro_batches import waits_for_each
 from psann_jax.train.preemption import StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
-from psann_jax.train.step import State, init_state
+from psann_jax.train.step import init_state
+from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
+from psann_jax.train.update import State
 from psann_jax.train.workdir import CHECKPOINTS, SUMMARY, lock, read_summary, write_config
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import write_json
@@ -120,37 +123,8 @@ def _check_resumable(
         )
 
 
-@dataclass
-class _StepTimer:
-    """Time spent in training steps, without compilation, evaluation and checkpoints.
-
-    Attributes:
-      seconds: total time of the steps.
-      data_seconds: the part of it spent waiting for batches.
-      steps: number of steps.
-    """
-
-    seconds: float = 0.0
-    data_seconds: float = 0.0
-    steps: int = 0
-    _since: float = field(default_factory=time.perf_counter)
-
-    def start(self) -> None:
-        """Begins the next step now."""
-        self._since = time.perf_counter()
-
-    def lap(self) -> float:
-        """Ends a step, begins the next one, and returns the seconds of the first."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.seconds += seconds
-        self.steps += 1
-        return seconds
-
-    @property
-    def data_wait(self) -> float:
-        """The fraction of the time spent waiting for batches."""
-        return self.data_seconds / self.seconds if self.steps else 0.0
+class _StoppedError(Exception):
+    """A signal has ended the run within an update, which has not changed the state."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +158,7 @@ class _Run:
         self.shard = local_batch_shard(self.compiled.batch)
         is_leader = jax.process_index() == 0
         self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
-        self.timer = _StepTimer()
+        self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
@@ -252,9 +226,11 @@ class _Run:
             # A backward pass takes about twice the time of a forward pass.
             passes = 3 * self.config.train.grad_accum * (2 if self.config.train.sam_rho else 1)
             self.progress.duration(passes * self.batch_seconds, measured=False)
-        self.signals.waiting_for = "the current update"
+        self.signals.waiting_for = self.compiled.train_step.unit
         self.timer.start()
         while self.step < self.config.train.steps:
+            if waits_for_each(self.timer.last):
+                self._report_last_step()
             if self.signals.should_stop(self.step):
                 self._report_last_step()
                 return False
@@ -262,7 +238,10 @@ class _Run:
             began = time.perf_counter()
             batch = put_batch(next(batches), self.compiled.batch)
             self.timer.data_seconds += time.perf_counter() - began
-            self.state, metrics = self.compiled.train_step(self.state, batch)
+            try:
+                self.state, metrics = self.compiled.train_step(self.state, batch, self._before_micro_batch)
+            except _StoppedError:
+                return False
             self.step += 1
             self.trace.after(self.step, metrics)
             # Reading the metrics of the step before keeps the device busy with this one.
@@ -271,6 +250,12 @@ class _Run:
             if not self._save_and_evaluate_if_due():
                 return False
         return True
+
+    def _before_micro_batch(self) -> None:
+        """Raises `_StoppedError` if a signal is to end the run within the next update."""
+        self._report_last_step()
+        if self.signals.should_stop(self.step):
+            raise _StoppedError
 
     def _save_and_evaluate_if_due(self) -> bool:
         """Writes a checkpoint and evaluates after a step where due; returns False if a signal ended that."""
@@ -283,7 +268,7 @@ class _Run:
         finished = self._evaluate_if_due()
         if self.outputs.on_results is not None:
             self.outputs.on_results()
-        self.signals.waiting_for = "the current update"
+        self.signals.waiting_for = self.compiled.train_step.unit
         self.timer.start()
         return finished
 
@@ -361,7 +346,11 @@ class _Run:
         self.checkpoints.save(
             self.step,
             self.state,
-            metadata={"config": to_dict(self.config), "data": self.task.fingerprint()},
+            metadata={
+                "config": to_dict(self.config),
+                "data": self.task.fingerprint(),
+                "description": {name: str(fact) for name, fact in self.task.describe().items()},
+            },
             metrics={"val_loss": evaluated[-1]["loss"]} if evaluated else None,
             tokenizer=self.task.tokenizer_bytes(),
             final=final,

@@ -1,7 +1,8 @@
 """Sharding of batches over the device mesh, and the rows that each process loads."""
 
+import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -24,6 +25,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def num_batch_shards(mesh: Mesh) -> int:
     """Returns the number of parts that the rows of a batch are split into."""
     return int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp")]))
+
+
+def bytes_per_device(arrays: Any, shardings: Any) -> int:
+    """Returns the size of one device's part of arrays, in bytes.
+
+    Args:
+      arrays: pytree of arrays or `jax.ShapeDtypeStruct`.
+      shardings: their shardings, in the same structure.
+    """
+    sizes = jax.tree.map(lambda a, s: math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize, arrays, shardings)
+    return sum(jax.tree.leaves(sizes))
 
 
 @dataclass(frozen=True)

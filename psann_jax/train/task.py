@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psann_jax.train.mesh import BatchShard
-from psann_jax.train.step import Objective
+from psann_jax.train.update import Objective
 
 
 class Task(Objective, Protocol):

@@ -137,6 +137,28 @@ def test_settings_that_stay_active_with_the_new_base_are_kept(tmp_path):
     assert dropped == {"model.sine.freq_init": 3.0, "model.norm": "layernorm"}
 
 
+def test_a_value_that_the_new_base_does_not_allow_is_not_used(tmp_path):
+    """The user did not choose it for that base; one that no base allows, or that the command line sets, is an error."""
+    path = tmp_path / "config.py"
+    text = (
+        "from psann_jax.config.io import default_config\n\ndef get_config():\n    config = default_config()\n"
+        "    config.model.attention = '{}'\n    config.model.d_model = 64\n    return config\n"
+    )
+    path.write_text(text.format("cudnn"))
+    config, dropped = load_experiment(str(path), ["model.base=ngt"])
+    assert (config.model.attention, config.model.d_model) == ("auto", 64)
+    assert dropped == {"model.attention": "cudnn"}
+    config, dropped = load_experiment(str(path), ["model.base=ngt", "model.attention=plain"])
+    assert (config.model.attention, dropped) == ("plain", {"model.attention": "cudnn"})
+    config, dropped = load_experiment(str(path), ["model.base=transformer"])
+    assert (config.model.attention, dropped) == ("cudnn", {})
+    with pytest.raises(ConfigError, match=r"model\.attention: is 'cudnn', must be one of auto, tiled, plain"):
+        load_experiment(str(path), ["model.base=ngt", "model.attention=cudnn"])
+    path.write_text(text.format("fast"))
+    with pytest.raises(ConfigError, match=r"model\.attention: is 'fast'"):
+        load_experiment(str(path), ["model.base=ngt"])
+
+
 def test_an_unknown_base_lists_the_bases():
     with pytest.raises(ConfigError) as raised:
         load_experiment(QUICKSTART, ["model.base=gpt2"])

@@ -125,7 +125,8 @@ def test_zst_windows_of_more_than_128_mib(tmp_path):
     path = tmp_path / "a.txt.zst"
     path.write_bytes(bytes.fromhex("28b52ffd 00 a8 010000"))
     assert message(path) == (
-        f"{path}: its zstd window is larger than 128 MiB; compress it again with --long=27 or less"
+        f"{path}: its zstd window is larger than 128 MiB; "
+        "decompress it with zstd -d --long=31, or compress it again with --long=27 or less"
     )
 
 

@@ -75,6 +75,17 @@ def in_evaluation(number, step):
     LanguageModel.valid_batches = valid_batches
 
 
+def in_update(number, step):
+    """Sends the signal before the third micro-batch of the update that follows a step."""
+    calls = itertools.count()
+    import_module("psann_jax.train.micro_batches")._DISPATCH_S = 0.0  # as on a machine where each takes seconds
+    before(
+        loop._Run,
+        "_before_micro_batch",
+        lambda run: send(number) if run.step == step and next(calls) == 2 else None,
+    )
+
+
 def in_save(number, step):
     """Sends the signal when the first save at or after a step has just started in the background."""
     after(Checkpoints, "_start", lambda self, saved, *_, **__: send(number) if saved >= step else None)
@@ -147,6 +158,7 @@ def decimal_commas():
 FAULTS = {
     "term-in-compilation": lambda step: in_compilation(signal.SIGTERM, step),
     "term-in-evaluation": lambda step: in_evaluation(signal.SIGTERM, step),
+    "term-in-update": lambda step: in_update(signal.SIGTERM, step),
     "term-in-save": lambda step: in_save(signal.SIGTERM, step),
     "kill-in-save": lambda step: in_save(signal.SIGKILL, step),
     "kill-soon-after-save-began": lambda step: soon_after_save_began(signal.SIGKILL, step),

@@ -213,6 +213,18 @@ def test_sigterm_in_compilation_evaluation_and_save(experiment, tmp_path):
     experiment.assert_uninterrupted(workdir)
 
 
+def test_sigterm_within_an_update(tmp_path):
+    """The update is abandoned, the state before it saved, and the resumed run repeats the whole update."""
+    experiment = Experiment(tmp_path, "--config.train.steps=8", "--config.train.grad_accum=4")
+    workdir = tmp_path / "run"
+    shown = experiment.run(workdir, fault="term-in-update=3")
+    assert "SIGTERM received: waiting for the current micro-batch, then saving the state" in shown
+    assert "stopped by SIGTERM at step 3, state saved; run the same command again to resume" in shown
+    assert saved_steps(workdir)[-1] == recorded_step(workdir) == 3
+    experiment.finish(workdir)
+    experiment.assert_uninterrupted(workdir)
+
+
 # --- NaN, clock and locale ----------------------------------------------------------------------------
 
 

@@ -219,6 +219,14 @@ def test_initial_parameters_start_a_new_run_and_are_ignored_by_a_resumed_one(
     )
 
 
+def test_checkpoints_say_what_a_document_is(base, uninterrupted, run, tmp_path):
+    """data.document=auto depends on the text; only the run itself knows what it chose."""
+    run(tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints", base[1].checkpoint) as checkpoints:
+        description = checkpoints.metadata(checkpoints.latest())["description"]
+    assert description["documents"].startswith("each line of ")
+
+
 def test_the_callback_sees_the_rows_of_each_evaluation_and_checkpoint(base, run, tmp_path):
     _, config, task, _ = base
     seen = []

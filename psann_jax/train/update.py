@@ -1,0 +1,205 @@
+"""The mathematics of an update: gradients summed over micro-batches, and the change of the state that follows.
+
+`psann_jax.train.step` makes one program of it, `psann_jax.train.micro_batches` several.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from psann_jax.config import TrainConfig
+from psann_jax.models.network import Network, Params
+from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer
+from psann_jax.train.schedules import learning_rate
+
+_GROWTH_STEPS = 1000  # good updates after which the loss scale of fp16 is doubled; a bad one halves it
+_SAM_KEY = 2**31 - 1  # folded into the key of an update's second gradient (train.sam_rho); above any micro-batch index
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+Stats = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What the training step needs from a task. All results are sums over the batch, never means."""
+
+    network: Network
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of targets in the batch (scalar float32)."""
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple[jax.Array, Stats]:
+        """Returns the summed loss (scalar float32) and the sums nll, correct and weight.
+
+        Dropout is active if a key is given.
+        """
+
+    def statistics(self, params: Params, batch: Batch) -> Stats:
+        """Returns scalars to log with each evaluation; may be empty."""
+
+
+class Terms(NamedTuple):
+    """What the gradients of an update depend on besides parameters and batch; scalars.
+
+    Attributes:
+      step: number of updates done.
+      loss_scale: of the state.
+      total: number of targets in the batch, at least 1.
+      key: of everything random in the update.
+    """
+
+    step: jax.Array
+    loss_scale: jax.Array
+    total: jax.Array
+    key: jax.Array
+
+
+class Sums(NamedTuple):
+    """Sums over micro-batches.
+
+    Attributes:
+      grads: gradients of the mean loss over the whole batch, times the loss scale.
+      loss: the summed loss, scalar.
+      stats: the sums nll, correct and weight.
+    """
+
+    grads: Params
+    loss: jax.Array
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Update:
+    """The functions that an update consists of.
+
+    Attributes:
+      objective: the task.
+      config: the training section.
+      seed: of everything random.
+    """
+
+    objective: Objective
+    config: TrainConfig
+    seed: int
+
+    def terms(self, state: State, batch: Batch) -> Terms:
+        """Returns the terms of an update, given the state before it (`step` and `loss_scale`) and its batch."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
+        return Terms(state["step"], state["loss_scale"], jnp.maximum(self.objective.weight(batch), 1.0), key)
+
+    def gradients(self, params: Params, batch: Batch, terms: Terms) -> Sums:
+        """Returns the sums over a batch, one micro-batch after the other."""
+        n = self.config.grad_accum
+        if n == 1:
+            return self._micro_batch(params, batch, terms, terms.key)
+        return self.add(params, batch, terms, self.zeros(params, batch, terms), (0, n))
+
+    def zeros(self, params: Params, batch: Batch, terms: Terms) -> Sums:
+        """Returns the sums over no micro-batches."""
+        first = jax.tree.map(lambda x: x[0], self._divided(batch))
+        shapes = jax.eval_shape(self._micro_batch, params, first, terms, terms.key)
+        zeros: Sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return zeros
+
+    def add(
+        self, params: Params, batch: Batch, terms: Terms, sums: Sums, interval: tuple[int | jax.Array, int | jax.Array]
+    ) -> Sums:
+        """Returns the sums with the micro-batches of a half-open interval of indices added."""
+        micro = self._divided(batch)
+
+        def add_one(index: jax.Array, sums: Sums) -> Sums:
+            rows = jax.tree.map(lambda x: x[index], micro)
+            part = self._micro_batch(params, rows, terms, jax.random.fold_in(terms.key, index))
+            return jax.tree.map(jnp.add, sums, part)
+
+        total: Sums = jax.lax.fori_loop(*interval, add_one, sums)
+        return total
+
+    def perturb(self, params: Params, terms: Terms, grads: Params) -> tuple[Params, Terms]:
+        """Returns parameters and terms of the second gradient (train.sam_rho)."""
+        perturbed = ascend(params, _unscaled(grads, terms), self.config.sam_rho, self.objective.network.infos)
+        return perturbed, terms._replace(key=jax.random.fold_in(terms.key, _SAM_KEY))
+
+    def apply(self, state: State, terms: Terms, sums: Sums) -> tuple[State, Stats]:
+        """Returns the state after an update and its metrics, given the sums over its batch.
+
+        With train.sam_rho, the gradients in `sums` are those at the perturbed parameters.
+        """
+        config, infos = self.config, self.objective.network.infos
+        grads, norm = clip_by_global_norm(_unscaled(sums.grads, terms), config.grad_clip, infos)
+        lr = learning_rate(terms.step, config)
+        updates, opt_state = make_optimizer(config, infos, lr).update(grads, state["opt_state"], state["params"])
+        loss = sums.stats["nll"] / terms.total
+        good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+        changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        if config.ema_decay:
+            changed["ema_params"] = optax.incremental_update(
+                changed["params"], state["ema_params"], 1 - config.ema_decay
+            )
+        unchanged = {name: state[name] for name in changed}
+        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, unchanged)
+        new_state |= _counters(state, good, loss, config)
+        ppl = jnp.exp(new_state["recent_loss"])
+        metrics = {
+            "loss": loss,
+            "objective": sums.loss / terms.total,
+            "accuracy": sums.stats["correct"] / terms.total,
+            "grad_norm": norm,
+            "lr": lr,
+            "ppl_avg25": jnp.nanmean(ppl),
+            "bad_steps": new_state["bad_steps"],
+            "skipped_steps": new_state["skipped_steps"],
+        }
+        if config.precision == "fp16":
+            metrics["loss_scale"] = new_state["loss_scale"]
+        return new_state, metrics
+
+    def _divided(self, batch: Batch) -> Batch:
+        """Returns the batch with an axis of micro-batches before the rows.
+
+        Micro-batch i takes every n-th row from i on, so that every device has rows of every micro-batch.
+        """
+        n = self.config.grad_accum
+        return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def _micro_batch(self, params: Params, batch: Batch, terms: Terms, key: jax.Array) -> Sums:
+        scale = terms.loss_scale / terms.total
+
+        def scaled(params: Params) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
+            loss, stats = self.objective.loss(params, batch, key, terms.step)
+            return loss * scale, (loss, stats)
+
+        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params)
+        return Sums(grads, loss, stats)
+
+
+def _unscaled(grads: Params, terms: Terms) -> Params:
+    inverse_scale = 1.0 / terms.loss_scale
+    unscaled: Params = jax.tree.map(lambda g: g * inverse_scale, grads)
+    return unscaled
+
+
+def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:
+    """Returns the counters and the loss scale after an update; `good` says whether it was finite."""
+    bad = 1 - good.astype(jnp.int32)
+    scale, good_steps = state["loss_scale"], state["good_steps"]
+    overflow = bad
+    if config.precision == "fp16":
+        good_steps = jnp.where(good, good_steps + 1, 0)
+        grow = good_steps >= _GROWTH_STEPS
+        # An overflow that a smaller loss scale can remove does not count as a bad step.
+        overflow = bad * (scale <= 1.0)
+        scale = jnp.where(good, jnp.where(grow, scale * 2, scale), jnp.maximum(scale / 2, 1.0))
+        good_steps = jnp.where(grow, 0, good_steps)
+    recent = jnp.concatenate([state["recent_loss"][1:], loss[None]])
+    return {
+        "step": state["step"] + 1,
+        "bad_steps": jnp.where(good, 0, state["bad_steps"] + overflow),
+        "skipped_steps": state["skipped_steps"] + bad,
+        "loss_scale": scale,
+        "good_steps": good_steps,
+        "recent_loss": jnp.where(good, recent, state["recent_loss"]),
+    }
