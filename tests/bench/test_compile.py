@@ -29,9 +29,14 @@ class CpuTopology:
 
 
 @pytest.fixture
-def compiler(tmp_path, monkeypatch):
+def make_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "peak_flops", lambda kind, precision: 1e12)
-    return compiling.Compiler(tiny_config(tmp_path, train__grad_accum=2), CpuTopology(), 3)
+    return lambda **overrides: compiling.Compiler(tiny_config(tmp_path, **overrides), CpuTopology(), 3)
+
+
+@pytest.fixture
+def compiler(make_compiler):
+    return make_compiler()
 
 
 def test_the_training_step_is_the_one_that_a_run_compiles(compiler):
@@ -40,6 +45,7 @@ def test_the_training_step_is_the_one_that_a_run_compiles(compiler):
     run = compile_steps(task, config, compiler._mesh)
     assert entries["ok"]
     assert entries["error"] is None
+    assert entries["implementations"]["attention"] == ["xla"]
     assert entries["memory_gib"] == pytest.approx(run.memory_mb / 1024)
     assert entries["memory_gib"] == entries["argument_gib"] + entries["temp_gib"]
     assert entries["kernels"] > 100
@@ -51,7 +57,8 @@ def test_the_training_step_is_the_one_that_a_run_compiles(compiler):
     assert entries["bound_by"] == "memory"
 
 
-def test_evaluation_takes_one_micro_batch(compiler):
+def test_evaluation_takes_one_micro_batch(make_compiler):
+    compiler = make_compiler(train__grad_accum=2)
     train, evaluation = compiler.run("train"), compiler.run("eval")
     assert evaluation["tflop_by_hand"] == pytest.approx(train["tflop_by_hand"] / 6)
     assert evaluation["memory_gib"] < train["memory_gib"]
