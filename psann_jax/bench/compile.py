@@ -52,7 +52,7 @@ def compile_programs(config: Config, topology: Topology, programs: Sequence[str]
       - memory_gib: arguments, results and temporary memory of one device; argument_gib; temp_gib;
       - kernels, hbm_gb, tflop (matrix products), loops_counted_once: see `psann_jax.bench.hlo.Counts`;
       - tflop_by_hand: by the formulas of `psann_jax.models.flops`, of one device; None for prefill and decode;
-      - collectives: kind -> count and mb; custom_calls: target -> count;
+      - collectives: kind -> count, mb and largest_mb (of one result); custom_calls: target -> count;
       - roofline_ms, and bound_by ("memory" or "compute"): the time if the slower of both ran at its peak rate;
       - estimated_ms: by the TPU compiler, without collectives and kernels written by hand; None for GPUs;
       - implementations: operation -> names, see `psann_jax.ops.kernels.choose`;
@@ -155,7 +155,12 @@ class Compiler:
             "tflop": counts.flops / _TERA,
             "tflop_by_hand": None if by_hand is None else by_hand / _TERA,
             "collectives": {
-                kind: {"count": n, "mb": counts.collective_bytes[kind] / 1e6} for kind, n in counts.collectives.items()
+                kind: {
+                    "count": n,
+                    "mb": counts.collective_bytes[kind] / 1e6,
+                    "largest_mb": counts.largest_collective[kind] / 1e6,
+                }
+                for kind, n in counts.collectives.items()
             },
             "custom_calls": dict(counts.custom_calls),
             "loops_counted_once": counts.open_loops,

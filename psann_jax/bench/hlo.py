@@ -69,6 +69,7 @@ class Counts:
       cycles: the TPU compiler's estimate, without kernels written by hand and collectives.
       collectives: how often each kind runs.
       collective_bytes: size of their results in total.
+      largest_collective: size of the largest single result of each kind.
       custom_calls: how often kernels of libraries or written by hand run, by their target.
       open_loops: loops of unknown length, whose bodies are counted once.
     """
@@ -79,6 +80,7 @@ class Counts:
     cycles: float = 0
     collectives: Counter[str] = field(default_factory=Counter)
     collective_bytes: Counter[str] = field(default_factory=Counter)
+    largest_collective: dict[str, int] = field(default_factory=dict)
     custom_calls: Counter[str] = field(default_factory=Counter)
     open_loops: int = 0
 
@@ -96,6 +98,8 @@ class Counts:
         ):
             for key, n in its.items():
                 mine[key] += times * n
+        for kind, size in other.largest_collective.items():
+            self.largest_collective[kind] = max(self.largest_collective.get(kind, 0), size)
 
 
 def count(text: str) -> Counts:
@@ -201,7 +205,7 @@ class _Program:
         kind = it.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             counts.collectives[kind] = 1
-            counts.collective_bytes[kind] = self._result_bytes(it)
+            counts.collective_bytes[kind] = counts.largest_collective[kind] = self._result_bytes(it)
         if it.opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', it.tail)
             counts.custom_calls[target[1] if target else "?"] = 1

@@ -14,7 +14,6 @@ from psann_jax.config.io import default_config, parse
 pytestmark = pytest.mark.aot
 
 COMPILERS = {"v5e": "libtpu", "v6e": "libtpu", "h100": "jax_cuda13_plugin"}
-BASES = ("transformer", "respsann", "sgrpsann", "waveresnet", "ngt", "vanilla")
 SINGLE = ("v5e:1", "v6e:1", "h100:1")
 MESHES = ("v5e:2x4", "h100:8")
 
@@ -26,11 +25,11 @@ def small(base, **overrides):
     config.train.update(steps=10, warmup_steps=1, precision="bf16")
     if base == "sudoku":
         config.model.iterations = 2
-        config.train.batch_tokens = 81 * 16
+        config.train.batch_tokens = 81 * 256
     else:
         config.data.max_length = 512
         config.data.tokenizer.vocab_size = 1024
-        config.train.batch_tokens = 8 * 512
+        config.train.batch_tokens = 64 * 512
     if base == "waveresnet":
         config.model.wave.interleave = True
     with config.unlocked():
@@ -54,24 +53,73 @@ def compiled(config, topology, *programs):
     return found
 
 
-def attention_of(base, topology):
-    if base == "sudoku":
-        return None
-    on_tpu = topology.startswith("v")
-    return {"attention": ["splash" if on_tpu else "cudnn_packed"]}
+# Operation -> its implementation on TPUs and on GPUs, by base. What is not named here has one implementation.
+DOT_PRODUCT = {"attention": ("splash", "cudnn_packed")}
+GRAVITY = {"gravity": ("pallas", "pallas")}
+SINE = {"sine": ("polynomial", "triton")}
+ROTARY = {"rotate": ("halves", "pairs")}
+
+
+def used(entries, *expected):
+    """Asserts that a program uses the implementations that the tables above name."""
+    on_tpu = entries["topology"].startswith("v")
+    for table in expected:
+        for operation, (on_tpus, on_gpus) in table.items():
+            assert entries["implementations"][operation] == [on_tpus if on_tpu else on_gpus]
+
+
+EXPECTED = {
+    "transformer": (DOT_PRODUCT, ROTARY),
+    "respsann": (DOT_PRODUCT, ROTARY, SINE),
+    "sgrpsann": (DOT_PRODUCT, ROTARY, SINE),
+    "waveresnet": (DOT_PRODUCT, ROTARY, SINE),
+    "ngt": (GRAVITY,),
+    "vanilla": (DOT_PRODUCT,),
+    "sudoku": (),
+}
 
 
 @pytest.mark.parametrize("topology", SINGLE)
-@pytest.mark.parametrize("base", [*BASES, "sudoku"])
+@pytest.mark.parametrize("base", EXPECTED)
 def test_the_training_step_of_every_base_uses_its_kernels(base, topology):
     train = compiled(small(base), topology)["train"]
     assert train["collectives"] == {}
-    print(base, topology, train["implementations"], train["kernels"], train["custom_calls"])
+    used(train | {"topology": topology}, *EXPECTED[base])
 
 
 @pytest.mark.parametrize("topology", MESHES)
-@pytest.mark.parametrize("base", [*BASES, "sudoku"])
+@pytest.mark.parametrize("base", EXPECTED)
 def test_a_mesh_gathers_parameters_but_no_activations(base, topology):
+    """An activation of one device's rows is larger than any parameter here."""
     config = small(base, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     train = compiled(config, topology)["train"]
-    print(base, topology, train["implementations"], train["collectives"])
+    used(train | {"topology": topology}, *EXPECTED[base])
+    largest_parameter = 4 * max(1024 * 128, 2 * 128 * 256)
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] <= largest_parameter / 1e6, kind
+
+
+@pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
+@pytest.mark.parametrize("base", ["transformer", "ngt"])
+def test_memory_is_linear_in_the_window(base, topology):
+    """Twice the window with the same tokens takes little more, where scores of all pairs would take twice as much."""
+    sizes = [
+        compiled(small(base, data__max_length=length, train__batch_tokens=16384), topology)["train"]["temp_gib"]
+        for length in (1024, 4096)
+    ]
+    assert sizes[1] < 1.25 * sizes[0]
+
+
+@pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
+@pytest.mark.parametrize("base", ["transformer", "sgrpsann", "ngt"])
+def test_prefill_and_decoding(base, topology):
+    found = compiled(small(base), topology, "prefill", "decode")
+    assert found["decode"]["kernels"] < 2000
+    assert found["prefill"]["temp_gib"] < 1
+
+
+@pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
+def test_without_kernels_the_compiler_makes_everything(topology):
+    train = compiled(small("respsann", model__kernels="plain"), topology)["train"]
+    kernels = {"tpu_custom_call", "__gpu$xla.gpu.triton", "__cudnn$fmhaSoftmax"}
+    assert not kernels & set(train["custom_calls"])

@@ -49,6 +49,7 @@ def test_loops_count_as_often_as_they_run_and_a_conditional_as_its_longest_branc
     assert counts.flops == 5 * 2 * 4 * 16 * 16
     assert counts.collectives == {"all-reduce": 5}
     assert counts.collective_bytes == {"all-reduce": 5 * 4 * 16 * 4}
+    assert counts.largest_collective == {"all-reduce": 4 * 16 * 4}
     assert counts.custom_calls == {"__cublas$gemm": 5}
     assert counts.open_loops == 0
 
