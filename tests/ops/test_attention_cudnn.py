@@ -87,10 +87,11 @@ def test_documents_per_pass():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_program_can_be_traced_where_no_gpu_is(packed, monkeypatch):
+@pytest.mark.parametrize("L", [1, 63, 64])
+def test_a_program_can_be_traced_where_no_gpu_is(packed, L, monkeypatch):
     monkeypatch.undo()
-    x = jax.ShapeDtypeStruct((2, 64, 2, 64), jnp.bfloat16)
-    segment_ids = jnp.ones((2, 64), jnp.int32) if packed else None
+    x = jax.ShapeDtypeStruct((2, L, 2, 64), jnp.bfloat16)
+    segment_ids = jnp.ones((2, L), jnp.int32) if packed else None
 
     def run(q, k, v, dout):
         return jax.vjp(lambda q, k, v: cudnn_attention(q, k, v, segment_ids), q, k, v)[1](dout)
