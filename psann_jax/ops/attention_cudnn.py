@@ -42,10 +42,13 @@ def cudnn_attention(q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, segmen
       v_BxLxHxK: values.
       segment_ids_BxL: document of each token, see `attention_documents`; None: one document per row.
     """
+    L = q_BxLxHxK.shape[1]
+    # JAX refuses to differentiate windows of odd length. No query sees a token that is added after the last one.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, L % 2), (0, 0), (0, 0))) for x in (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK))
     if segment_ids_BxL is None:
-        return _whole_rows(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK)
-    n = documents_per_pass(q_BxLxHxK.shape[1])
-    return _packed(n, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, document_numbers(segment_ids_BxL))
+        return _whole_rows(q, k, v)[:, :L]
+    numbers = jnp.pad(document_numbers(segment_ids_BxL), ((0, 0), (0, L % 2)), mode="edge")
+    return _packed(documents_per_pass(L), q, k, v, numbers)[:, :L]
 
 
 @contextlib.contextmanager
@@ -187,13 +190,13 @@ _packed.defvjp(_packed_forward, _packed_backward)
 
 
 def _inputs(documents: bool, key: Array) -> tuple[Any, ...]:
-    shape = (2, 192, 2, 64)
+    shape = (2, 191, 2, 64)
     q, k, v = jax.random.normal(key, (3, *shape), jnp.bfloat16)
     if not documents:
         return q, k, v
     # The first row has more documents than one pass; the second one document and padding.
-    many = jnp.minimum(jnp.arange(192) // 4 + 1, 40)
-    return q, k, v, jnp.stack([many, (jnp.arange(192) < 150).astype(many.dtype)])
+    many = jnp.minimum(jnp.arange(191) // 4 + 1, 40)
+    return q, k, v, jnp.stack([many, (jnp.arange(191) < 150).astype(many.dtype)])
 
 
 def _reference(q: Array, k: Array, v: Array, segment_ids_BxL: Array | None = None) -> Array:

@@ -6,7 +6,7 @@ import re
 _BOARDS = {
     "blackwell": r"G?B[123]00",
     "hopper": r"G?H100|G?H200|H800|H20",
-    "ampere": r"A2|A10G?|A16|A30|A40|A100|A800|L4|L20|L40S?|RTX A\d{4}|RTX [345]0\d0|RTX \d{4} Ada|RTX PRO \d{4}",
+    "ampere": r"A2|A10G?|A16|A30|A40|A100|A800|L4|L20|L40S?|RTX A\d{4}|RTX [345]0\d0|RTX \d{4} Ada|RTX PRO \d{4}|GB10",
 }
 
 

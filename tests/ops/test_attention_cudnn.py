@@ -87,10 +87,11 @@ def test_documents_per_pass():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_program_can_be_traced_where_no_gpu_is(packed, monkeypatch):
+@pytest.mark.parametrize("L", [1, 63, 64])
+def test_a_program_can_be_traced_where_no_gpu_is(packed, L, monkeypatch):
     monkeypatch.undo()
-    x = jax.ShapeDtypeStruct((2, 64, 2, 64), jnp.bfloat16)
-    segment_ids = jnp.ones((2, 64), jnp.int32) if packed else None
+    x = jax.ShapeDtypeStruct((2, L, 2, 64), jnp.bfloat16)
+    segment_ids = jnp.ones((2, L), jnp.int32) if packed else None
 
     def run(q, k, v, dout):
         return jax.vjp(lambda q, k, v: cudnn_attention(q, k, v, segment_ids), q, k, v)[1](dout)
@@ -140,3 +141,19 @@ def test_examples(name, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: original(*a, **k))
     got, want = (np.asarray(f(*inputs), "float32") for f in (example.kernel, example.reference))
     np.testing.assert_allclose(got, want, atol=example.tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_in_a_scan_over_layers(remat, monkeypatch):
+    monkeypatch.setattr(attention_cudnn, "documents_per_pass", lambda length: 2)
+    segment_ids = documents(2, 20, 3)
+    x, _, _, dout = (jnp.asarray(a, "float32") for a in draw(2, 20, 2, 8))
+
+    def gradient(attend):
+        def layer(x, scale):
+            return x + attend(scale * x, x, x, segment_ids), None
+
+        step = jax.checkpoint(layer) if remat else layer
+        return jax.jit(jax.grad(lambda x: jnp.vdot(dout, jax.lax.scan(step, x, jnp.array([0.5, 1, 2]))[0])))(x)
+
+    np.testing.assert_allclose(gradient(cudnn_attention), gradient(plain), rtol=1e-4, atol=1e-4)

@@ -28,6 +28,7 @@ KINDS = {
         "NVIDIA GeForce RTX 5090",
         "NVIDIA RTX 6000 Ada Generation",
         "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        "NVIDIA GB10",
     ],
     "": [
         "Tesla T4",

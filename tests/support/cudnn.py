@@ -13,6 +13,7 @@ def interpreter(query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets
     assert mask_type is MaskType.PADDING_CAUSAL
     assert q_seqlen is kv_seqlen
     assert q_offsets is kv_offsets
+    assert query.shape[1] % 2 == 0  # JAX checks it where it differentiates
     B, M = q_seqlen.shape
     assert q_offsets.shape == (B, M + 1)
     assert q_seqlen.dtype == q_offsets.dtype == jnp.int32
