@@ -123,7 +123,7 @@ class GravityAttention(nnx.Module):
         if cache is None:
             form = replace(options.form, dropout_rate=options.dropout if key is not None else 0.0)
             inputs = GravityInputs(a, v, self.strengths(), mass_BxL, context.segment_ids_BxL, key)
-            out = _attend(form, inputs, options.implementation)
+            out = attend(form, inputs, options.implementation)
             out = constrain(out, "batch", None, "heads", None)  # mainly for its gradient, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
@@ -161,8 +161,17 @@ class GravityAttention(nnx.Module):
         return constrain(a, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)
 
 
-def _attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax.Array:
-    """Computes gravity attention; a kernel runs on each device for its rows and heads."""
+def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax.Array:
+    """Computes `gravity_attention`; a kernel runs on each device of the mesh for its rows and heads.
+
+    Args:
+      form: options of the score.
+      inputs: the arrays.
+      implementation: see `choose_gravity`.
+
+    Returns:
+      (B, L, H, K) in the type of the values.
+    """
     chosen = choose_gravity(inputs, implementation)
     if chosen != "pallas":
         return gravity_attention(form, inputs, implementation=chosen)

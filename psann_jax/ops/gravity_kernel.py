@@ -173,14 +173,14 @@ def _forward(
     ).run(target)
     out_BxLxHxK = _unpad(target, out, x.v_BxLxHxK.shape)
     # The scores of tokens with themselves are saved: both passes must read the same ones, see `score_tile`.
-    return out_BxLxHxK, (x, words_BxHx2, packed.tokens["extra"], out_BxLxHxK, lse_BxHx1xL)
+    return out_BxLxHxK, (x, words_BxHx2, packed.tokens["extra"].array, out_BxLxHxK, lse_BxHx1xL)
 
 
 def _backward(form: GravityForm, target: Target, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Any, None]:
     x, words_BxHx2, extra, out_BxLxHxK, lse_BxHx1xL = saved
     packed = _pack(form, target, x, words_BxHx2)
     padded, L = packed.shape[2], x.a_BxLxHxC.shape[1]
-    tokens = packed.tokens | {"extra": extra}
+    tokens = packed.tokens | {"extra": Operand("rows", extra)}
     delta_BxLxH = jnp.sum(dout_BxLxHxK.astype(jnp.float32) * out_BxLxHxK, -1)
     queries = tokens | {
         "lse": Operand("rows", lse_BxHx1xL),
