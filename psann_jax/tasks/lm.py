@@ -14,6 +14,7 @@ from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
+from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads, check_window
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.step import Batch, Stats
@@ -103,7 +104,7 @@ class LanguageModel:
 
         Returns:
           The loss with label smoothing, z-loss and the network's extra loss; and the sums nll (without these), correct
-          and weight.
+          and weight; without a key also nll and weight by row, `nll_B` and `weight_B`.
         """
         model, train = self.network.merge(params), self.config.train
         # Without a document mask the window is one segment, which lets attention use its fastest implementation.
@@ -121,6 +122,7 @@ class LanguageModel:
             options=LossOptions(train.label_smoothing, train.z_loss) if training else PLAIN,
         )
         if key is not None:
+            stats = {name: value for name, value in stats.items() if name not in (NLL_ROWS, WEIGHT_ROWS)}
             loss += model.extra_loss(aux, segment_ids, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 

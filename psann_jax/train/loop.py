@@ -18,6 +18,7 @@ from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.compilation import Compiled, compile_steps
+from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
@@ -334,20 +335,22 @@ class _Run:
     def _evaluate(self) -> dict[str, float] | None:
         """Returns results over the validation set, of EMA parameters too; None if a signal ended the evaluation."""
         weights = {name: self.state[name] for name in ("params", "ema_params") if name in self.state}
-        totals: dict[str, dict[str, float]] = {name: {} for name in weights}
+        sums = {name: EvaluationSums() for name in weights}
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.shard):
             if self.signals.should_stop(self.step):
                 return None
             arrays = put_batch(batch, self.compiled.batch)
-            if self.compiled.statistics_step is not None and not totals["params"]:
+            if self.compiled.statistics_step is not None and not sums["params"].totals:
                 self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
             for kind, params in weights.items():
                 began = time.perf_counter()
-                sums = jax.device_get(self.compiled.eval_step(params, arrays))
+                found = jax.device_get(self.compiled.eval_step(params, arrays))
                 self.batch_seconds = min(self.batch_seconds, time.perf_counter() - began)
-                for name, value in sums.items():
-                    totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
-        results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
+                sums[kind].add(found)
+        windows = sums["params"].windows(self.step)
+        if windows is not None and self.step == self.config.train.steps and jax.process_index() == 0:
+            windows.write(self.workdir)  # before the row of the evaluation, which marks it as done
+        results = {kind: self.task.summarise(found.totals) for kind, found in sums.items()}
         ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
         return results["params"] | ema
 
