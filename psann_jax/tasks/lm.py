@@ -173,6 +173,10 @@ class LanguageModel:
         """Content of the tokenizer file."""
         return self.data.tokenizer.to_bytes()
 
+    def tokens_per_row(self) -> float:
+        """Mean number of tokens, without padding, in a row of a training batch."""
+        return self.data.tokens_per_row
+
     def phases(self) -> dict[int, str]:
         """No phases: all steps draw from the same text."""
         return {}
@@ -184,7 +188,7 @@ class LanguageModel:
             "loss": loss,
             "ppl": perplexity(loss),
             "accuracy": sums["correct"] / sums["weight"],
-            "bits_per_byte": loss / math.log(2) / self.data.bytes_per_token,
+            "bits_per_byte": sums["nll"] / math.log(2) / self.data.evaluated_bytes(self.config.eval.max_tokens),
             "tokens": sums["weight"],
         }
 

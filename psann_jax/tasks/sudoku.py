@@ -151,6 +151,10 @@ class SudokuTask:
     def tokenizer_bytes(self) -> None:
         """Returns None: digits need no tokenizer."""
 
+    def tokens_per_row(self) -> float:
+        """Cells of a puzzle."""
+        return self.config.data.max_length
+
     def phases(self) -> dict[int, str]:
         """The steps at which a phase of the curriculum begins, with its ratings; {} if there is only one phase."""
         phases = self.data.phases(self.config.train.steps)

@@ -184,6 +184,7 @@ class _Run:
         self.shard = local_batch_shard(self.compiled.batch)
         is_leader = jax.process_index() == 0
         self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
+        self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
         self.timer = _StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
@@ -296,7 +297,7 @@ class _Run:
         seconds = self.timer.lap()
         if self.timer.steps == 1:
             self.progress.duration(seconds, measured=True)
-        metrics["tokens_per_s"] = self.config.train.batch_tokens / seconds
+        metrics["tokens_per_s"] = self.update_tokens / seconds
         metrics["data_wait"] = self.timer.data_wait
         shown = ("loss", "ppl", "ppl_avg25", "lr", "tokens_per_s")
         self.progress.update(step, {name: metrics[name] for name in shown})
@@ -372,10 +373,10 @@ class _Run:
     def _finish(self, stopped: bool) -> dict[str, Any]:
         recent = np.asarray(jax.device_get(self.state["recent_loss"]))
         last = self.evaluations[-1] if self.evaluations else {}
-        trained_tokens = self.timer.steps * self.config.train.batch_tokens
+        trained_tokens = self.timer.steps * self.update_tokens
         summary: dict[str, Any] = {
             "steps": self.step,
-            "tokens": self.step * self.config.train.batch_tokens,
+            "tokens": round(self.step * self.update_tokens),
             "train_loss": float(np.nanmean(recent)) if np.isfinite(recent).any() else None,
             "val_loss": last.get("loss"),
             "val_ppl": last.get("ppl"),
@@ -387,6 +388,7 @@ class _Run:
             "compile_s": self.compiled.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "n_params": self.task.network.n_params,
+            "device": device_description(),
         }
         if stopped:
             return {**summary, "stopped": True}
