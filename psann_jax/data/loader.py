@@ -78,8 +78,9 @@ class TextData:
       n_train_tokens, n_valid_tokens: number of tokens, including bos and eos.
       n_train_windows, n_valid_windows: number of windows (rows, if `data.pack` is off) of L tokens, in one epoch and in
         the whole validation text.
-      bytes_per_token: bytes of UTF-8 per predicted token of the validation text. A loss of x nats per token is
-        x / log(2) / bytes_per_token bits per byte.
+      bytes_per_token: bytes of UTF-8 per predicted token of the whole validation text.
+      tokens_per_row: mean number of tokens, without padding, in a row of a training batch: L in packed windows, and the
+        mean number of predicted tokens of a row if `data.pack` is off.
       fingerprint: a hash that changes with the text, its split and the tokenizer.
     """
 
@@ -115,6 +116,7 @@ class TextData:
         # Every token is predicted once, except the first one of all or, with a document mask, of each document.
         unpredicted = prepared.valid.n_documents if config.document_mask else 1
         self.bytes_per_token = prepared.valid.text_bytes / (self.n_valid_tokens - unpredicted)
+        self.tokens_per_row = self._tokens_per_row()
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
@@ -162,12 +164,41 @@ class TextData:
         Raises:
           UserError: batch_size cannot be divided over the processes.
         """
-        n = self.n_valid_windows
-        if max_tokens:
-            n = min(n, max(max_tokens // self._config.max_length, 1))
+        n = self._n_evaluated(max_tokens)
         padding = padding_row(self._config.max_length, self.tokenizer.pad_id)
         rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
         return self._read_ahead(_Batches(rows, batch_size, process_index, process_count))
+
+    def _n_evaluated(self, max_tokens: int) -> int:
+        """The number of windows that `valid_batches` yields."""
+        n = self.n_valid_windows
+        return min(n, max(max_tokens // self._config.max_length, 1)) if max_tokens else n
+
+    def evaluated_bytes(self, max_tokens: int = 0) -> int:
+        """Returns the bytes of UTF-8 of the text that `valid_batches` yields with the same max_tokens.
+
+        Those of a part of the text follow from the bytes that its tokens stand for. Their sum is scaled to the bytes of
+        the whole text, from which it differs if the tokenizer changes the text.
+        """
+        valid = self._prepared.valid
+        n = self._n_evaluated(max_tokens)
+        if n == self.n_valid_windows:
+            return valid.text_bytes
+        sizes_V = self.tokenizer.sizes()
+        end = self.valid_windows.end(n)
+        counts = [np.bincount(tokens, minlength=len(sizes_V)) for tokens in (valid.tokens_N[:end], valid.tokens_N)]
+        part, whole = (int(count @ sizes_V) for count in counts)
+        return round(valid.text_bytes * part / whole) if whole else 0
+
+    def _tokens_per_row(self) -> float:
+        if self._config.pack:
+            return self._config.max_length
+        shards = self._train_shards()
+        means = [
+            (shard.n_tokens - shard.n_documents) / len(windows)
+            for shard, windows in zip(shards, self.train_windows, strict=True)
+        ]
+        return float(np.average(means, weights=self._config.weights or None))
 
     def describe(self) -> str:
         """Returns a summary of the text, its split and the tokenizer, one ``name  fact`` per line."""

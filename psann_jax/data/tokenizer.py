@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.files import read_errors
@@ -117,6 +119,11 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the tokenizer's {self.vocab_size} ids")
         return self._model.decode(plain)
+
+    def sizes(self) -> np.ndarray:
+        """Returns the bytes of UTF-8 that each token stands for, (vocab_size,); 0 for special tokens."""
+        special = self._special
+        return np.array([0 if i in special else len(self.piece(i)) for i in range(self.vocab_size)], np.int64)
 
     def piece(self, i: int) -> bytes:
         """Returns the UTF-8 of the text that one token stands for, or the name of a special token.

@@ -36,6 +36,10 @@ class PackedWindows:
     def __len__(self) -> int:
         return self._n_windows
 
+    def end(self, n: int) -> int:
+        """Returns the number of tokens of the shard that the first `n` windows contain."""
+        return min(n * self._length + 1, self._shard.n_tokens) if n else 0
+
     def __getitem__(self, i: int) -> Element:
         if not 0 <= i < self._n_windows:
             raise IndexError(f"window {i} of {self._n_windows}")
@@ -64,14 +68,22 @@ class DocumentRows:
     def __len__(self) -> int:
         return int(self._row_ends[-1]) if len(self._row_ends) else 0
 
+    def end(self, n: int) -> int:
+        """See `PackedWindows`."""
+        return self._span(n - 1)[1] if n else 0
+
     def __getitem__(self, i: int) -> Element:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
+        start, stop = self._span(i)
+        return _element(self._shard.tokens_N[start:stop], np.zeros(1, np.int64), self._length, self._pad_id)
+
+    def _span(self, i: int) -> tuple[int, int]:
+        """The first token of row i, and the one after its last."""
         document = int(np.searchsorted(self._row_ends, i, "right"))
         row = i - int(self._row_ends[document - 1]) if document else i
         start = int(self._shard.offsets[document]) + row * self._length
-        stop = min(start + self._length + 1, int(self._shard.offsets[document + 1]))
-        return _element(self._shard.tokens_N[start:stop], np.zeros(1, np.int64), self._length, self._pad_id)
+        return start, min(start + self._length + 1, int(self._shard.offsets[document + 1]))
 
 
 Windows = PackedWindows | DocumentRows

@@ -1,7 +1,7 @@
 """The runs of a sweep, one `Case` per run."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,12 +131,3 @@ def folders(cases: Sequence[Case]) -> dict[Case, str]:
     """Maps each case to its folder's name; cases with equal configs, such as the reference's, share one run."""
     first: dict[Config, str] = {}
     return {case: first.setdefault(case.config, case.name) for case in cases}
-
-
-def pairs(cases: Sequence[Case], reference: str) -> Iterator[tuple[Case, Case]]:
-    """Yields every other contender's case with the reference's case of the same settings, seed and budget."""
-    by_settings = {(c.settings, c.seed, c.budget): c for c in cases if c.contender == reference}
-    for case in cases:
-        other = by_settings.get((case.settings, case.seed, case.budget))
-        if case.contender != reference and other is not None:
-            yield case, other

@@ -10,6 +10,7 @@ from typing import Any
 from psann_jax.config.io import to_dict
 from psann_jax.experiments.budgets import flops_per_token
 from psann_jax.experiments.cases import Case, Settings
+from psann_jax.train.evaluation import WindowLosses
 
 # The columns of results.csv; docs/comparisons.md explains them.
 COLUMNS: tuple[str, ...] = ("base", "contender", "differences", "settings", "budget", "seed", "status", "dataset")
@@ -32,6 +33,7 @@ class Outcome:
       lm_eval: results of lm_eval's tasks, as written by `psann-jax lm_eval`.
       sine_figure: the figure of its sine activations, if any.
       coordinates_page: the page of its coordinates, if any.
+      windows: its last losses by validation window, if the run wrote them.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class Outcome:
     lm_eval: dict[str, Any] | None = None
     sine_figure: Path | None = None
     coordinates_page: Path | None = None
+    windows: WindowLosses | None = None
 
     @property
     def val_loss(self) -> float:

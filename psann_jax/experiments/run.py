@@ -16,6 +16,7 @@ from psann_jax.bench.config_file import write_config_file
 from psann_jax.config.io import to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
+from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
 from psann_jax.train.workdir import read_config, read_summary
@@ -181,4 +182,11 @@ def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
         lm_eval=read_json(folder / LM_EVAL) if (folder / LM_EVAL).exists() else None,
         sine_figure=figure if figure.exists() else None,
         coordinates_page=page if page.exists() else None,
+        windows=_windows(folder, case),
     )
+
+
+def _windows(folder: Path, case: Case) -> WindowLosses | None:
+    """The losses by window, unless they are of an earlier end of the run."""
+    found = WindowLosses.read(folder)
+    return found if found is not None and found.step == case.config.train.steps else None

@@ -1,58 +1,219 @@
-"""Statistics over seeds: means, paired differences, and whether a difference is significant."""
+"""Statistics over seeds: differences with t intervals, and verdicts with an error rate over a whole report.
+
+The seeds of a contender are taken as independent draws whose losses (or, where the reference has the same seeds, whose
+differences from it) are normally distributed. `differences` makes all verdicts of a report at once, because the error
+rate belongs to the report: at most `ALPHA` of the reports in which nothing differs have any verdict.
+"""
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
+from scipy import special
 
-_RESAMPLES = 20_000
-_POWER = 1.96 + 0.84  # a difference is found in four of five experiments, at the 5 % level
+ALPHA = 0.05  # fraction of reports without any true difference that may have a verdict
+POWER = 0.8  # probability with which a difference of the detectable size gets a verdict
+MIN_SEEDS = 4  # with fewer, an interval rests on the assumption of normality more than on the runs
+# A spread below this fraction of the losses is rounding: the seeds do not act.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An estimate of a variance.
+
+    Attributes:
+      variance: of a difference of means.
+      freedom: its degrees of freedom.
+    """
+
+    variance: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The results of a contender and of its reference, seed -> loss.
+
+    Attributes:
+      contender: losses of the contender.
+      reference: losses of the reference.
+      text: how much the difference of their means varies with the choice of the evaluation text; None if unknown.
+    """
+
+    contender: Mapping[int, float]
+    reference: Mapping[int, float]
+    text: Noise | None = None
+
+    @property
+    def paired(self) -> tuple[int, ...]:
+        """The seeds to pair, (): the two have too few in common, and are compared as independent samples."""
+        common = tuple(sorted(self.contender.keys() & self.reference.keys()))
+        enough = len(common) >= MIN_SEEDS or min(len(self.contender), len(self.reference)) < MIN_SEEDS
+        return common if enough else ()
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences over seeds.
+    """The difference of two means over seeds.
 
     Attributes:
-      mean: mean of the differences.
-      low: lower end of the bootstrap's 95 % interval of the mean; NaN for a single seed.
-      high: upper end of that interval; NaN for a single seed.
-      seeds: number of pairs.
-      seeds_needed: number of seeds with which four of five experiments would find a true difference of this size; None
-        if it cannot be estimated.
+      mean: contender minus reference.
+      low: lower end of the 95 % t interval of this difference alone; NaN if there is none.
+      high: upper end of that interval.
+      adjusted_p: p value of Holm's procedure over all comparisons of the report; NaN if there is no verdict.
+      detectable: the smallest true difference that `POWER` of such experiments would find, at the level that the first
+        step of Holm's procedure demands; NaN if there is no verdict.
+      seeds: number of seeds of the contender and of the reference.
+      pairs: the differences by seed if paired, otherwise ().
+      tested: number of comparisons of the report that Holm's procedure counts, this one included; 0 if it is not one.
+      reason: why there is no verdict; "" if there is one, which may be that no difference is shown.
     """
 
     mean: float
     low: float
     high: float
-    seeds: int
-    seeds_needed: int | None
+    adjusted_p: float
+    detectable: float
+    seeds: tuple[int, int]
+    pairs: tuple[float, ...] = ()
+    tested: int = 0
+    reason: str = ""
 
     @property
-    def shown(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+    def verdict(self) -> str:
+        """What a report says."""
+        if self.reason:
+            return f"no verdict: {self.reason}"
+        if not self.adjusted_p <= ALPHA:
+            return "no difference shown"
+        return "better" if self.mean < 0 else "worse"
 
 
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Compares values with a reference's values of the same seeds.
+def differences(samples: Sequence[Samples]) -> list[Difference]:
+    """Compares every contender of a report with its reference.
 
-    The interval is the percentile bootstrap over the pairs (Efron, 1979). With only a few seeds it is too narrow, so
-    "better" and "worse" are less reliable than "no difference shown".
+    With at least `MIN_SEEDS` seeds in common, the two are paired by seed: a one-sample t test of the differences.
+    Otherwise the test is Welch's (1947), for independent samples of unequal variance. A known noise of the evaluation
+    text widens the interval, see `_half_width`. The p values are adjusted by Holm's procedure (1979), which needs no
+    assumption about how the comparisons depend on each other.
+
+    Args:
+      samples: all comparisons of the report.
     """
-    deltas = np.asarray(values, float) - np.asarray(reference, float)
-    n, mean = len(deltas), float(deltas.mean())
-    if n == 1:
-        return Difference(mean, math.nan, math.nan, 1, None)
-    draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
-    low, high = np.percentile(deltas[draws].mean(axis=1), (2.5, 97.5))
-    known = mean != 0 and math.isfinite(mean)
-    needed = max(math.ceil((_POWER * float(deltas.std(ddof=1)) / mean) ** 2), 2) if known else None
-    return Difference(mean, float(low), float(high), n, needed)
+    estimates = [_estimate(s) for s in samples]
+    p_values = {i: e.p for i, e in enumerate(estimates) if e.noises}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    results, m = [], len(p_values)
+    for i, estimate in enumerate(estimates):
+        found = estimate.difference
+        if estimate.noises:
+            found = replace(found, tested=m)
+        if not found.reason:
+            detectable = _detectable(estimate.noises, ALPHA / m)
+            found = replace(found, adjusted_p=adjusted[i], detectable=detectable)
+        results.append(found)
+    return results
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p values adjusted by Holm's procedure (1979); NaN counts as a comparison that is never significant."""
+    filled = [1.0 if math.isnan(p) else p for p in p_values]
+    adjusted, largest = [1.0] * len(filled), 0.0
+    for rank, i in enumerate(sorted(range(len(filled)), key=filled.__getitem__)):
+        largest = max(largest, min((len(filled) - rank) * filled[i], 1.0))
+        adjusted[i] = largest
+    return adjusted
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and the sample standard deviation, which is NaN for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+# --- one comparison -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A difference before the adjustment; `noises` is () if there are too few seeds for a test."""
+
+    difference: Difference
+    noises: tuple[Noise, ...] = ()
+    p: float = math.nan
+
+
+def _estimate(samples: Samples) -> _Estimate:
+    paired = samples.paired
+    if paired:
+        pairs = tuple(samples.contender[seed] - samples.reference[seed] for seed in paired)
+        mean, over_seeds = statistics.fmean(pairs), _of_mean(pairs)
+        seeds = len(pairs), len(pairs)
+    else:
+        groups = [list(values.values()) for values in (samples.contender, samples.reference)]
+        pairs, mean = (), statistics.fmean(groups[0]) - statistics.fmean(groups[1])
+        over_seeds = _welch([_of_mean(group) for group in groups])
+        seeds = len(groups[0]), len(groups[1])
+    nothing = Difference(mean, math.nan, math.nan, math.nan, math.nan, seeds, pairs)
+    if min(seeds) < MIN_SEEDS:
+        return _Estimate(replace(nothing, reason=f"fewer than {MIN_SEEDS} seeds"))
+    noises = (over_seeds,) if samples.text is None else (over_seeds, samples.text)
+    if not math.isfinite(mean):
+        return _Estimate(replace(nothing, reason="a run diverged"), noises)
+    scale = max(abs(x) for x in (*samples.contender.values(), *samples.reference.values()))
+    if over_seeds.variance <= (_ROUNDING * scale) ** 2:
+        reason = "equal for every seed" if mean == 0 else "no spread over the seeds"
+        return _Estimate(replace(nothing, reason=reason), noises)
+    half = _half_width(noises, ALPHA)
+    return _Estimate(replace(nothing, low=mean - half, high=mean + half), noises, _p_value(abs(mean), noises))
+
+
+def _of_mean(values: Sequence[float]) -> Noise:
+    """The variance of a mean of independent values; none is known for one value."""
+    n = len(values)
+    if n < 2 or not all(map(math.isfinite, values)):
+        return Noise(math.nan, math.nan)
+    return Noise(statistics.variance(values) / n, n - 1)
+
+
+def _welch(noises: Sequence[Noise]) -> Noise:
+    """The sum of independent noises, with the degrees of freedom of Welch (1947) and Satterthwaite (1946)."""
+    variance = sum(noise.variance for noise in noises)
+    if not variance > 0:
+        return Noise(variance, noises[0].freedom)
+    return Noise(variance, variance**2 / sum(noise.variance**2 / noise.freedom for noise in noises))
+
+
+def _half_width(noises: Sequence[Noise], level: float) -> float:
+    """Half the width of the interval that misses the true difference with probability `level` or less.
+
+    sqrt(sum of t_i^2 variance_i), each noise with the critical value t_i of its own degrees of freedom (Banerjee, 1960,
+    "Approximate confidence interval for linear functions of means of k populations when the population variances are
+    not equal", Sankhya 22). For one noise it is the t interval. The degrees of freedom of Satterthwaite for the sum
+    would give up to twice the errors when four seeds meet a little noise of the text.
+    """
+    return math.sqrt(sum(float(special.stdtrit(n.freedom, level / 2)) ** 2 * n.variance for n in noises))
+
+
+def _p_value(size: float, noises: Sequence[Noise]) -> float:
+    """The level at which the interval of a difference of this size just reaches zero."""
+    if len(noises) == 1:
+        (noise,) = noises
+        return 2 * float(special.stdtr(noise.freedom, -size / math.sqrt(noise.variance)))
+    low, high = -700.0, 0.0  # logs of levels
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _half_width(noises, math.exp(middle)) < size else (middle, high)
+    return math.exp(high)
+
+
+def _detectable(noises: Sequence[Noise], level: float) -> float:
+    """The true difference that a test at `level` finds with probability `POWER`.
+
+    From the noncentral t distribution, exact for one noise. A verdict in the wrong direction is neglected: it has a
+    probability below 1e-4 at this power.
+    """
+    total = _welch(noises)
+    error = math.sqrt(total.variance)
+    return error * float(special.nctdtrinc(total.freedom, 1 - POWER, _half_width(noises, level) / error))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from psann_jax.config.families import family
 from psann_jax.config.io import flatten, to_dict
-from psann_jax.experiments.cases import Case, pairs
+from psann_jax.experiments.cases import Case
+from psann_jax.experiments.comparisons import Comparison, compare
 from psann_jax.experiments.outcome import Outcome, settings_text
-from psann_jax.experiments.statistics import mean_and_deviation, paired_difference
+from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference, mean_and_deviation
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ def sections(outcomes: Sequence[Outcome], n_cases: int, reference: str) -> list[
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     parts = [_runs(finished, len(failed), n_cases)]
+    comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
     for budget in dict.fromkeys(o.case.budget for o in finished):
         group = [o for o in finished if o.case.budget == budget]
-        parts += [_leaderboard(budget, group), _differences(budget, group, reference)]
+        parts += [_leaderboard(budget, group), _differences(budget, comparisons, reference)]
     if finished:
         runs = list({o.folder: o for o in reversed(finished)}.values())[::-1]  # cases may share a run
         parts += [_common_step(finished), _best_and_last(runs), _throughput(runs)]
@@ -107,30 +109,62 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
     return Section(f"Leaderboard at {_EQUAL[budget]}", text, table)
 
 
-def _differences(budget: str, outcomes: Sequence[Outcome], reference: str) -> Section:
-    """Compares each contender with the reference, seed by seed."""
-    by_name = {o.case.name: o for o in outcomes}
-    groups: dict[object, list[tuple[Outcome, Outcome]]] = {}
-    for case, other in pairs([o.case for o in outcomes], reference):
-        groups.setdefault(case.group, []).append((by_name[case.name], by_name[other.name]))
-    rows = [["contender", "reference", "seeds", "difference", "95 % interval", "verdict", "seeds needed"]]
-    for group in groups.values():
-        d = paired_difference([o.val_loss for o, _ in group], [r.val_loss for _, r in group])
-        better = "better" if d.mean < 0 else "worse"
-        verdict = better if d.shown else "no difference shown" if d.seeds > 1 else "no verdict from one seed"
-        interval = f"{d.low:+.4f} to {d.high:+.4f}" if d.seeds > 1 else "-"
-        needed = "-" if d.seeds_needed is None else str(d.seeds_needed)
-        names = [outcome.case.label for outcome in group[0]]
-        rows.append([*names, str(d.seeds), f"{d.mean:+.4f}", interval, verdict, needed])
+def _differences(budget: str, comparisons: Sequence[Comparison], reference: str) -> Section:
+    """The comparisons with the reference under one budget."""
+    rows = [["contender", "reference", "seeds", "difference", "95 % interval", "p (Holm)", "verdict", "detectable"]]
+    shown = [c for c in comparisons if c.budget == budget]
+    for comparison in shown:
+        d = comparison.difference
+        p = "-" if math.isnan(d.adjusted_p) else f"{d.adjusted_p:.3f}" if d.adjusted_p >= 1e-3 else "< 0.001"
+        numbers = [_seeds(d), f"{d.mean:+.4f}", _interval(d), p]
+        rows.append([*comparison.labels, *numbers, d.verdict, _or_dash(d.detectable)])
     title = f"Differences to the reference at {_EQUAL[budget]}"
-    if len(rows) == 1:
+    if not shown:
         return Section(title, f"There is no finished pair of {reference} and another contender.", [])
-    text = (
-        "The last validation loss minus the reference's of the same seed; the interval is the bootstrap over these "
-        "pairs. The last column estimates with how many seeds four of five experiments would find a true difference "
-        "of this size."
+    return Section(title, _how_to_read(shown), rows)
+
+
+_TESTS = {True: "Student's for differences paired by seed", False: "Welch's where too few seeds are shared"}
+
+
+def _how_to_read(shown: Sequence[Comparison]) -> str:
+    text = "The last validation loss minus the reference's."
+    tested = [c for c in shown if c.difference.tested]
+    if tested:
+        tests = " and ".join(_TESTS[paired] for paired in sorted({bool(c.difference.pairs) for c in tested})[::-1])
+        text += (
+            f" The interval is the 95 % t interval of one difference alone ({tests}); it assumes that the seeds are "
+            "normally distributed. The p value is adjusted by Holm's procedure for all "
+            f"{tested[0].difference.tested} comparisons of this report. Better and worse mean p <= {ALPHA}: at most "
+            f"{100 * ALPHA:.0f} % of reports in which nothing differs have such a verdict. The last column is the "
+            "smallest true difference that four of five such experiments would find."
+        )
+        text += _text_noise(tested)
+    if len(tested) < len(shown):
+        text += f" With fewer than {MIN_SEEDS} seeds there is no verdict; the differences are given by seed."
+    return text
+
+
+def _text_noise(tested: Sequence[Comparison]) -> str:
+    """Says whether the noise of the evaluation text is part of the intervals."""
+    without = [c.labels[0] for c in tested if not c.text_included]
+    if not without:
+        return " The noise of the evaluation text is included, by a bootstrap over its windows."
+    which = "any interval" if len(without) == len(tested) else f"the interval of {', '.join(without)}"
+    return (
+        f" The noise of the evaluation text is not part of {which}: its runs lack the losses of at least 8 blocks of "
+        "common windows, so the result holds for this text only."
     )
-    return Section(title, text, rows)
+
+
+def _seeds(d: Difference) -> str:
+    return str(d.seeds[0]) if d.pairs else f"{d.seeds[0]} and {d.seeds[1]}"
+
+
+def _interval(d: Difference) -> str:
+    if not math.isnan(d.low):
+        return f"{d.low:+.4f} to {d.high:+.4f}"
+    return f"by seed {', '.join(f'{x:+.4f}' for x in d.pairs)}" if 1 < len(d.pairs) < MIN_SEEDS else "-"
 
 
 def _common_step(finished: Sequence[Outcome]) -> Section:

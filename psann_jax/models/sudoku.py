@@ -204,7 +204,7 @@ class Sudoku(Layered):
 def empty_cell_sums(
     logits_Bx81x9: jax.Array, puzzles_Bx81: jax.Array, solutions_Bx81: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over the empty cells of a batch: nll (cross entropy in nats) and correct predictions."""
+    """Sums over the empty cells: nll (cross entropy in nats) and correct of the batch, and nll_B of each puzzle."""
     empty = puzzles_Bx81 == 0
     target_Bx81 = solutions_Bx81.astype(jnp.int32) - 1
     log_p = jax.nn.log_softmax(logits_Bx81x9)
@@ -212,6 +212,7 @@ def empty_cell_sums(
     right_Bx81 = filled(logits_Bx81x9, puzzles_Bx81) == solutions_Bx81
     return {
         "nll": jnp.sum(nll_Bx81, where=empty),
+        "nll_B": jnp.sum(nll_Bx81, axis=-1, where=empty),
         "correct": jnp.sum(right_Bx81, where=empty, dtype=jnp.float32),
     }
 

@@ -21,6 +21,7 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import TextRun
 from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.mesh import batch_sharding, num_batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 from psann_jax.utils.errors import UserError
@@ -54,14 +55,13 @@ def evaluate(
     task = LanguageModel(config, text)
     shardings = param_shardings(run.mesh, task.network.abstract, task.network.infos)
     spec, batch = StateSpec({"params": task.network.abstract}, {"params": shardings}), batch_sharding(run.mesh)
-    totals: dict[str, float] = {}
+    sums = EvaluationSums()
     with jax.set_mesh(run.mesh):
         step = make_eval_step(task, spec, batch)
         no_bar = not (progress and sys.stderr.isatty())
         for arrays in tqdm(task.valid_batches(rows), unit=" batches", disable=no_bar):
-            sums = jax.device_get(step(run.params, put_batch(arrays, batch)))
-            totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
-    return task.summarise(totals)
+            sums.add(jax.device_get(step(run.params, put_batch(arrays, batch))))
+    return task.summarise(sums.totals)
 
 
 def validation_text(run: TextRun, progress: bool = False) -> TextData:

@@ -31,12 +31,11 @@ class MarkovText:
     batch is a function of (seed, step), as in training on text.
     """
 
-    bytes_per_token = 1.0
-
     def __init__(self, vocab_size: int, max_length: int):
         self.tokenizer = _Tokenizer(vocab_size)
         self.fingerprint = f"markov chain of {vocab_size} tokens"
         self._length = max_length + 1
+        self.tokens_per_row = max_length
         rng = np.random.default_rng(vocab_size)
         # Without replacement, as equal successors would change the probabilities.
         self._successors_Vx4 = np.stack([rng.choice(vocab_size, 4, replace=False) for _ in range(vocab_size)])
@@ -53,6 +52,11 @@ class MarkovText:
         """Nothing is worth a warning."""
         del batch_size
         return ()
+
+    def evaluated_bytes(self, max_tokens: int = 0) -> int:
+        """A token has no text; this is the length of a window, so that bits per byte are finite."""
+        del max_tokens
+        return self._length - 1
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, process_index: int, process_count: int

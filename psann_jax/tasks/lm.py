@@ -14,6 +14,7 @@ from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
+from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads, check_window
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.update import Batch, Stats
@@ -103,7 +104,7 @@ class LanguageModel:
 
         Returns:
           The loss with label smoothing, z-loss and the network's extra loss; and the sums nll (without these), correct
-          and weight.
+          and weight; without a key also nll and weight by row, `nll_B` and `weight_B`.
         """
         model, train = self.network.merge(params), self.config.train
         # Without a document mask the window is one segment, which lets attention use its fastest implementation.
@@ -121,6 +122,7 @@ class LanguageModel:
             options=LossOptions(train.label_smoothing, train.z_loss) if training else PLAIN,
         )
         if key is not None:
+            stats = {name: value for name, value in stats.items() if name not in (NLL_ROWS, WEIGHT_ROWS)}
             loss += model.extra_loss(aux, segment_ids, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 
@@ -171,6 +173,10 @@ class LanguageModel:
         """Content of the tokenizer file."""
         return self.data.tokenizer.to_bytes()
 
+    def tokens_per_row(self) -> float:
+        """Mean number of tokens, without padding, in a row of a training batch."""
+        return self.data.tokens_per_row
+
     def phases(self) -> dict[int, str]:
         """No phases: all steps draw from the same text."""
         return {}
@@ -182,7 +188,7 @@ class LanguageModel:
             "loss": loss,
             "ppl": perplexity(loss),
             "accuracy": sums["correct"] / sums["weight"],
-            "bits_per_byte": loss / math.log(2) / self.data.bytes_per_token,
+            "bits_per_byte": sums["nll"] / math.log(2) / self.data.evaluated_bytes(self.config.eval.max_tokens),
             "tokens": sums["weight"],
         }
 

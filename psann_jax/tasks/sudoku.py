@@ -15,6 +15,7 @@ from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.models.network import Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
 from psann_jax.tasks.sudoku_scores import solved_fractions
+from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.update import Batch, Stats
@@ -82,7 +83,7 @@ class SudokuTask:
 
         Returns:
           The loss, and the sums nll (the same), correct (cells, after the last iteration) and weight; without a key
-          also the number of puzzles and of solved puzzles in each bucket.
+          also nll and weight by puzzle, and the number of puzzles and of solved puzzles in each bucket.
         """
         del step
         puzzles, solutions, buckets = (batch[name] for name in ("puzzles", "solutions", "buckets"))
@@ -95,6 +96,8 @@ class SudokuTask:
         loss = jnp.mean(sums["nll"])
         stats = {"nll": loss, "correct": sums["correct"][-1], "weight": self.weight(batch)}
         if key is None:
+            stats[NLL_ROWS] = jnp.mean(sums["nll_B"], axis=0)
+            stats[WEIGHT_ROWS] = jnp.sum(puzzles == 0, axis=-1, dtype=jnp.float32)
             for i, name in enumerate(BUCKETS):
                 stats[f"puzzles_{name}"] = jnp.sum(buckets == i, dtype=jnp.float32)
                 stats[f"solved_{name}"] = jnp.sum(solved_TxB[-1] & (buckets == i), dtype=jnp.float32)
@@ -147,6 +150,10 @@ class SudokuTask:
 
     def tokenizer_bytes(self) -> None:
         """Returns None: digits need no tokenizer."""
+
+    def tokens_per_row(self) -> float:
+        """Cells of a puzzle."""
+        return self.config.data.max_length
 
     def phases(self) -> dict[int, str]:
         """The steps at which a phase of the curriculum begins, with its ratings; {} if there is only one phase."""

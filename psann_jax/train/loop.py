@@ -19,6 +19,7 @@ from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.compilation import Compiled, compile_steps
+from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
@@ -158,6 +159,7 @@ class _Run:
         self.shard = local_batch_shard(self.compiled.batch)
         is_leader = jax.process_index() == 0
         self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
+        self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
         self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
@@ -283,7 +285,7 @@ class _Run:
         seconds = self.timer.lap()
         if self.timer.steps == 1:
             self.progress.duration(seconds, measured=True)
-        metrics["tokens_per_s"] = self.config.train.batch_tokens / seconds
+        metrics["tokens_per_s"] = self.update_tokens / seconds
         metrics["data_wait"] = self.timer.data_wait
         shown = ("loss", "ppl", "ppl_avg25", "lr", "tokens_per_s")
         self.progress.update(step, {name: metrics[name] for name in shown})
@@ -322,20 +324,22 @@ class _Run:
     def _evaluate(self) -> dict[str, float] | None:
         """Returns results over the validation set, of EMA parameters too; None if a signal ended the evaluation."""
         weights = {name: self.state[name] for name in ("params", "ema_params") if name in self.state}
-        totals: dict[str, dict[str, float]] = {name: {} for name in weights}
+        sums = {name: EvaluationSums() for name in weights}
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.shard):
             if self.signals.should_stop(self.step):
                 return None
             arrays = put_batch(batch, self.compiled.batch)
-            if self.compiled.statistics_step is not None and not totals["params"]:
+            if self.compiled.statistics_step is not None and not sums["params"].totals:
                 self.statistics = jax.device_get(self.compiled.statistics_step(self.state["params"], arrays))
             for kind, params in weights.items():
                 began = time.perf_counter()
-                sums = jax.device_get(self.compiled.eval_step(params, arrays))
+                found = jax.device_get(self.compiled.eval_step(params, arrays))
                 self.batch_seconds = min(self.batch_seconds, time.perf_counter() - began)
-                for name, value in sums.items():
-                    totals[kind][name] = totals[kind].get(name, 0.0) + float(value)
-        results = {kind: self.task.summarise(sums) for kind, sums in totals.items()}
+                sums[kind].add(found)
+        windows = sums["params"].windows(self.step)
+        if windows is not None and self.step == self.config.train.steps and jax.process_index() == 0:
+            windows.write(self.workdir)  # before the row of the evaluation, which marks it as done
+        results = {kind: self.task.summarise(found.totals) for kind, found in sums.items()}
         ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
         return results["params"] | ema
 
@@ -361,10 +365,10 @@ class _Run:
     def _finish(self, stopped: bool) -> dict[str, Any]:
         recent = np.asarray(jax.device_get(self.state["recent_loss"]))
         last = self.evaluations[-1] if self.evaluations else {}
-        trained_tokens = self.timer.steps * self.config.train.batch_tokens
+        trained_tokens = self.timer.steps * self.update_tokens
         summary: dict[str, Any] = {
             "steps": self.step,
-            "tokens": self.step * self.config.train.batch_tokens,
+            "tokens": round(self.step * self.update_tokens),
             "train_loss": float(np.nanmean(recent)) if np.isfinite(recent).any() else None,
             "val_loss": last.get("loss"),
             "val_ppl": last.get("ppl"),
@@ -376,6 +380,7 @@ class _Run:
             "compile_s": self.compiled.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "n_params": self.task.network.n_params,
+            "device": device_description(),
         }
         if stopped:
             return {**summary, "stopped": True}

@@ -39,6 +39,9 @@ class Task(Objective, Protocol):
     def valid_batches(self, batch_size: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the validation batches, the same ones at each call."""
 
+    def tokens_per_row(self) -> float:
+        """Returns the mean number of tokens, without padding, in a row of a training batch."""
+
     def phases(self) -> dict[int, str]:
         """Returns the steps at which the training data change, with a name for what follows; often empty."""
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from psann_jax.config.io import default_config
@@ -13,6 +14,7 @@ from psann_jax.experiments.cases import all_cases
 from psann_jax.experiments.outcome import COLUMNS, Outcome
 from psann_jax.experiments.report import write_report
 from psann_jax.experiments.sweeps import sweep_config
+from psann_jax.train.evaluation import WindowLosses
 from tests.support.sweeps import make_outcome, small_sweep
 
 GRAVITY = {
@@ -47,10 +49,13 @@ def test_the_report_names_what_is_shown_and_what_is_not(tmp_path):
         ["transformer", "3", "3.0000", "0.1000"],
         ["ngt", "2", "3.0350", "0.0212"],
     ]
-    waveresnet, ngt = section(text, "Differences")
-    assert waveresnet[:4] == ["waveresnet", "transformer", "3", "-0.1967"]
-    assert waveresnet[5] == "better"
-    assert ngt == ["ngt", "transformer", "2", "-0.0150", "-0.0800 to +0.0500", "no difference shown", ngt[6]]
+    why = "no verdict: fewer than 4 seeds"
+    assert section(text, "Differences") == [
+        ["waveresnet", "transformer", "3", "-0.1967", "by seed -0.2000, -0.1900, -0.2000", "-", why, "-"],
+        ["ngt", "transformer", "2", "-0.0150", "by seed +0.0500, -0.0800", "-", why, "-"],
+    ]
+    assert "With fewer than 4 seeds there is no verdict; the differences are given by seed." in text
+    assert "Holm's procedure" not in text
     assert "| ngt_seed3 | the <disk> \\| was full |" in text
     page = (tmp_path / "report.html").read_text()
     assert "the &lt;disk&gt; | was full" in page
@@ -62,6 +67,59 @@ def test_the_report_names_what_is_shown_and_what_is_not(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["seeds"], summary["n_cases"], len(summary["results"])) == ([1, 2, 3], 9, 9)
     assert set(json.loads((tmp_path / "config_used.json").read_text())) == {case.name for case in cases}
+
+
+LOSSES = {
+    "transformer": (3.0, 3.1, 2.9, 3.05),
+    "waveresnet": (2.8, 2.91, 2.7, 2.84),
+    "ngt": (3.05, 3.02, 2.97, 3.1),
+}
+
+
+def test_four_seeds_give_verdicts_for_the_whole_report(tmp_path):
+    cases = all_cases(small_sweep(seeds=(1, 2, 3, 4)))
+    outcomes = [make_outcome(case, LOSSES[case.contender][case.seed - 1]) for case in cases]
+    write_report("four", outcomes, 12, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert section(text, "Differences") == [
+        ["waveresnet", "transformer", "4", "-0.2000", "-0.2130 to -0.1870", "< 0.001", "better", "0.0222"],
+        ["ngt", "transformer", "4", "+0.0225", "-0.0873 to +0.1323", "0.561", "no difference shown", "0.1874"],
+    ]
+    assert "Student's for differences paired by seed" in text
+    assert "Holm's procedure for all 2 comparisons of this report" in text
+    assert "The noise of the evaluation text is not part of any interval" in text
+    write_report("four", outcomes[:-1], 12, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert [row[6] for row in section(text, "Differences")] == ["no verdict: the sweep is not complete"] * 2
+
+
+def test_a_report_says_whose_text_noise_is_included(tmp_path):
+    rng, cases = np.random.default_rng(0), all_cases(small_sweep(seeds=(1, 2, 3, 4)))
+    weight = np.full(64, 15.0, np.float32)
+    outcomes = []
+    for case in cases:
+        loss = LOSSES[case.contender][case.seed - 1]
+        windows = WindowLosses(weight * (loss + rng.normal(0, 0.1, 64)), weight, 40)
+        outcomes.append(make_outcome(case, loss, windows=windows))
+    write_report("four", outcomes, 12, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "The noise of the evaluation text is included, by a bootstrap over its windows." in text
+    low, high = map(float, section(text, "Differences")[0][4].split(" to "))
+    assert -0.3 < low < -0.2130
+    assert -0.1870 < high < -0.1
+    outcomes = [dataclasses.replace(o, windows=None) if o.case.contender == "ngt" else o for o in outcomes]
+    write_report("four", outcomes, 12, "transformer", tmp_path)
+    assert "is not part of the interval of ngt:" in (tmp_path / "report.md").read_text()
+
+
+def test_seeds_that_are_not_shared_are_marked(tmp_path):
+    cases = all_cases(small_sweep(seeds=range(1, 9)))
+    kept = [case for case in cases if (case.seed > 4) == (case.contender == "transformer")]
+    outcomes = [make_outcome(case, LOSSES[case.contender][(case.seed - 1) % 4]) for case in kept]
+    write_report("eight", outcomes, 12, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Welch's where too few seeds are shared" in text
+    assert section(text, "Differences")[0][2] == "4 and 4"
 
 
 @pytest.fixture
@@ -108,8 +166,8 @@ def test_one_seed_gives_no_verdict(gravity, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "One seed cannot show which contender is better" in text
     assert section(text, "Differences") == [
-        ["no_radius", "ngt", "1", "-0.0900", "-", "no verdict from one seed", "-"],
-        ["vanilla", "ngt", "1", "-1.7000", "-", "no verdict from one seed", "-"],
+        ["no_radius", "ngt", "1", "-0.0900", "-", "-", "no verdict: fewer than 4 seeds", "-"],
+        ["vanilla", "ngt", "1", "-1.7000", "-", "-", "no verdict: fewer than 4 seeds", "-"],
     ]
 
 

@@ -50,6 +50,8 @@ def test_the_reference_equals_numpy(x64):
     np.testing.assert_allclose(stats["nll"], (weights * nll).sum())
     np.testing.assert_allclose(stats["correct"], (weights * (logits.argmax(-1) == targets)).sum())
     np.testing.assert_allclose(stats["weight"], weights.sum())
+    np.testing.assert_allclose(stats["nll_B"], (weights * nll).sum(1))
+    np.testing.assert_allclose(stats["weight_B"], weights.sum(1))
 
 
 @settings(deadline=None, max_examples=6)

@@ -23,11 +23,11 @@ def small_sweep(contenders=CONTENDERS, **options):
     return sweep_config(common, contenders, **{"seeds": (1, 2), **options})
 
 
-def make_outcome(case, loss, losses=None):
-    """The outcome of a case with a last validation loss, and optionally with the losses by step."""
+def make_outcome(case, loss, losses=None, windows=None):
+    """The outcome of a case with a last validation loss, and optionally with the losses by step and by window."""
     codes = [{"psann_jax": "0.1.0", "code": "aaaa", "jax": "1", "flax": "2", "optax": "3"}]
     losses = losses or {step: loss + 10 / (step + 1) for step in (0, 20)} | {40: loss}
     rows = [{"kind": "eval", "step": step, "loss": value} for step, value in losses.items()]
     summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
     summary |= {"n_params": 12345, "peak_memory_mb": 300.0, "train_loss": loss - 0.1}
-    return Outcome(case, Path("runs", case.name), summary, rows, None, codes)
+    return Outcome(case, Path("runs", case.name), summary, rows, None, codes, windows=windows)

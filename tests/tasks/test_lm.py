@@ -72,6 +72,8 @@ def test_targets_are_the_tokens_whose_predecessor_is_of_the_same_document(home):
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[0, [0, 2, 3]], tokens[0, [1, 3, 4]]).sum()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(stats["nll"], expected, rtol=1e-5)
+    np.testing.assert_allclose((stats["nll_B"], stats["weight_B"]), [[expected], [3]], rtol=1e-5)
+    assert set(task.loss(params, batch, KEY, STEP)[1]) == {"nll", "correct", "weight"}
 
 
 def test_without_document_mask_every_token_but_the_first_counts(home):
@@ -95,12 +97,18 @@ def test_smoothing_and_z_loss_enter_the_objective_but_never_the_reported_loss(ho
 
 def test_evaluation_reports_means_and_bits_per_byte_of_the_bytes_tokenizer(home):
     task, _, _ = make(home)
-    result = task.summarise({"nll": 200.0 * math.log(2), "correct": 25.0, "weight": 100.0})
+    sums = {"nll": 200.0 * math.log(2), "correct": 25.0, "weight": 100.0}
+    result = task.summarise(sums)
     np.testing.assert_allclose(result["loss"], 2 * math.log(2))
     np.testing.assert_allclose(result["ppl"], 4.0)
     assert result["accuracy"] == 0.25
+    n_bytes = task.data.evaluated_bytes()
+    assert result["bits_per_byte"] == pytest.approx(200 / n_bytes)
     # A byte is a token; only the end of a document is a token without a byte.
-    assert 2.0 < result["bits_per_byte"] < 2.1
+    assert n_bytes < task.data.n_valid_tokens < 1.1 * n_bytes
+    part, _, _ = make(home, eval__max_tokens=64)
+    assert part.summarise(sums)["bits_per_byte"] == pytest.approx(200 / part.data.evaluated_bytes(64))
+    assert part.data.evaluated_bytes(64) < n_bytes
 
 
 @pytest.mark.parametrize(

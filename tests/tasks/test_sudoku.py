@@ -72,7 +72,12 @@ def test_loss_and_statistics(cache):
     whole = evaluate(batch)
     halves = [evaluate({name: x[rows] for name, x in batch.items()}) for rows in (slice(8), slice(8, 16))]
     for name, value in whole.items():
-        np.testing.assert_allclose(value, halves[0][name] + halves[1][name], rtol=1e-5)
+        first, second = (half[name] for half in halves)
+        joined = np.concatenate((first, second)) if name.endswith("_B") else first + second
+        np.testing.assert_allclose(value, joined, rtol=1e-5)
+    np.testing.assert_allclose(
+        (whole["nll_B"].sum(), whole["weight_B"].sum()), (whole["nll"], whole["weight"]), rtol=1e-5
+    )
 
 
 def test_results():

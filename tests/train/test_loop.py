@@ -12,6 +12,7 @@ import pytest
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.evaluation import WINDOWS, WindowLosses
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.errors import UserError
 from tests.support.processes import run_script
@@ -74,19 +75,25 @@ def stop_at(monkeypatch, *, step, call=0):
     monkeypatch.setattr(loop.StopSignals, "should_stop", should_stop)
 
 
-def test_a_run_reduces_the_loss_and_writes_its_files(run, tmp_path, uninterrupted):
+def test_a_run_reduces_the_loss_and_writes_its_files(run, base, tmp_path, uninterrupted):
     summary, rows, _ = uninterrupted
     assert {"steps", "tokens", "train_loss", "val_loss", "val_ppl", "tokens_per_s", "compile_s"} <= summary.keys()
     assert {"peak_memory_mb", "n_params"} <= summary.keys()
     assert summary["steps"] == 8
     assert summary["tokens"] == 8 * 256
+    assert "CPU" in summary["device"]
     evaluations = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in evaluations] == [0, 4, 8]
     assert evaluations[-1]["loss"] < evaluations[0]["loss"] - 0.5
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
     run(tmp_path / "run")
     written = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"checkpoints", "config.json", "metrics.jsonl", "summary.json", "tensorboard"} <= written
+    assert {"checkpoints", "config.json", "metrics.jsonl", "summary.json", "tensorboard", WINDOWS} <= written
+    windows = WindowLosses.read(tmp_path / "run")
+    assert windows.step == 8
+    assert windows.nll_W.sum() / windows.weight_W.sum() == pytest.approx(evaluations[-1]["loss"], rel=1e-6)
+    assert windows.weight_W.sum() == evaluations[-1]["tokens"]
+    assert len(windows.nll_W) == base[2].data.n_valid_windows
 
 
 @pytest.mark.parametrize("step", [0, 3, 7])

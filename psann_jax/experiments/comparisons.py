@@ -1,0 +1,64 @@
+"""All comparisons of a report with the reference, from the outcomes of its runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.statistics import Difference, Samples, differences
+from psann_jax.experiments.text_noise import text_noise
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contender against the reference with the same grid settings and budget.
+
+    Attributes:
+      labels: of the contender and of the reference.
+      budget: what the two have in equal amount.
+      difference: of their last validation losses.
+      text_included: whether the noise of the evaluation text is part of the difference's interval.
+    """
+
+    labels: tuple[str, str]
+    budget: str
+    difference: Difference
+    text_included: bool
+
+
+def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> list[Comparison]:
+    """Compares all contenders with the reference; all verdicts of a report come from one call.
+
+    Args:
+      finished: the trained runs of the sweep.
+      reference: the contender that the others are compared with.
+      complete: whether all runs of the sweep have ended. Before that there is no verdict: one that could be looked at
+        after every run, and be taken when it suits, would be wrong more often than it says.
+    """
+    groups: dict[object, list[Outcome]] = {}
+    for outcome in finished:
+        groups.setdefault(outcome.case.group, []).append(outcome)
+    couples = []
+    for group in groups.values():
+        case = group[0].case
+        others = groups.get((reference, case.settings, case.budget))
+        if case.contender != reference and others is not None:
+            couples.append((group, others))
+    samples = [_samples(group, others) for group, others in couples]
+    found = differences(samples)
+    if not complete:
+        found = [replace(d, adjusted_p=float("nan"), reason="the sweep is not complete") for d in found]
+    return [
+        Comparison((group[0].case.label, others[0].case.label), group[0].case.budget, d, s.text is not None)
+        for (group, others), s, d in zip(couples, samples, found, strict=True)
+    ]
+
+
+def _samples(group: Sequence[Outcome], others: Sequence[Outcome]) -> Samples:
+    samples = Samples(_losses(group), _losses(others))
+    seeds = samples.paired
+    chosen = [[o.windows for o in outcomes if not seeds or o.case.seed in seeds] for outcomes in (group, others)]
+    return replace(samples, text=text_noise(*chosen))
+
+
+def _losses(outcomes: Sequence[Outcome]) -> dict[int, float]:
+    return {o.case.seed: o.val_loss for o in outcomes}

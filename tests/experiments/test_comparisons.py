@@ -1,0 +1,141 @@
+"""Verdicts of whole reports: how often they are wrong, and what stops them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from psann_jax.experiments.cases import Case
+from psann_jax.experiments.comparisons import compare
+from psann_jax.experiments.outcome import Outcome
+from psann_jax.train.evaluation import WindowLosses
+
+REFERENCE = "reference"
+CONTENDERS = ("a", "b", "c", "d", "e")
+
+
+def outcomes_of(losses, windows=None):
+    """Outcomes from losses (contenders, seeds) of the reference and CONTENDERS, and optionally their windows."""
+    names = (REFERENCE, *CONTENDERS)[: len(losses)]
+    return [
+        Outcome(
+            Case(name, (), seed, "tokens", None),
+            None,
+            {"val_loss": loss},
+            [],
+            None,
+            windows=None if windows is None else windows[name, seed],
+        )
+        for name, row in zip(names, losses, strict=True)
+        for seed, loss in enumerate(row)
+    ]
+
+
+def verdicts(outcomes, **options):
+    return [c.difference.verdict for c in compare(outcomes, REFERENCE, **{"complete": True, **options})]
+
+
+def has_verdict(outcomes):
+    return bool({"better", "worse"} & set(verdicts(outcomes)))
+
+
+@pytest.mark.parametrize("n_seeds", [4, 5, 8])
+@pytest.mark.parametrize("shared", [True, False], ids=["paired", "welch"])
+def test_of_reports_without_any_difference_at_most_six_percent_have_a_verdict(n_seeds, shared):
+    """2,000 reports of five contenders. The percentile bootstrap gave a false verdict in 72 % with three seeds."""
+    rng = np.random.default_rng(n_seeds)
+    n = 2000 if shared else 1000
+    losses = rng.normal(3.0, 0.02, (n, 1 + len(CONTENDERS), n_seeds))
+    if shared:
+        losses += rng.normal(0, 0.03, (n, 1, n_seeds))  # what a seed does to all contenders alike
+    template = outcomes_of(losses[0])
+    if not shared:
+        template = [
+            dataclasses.replace(o, case=dataclasses.replace(o.case, seed=o.case.seed + 100))
+            if o.case.contender == REFERENCE
+            else o
+            for o in template
+        ]
+    false = 0
+    for report in losses:
+        for outcome, loss in zip(template, report.ravel(), strict=True):
+            outcome.summary["val_loss"] = loss
+        false += has_verdict(template)
+    assert false <= 0.06 * n
+
+
+def test_differences_are_found():
+    """A difference of the detectable size, at the 80 % that it stands for or above."""
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(300):
+        losses = rng.normal(3.0, 0.02, (2, 6))
+        losses[1] += 0.045  # 1.6 standard deviations of a paired difference
+        found += has_verdict(outcomes_of(losses))
+    assert found >= 0.75 * 300
+
+
+def windowed(rng, n_contenders, n_seeds, n_windows):
+    """Outcomes that differ only through a text of few windows: contenders are better at some windows, worse at others.
+
+    Over all texts no contender is better. Neighbouring windows are alike, as parts of one document are.
+    """
+    weight = np.full(n_windows, 100.0, np.float32)
+    windows, losses = {}, np.zeros((n_contenders, n_seeds))
+    for i, name in enumerate((REFERENCE, *CONTENDERS)[:n_contenders]):
+        taste = np.repeat(rng.normal(0, 0.2, n_windows // 2), 2)
+        for seed in range(n_seeds):
+            nll = weight * (3.0 + taste + rng.normal(0, 0.01))
+            windows[name, seed] = WindowLosses(nll.astype(np.float32), weight, 10)
+            losses[i, seed] = nll.sum() / weight.sum()
+    return losses, windows
+
+
+def test_a_text_that_happens_to_suit_a_contender_gives_no_verdict():
+    """The seeds agree about a short text, which another text would contradict."""
+    rng = np.random.default_rng(2)
+    reports = [windowed(rng, 2, 5, 128) for _ in range(100)]
+    without = sum(has_verdict(outcomes_of(losses)) for losses, _ in reports)
+    included = sum(has_verdict(outcomes_of(losses, windows)) for losses, windows in reports)
+    assert without >= 50
+    assert included <= 10
+
+
+def test_runs_without_windows_are_named_as_such():
+    losses, windows = windowed(np.random.default_rng(3), 3, 4, 64)
+    assert [c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True)] == [True, True]
+    windows["b", 3] = None
+    assert [c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True)] == [True, False]
+    other = windows["a", 0]
+    windows["a", 0] = dataclasses.replace(other, weight_W=other.weight_W + np.float32(1))
+    assert not any(c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True))
+
+
+def test_a_text_of_few_windows_is_not_resampled():
+    losses, windows = windowed(np.random.default_rng(3), 2, 4, 8)
+    assert not compare(outcomes_of(losses, windows), REFERENCE, complete=True)[0].text_included
+
+
+def test_there_is_no_verdict_before_all_runs_have_ended():
+    losses = np.random.default_rng(4).normal(3.0, 0.01, (2, 4))
+    losses[1] -= 1.0
+    assert verdicts(outcomes_of(losses)) == ["better"]
+    assert verdicts(outcomes_of(losses), complete=False) == ["no verdict: the sweep is not complete"]
+
+
+def test_all_budgets_and_grid_settings_of_a_report_count():
+    losses = np.random.default_rng(5).normal(3.0, 0.01, (2, 4))
+    losses[1] -= 0.03
+    single = outcomes_of(losses)
+    every = [
+        dataclasses.replace(o, case=dataclasses.replace(o.case, budget=budget, settings=settings))
+        for budget in ("tokens", "flops")
+        for settings in ((("train.lr", 0.1),), (("train.lr", 0.2),))
+        for o in single
+    ]
+    (alone,) = compare(single, REFERENCE, complete=True)
+    together = compare(every, REFERENCE, complete=True)
+    assert [c.budget for c in together] == ["tokens", "tokens", "flops", "flops"]
+    assert together[0].labels == ("a train.lr=0.1", "reference train.lr=0.1")
+    assert all(c.difference.tested == 4 for c in together)
+    assert together[0].difference.adjusted_p == pytest.approx(4 * alone.difference.adjusted_p)
