@@ -20,6 +20,7 @@ from psann_jax.ops.gravity_attention import (
     gravity_attention,
 )
 from psann_jax.ops.gravity_scores import GravityForm, gravity_weights, squared_distances
+from psann_jax.ops.mixed_precision import scale
 
 _MIN_DISTANCE = 1e-3  # the repulsion is constant below it
 
@@ -149,7 +150,7 @@ class GravityAttention(nnx.Module):
         a = self.coords(z_BxLxC).reshape(*lead, c.n_heads, c.d_head_coord)
         v = self.v(x_BxLxD).reshape(*lead, c.n_heads, c.d_model // c.n_heads)
         if c.mass == "value":
-            v = v * masses.tokens_BxL[..., None, None].astype(v.dtype)
+            v = scale(v, masses.tokens_BxL[..., None, None])
         return constrain(a, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)
 
 

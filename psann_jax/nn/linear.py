@@ -6,6 +6,7 @@ from flax import nnx
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.partition import param
 from psann_jax.ops.linear import matmul
+from psann_jax.ops.mixed_precision import add_bias
 
 
 class Linear(nnx.Module):
@@ -45,5 +46,5 @@ class Linear(nnx.Module):
         y = matmul(x, self.kernel[...].astype(x.dtype))
         if self.bias is None:
             return y
-        bias = self.bias[...].astype(x.dtype)
-        return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))
+        bias = self.bias[...]
+        return add_bias(y, bias if self.bias_learns else jax.lax.stop_gradient(bias))
