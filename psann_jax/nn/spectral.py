@@ -28,9 +28,9 @@ class SpectralGate(nnx.Module):
         shape = (features, config.k_fft // 2 + 1)
         self.mask = param(rngs, constant(config.gate_init), shape, "gate", (None, None))
         if config.gate_groups == "depthwise":
-            self.mix = param(rngs, constant(1.0), (features,), "conv", (None,))
+            self.mix = param(rngs, constant(1.0), (features,), "gate", (None,))
         else:
-            self.mix = param(rngs, _identity, (features, features), "matrix", ("embed", None))
+            self.mix = param(rngs, _identity, (features, features), "mixing", ("embed", None))
 
     def taps(self) -> jax.Array:
         """The filter, (k_fft, D)."""
