@@ -183,3 +183,13 @@ def test_under_scan_over_micro_batches_and_checkpoint():
     want = jax.value_and_grad(direct, (0, 1))(kernel, bias)
     got = jax.jit(accumulated)(kernel, bias)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("offset", [300.0, 1e4])
+def test_large_logits_cost_no_digits(offset):
+    x, kernel, targets, weights, _ = draw(2, 3, 4, 9)
+    x, kernel = (jnp.asarray(np.round(8 * a) / 8, jnp.float32) for a in (x, kernel))  # so that the logits are exact
+    (loss, _), (shifted, _) = (
+        cross_entropy(x, kernel, targets, weights, bias_V=bias) for bias in (jnp.zeros(9), jnp.full(9, offset))
+    )
+    np.testing.assert_allclose(shifted, loss, rtol=1e-6)
