@@ -31,7 +31,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # per update, times the learning rate
-    weight_decay_on: Literal["matrices", "all"] = "matrices"  # all: including norms, biases, sine parameters, alpha
+    weight_decay_on: Literal["matrices", "all"] = "matrices"  # all: also norms, biases, sines, gates, alpha
     grad_clip: float = 1.0  # global norm; 0: off
     sam_rho: float = 0.0  # radius of sharpness-aware minimisation, which doubles the work; 0: off
     ema_decay: float = 0.0  # of an exponential moving average of the weights, evaluated too; 0: none

@@ -11,6 +11,7 @@ from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import constant, param
 from psann_jax.nn.spectral import SpectralGate
 from psann_jax.nn.wave import Wave
+from psann_jax.ops.mixed_precision import scale
 
 
 class Block(nnx.Module):
@@ -78,7 +79,7 @@ class Block(nnx.Module):
             u, more = self.wave(h, context, cache, keys[2], dilation=dilation, max_shift=max_shift)
             updated |= more
         if self.alpha is not None:
-            u = u * self.alpha[...].astype(u.dtype)
+            u = scale(u, self.alpha[...])
         u = split(u)
         x = x + u
         if self.gate is not None:

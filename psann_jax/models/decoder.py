@@ -11,9 +11,10 @@ from psann_jax.config import DecoderConfig
 from psann_jax.models.block import Block
 from psann_jax.models.text_network import Cache, TextNetwork
 from psann_jax.nn.context import Context, LayerCache, make_context
+from psann_jax.nn.embedding import embed
 from psann_jax.nn.initial import XAVIER
 from psann_jax.nn.norm import NORMS
-from psann_jax.nn.partition import constrain, param
+from psann_jax.nn.partition import param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
 from psann_jax.ops.attention import alibi_slopes
 from psann_jax.ops.attention_choice import AttentionCase, describe_attention
@@ -67,8 +68,7 @@ class Decoder(TextNetwork):
             context = replace(context, rope=rope_tables(positions, c.d_model // c.n_heads, self.dtype))
         elif c.positional_encoding == "alibi":
             context = replace(context, alibi_H=alibi_slopes(c.n_heads))
-        # Gather over fsdp first: XLA replicates the result of a look-up in a table with sharded columns.
-        x = constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
+        x = embed(self.embed[...], tokens_BxL, self.dtype)
         if c.positional_encoding == "sinusoidal":
             x += sinusoidal_encoding(positions, c.d_model, self.dtype)
         x = context.split(x)

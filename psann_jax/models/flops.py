@@ -9,7 +9,7 @@ from psann_jax.models.network import Network
 
 def matmul_params(network: Network) -> int:
     """Counts the weights that take part in matrix products: the matrices of the blocks and the head."""
-    kinds = ("matrix", "coordinate")
+    kinds = ("matrix", "mixing", "coordinate")
     sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
     # A network without a vocabulary has an input and output layer that are negligible beside its blocks.
     head = getattr(network.config, "vocab_size", 0) * network.config.d_model

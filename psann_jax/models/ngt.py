@@ -12,7 +12,7 @@ from psann_jax.models.text_network import Cache
 from psann_jax.models.vanilla import TiedHead, mlp_options
 from psann_jax.nn.context import Context, LayerCache, make_context
 from psann_jax.nn.gravity import GravityAttention, GravityOptions, Masses, repulsion
-from psann_jax.nn.initial import INITIALS
+from psann_jax.nn.initial import INITIALS, normal
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
@@ -96,9 +96,10 @@ class NGT(TiedHead):
 
     def __init__(self, config: NGTConfig, *, rngs: nnx.Rngs, **options: Any):
         """Creates the float32 parameters; `options` are those of `Layered`."""
-        table = INITIALS[config.init].embedding
-        self.mass = param(rngs, table, (config.vocab_size, 1), "table", ("vocab", None))
-        self.coords = param(rngs, table, (config.n_positions, config.d_coord), "table", (None, None))
+        masses = INITIALS[config.init].embedding
+        self.mass = param(rngs, masses, (config.vocab_size, 1), "table", ("vocab", None))
+        # The scale that `coord_norm` gives the coordinates of all later layers.
+        self.coords = param(rngs, normal(1.0), (config.n_positions, config.d_coord), "table", (None, None))
         super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod

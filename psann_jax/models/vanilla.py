@@ -11,10 +11,11 @@ from psann_jax.config import VanillaConfig
 from psann_jax.models.text_network import Cache, TextNetwork
 from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.context import Context, LayerCache, make_context
+from psann_jax.nn.embedding import embed
 from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
-from psann_jax.nn.partition import constrain, param
+from psann_jax.nn.partition import param
 from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 
@@ -32,8 +33,7 @@ class TiedHead(TextNetwork):
 
     def embedded(self, tokens_BxL: jax.Array) -> jax.Array:
         """Looks up the embeddings (B, L, D) of tokens, in the compute dtype."""
-        # Gather over fsdp first: XLA replicates the result of a look-up in a table with sharded columns.
-        return constrain(self.embed[...].astype(self.dtype), "vocab", None)[tokens_BxL]
+        return embed(self.embed[...], tokens_BxL, self.dtype)
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
         """See `Layered`."""
@@ -102,7 +102,7 @@ class Vanilla(TiedHead):
         context = make_context(tokens_BxL, segment_ids_BxL, None if cache is None else cache["length"])
         context = replace(context, sequence=self.sequence and cache is None)
         positions = context.reach_BxL if positions_BxL is None else positions_BxL
-        x = self.embedded(tokens_BxL) + constrain(self.positions[...].astype(self.dtype), None, None)[positions]
+        x = self.embedded(tokens_BxL) + embed(self.positions[...], positions, self.dtype, None)
         x = context.split(x)
         if cache is not None:
             layers = []

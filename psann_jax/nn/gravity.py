@@ -9,7 +9,7 @@ from flax import nnx
 
 from psann_jax.config import RepulsionConfig, require
 from psann_jax.nn.context import Context, LayerCache, append
-from psann_jax.nn.initial import XAVIER, Initial
+from psann_jax.nn.initial import XAVIER, Initial, uniform_by_inputs
 from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constant, constrain, param, per_shard
 from psann_jax.ops import kernels
@@ -28,6 +28,7 @@ from psann_jax.ops.gravity_scores import (
     gravity_weights,
     squared_distances,
 )
+from psann_jax.ops.mixed_precision import scale
 
 _MIN_DISTANCE = 1e-3  # the repulsion is constant below it
 
@@ -85,8 +86,10 @@ class GravityAttention(nnx.Module):
         shape = (options.d_coord, h * options.d_head_coord)
         # Parameters without an effect are frozen, because rounding errors would move them: a constant in all
         # coordinates or in all scores of a row, and a radius at which the weights are discontinuous.
+        # Not `initial`: with small kernels all distances would be about 0 at the start, and far below the radius.
+        apart = replace(initial, kernel=uniform_by_inputs)
         self.coords = Linear(
-            shape, (None, "heads"), bias=True, bias_learns=False, kind="coordinate", initial=initial, rngs=rngs
+            shape, (None, "heads"), bias=True, bias_learns=False, kind="coordinate", initial=apart, rngs=rngs
         )
         self.gamma = param(rngs, constant(0.0), (h,), "gravity", ("heads",))
         self.bias_acts = options.mass == "score" or options.form.cutoff == "soft"
@@ -157,7 +160,7 @@ class GravityAttention(nnx.Module):
         a = self.coords(z_BxLxC).reshape(*lead, c.n_heads, c.d_head_coord)
         v = self.v(x_BxLxD).reshape(*lead, c.n_heads, c.d_model // c.n_heads)
         if c.mass == "value":
-            v = v * masses.tokens_BxL[..., None, None].astype(v.dtype)
+            v = scale(v, masses.tokens_BxL[..., None, None])
         return constrain(a, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)
 
 

@@ -20,6 +20,11 @@ def _uniform(fan_in: int) -> Init:
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def uniform_by_inputs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws a kernel (in, out) from U(-a, a) with a = 1 / sqrt(in)."""
+    return _uniform(shape[0])(key, shape)
+
+
 @dataclass(frozen=True)
 class Initial:
     """Initialisers of a network's parameters.
@@ -40,5 +45,5 @@ XAVIER = Initial(normal(0.02), xavier_uniform, lambda fan_in: constant(0.0))
 # small: as in GPT-2 (Radford et al., 2019). reference: the defaults of PyTorch.
 INITIALS = {
     "small": Initial(normal(0.02), normal(0.02), lambda fan_in: constant(0.0)),
-    "reference": Initial(normal(1.0), lambda key, shape: _uniform(shape[0])(key, shape), _uniform),
+    "reference": Initial(normal(1.0), uniform_by_inputs, _uniform),
 }

@@ -8,6 +8,7 @@ from flax import nnx
 from psann_jax.nn.initial import XAVIER, Initial
 from psann_jax.nn.partition import param
 from psann_jax.ops.linear import matmul
+from psann_jax.ops.mixed_precision import add_bias
 
 
 class Linear(nnx.Module):
@@ -52,5 +53,5 @@ class Linear(nnx.Module):
         y = matmul(x, order(self.kernel[...]).astype(x.dtype))
         if self.bias is None:
             return y
-        bias = order(self.bias[...]).astype(x.dtype)
-        return y + (bias if self.bias_learns else jax.lax.stop_gradient(bias))
+        bias = order(self.bias[...])
+        return add_bias(y, bias if self.bias_learns else jax.lax.stop_gradient(bias))

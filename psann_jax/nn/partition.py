@@ -26,9 +26,10 @@ class ParamInfo:
     """What the trainer needs to know about a parameter.
 
     Attributes:
-      kind: matrix, embedding, conv, gate, norm, bias, sine, alpha, gravity (parameters of its scores, and
-        biases of coordinates), coordinate (matrices to and from coordinates) or table (of coordinates and masses). It
-        determines weight decay, the use of Muon, and what the sampler casts.
+      kind: matrix, embedding, conv, gate (factors of filters), mixing (matrices that start as the identity), norm,
+        bias, sine, alpha, gravity (parameters of its scores, and biases of coordinates), coordinate (matrices to and
+        from coordinates) or table (of coordinates and masses). It determines weight decay, the use of Muon, and what
+        the sampler casts.
       axes: logical axis names, one per dimension; the first is "layers" if layers are stacked.
       trainable: whether the optimizer updates it.
     """

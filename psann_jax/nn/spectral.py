@@ -9,6 +9,7 @@ from psann_jax.nn.causal_filter import causal_filter
 from psann_jax.nn.context import Context, LayerCache
 from psann_jax.nn.partition import constant, param
 from psann_jax.ops.causal_filter import next_history
+from psann_jax.ops.mixed_precision import scale
 
 
 def _identity(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -28,9 +29,9 @@ class SpectralGate(nnx.Module):
         shape = (features, config.k_fft // 2 + 1)
         self.mask = param(rngs, constant(config.gate_init), shape, "gate", (None, None))
         if config.gate_groups == "depthwise":
-            self.mix = param(rngs, constant(1.0), (features,), "conv", (None,))
+            self.mix = param(rngs, constant(1.0), (features,), "gate", (None,))
         else:
-            self.mix = param(rngs, _identity, (features, features), "matrix", ("embed", None))
+            self.mix = param(rngs, _identity, (features, features), "mixing", ("embed", None))
 
     def taps(self) -> jax.Array:
         """The filter, (k_fft, D)."""
@@ -50,8 +51,8 @@ class SpectralGate(nnx.Module):
             u_BxLxD, self.taps(), context.reach_BxL, max_shift=self.config.k_fft - 1, history_BxWxD=history
         )
         y = context.channels(y)  # otherwise XLA would shard the sums of the filter by position, like the next operation
-        mix = self.mix[...].astype(y.dtype)
-        y = self.config.gate_strength * (y * mix if mix.ndim == 1 else y @ mix)
+        mix = self.mix[...]
+        y = self.config.gate_strength * (scale(y, mix) if mix.ndim == 1 else y @ mix.astype(y.dtype))
         if cache is None or history is None or context.valid_B is None:
             return y, {}
         return y, {"spectral": next_history(history, u_BxLxD, context.valid_B).astype(cache["spectral"].dtype)}

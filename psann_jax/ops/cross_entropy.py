@@ -212,8 +212,9 @@ def _token_losses(
     max_R = logits_RxV.max(1)
     exp_RxV = jnp.exp(logits_RxV - max_R[:, None])
     sum_R = exp_RxV.sum(1)
-    lse_R = max_R + jnp.log(sum_R)
-    nll_R = lse_R - target_R
+    log_sum_R = jnp.log(sum_R)
+    lse_R = max_R + log_sum_R
+    nll_R = log_sum_R - (target_R - max_R)  # lse - target would have only the digits of the largest logit
     loss_R = (1 - eps) * nll_R + z_loss * lse_R**2
     dlogits_RxV = exp_RxV * (weights_R * (1 + 2 * z_loss * lse_R) / sum_R)[:, None]
     dlogits_RxV -= jnp.where(is_target_RxV, ((1 - eps) * weights_R)[:, None], 0)

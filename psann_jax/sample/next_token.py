@@ -57,10 +57,12 @@ def next_token(
         return draw(filtered_weights(scores, sampling), keys_B)
 
     tokens_B = lax.cond(sampling.temperature > 0, drawn, most_probable)
-    log_sum_B = jax.nn.logsumexp(logits, axis=-1)
-    tokens_B = jnp.where(jnp.isfinite(log_sum_B), tokens_B, scores.shape[-1])
+    largest_B = jnp.max(logits, axis=-1)  # NaN if any logit is
+    tokens_B = jnp.where(jnp.isfinite(largest_B), tokens_B, scores.shape[-1])
     chosen_Bx1 = jnp.take_along_axis(logits, tokens_B[:, None], axis=-1, mode="clip")
-    return tokens_B, chosen_Bx1[:, 0] - log_sum_B
+    # Differences first: logsumexp would round the sum to the digits of the largest logit.
+    sum_B = jnp.sum(jnp.exp(logits - largest_B[:, None]), axis=-1)
+    return tokens_B, (chosen_Bx1[:, 0] - largest_B) - jnp.log(sum_B)
 
 
 def _penalised(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: float) -> jax.Array:

@@ -18,7 +18,7 @@ from psann_jax.sample.next_token import next_token
 
 MAX_STEPS = 32  # tokens per row that one call of the compiled loop generates
 # Parameters that layers cast to the compute dtype on use; casting them once saves reading them in float32 every step.
-_CAST_KINDS = ("matrix", "embedding", "bias")
+_CAST_KINDS = ("matrix", "mixing", "embedding", "bias")
 
 State = dict[str, Any]
 Control = dict[str, Any]

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from psann_jax.config import TrainConfig
+from psann_jax.train.adafactor import scale_by_factored_rms
 
-# Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, and raw sine parameters
-# would decay towards softplus(0).
-UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity"})
+# Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, a mixing matrix at the
+# identity, and raw sine parameters would decay towards softplus(0), raw gates towards sigmoid(0).
+UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity", "gate", "mixing"})
+MUON_KINDS = frozenset({"matrix", "mixing"})
 
 
 def make_optimizer(
@@ -38,7 +40,7 @@ def make_optimizer(
     def group(info: Any) -> str:
         if not info.trainable:
             return "frozen"
-        return "adamw" if config.optimizer == "muon" and info.kind != "matrix" else config.optimizer
+        return "adamw" if config.optimizer == "muon" and info.kind not in MUON_KINDS else config.optimizer
 
     groups = jax.tree.map(group, infos)
     decay_mask = jax.tree.map(lambda i: config.weight_decay_on == "all" or i.kind not in UNDECAYED_KINDS, infos)
@@ -137,7 +139,8 @@ def _adafactor(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTr
     """Shazeer and Stern (2018), "Adafactor", without momentum and without step sizes relative to the weights.
 
     Relative step sizes are omitted so that `lr` means the same as for AdamW. Updates are clipped to a root mean square
-    of 1 separately for each layer of a stacked parameter, as in the paper for one weight matrix.
+    of 1, and second moments factored, separately for each layer of a stacked parameter, as in the paper for one weight
+    matrix.
     """
     stacked = jax.tree.map(lambda i, g: _mask(g == "adafactor", i.axes[:1] == ("layers",)), infos, groups)
 
@@ -148,7 +151,7 @@ def _adafactor(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTr
 
         return jax.tree.map(clip_one, updates, stacked)
 
-    return optax.chain(optax.scale_by_factored_rms(), optax.stateless(clip))
+    return optax.chain(scale_by_factored_rms(stacked), optax.stateless(clip))
 
 
 def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransformation:

@@ -102,6 +102,26 @@ def test_reference_initial_weights_have_the_originals_loss():
     assert abs(losses["ngt", "small"] - np.log(8192)) < 0.3
 
 
+@pytest.mark.parametrize("init", ["small", "reference"])
+@pytest.mark.parametrize("form", [{}, {"variant": "attractive", "cutoff": "decay"}])
+def test_every_layer_starts_with_tokens_apart_and_attention_spread_over_them(init, form):
+    """Tokens in one place have huge scores, which differ by chance only, and a radius that cuts no pair."""
+    config = NGTConfig(vocab_size=64, d_model=64, n_layers=6, n_heads=4, d_mlp=64, n_positions=128, init=init, **form)
+    network = registry.build(config)
+    model = network.merge(network.init(jax.random.key(0)))
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 128))
+    seen = jax.jit(model.inspect)(tokens)
+    earlier = np.tril(np.ones((128, 128), bool), -1)
+    uniform = np.mean(np.log(np.arange(1, 129)))
+    for d2, weights, radius in zip(seen["d2"], seen["weights"], seen["radius"], strict=True):
+        pairs = np.asarray(d2)[..., earlier]
+        assert 5 < np.median(pairs) < 20
+        assert np.quantile(pairs, 0.001) > 1
+        assert 0.01 < np.mean(pairs > radius**2) < 0.3
+        entropy = -np.mean(np.sum(jax.scipy.special.xlogy(weights, weights), axis=-1))
+        assert 0.8 * uniform < entropy < uniform
+
+
 def test_repulsion_counts_pairs_of_one_document_only(x64):
     rng = np.random.default_rng(0)
     z, m = jnp.asarray(rng.standard_normal((1, 6, 3))), jnp.asarray(rng.uniform(0.5, 1, (1, 6)))

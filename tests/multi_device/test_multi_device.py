@@ -41,6 +41,13 @@ def test_given_parameters_are_placed_on_a_mesh():
         assert found == {"equal": True, "sharded": True, "split": True}, kind
 
 
+def test_the_gradient_of_a_sharded_embedding_is_summed_in_float32():
+    for vocab, found in json.loads(run_script("multi_device/embedding.py", devices=8).splitlines()[-1]).items():
+        assert found["equal"], vocab
+        assert found["error"] < 1e-6, vocab
+        assert found["communicated"] <= 1, vocab
+
+
 OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full", "ngt", "vanilla"]
 
 

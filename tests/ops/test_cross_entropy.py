@@ -201,3 +201,13 @@ def test_the_chunk_depends_on_the_devices_of_the_mesh(monkeypatch):
     cross_entropy(*args)
     n = jax.device_count()
     assert chunks == [B * L // (512 * n), B * L // (512 * 4), B * L // (4096 * n)]
+
+
+@pytest.mark.parametrize("offset", [300.0, 1e4])
+def test_large_logits_cost_no_digits(offset):
+    x, kernel, targets, weights, _ = draw(2, 3, 4, 9)
+    x, kernel = (jnp.asarray(np.round(8 * a) / 8, jnp.float32) for a in (x, kernel))  # so that the logits are exact
+    (loss, _), (shifted, _) = (
+        cross_entropy(x, kernel, targets, weights, bias_V=bias) for bias in (jnp.zeros(9), jnp.full(9, offset))
+    )
+    np.testing.assert_allclose(shifted, loss, rtol=1e-6)

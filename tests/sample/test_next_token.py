@@ -141,6 +141,27 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_once
     assert chosen(negative, Sampling(**greedy, repetition_penalty=2.0), seen)[0] == [1]
 
 
+@pytest.mark.parametrize("offset", [0.0, 300.0, -1e4, 1e5])
+def test_logprobs_have_all_digits_at_large_logits(offset):
+    logits = (offset + np.random.default_rng(0).integers(-64, 65, (4, 50)) / 16).astype(np.float32)
+    tokens, logprobs = chosen(logits, UNFILTERED)
+    exact = jax.nn.log_softmax(logits - offset)[np.arange(4), tokens]  # logits are multiples of 1/16
+    np.testing.assert_allclose(logprobs, exact, rtol=1e-6)
+
+
+def test_the_logprob_of_a_near_certain_token_is_not_rounded_to_zero():
+    _, logprobs = chosen([[500.0, 500.0 - 13.0]], Sampling(temperature=0))
+    np.testing.assert_allclose(logprobs, -np.exp(-13.0), rtol=0.1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_without_finite_logits_have_no_token(bad):
+    rows = [[bad] * 3, [0.0, 1.0, 0.0], [0.0, bad, 1.0]]
+    tokens, logprobs = chosen(rows, Sampling(temperature=0))
+    np.testing.assert_array_equal(tokens, [3, 1, 2 if bad == -np.inf else 3])
+    assert np.isfinite(logprobs[tokens < 3]).all()
+
+
 def test_logprobs_are_those_of_the_unfiltered_logits():
     logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     seen = np.ones((3, 50), bool)

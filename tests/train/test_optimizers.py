@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from psann_jax.config import TrainConfig
+from psann_jax.config import SpectralConfig, TrainConfig
+from psann_jax.models.network import build
 from psann_jax.nn.partition import ParamInfo
+from psann_jax.train.adafactor import scale_by_factored_rms
 from psann_jax.train.optimizers import clip_by_global_norm, make_optimizer, optimizer_shardings
+from tests.support.variants import variant
 
 OPTIMIZERS = ["adamw", "adafactor", "muon"]
 
@@ -24,6 +27,7 @@ INFOS = {
         "alpha": ParamInfo("alpha", ("layers",)),
         "conv": ParamInfo("conv", ("layers", None, "embed")),
         "gate": ParamInfo("gate", ("layers", "embed")),
+        "mix": ParamInfo("mixing", ("layers", "embed", None)),
     },
     "embed": ParamInfo("embedding", ("vocab", "embed")),
     "head": ParamInfo("matrix", ("embed", "vocab")),
@@ -38,11 +42,12 @@ SHAPES = {
         "alpha": (3,),
         "conv": (3, 3, 8),
         "gate": (3, 8),
+        "mix": (3, 8, 8),
     },
     "embed": (20, 8),
     "head": (8, 20),
 }
-UNDECAYED = {"norm", "bias", "sine", "alpha"}
+UNDECAYED = {"norm", "bias", "sine", "alpha", "gate", "mixing"}
 
 
 def random_tree(seed: int, shapes=SHAPES, scale: float = 1.0):
@@ -158,7 +163,7 @@ def test_state_is_sharded_like_the_parameters(optimizer):
             assert jax.tree_util.keystr(path).endswith(sharding)
             assert value.shape == shape
     # Two moments for all but the frozen parameter; Muon has one for each matrix; factored moments are not counted.
-    assert moments == {"adamw": 18, "muon": 16, "adafactor": 8}[optimizer]
+    assert moments == {"adamw": 20, "muon": 17, "adafactor": 9}[optimizer]
 
 
 def test_muon_orthogonalises_every_layer_separately():
@@ -196,7 +201,7 @@ def test_muon_uses_adamw_for_all_but_matrices():
     params, grads, rates = random_tree(0), [random_tree(i) for i in (1, 2, 3)], [0.1, 0.2, 0.3]
     after = run(muon, INFOS, params, grads, rates)
     adamw = numpy_adamw(muon, INFOS, params, grads, rates)
-    matrices = jax.tree.map(lambda i: i.kind == "matrix", INFOS)
+    matrices = jax.tree.map(lambda i: i.kind in ("matrix", "mixing"), INFOS)
     for is_matrix, a, e in zip(*map(jax.tree.leaves, (matrices, after, adamw)), strict=True):
         assert np.allclose(a, e, rtol=2e-6, atol=2e-6) != is_matrix
 
@@ -233,6 +238,51 @@ def test_adafactor_clips_every_layer_separately():
             config, {"w": ParamInfo("matrix", ("embed", "mlp"))}, {"w": params[i]}, [{"w": g[i]} for g in grads], [1, 1]
         )["w"]
         np.testing.assert_allclose(together[i], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(130, 3), (130, 128, 160), (130, 160, 128), (2, 200, 130, 3), (5, 131)])
+def test_adafactor_factors_every_layer_separately_however_many_there_are(shape):
+    config = TrainConfig(optimizer="adafactor", weight_decay=0.0)
+    scales = jnp.asarray(np.random.default_rng(5).uniform(0.1, 10, shape[0]), jnp.float32)
+    scales = scales.reshape(-1, *[1] * (len(shape) - 1))
+    params = random_tree(0, {"w": shape})["w"]
+    grads = [scales * random_tree(i, {"w": shape})["w"] for i in (1, 2)]
+    axes = ("embed", "mlp", None)[: len(shape) - 1]
+    together = run(
+        config, {"w": ParamInfo("matrix", ("layers", *axes))}, {"w": params}, [{"w": g} for g in grads], [1, 1]
+    )
+    for i in {0, 1, shape[0] - 1}:
+        alone = run(config, {"w": ParamInfo("matrix", axes)}, {"w": params[i]}, [{"w": g[i]} for g in grads], [1, 1])
+        np.testing.assert_allclose(together["w"][i], alone["w"], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20,), (127, 200), (128, 129), (200, 128), (3, 128, 160), (3, 160, 128), (2, 3, 5)])
+def test_adafactor_has_the_state_and_values_of_optax_for_few_layers(shape):
+    """So that checkpoints of both resume."""
+    infos = {
+        "w": ParamInfo("matrix", ("layers", *[None] * (len(shape) - 1)) if len(shape) > 2 else (None,) * len(shape))
+    }
+    ours = scale_by_factored_rms({"w": infos["w"].axes[0] == "layers"})
+    theirs = optax.scale_by_factored_rms()
+    params = random_tree(0, {"w": shape})
+    states = [ours.init(params), theirs.init(params)]
+    for i in (1, 2, 3):
+        grads = random_tree(i, {"w": shape})
+        pairs = [jax.jit(t.update)(grads, s, params) for t, s in zip((ours, theirs), states, strict=True)]
+        assert jax.tree.map(jnp.shape, pairs[0]) == jax.tree.map(jnp.shape, pairs[1])
+        assert_trees_close(*pairs, rtol=1e-5)
+        states = [state for _, state in pairs]
+
+
+@pytest.mark.parametrize("groups", ["depthwise", "full"])
+def test_weight_decay_leaves_a_spectral_gate_alone(groups):
+    """Its raw mask would decay towards a gate of 1/2, and its mixing, which starts as the identity, towards 0."""
+    network = build(variant("sgrpsann", spectral=SpectralConfig(k_fft=6, gate_groups=groups, gate_init=-4.0)))
+    params = network.init(jax.random.key(0))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    after = run(TrainConfig(weight_decay=0.5), network.infos, params, [zeros], [0.1])
+    jax.tree.map(np.testing.assert_array_equal, after["blocks"]["gate"], params["blocks"]["gate"])
+    assert_trees_close(after["head"], 0.95 * params["head"])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
