@@ -41,3 +41,12 @@ def plain_attention(
     if dropout_key is not None:
         p_BxHxLxL *= tiles.window_dropout_factors(dropout_key, dropout_rate, B, H, L)
     return weighted_values(p_BxHxLxL, v_BxLxHxK)
+
+
+def exact_attention(
+    q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, segment_ids_BxL: Array | None = None
+) -> Array:
+    """Computes `plain_attention` in float32 at the highest precision of the device, for the examples of kernels."""
+    q, k, v = (x.astype(jnp.float32) for x in (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK))
+    with jax.default_matmul_precision("highest"):
+        return plain_attention(0.0, q, k, v, segment_ids_BxL, None, None).astype(q_BxLxHxK.dtype)

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from psann_jax.ops import attention_splash, kernels
 from psann_jax.ops.attention import causal_attention
 from psann_jax.ops.attention_splash import blocks, splash_attention
 from tests.ops.test_attention import draw
-from tests.support.attention import at_borders, compare_with_plain
+from tests.support.attention import at_borders, check_example, compare_with_plain
 
 interpreted = partial(splash_attention, interpret=True)
 
@@ -54,7 +53,4 @@ def test_blocks_are_multiples_of_128():
 
 
 def test_example():
-    example = kernels.EXAMPLES["attention.splash"]()
-    inputs = example.inputs(jax.random.key(0))
-    got, want = (np.asarray(f(*inputs), "float32") for f in (interpreted, example.reference))
-    np.testing.assert_allclose(got, want, atol=example.tolerance * np.abs(want).max())
+    check_example(kernels.EXAMPLES["attention.splash"](), interpreted)

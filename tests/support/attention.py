@@ -1,5 +1,7 @@
 """Comparison of kernels of attention with the plain implementation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,3 +50,23 @@ def at_borders(length, tile):
     segment_ids = np.stack([1 + np.searchsorted(b, index, "right") for b in borders]).astype("int32")
     segment_ids[1, -(length // 8) :] = 0
     return segment_ids
+
+
+def check_example(example, kernel):
+    """Compares values and gradients with the reference, as the check on a device does, with some room.
+
+    Args:
+      example: a `kernels.Example`.
+      kernel: what takes the place of its kernel on a CPU.
+    """
+    inputs = example.inputs(jax.random.key(0))
+    n = sum(jnp.issubdtype(a.dtype, jnp.floating) for a in inputs)
+
+    def run(attend, *inputs):
+        out, vjp = jax.vjp(lambda *arrays: attend(*arrays, *inputs[n:]), *inputs[:n])
+        return out, *vjp(jax.random.normal(jax.random.key(1), out.shape, out.dtype))
+
+    results = (jax.jit(partial(run, attend))(*inputs) for attend in (kernel, example.reference))
+    for got, want in zip(*results, strict=True):
+        got, want = np.asarray(got, "float32"), np.asarray(want, "float32")
+        np.testing.assert_allclose(got, want, atol=0.8 * example.tolerance * np.abs(want).max())
