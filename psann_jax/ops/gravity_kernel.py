@@ -35,9 +35,10 @@ def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
     """Returns why the kernel cannot run, or "" if it can."""
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
+    types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
     for x in (a_BxLxHxC, v_BxLxHxK):
-        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-            return f"computes in float32, bf16 or fp16, not in {x.dtype}"
+        if x.dtype.name not in types:
+            return f"computes in {', '.join(types)} on this device, not in {x.dtype}"
     if v_BxLxHxK.shape[-1] > _MAX_HEAD_SIZE:
         return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {v_BxLxHxK.shape[-1]}"
     if a_BxLxHxC.shape[-1] > _MAX_COORDINATES:
