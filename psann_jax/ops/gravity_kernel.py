@@ -9,6 +9,7 @@ Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the sco
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,8 @@ def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
     """Returns why the kernel cannot run, or "" if it can."""
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
+    if platform == "gpu" and find_spec("jax.experimental.pallas.triton") is None:
+        return "needs Pallas for Triton, which this version of JAX no longer has"
     types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
     for x in (a_BxLxHxC, v_BxLxHxK):
         if x.dtype.name not in types:
