@@ -9,6 +9,7 @@ Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the sco
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -35,9 +36,12 @@ def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
     """Returns why the kernel cannot run, or "" if it can."""
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
+    if platform == "gpu" and find_spec("jax.experimental.pallas.triton") is None:
+        return "needs Pallas for Triton, which this version of JAX no longer has"
+    types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
     for x in (a_BxLxHxC, v_BxLxHxK):
-        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-            return f"computes in float32, bf16 or fp16, not in {x.dtype}"
+        if x.dtype.name not in types:
+            return f"computes in {', '.join(types)} on this device, not in {x.dtype}"
     if v_BxLxHxK.shape[-1] > _MAX_HEAD_SIZE:
         return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {v_BxLxHxK.shape[-1]}"
     if a_BxLxHxC.shape[-1] > _MAX_COORDINATES:

@@ -54,7 +54,7 @@ def forward(setup: Setup, head_size: int) -> Body:
 
     def finish(queries: Side, sums: Sums) -> tuple[Array, Array]:
         largest, total, mean = sums
-        return mean / total, (largest + jnp.log(total)).reshape(1, T)
+        return mean / total, (largest + jnp.log(total)).T
 
     return Body(step, finish, (((T, 1), MASK_VALUE), ((T, 1), 0.0), ((T, head_size), 0.0)))
 
@@ -85,7 +85,7 @@ def backward_of_queries(setup: Setup, padded_coordinates: int) -> Body:
         return _add(sums, setup.target.dot(g.d2, keys.rows("a"), (1, 1)), *added)
 
     def finish(queries: Side, sums: Sums) -> tuple[Array, tuple[Array, ...]]:
-        return sums[0].T, tuple(column.reshape(1, T) for column in sums[1:])
+        return sums[0].T, tuple(column.T for column in sums[1:])
 
     columns = (((T, 1), 0.0),) * number_of_sums(form)
     return Body(step, finish, (((T, padded_coordinates), 0.0), *columns))
@@ -121,7 +121,7 @@ def backward_of_keys(setup: Setup, padded_coordinates: int, head_size: int) -> B
         return _add(sums, *added)
 
     def finish(keys: Side, sums: Sums) -> tuple[Array, Array, tuple[Array, ...]]:
-        return sums[0], sums[1].T, tuple(column.reshape(1, T) for column in sums[2:])
+        return sums[0], sums[1].T, tuple(column.T for column in sums[2:])
 
     columns = (((T, 1), 0.0),) * (1 + setup.has_mass)
     return Body(step, finish, (((T, head_size), 0.0), ((T, padded_coordinates), 0.0), *columns))

@@ -115,7 +115,7 @@ class Side:
 
     def column(self, name: str, index: Index = 0) -> Array:
         """Returns a number of every token, (T, 1)."""
-        return self.row(name, index).reshape(self.T, 1)
+        return self.row(name, index).T
 
     def rows(self, name: str) -> Array:
         """Returns all numbers of every token, (F, T)."""
