@@ -12,8 +12,9 @@ from psann_jax.config import Config, PuzzlesConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
-from psann_jax.models.network import Params, make_network
+from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
+from psann_jax.ops.full_attention import choose_full_attention
 from psann_jax.tasks.sudoku_scores import solved_fractions
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
@@ -61,8 +62,9 @@ class SudokuTask:
         return ()
 
     def attention(self) -> str:
-        """Name of the attention implementation: 81 cells are too few for a blocked one."""
-        return "plain"
+        """Name of the attention implementation, for the devices of the current mesh."""
+        model = self.config.model
+        return choose_full_attention(DTYPES[self.config.train.precision], 81, model.d_model // model.n_heads)
 
     # --- what the training step needs -----------------------------------------------------------------
 
