@@ -1,4 +1,4 @@
-"""The features that distinguish waveresnet from the transformer, one by one: 24 runs of the 13 M proxy.
+"""The features that distinguish waveresnet from the transformer, one by one: 40 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/ablations.py
 
@@ -13,4 +13,4 @@ from psann_jax.experiments.sweeps import sweep_config
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
-    return sweep_config(proxy_sweep("respsann"), ablations(), seeds=(1337, 1338, 1339))
+    return sweep_config(proxy_sweep("respsann"), ablations(), seeds=(1337, 1338, 1339, 1340, 1341))

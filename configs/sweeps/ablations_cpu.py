@@ -1,4 +1,4 @@
-"""The features that distinguish respsann from the transformer, one by one, at a size for a CPU: 24 runs.
+"""The features that distinguish respsann from the transformer, one by one, at a size for a CPU: 40 runs.
 
   psann-jax sweep --config=configs/sweeps/ablations_cpu.py
 
@@ -15,4 +15,4 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     common = small_sweep()
     common.train.lr = 8e-3  # best for respsann on held-out training text (tuning_cpu.py)
-    return sweep_config(common, ablations(), seeds=(1, 2, 3))
+    return sweep_config(common, ablations(), seeds=(1, 2, 3, 4, 5))

@@ -1,4 +1,4 @@
-"""All bases at a size for a CPU, half a million parameters without the embeddings: 18 runs.
+"""All bases at a size for a CPU, half a million parameters without the embeddings: 30 runs.
 
   psann-jax sweep --config=configs/sweeps/bases_cpu.py
 
@@ -14,4 +14,4 @@ from psann_jax.experiments.sweeps import sweep_config
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     contenders = small_contenders() | {"waveresnet": {"model.base": "waveresnet"}}
-    return sweep_config(small_sweep(), contenders, seeds=(1, 2, 3))
+    return sweep_config(small_sweep(), contenders, seeds=(1, 2, 3, 4, 5))

@@ -1,4 +1,4 @@
-"""All decoder bases with equal tokens, FLOPs, parameters and seconds: 51 runs of the 13 M proxy.
+"""All decoder bases with equal tokens, FLOPs, parameters and seconds: 75 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/same_cost.py
 
@@ -14,4 +14,5 @@ from psann_jax.experiments.sweeps import sweep_config
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     budgets = ("tokens", "flops", "parameters", "seconds")
-    return sweep_config(proxy_sweep("transformer"), proxy_contenders(), seeds=(1337, 1338, 1339), budgets=budgets)
+    seeds = (1337, 1338, 1339, 1340, 1341)
+    return sweep_config(proxy_sweep("transformer"), proxy_contenders(), seeds=seeds, budgets=budgets)

@@ -1,4 +1,4 @@
-"""The transformer and waveresnet, both at waveresnet's tuned learning rate: 6 runs of the 13 M proxy.
+"""The transformer and waveresnet, both at waveresnet's tuned learning rate: 10 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/same_rate.py
 
@@ -16,4 +16,4 @@ from psann_jax.experiments.sweeps import sweep_config
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     contenders = {base: {"model.base": base} for base in ("transformer", "waveresnet")}
-    return sweep_config(proxy_sweep("transformer"), contenders, seeds=(1337, 1338, 1339))
+    return sweep_config(proxy_sweep("transformer"), contenders, seeds=(1337, 1338, 1339, 1340, 1341))

@@ -1,4 +1,4 @@
-"""The transformer and waveresnet with equal tuning, six learning rates each: 36 runs of the 13 M proxy.
+"""The transformer and waveresnet with equal tuning, six learning rates each: 60 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/same_tuning.py
 
@@ -15,4 +15,4 @@ def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     contenders = {base: {"model.base": base} for base in ("transformer", "waveresnet")}
     grid = {"train.lr": (3e-4, 6e-4, 1.2e-3, 1.8e-3, 2.4e-3, 3.6e-3)}
-    return sweep_config(proxy_sweep("transformer"), contenders, grid=grid, seeds=(1337, 1338, 1339))
+    return sweep_config(proxy_sweep("transformer"), contenders, grid=grid, seeds=(1337, 1338, 1339, 1340, 1341))

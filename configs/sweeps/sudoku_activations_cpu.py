@@ -1,4 +1,4 @@
-"""The activation of the Sudoku transformer at a size for a CPU, a shortened quickstart: 9 runs.
+"""The activation of the Sudoku transformer at a size for a CPU, a shortened quickstart: 15 runs.
 
   psann-jax sweep --config=configs/sweeps/sudoku_activations_cpu.py
 
@@ -16,4 +16,4 @@ def get_config() -> config_dict.ConfigDict:
     common = sudoku_quickstart()
     common.train.steps = 1500
     contenders = {name: {"model.base": "sudoku", "model.mlp_activation": name} for name in ("relu", "gelu", "sine")}
-    return sweep_config(common, contenders, seeds=(1, 2, 3))
+    return sweep_config(common, contenders, seeds=(1, 2, 3, 4, 5))

@@ -1,4 +1,4 @@
-"""All bases at a size for a CPU, each with its best learning rate of tuning_cpu.py: 15 runs.
+"""All bases at a size for a CPU, each with its best learning rate of tuning_cpu.py: 25 runs.
 
   psann-jax sweep --config=configs/sweeps/tuned_cpu.py
 
@@ -17,4 +17,4 @@ _BEST = {"transformer": 4e-3, "ngt": 4e-3, "respsann": 8e-3, "sgrpsann": 8e-3, "
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     contenders = {name: settings | {"train.lr": _BEST[name]} for name, settings in small_contenders().items()}
-    return sweep_config(small_sweep(), contenders, seeds=(1, 2, 3))
+    return sweep_config(small_sweep(), contenders, seeds=(1, 2, 3, 4, 5))

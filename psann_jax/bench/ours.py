@@ -18,7 +18,8 @@ from psann_jax.train.mesh import put_batch
 from psann_jax.train.step import init_state
 
 MFU_FORMULA = (
-    "tokens/s * (6 * parameters in matrix products, including the head + 6 * layers * length * d_model) / peak FLOP/s"
+    "tokens/s * (6 * parameters in matrix products and filters, including the head + 6 * layers * length * d_model)"
+    " / peak FLOP/s"
 )
 
 

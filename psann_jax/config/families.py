@@ -37,7 +37,7 @@ class Family:
         `train.remat` that it supports.
       task: class with the protocol `psann_jax.train.loop.Task`, a class method `load(config, progress=True)` and a
         constructor `task(config, data)`.
-      flops: (network, window length) -> training FLOPs per token in matrix products.
+      flops: (network, window length) -> model FLOPs of one gradient per token, see `psann_jax.models.flops`.
       random_data: (config) -> data for `task` with random content, for measurements.
     """
 

@@ -27,20 +27,27 @@ def match_budget(
       speed: measures a config's tokens/s on this device; needed for the budget "seconds".
 
     Raises:
-      ConfigError: no width of the MLPs gives the reference's number of parameters.
+      ConfigError: no width of the MLPs gives the reference's number of parameters, or only one of the two pads its rows
+        although the budget is in tokens.
     """
-    if budget == "tokens" or config == reference:
+    if config == reference:
         return config
-    if budget == "parameters":
-        return _with_parameters(config, _network(reference).n_params)
+    if budget in ("tokens", "parameters"):
+        same_rows = getattr(config.data, "pack", True) == getattr(reference.data, "pack", True)
+        require(
+            same_rows, "data.pack", f"differs from the reference's; padding makes the tokens of budget {budget} unequal"
+        )
+        return config if budget == "tokens" else _with_parameters(config, _network(reference).n_params)
     if budget == "flops":
         factor = flops_per_token(reference) / flops_per_token(config)
     else:
         assert speed is not None
         factor = speed(config) / speed(reference)
     train = config.train
-    steps = max(round(train.steps * factor), 1)
-    warmup_steps = min(round(train.warmup_steps * factor), steps)
+    # Of the reference's tokens: the contender's own steps or batches may be others.
+    n_tokens = factor * reference.train.steps * reference.train.batch_tokens
+    steps = max(round(n_tokens / train.batch_tokens), 1)
+    warmup_steps = min(round(train.warmup_steps * steps / train.steps), steps)
     return with_settings(config, {"train.steps": steps, "train.warmup_steps": warmup_steps})
 
 
@@ -52,7 +59,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def flops_per_token(config: Config) -> float:
-    """Returns the training FLOPs per token in matrix products, see `psann_jax.models.flops`."""
+    """Returns the model FLOPs of training per token, see `psann_jax.models.flops`."""
     return _flops_per_token(dataclasses.replace(config, seed=0))  # equal for all seeds
 
 

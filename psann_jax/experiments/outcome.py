@@ -53,6 +53,11 @@ class Outcome:
         return math.nan if self.summary is None else float(self.summary["val_loss"])
 
     @property
+    def update_tokens(self) -> float:
+        """Tokens per update, without padding; NaN if training failed."""
+        return math.nan if self.summary is None else self.summary["tokens"] / self.summary["steps"]
+
+    @property
     def losses(self) -> dict[int, float]:
         """Step -> validation loss, by step."""
         return dict(sorted((row["step"], row["loss"]) for row in self.rows if row["kind"] == "eval"))
@@ -88,7 +93,7 @@ class Outcome:
 
     def _measured(self, summary: dict[str, Any]) -> dict[str, Any]:
         config = self.case.config
-        tokens, rate = config.train.steps * config.train.batch_tokens, summary["tokens_per_s"]
+        tokens, rate = summary["tokens"], summary["tokens_per_s"]
         best_step, best_loss = self.best
         return {
             "param_count": summary["n_params"],
@@ -96,7 +101,8 @@ class Outcome:
             "train_tokens": tokens,
             "train_tokens_per_s": rate,
             "train_elapsed_s": tokens / rate if rate else None,
-            "train_flops": tokens * flops_per_token(config),
+            # Padding is computed, too.
+            "train_flops": config.train.steps * config.train.batch_tokens * flops_per_token(config),
             "peak_memory_mb": summary["peak_memory_mb"],
             "train_loss": summary["train_loss"],
             "val_loss": summary["val_loss"],

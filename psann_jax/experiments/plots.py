@@ -22,7 +22,9 @@ def draw_losses(path: Path, outcomes: Sequence[Outcome]) -> None:
         groups.setdefault(label, []).append(outcome)
     late: list[float] = []
     for i, (label, group) in enumerate(groups.items()):
-        curves = [{step * o.case.config.train.batch_tokens: loss for step, loss in o.losses.items()} for o in group]
+        # Of the first one: seeds of one contender have equally long updates.
+        update = group[0].update_tokens
+        curves = [{step * update: loss for step, loss in o.losses.items()} for o in group]
         # The loss before the first update is that of a random guess, for all contenders.
         tokens = sorted(set.intersection(*map(set, curves)) - {0})
         losses = np.array([[curve[t] for t in tokens] for curve in curves])
@@ -51,7 +53,7 @@ def draw_final(path: Path, outcomes: Sequence[Outcome]) -> None:
         flops, losses = zip(*points, strict=True)
         axes.plot(flops, losses, label=contender, alpha=0.8, **line_style(i) | {"linestyle": ""})
     axes.set_xscale("log")
-    axes.set_xlabel("training FLOPs in matrix products")
+    axes.set_xlabel("training FLOPs")
     axes.set_ylabel(f"validation loss ({_unit(outcomes)}), one point per run")
     # A perplexity is at least 1, but Matplotlib also evaluates the function at 0.
     axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1)))).set_ylabel("perplexity")

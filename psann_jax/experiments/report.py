@@ -15,7 +15,6 @@ from psann_jax.config.io import to_dict
 from psann_jax.experiments.outcome import COLUMNS, Outcome
 from psann_jax.experiments.plots import draw_final, draw_losses
 from psann_jax.experiments.tables import Section, sections
-from psann_jax.train.hardware import device_description
 from psann_jax.utils.files import atomic_write, write_json
 
 
@@ -38,7 +37,8 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
         "run_name": name,
         "bases": sorted({m["base"] for m in metrics}),
         "seeds": sorted({m["seed"] for m in metrics}),
-        "system": {"device": device_description(), "jax": version("jax")},
+        # Of the runs: asking for the devices in this process would hold them.
+        "system": {"devices": sorted(_devices(outcomes)), "jax": version("jax")},
     }
     write_json(workdir / "summary.json", {**facts, "n_cases": n_cases, "results": metrics})
     write_json(workdir / "config_used.json", {o.case.name: to_dict(o.case.config) for o in outcomes})
@@ -49,6 +49,10 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
     pages = list(dict.fromkeys(o.coordinates_page for o in finished if o.coordinates_page))
     atomic_write(workdir / "report.md", _markdown(name, parts, figures, pages, workdir))
     atomic_write(workdir / "report.html", _html(name, parts, figures, pages, workdir))
+
+
+def _devices(outcomes: Sequence[Outcome]) -> set[str]:
+    return {o.summary["device"] for o in outcomes if o.summary is not None and "device" in o.summary}
 
 
 def _write_csv(metrics: Sequence[dict[str, Any]], path: Path) -> None:

@@ -23,7 +23,7 @@ def sweep_config(
     contenders: Mapping[str, Mapping[str, Any]],
     *,
     grid: Mapping[str, Sequence[Any]] | None = None,
-    seeds: Sequence[int] = (1, 2, 3),
+    seeds: Sequence[int] = (1, 2, 3, 4, 5),
     budgets: Sequence[str] = ("tokens",),
 ) -> config_dict.ConfigDict:
     """Returns a sweep, in the form that get_config() of a sweep file returns.
@@ -32,7 +32,7 @@ def sweep_config(
       common: the experiment, from `default_config`. Model settings that it changes apply to every base that has them.
       contenders: name -> settings by dotted name, model.base among them. The first contender is the reference.
       grid: setting -> values; every contender runs with every combination.
-      seeds: seeds of initial weights, data order and dropout.
+      seeds: seeds of initial weights, data order and dropout; with fewer than four, a report has no verdicts.
       budgets: what is equal for all contenders: training tokens, training FLOPs, parameters (adjusted through d_mlp) or
         seconds of training on this device.
     """

@@ -213,7 +213,7 @@ def _lm_eval_scores(finished: Sequence[Outcome]) -> Section:
 def _throughput(runs: Sequence[Outcome]) -> Section:
     rows = [["run", "steps/s", "s/step", "tokens/s", "peak MB", "parameters"]]
     for run in runs:
-        summary, tokens = run.summary or {}, run.case.config.train.batch_tokens
+        summary, tokens = run.summary or {}, run.update_tokens
         rate = summary["tokens_per_s"]
         times = [f"{rate / tokens:.3f}", f"{tokens / rate:.3g}" if rate else "-", f"{rate:,.0f}"]
         rows.append([run.case.name, *times, f"{summary['peak_memory_mb']:,.0f}", f"{summary['n_params']:,}"])

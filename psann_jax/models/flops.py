@@ -1,8 +1,13 @@
-"""Training FLOPs per token in matrix products, counted by formulas."""
+"""Model FLOPs of training per token, counted by formulas.
+
+Counted is what the mathematics of an update needs, once: matrix products, attention and causal filters, forward and
+backward, and both gradients of sharpness-aware minimisation. Not counted are what the backward pass recomputes to save
+memory (train.remat), elementwise operations and look-ups.
+"""
 
 import jax
 
-from psann_jax.config import Config
+from psann_jax.config import Config, DecoderConfig
 from psann_jax.config.families import family
 from psann_jax.models.network import Network
 
@@ -32,9 +37,23 @@ def training_flops(matmul_params: int, n_layers: int, width: float, length: int)
     return 6.0 * matmul_params + 6.0 * n_layers * length * width
 
 
+def filter_taps(network: Network) -> int:
+    """Counts the multiply-adds per token of the causal filters of a decoder: taps per feature, over all layers."""
+    c = network.config
+    if not isinstance(c, DecoderConfig):
+        return 0
+    wave = c.wave.kernel if c.wave.interleave or c.wave.replace else 0
+    gate = c.spectral.k_fft if c.base == "sgrpsann" else 0
+    return c.n_layers * c.d_model * (wave + gate)
+
+
 def decoder_flops(network: Network, length: int) -> float:
-    """Training FLOPs per token of a decoder with dot-product attention; see `training_flops`."""
-    return training_flops(matmul_params(network), network.config.n_layers, network.config.d_model, length)
+    """Training FLOPs per token of a decoder with dot-product attention; see `training_flops`.
+
+    A tap of a filter costs as much as a weight of a matrix, whether it is computed directly or otherwise.
+    """
+    weights = matmul_params(network) + filter_taps(network)
+    return training_flops(weights, network.config.n_layers, network.config.d_model, length)
 
 
 def gravity_flops(network: Network, length: int) -> float:
@@ -52,5 +71,6 @@ def sudoku_flops(network: Network, length: int) -> float:
 
 
 def flops_per_token(config: Config, network: Network) -> float:
-    """Training FLOPs per token of an experiment, by the formula of its family."""
-    return float(family(config.model.base).get("flops")(network, config.data.max_length))
+    """Training FLOPs per token of an experiment: the formula of its family, for each gradient of an update."""
+    one_gradient = float(family(config.model.base).get("flops")(network, config.data.max_length))
+    return one_gradient * (2 if config.train.sam_rho else 1)

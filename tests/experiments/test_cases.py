@@ -55,6 +55,28 @@ def test_budgets():
     assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
 
 
+@pytest.mark.parametrize("own", [{"train.steps": 80}, {"train.batch_tokens": 128}], ids=["steps", "batch"])
+def test_a_contender_with_more_tokens_of_its_own_still_gets_the_budget(own):
+    contenders = {"few": {"model.base": "transformer"}, "many": {"model.base": "transformer", **own}}
+    few, many, few_s, many_s = (
+        case.config
+        for case in all_cases(
+            small_sweep(contenders, seeds=(1,), budgets=("flops", "seconds")), speed=lambda config: 100.0
+        )
+    )
+    for reference, config in ((few, many), (few_s, many_s)):
+        tokens = [c.train.steps * c.train.batch_tokens for c in (reference, config)]
+        assert tokens[0] == tokens[1] == 40 * 64
+
+
+@pytest.mark.parametrize("budget", ["tokens", "parameters"])
+def test_padded_and_packed_rows_have_no_equal_tokens(budget):
+    contenders = {"packed": {"model.base": "transformer"}, "rows": {"model.base": "transformer", "data.pack": False}}
+    with pytest.raises(ConfigError, match=r"data\.pack: differs from the reference's.*budget " + budget):
+        all_cases(small_sweep(contenders, budgets=(budget,)))
+    assert len(all_cases(small_sweep(contenders, seeds=(1,), budgets=("flops",)))) == 2
+
+
 def test_equal_configs_share_one_run():
     """The reference is the same under every budget."""
     names = folders(all_cases(small_sweep(budgets=("tokens", "flops", "parameters"), seeds=(1, 2))))

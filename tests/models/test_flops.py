@@ -1,10 +1,12 @@
 """Training FLOPs against counts by hand."""
 
+import dataclasses
+
 import pytest
 
 from psann_jax.config.families import families
 from psann_jax.config.io import default_config, parse
-from psann_jax.models.flops import flops_per_token, matmul_params, training_flops
+from psann_jax.models.flops import filter_taps, flops_per_token, matmul_params, training_flops
 from psann_jax.models.network import make_network
 from tests.support.variants import SIZES
 
@@ -46,3 +48,36 @@ def test_sudoku_cells_attend_to_all_cells_in_every_iteration():
     assert costs[1] == 2 * costs[0]
     c, params = once.model, matmul_params(make_network(once))
     assert costs[0] == 6 * params + 2 * 6 * c.n_layers * 81 * c.d_model
+
+
+def cost_of(base, **model):
+    config = small(base, **model)
+    return flops_per_token(config, make_network(config))
+
+
+def test_a_tap_of_a_filter_costs_as_much_as_a_weight():
+    """Taps of the spectral gate and of the wave, per feature and layer, forward and twice that backward."""
+    c = small("sgrpsann").model
+    longer = cost_of("sgrpsann", **{"spectral": {"k_fft": 64}}) - cost_of("sgrpsann", **{"spectral": {"k_fft": 16}})
+    assert longer == 6 * c.n_layers * c.d_model * (64 - 16)
+    for option in ("interleave", "replace"):
+        five, three = (cost_of("waveresnet", wave={option: True, "kernel": kernel}) for kernel in (5, 3))
+        assert five - three == 6 * c.n_layers * c.d_model * 2
+    network = make_network(small("waveresnet"))
+    assert filter_taps(network) == filter_taps(make_network(small("vanilla"))) == 0
+
+
+@pytest.mark.parametrize("base", ["transformer", "sudoku"])
+def test_both_gradients_of_sharpness_aware_minimisation_count(base):
+    config = small(base)
+    network = make_network(config)
+    sharp = dataclasses.replace(config, train=dataclasses.replace(config.train, sam_rho=0.05))
+    assert flops_per_token(sharp, network) == 2 * flops_per_token(config, network)
+
+
+def test_recomputation_does_not_count():
+    """Model FLOPs, not hardware FLOPs: what remat repeats is no progress."""
+    config = small("sudoku")
+    nested = dataclasses.replace(config, train=dataclasses.replace(config.train, remat="nested"))
+    costs = [flops_per_token(c, make_network(c)) for c in (config, nested)]
+    assert costs[0] == costs[1]

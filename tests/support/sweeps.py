@@ -29,5 +29,9 @@ def make_outcome(case, loss, losses=None, windows=None):
     losses = losses or {step: loss + 10 / (step + 1) for step in (0, 20)} | {40: loss}
     rows = [{"kind": "eval", "step": step, "loss": value} for step, value in losses.items()]
     summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
-    summary |= {"n_params": 12345, "peak_memory_mb": 300.0, "train_loss": loss - 0.1}
+    summary |= {"tokens": 40 * 64, "device": "1 x CPU (test)"} | {
+        "n_params": 12345,
+        "peak_memory_mb": 300.0,
+        "train_loss": loss - 0.1,
+    }
     return Outcome(case, Path("runs", case.name), summary, rows, None, codes, windows=windows)
