@@ -2,8 +2,8 @@
 
   python -m psann_jax.main --config=configs/bases/ngt.py
 
-2 CPU cores (AMD EPYC): validation loss 8.34 before training and 5.09 after 300 updates (ppl 162) on Python 3.11; 15,000
-tokens/s, 1.1 GB. The settings are those of configs/quickstart.py, for comparison with the other bases.
+2 CPU cores (AMD EPYC): 15,000 tokens/s, 1.1 GB on Python 3.11. The loss has not been measured since the initial
+coordinates changed. The settings are those of configs/quickstart.py, for comparison with the other bases.
 """
 
 from ml_collections import config_dict

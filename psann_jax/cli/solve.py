@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--delay", type=float, metavar="S", help="with --watch: seconds between iterations; default 0.1 on a terminal")
     add("--pictures", metavar="DIR", help="with --puzzle: write confidence.png and attention.png there")
-    add("--max_puzzles", type=int, metavar="N", help="without --puzzle: only the first N puzzles")
+    add("--max_puzzles", type=int, metavar="N", help="without --puzzle: only N puzzles, of all ratings in proportion")
     add("--batch_size", type=int, metavar="N", help="without --puzzle: puzzles per batch; default 256")
     add("--never_stop", action="store_true", help="without --puzzle: run all iterations even for solved puzzles")
     flags = parser.parse_strictly(argv)
@@ -169,7 +169,7 @@ def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndar
 def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     from psann_jax.plots.sudoku import draw_accuracy
     from psann_jax.runs.sudoku_solver import select_puzzles, solve
-    from psann_jax.tasks.sudoku_scores import fractions_of
+    from psann_jax.tasks.sudoku_scores import fractions_of, left_out
 
     puzzles = select_puzzles(run, flags.data, flags.max_puzzles, progress=True)
     found = solve(
@@ -181,6 +181,8 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
         progress=True,
     )
     print(puzzles.describe(), file=sys.stderr)
+    if rare := left_out(puzzles.buckets_N):
+        print(rare, file=sys.stderr)
     n_solved = int(found.valid_NxM[:, -1].sum())
     rate = n_solved / found.seconds if found.seconds else 0.0
     speed = f"{n_solved:,} of {len(puzzles):,} solved in {found.seconds:.1f} s, compilation excluded"
@@ -200,11 +202,14 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
 
 
 def _table(rows: dict[int, dict[str, float]]) -> str:
-    """Percentages with two standard errors, one line for each number of iterations."""
-    names = [name for name in next(iter(rows.values())) if not name.endswith("_2se")]
+    """Percentages with 95 % intervals, one line for each number of iterations."""
+    from psann_jax.tasks.sudoku_scores import BOUNDS
+
+    names = [name for name in next(iter(rows.values())) if not name.endswith(BOUNDS)]
     titles = [name.removeprefix("solved").removeprefix("_") or "all" for name in names]
-    lines = ["iterations" + "".join(f"{title:>15}" for title in titles)]
+    lines = ["iterations" + "".join(f"{title:>19}" for title in titles)]
     for iterations, fractions in rows.items():
-        cells = (f"{100 * fractions[name]:6.2f} +- {100 * fractions[f'{name}_2se']:<4.2f}" for name in names)
-        lines.append(f"{iterations:>10}" + "".join(f"{cell:>15}" for cell in cells))
-    return "\n".join((*lines, "% of the puzzles solved, by rating, +- two standard errors"))
+        percent = {name: f"{100 * fraction:.1f}" for name, fraction in fractions.items()}
+        cells = (f"{percent[name]} ({percent[f'{name}_low']}-{percent[f'{name}_high']})" for name in names)
+        lines.append(f"{iterations:>10}" + "".join(f"{cell:>19}" for cell in cells))
+    return "\n".join((*lines, "% of the puzzles solved, by rating, with 95 % intervals"))

@@ -39,7 +39,7 @@ class VanillaConfig(TextModelConfig):
     # implementation; auto: the fastest for the device
     attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
     mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"  # of the MLPs
-    init: Literal["small", "reference"] = "small"  # N(0, 0.02^2), or as in the original: N(0, 1) embeddings
+    init: Literal["small", "reference"] = "small"  # N(0, 0.02^2) except coordinates, or as in the original: N(0, 1)
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:

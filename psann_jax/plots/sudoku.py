@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.plots.style import line_style, new_figure
+from psann_jax.tasks.sudoku_scores import BOUNDS
 
 _CLUE_COLOUR, _MAX_PANELS = "#9a9a9a", 12
 
@@ -23,21 +24,20 @@ def draw_accuracy(path: Path, rows: Mapping[int, Mapping[str, float]], *, stoppe
     figure = new_figure(8, 5)
     axes = figure.subplots()
     marks = list(rows)
-    names = [name for name in rows[marks[0]] if not name.endswith("_2se")]
+    names = [name for name in rows[marks[0]] if not name.endswith(BOUNDS)]
     one_rating = sum(name.removeprefix("solved_") in BUCKETS for name in names) == 1
     for i, name in enumerate(names[-1:] if one_rating else names):
-        fractions, errors = (np.array([rows[m][key] for m in marks]) for key in (name, f"{name}_2se"))
+        fractions, low, high = (np.array([rows[m][f"{name}{end}"] for m in marks]) for end in ("", *BOUNDS))
+        errors = 100 * np.maximum(0, [fractions - low, high - fractions])  # rounding could make them negative
         title = name.removeprefix("solved").removeprefix("_") or "all"
-        line = axes.errorbar(
-            marks, 100 * fractions, 100 * errors, label=title, markersize=5, capsize=3, **line_style(i)
-        )
+        line = axes.errorbar(marks, 100 * fractions, errors, label=title, markersize=5, capsize=3, **line_style(i))
         if name in ("solved", "solved_balanced", "solved_natural"):
             line.lines[0].set_linewidth(2.5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(marks, [str(m) for m in marks])
     axes.set_ylim(-2, 102)
     axes.set_xlabel("iterations")
-    axes.set_ylabel("solved puzzles (%), ± two standard errors")
+    axes.set_ylabel("solved puzzles (%), 95 % intervals")
     axes.set_title("solved by the first valid grid" if stopped else "valid after exactly this number of iterations")
     axes.grid(alpha=0.3)
     axes.legend(title="rating")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from psann_jax.config import PuzzlesConfig
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.loader import load_puzzles
-from psann_jax.data.sudoku.puzzles import Puzzles
+from psann_jax.data.sudoku.puzzles import Puzzles, stratified_order
 from psann_jax.data.sudoku.rules import UNITS_27x9, is_solved
 from psann_jax.models.network import Network, Params
 from psann_jax.models.sudoku import filled
@@ -74,20 +74,23 @@ def select_puzzles(
     Args:
       run: from `load_run`.
       file: a CSV file with columns question, answer and rating; None means the run's validation puzzles.
-      max_puzzles: use only the first max_puzzles puzzles; None means all.
+      max_puzzles: use only so many puzzles, some of every rating, in proportion; None means all, in their order.
       progress: whether to show a progress bar on a terminal.
 
     Raises:
       UserError: the file cannot be read, or the run's puzzles have changed.
     """
+    config = cast(PuzzlesConfig, run.config.data)
     if file is not None:
         puzzles = read_puzzles(Path(file), progress=progress)
     else:
-        data = load_puzzles(cast(PuzzlesConfig, run.config.data), progress)
+        data = load_puzzles(config, progress)
         if data.fingerprint != run.data:
             raise UserError("data: the puzzles differ from those that the run was trained on; name a file with --data")
         puzzles = data.valid
-    return puzzles.take(np.arange(len(puzzles))[:max_puzzles])
+    if max_puzzles is None:
+        return puzzles
+    return puzzles.take(stratified_order(puzzles.buckets_N, config.seed)[:max_puzzles])
 
 
 def trace(run: LoadedRun, puzzle_81: np.ndarray, *, iterations: int = 1024) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -15,7 +15,7 @@ from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
 from psann_jax.ops.full_attention import choose_full_attention
-from psann_jax.tasks.sudoku_scores import solved_fractions
+from psann_jax.tasks.sudoku_scores import left_out, solved_fractions
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
 from psann_jax.train.metrics import perplexity
@@ -58,8 +58,10 @@ class SudokuTask:
         return {name: fact for name, fact in lines}  # noqa: C416  dict(lines) would have a narrower type
 
     def warnings(self) -> tuple[str, ...]:
-        """Nothing is worth a warning."""
-        return ()
+        """Ratings of which too few puzzles are evaluated."""
+        rows = self.data.valid_rows(self._max_valid_puzzles())
+        rare = left_out(self.data.valid.buckets_N[rows])
+        return (f"validation: {rare}",) if rare else ()
 
     def attention(self) -> str:
         """Name of the attention implementation, for the devices of the current mesh."""
@@ -141,10 +143,13 @@ class SudokuTask:
         """Yields a process's rows of the fixed validation batches, in order."""
         return self.data.valid_batches(
             batch_size=batch_size,
-            max_puzzles=-(-self.config.eval.max_tokens // self.config.data.max_length),
+            max_puzzles=self._max_valid_puzzles(),
             process_index=shard.index,
             process_count=shard.count,
         )
+
+    def _max_valid_puzzles(self) -> int:
+        return -(-self.config.eval.max_tokens // self.config.data.max_length)
 
     def fingerprint(self) -> str:
         """A hash of the puzzles and their split."""

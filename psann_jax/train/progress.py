@@ -137,9 +137,11 @@ class Progress:
 def _format(values: Mapping[str, float]) -> str:
     parts = []
     for name, value in values.items():
-        if not name.endswith("_2se"):
-            error = values.get(f"{name}_2se")
-            parts.append(_format_one(name, float(value)) + (f" +- {error:.2g}" if error is not None else ""))
+        if not name.endswith(("_low", "_high")):
+            interval = (
+                f" ({values[f'{name}_low']:.3g} to {values[f'{name}_high']:.3g})" if f"{name}_low" in values else ""
+            )
+            parts.append(_format_one(name, float(value)) + interval)
     return "  ".join(parts)
 
 

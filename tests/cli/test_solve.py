@@ -124,13 +124,14 @@ def test_the_validation_puzzles_by_default(run, capsys):
     assert f"{n_solved} of {result['puzzles']} solved in " in shown.err
     assert (result["solved_per_s"] > 0) == (n_solved > 0)
     assert [row["iterations"] for row in result["results"]] == [2, 4, 8, 10]
-    assert {"solved", "solved_2se", "solved_balanced", "solved_0", "solved_1-2"} <= set(result["results"][0])
+    assert {"solved", "solved_low", "solved_high", "solved_0", "solved_1-2"} <= set(result["results"][0])
     assert result["puzzles"] > 20
     assert (run / "accuracy_by_iterations.png").stat().st_size > 5000
     solve.main([f"--workdir={run}", "--iterations=16", "--max_puzzles=5"])
     out = capsys.readouterr()
-    assert out.out.splitlines()[0].split() == ["iterations", "all", "balanced", "0"]
+    assert out.out.splitlines()[0].split() == ["iterations", "all", "0", "1-2"]
     assert "5 puzzles" in out.err
+    assert "left out of the balanced mean: 0 (" in out.err
 
 
 def test_a_file_of_puzzles(run, capsys, tmp_path):

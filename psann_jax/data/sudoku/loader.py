@@ -19,7 +19,7 @@ from psann_jax.data.files import file_fingerprint, refuse_pointer
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.generator import generate, grid_keys
-from psann_jax.data.sudoku.puzzles import Puzzles, concatenate, split_by_grid
+from psann_jax.data.sudoku.puzzles import Puzzles, concatenate, split_by_grid, stratified_order
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import given_path
@@ -202,13 +202,13 @@ class PuzzleData:
     def valid_batches(
         self, *, batch_size: int, max_puzzles: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Returns the batches of the validation puzzles in order, the same number of batches in every process.
+        """Returns the batches of the validation puzzles, the same number of batches in every process.
 
-        Puzzles outside all buckets are skipped. The last batch is filled up with solved grids, of bucket -1.
+        They are in the order of `valid_rows`. The last batch is filled up with solved grids, of bucket -1.
 
         Args:
           batch_size: B, rows over all processes.
-          max_puzzles: use only the first max_puzzles puzzles; 0: all.
+          max_puzzles: use only so many puzzles; 0: all.
           process_index: p.
           process_count: n.
 
@@ -216,9 +216,20 @@ class PuzzleData:
           UserError: batch_size cannot be divided over the processes.
         """
         own = process_rows(batch_size, process_index, process_count)
-        used = np.flatnonzero(self.valid.buckets_N >= 0)[: max_puzzles or None]
+        used = self.valid_rows(max_puzzles)
         starts = range(0, len(used), batch_size)
         return (self._valid_batch(used, np.arange(start, start + batch_size)[own]) for start in starts)
+
+    def valid_rows(self, max_puzzles: int = 0) -> np.ndarray:
+        """Returns the rows of the validation puzzles that are used: some of every bucket, in proportion.
+
+        Puzzles outside all buckets are skipped.
+
+        Args:
+          max_puzzles: number of rows; 0: all.
+        """
+        rows = np.flatnonzero(self.valid.buckets_N >= 0)
+        return rows[stratified_order(self.valid.buckets_N[rows], self._config.seed)][: max_puzzles or None]
 
     def phases(self, steps: int) -> dict[int, str]:
         """Returns the first step of each phase of a training of `steps` steps, with the ratings of the phase."""

@@ -47,6 +47,25 @@ class Puzzles:
         return f"{len(self):,} puzzles, by rating {', '.join(parts)}"
 
 
+def stratified_order(buckets_N: np.ndarray, seed: int) -> np.ndarray:
+    """Returns an order of puzzles in which every beginning has nearly the same fraction of each bucket.
+
+    Args:
+      buckets_N: bucket of each puzzle.
+      seed: of the order within the buckets and of the positions of rare buckets.
+
+    Returns:
+      Row indices (N,), each once.
+    """
+    rng = np.random.default_rng([seed, 2])
+    position_N = np.zeros(len(buckets_N))
+    for bucket in np.unique(buckets_N):
+        members = np.flatnonzero(buckets_N == bucket)
+        # Equally spaced over [0, 1), at a common random offset: a single puzzle can stand anywhere.
+        position_N[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.argsort(position_N, kind="stable")
+
+
 def concatenate(parts: list[Puzzles]) -> Puzzles:
     """Returns the puzzles of several sets, one set after another."""
     arrays = [np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts), strict=True)]
