@@ -9,7 +9,8 @@ import pytest
 
 from psann_jax.bench.compile import compile_programs
 from psann_jax.bench.topologies import parse_topology
-from psann_jax.config.io import default_config, parse
+from psann_jax.config.io import default_config
+from tests.support.tiny import parse_with
 
 pytestmark = pytest.mark.aot
 
@@ -32,14 +33,7 @@ def small(base, **overrides):
         config.train.batch_tokens = 64 * 512
     if base == "waveresnet":
         config.model.wave.interleave = True
-    with config.unlocked():
-        for name, value in overrides.items():
-            *parents, leaf = name.split("__")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            node[leaf] = value
-    return parse(config)
+    return parse_with(config, overrides)
 
 
 def compiled(config, topology, *programs):

@@ -53,6 +53,11 @@ def tiny_config(tmp_path, **overrides):
     config.data.tokenizer.kind = "bytes"
     config.train.update(steps=8, batch_tokens=256, lr=1e-2, warmup_steps=2, precision="fp32", log_every=1)
     config.checkpoint.every = 3
+    return parse_with(config, overrides)
+
+
+def parse_with(config, overrides):
+    """Returns the experiment of a config dict with overrides, dotted names with __ for dots."""
     with config.unlocked():
         for name, value in overrides.items():
             *parents, leaf = name.split("__")
