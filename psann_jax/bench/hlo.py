@@ -69,7 +69,7 @@ class Counts:
       cycles: the TPU compiler's estimate, without kernels written by hand and collectives.
       collectives: how often each kind runs.
       collective_bytes: size of their results in total.
-      largest_collective: size of the largest single result of each kind.
+      largest_collective: size of the largest array of each kind; XLA combines several arrays in one collective.
       custom_calls: how often kernels of libraries or written by hand run, by their target.
       open_loops: loops of unknown length, whose bodies are counted once.
     """
@@ -205,7 +205,8 @@ class _Program:
         kind = it.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             counts.collectives[kind] = 1
-            counts.collective_bytes[kind] = counts.largest_collective[kind] = self._result_bytes(it)
+            counts.collective_bytes[kind] = self._result_bytes(it)
+            counts.largest_collective[kind] = max(_iterate_arrays(it.type), default=0)
         if it.opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', it.tail)
             counts.custom_calls[target[1] if target else "?"] = 1
