@@ -133,8 +133,8 @@ def _how_to_read(shown: Sequence[Comparison]) -> str:
     if tested:
         tests = " and ".join(_TESTS[paired] for paired in sorted({bool(c.difference.pairs) for c in tested})[::-1])
         text += (
-            f" The interval is the 95 % t interval of one difference alone ({tests}); it assumes that the seeds are "
-            "normally distributed. The p value is adjusted by Holm's procedure for all "
+            f" The interval is the 95 % t interval of one difference alone ({tests}); it assumes normal "
+            "distributions over the seeds. The p value is adjusted by Holm's procedure for all "
             f"{tested[0].difference.tested} comparisons of this report. Better and worse mean p <= {ALPHA}: at most "
             f"{100 * ALPHA:.0f} % of reports in which nothing differs have such a verdict. The last column is the "
             "smallest true difference that four of five such experiments would find."

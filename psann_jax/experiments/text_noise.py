@@ -35,7 +35,7 @@ def text_noise(contender: Sequence[WindowLosses | None], reference: Sequence[Win
     if not known or len(known) < len(runs):
         return None
     weight_W = known[0].weight_W
-    if any(not np.array_equal(weight_W, run.weight_W) for run in known):
+    if any(run.data != known[0].data or not np.array_equal(weight_W, run.weight_W) for run in known):
         return None
     n = len(weight_W)
     block = max(round(n ** (1 / 3)), 1)

@@ -24,11 +24,13 @@ class WindowLosses:
       nll_W: sum of the cross entropy over the targets of each window, in nats, (W,).
       weight_W: number of targets of each window, (W,).
       step: number of updates before the evaluation.
+      data: fingerprint of the data that the windows are of.
     """
 
     nll_W: np.ndarray
     weight_W: np.ndarray
     step: int
+    data: str = ""
 
     def write(self, workdir: Path) -> None:
         """Writes the file `WINDOWS` of a workdir.
@@ -37,7 +39,7 @@ class WindowLosses:
           UserError: it cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, nll=self.nll_W, weight=self.weight_W, step=np.int64(self.step))
+        np.savez_compressed(buffer, nll=self.nll_W, weight=self.weight_W, step=np.int64(self.step), data=self.data)
         path = workdir / WINDOWS
         with storage_errors(path):
             atomic_write(path, buffer.getvalue())
@@ -54,7 +56,7 @@ class WindowLosses:
             return None
         try:
             with storage_errors(path, "read"), np.load(path, allow_pickle=False) as arrays:
-                found = cls(arrays["nll"], arrays["weight"], int(arrays["step"]))
+                found = cls(arrays["nll"], arrays["weight"], int(arrays["step"]), str(arrays["data"]))
         except UserError:
             raise
         except Exception as error:  # zipfile, zlib and NumPy raise many kinds
@@ -83,10 +85,10 @@ class EvaluationSums:
             else:
                 self.totals[name] = self.totals.get(name, 0.0) + float(value)
 
-    def windows(self, step: int) -> WindowLosses | None:
+    def windows(self, step: int, data: str) -> WindowLosses | None:
         """Returns the losses by window, without the padding rows at the end; None if the task reports none."""
         if not all(self._rows.values()):
             return None
         nll_W, weight_W = (np.concatenate(self._rows[name]) for name in (NLL_ROWS, WEIGHT_ROWS))
         n = int(np.max(np.flatnonzero(weight_W), initial=-1)) + 1
-        return WindowLosses(nll_W[:n], weight_W[:n], step)
+        return WindowLosses(nll_W[:n], weight_W[:n], step, data)

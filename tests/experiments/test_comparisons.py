@@ -106,9 +106,10 @@ def test_runs_without_windows_are_named_as_such():
     assert [c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True)] == [True, True]
     windows["b", 3] = None
     assert [c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True)] == [True, False]
-    other = windows["a", 0]
-    windows["a", 0] = dataclasses.replace(other, weight_W=other.weight_W + np.float32(1))
-    assert not any(c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True))
+    kept = windows["a", 0]
+    for change in ({"weight_W": kept.weight_W + np.float32(1)}, {"data": "another text"}):
+        windows["a", 0] = dataclasses.replace(kept, **change)
+        assert not any(c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True))
 
 
 def test_a_text_of_few_windows_is_not_resampled():

@@ -183,6 +183,16 @@ def test_results_csv_describes_model_data_and_losses(gravity, tmp_path):
     assert row | expected == row
 
 
+def test_padding_counts_as_flops_but_not_as_tokens(gravity, tmp_path):
+    gravity[1].summary["tokens"] = 40 * 16
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    packed, padded, _ = read_csv(tmp_path / "results.csv")
+    assert (float(packed["train_tokens"]), float(padded["train_tokens"])) == (40 * 64, 40 * 16)
+    assert float(padded["train_flops"]) == float(packed["train_flops"])
+    text = (tmp_path / "report.md").read_text()
+    assert section(text, "Throughput and memory")[1][:3] == ["no_radius_seed42", "62.500", "0.016"]
+
+
 def test_without_the_reference_there_are_no_differences(gravity, tmp_path):
     write_report("gravity", gravity[1:], 3, "ngt", tmp_path)
     assert "There is no finished pair of ngt and another contender." in (tmp_path / "report.md").read_text()

@@ -17,27 +17,27 @@ def test_batches_are_added_and_padding_rows_at_the_end_are_dropped():
     sums.add(batch([1.0, 2.0], [4, 0]))
     sums.add(batch([3.0, 0.0], [5, 0]))
     assert sums.totals == {"nll": 6.0, "weight": 9.0}
-    windows = sums.windows(7)
+    windows = sums.windows(7, "text")
     np.testing.assert_array_equal(windows.nll_W, [1, 2, 3])
     np.testing.assert_array_equal(windows.weight_W, [4, 0, 5])
-    assert windows.step == 7
+    assert (windows.step, windows.data) == (7, "text")
 
 
 def test_a_task_without_rows_has_no_windows():
     sums = EvaluationSums()
-    assert sums.windows(0) is None
+    assert sums.windows(0, "") is None
     sums.add({"nll": np.float32(1)})
-    assert sums.windows(0) is None
+    assert sums.windows(0, "") is None
 
 
 def test_the_file_comes_back(tmp_path):
     assert WindowLosses.read(tmp_path) is None
     sums = EvaluationSums()
     sums.add(batch([1.5, 2.5], [4, 5]))
-    sums.windows(40).write(tmp_path)
+    sums.windows(40, "text").write(tmp_path)
     found = WindowLosses.read(tmp_path)
     np.testing.assert_array_equal((found.nll_W, found.weight_W), [[1.5, 2.5], [4, 5]])
-    assert found.step == 40
+    assert (found.step, found.data) == (40, "text")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])

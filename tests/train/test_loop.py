@@ -96,6 +96,14 @@ def test_a_run_reduces_the_loss_and_writes_its_files(run, base, tmp_path, uninte
     assert len(windows.nll_W) == base[2].data.n_valid_windows
 
 
+def test_padding_is_not_counted_as_tokens(run, base, tmp_path):
+    config = tiny_config(base[0], data__pack=False)
+    task = LanguageModel.load(config, progress=False)
+    summary = run(tmp_path / "run", config, task)
+    assert 0 < task.tokens_per_row() < config.data.max_length
+    assert summary["tokens"] == round(8 * config.batch_size * task.tokens_per_row()) < 8 * config.train.batch_tokens
+
+
 @pytest.mark.parametrize("step", [0, 3, 7])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(run, base, tmp_path, monkeypatch, uninterrupted, step):
     stop_at(monkeypatch, step=step)
