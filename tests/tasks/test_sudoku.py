@@ -1,5 +1,6 @@
 """Sudoku as a task of the training loop."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -91,6 +92,21 @@ def test_results():
     assert 0.1 < results["solved_1-2_high"] < 0.2
     assert "solved_51+" not in results
     assert results["solved_low"] < 0.6 < results["solved_high"]
+
+
+def test_rare_ratings_are_named_before_training_and_a_part_is_evaluated_in_proportion(cache):
+    config = tiny(cache)
+    task = SudokuTask.load(config, progress=False)
+    counts = np.bincount(task.data.valid.buckets_N, minlength=2)
+    (warning,) = task.warnings()
+    assert warning.startswith("validation: ratings with fewer than 50 puzzles are left out of the balanced mean: 0 (")
+    half = len(task.data.valid) // 2
+    task.config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, max_tokens=81 * half))
+    buckets = np.concatenate([batch["buckets"] for batch in task.valid_batches(4)])
+    found = np.bincount(buckets[buckets >= 0], minlength=2)
+    assert found.sum() == half
+    assert abs(found[1] - counts[1] / 2) <= 1
+    assert counts[1] > 1
 
 
 def test_training_lowers_the_loss_and_resumes_exactly(cache, tmp_path):

@@ -23,6 +23,14 @@ def test_the_duration_of_slow_updates_is_shown(seconds, measured, shown):
     assert stream.getvalue() == shown
 
 
+def test_an_interval_is_shown_behind_its_value():
+    stream = io.StringIO()
+    with Progress(10, stream=stream) as progress:
+        progress.evaluation(4, {"loss": 1.5, "solved": 0.75, "solved_low": 0.701, "solved_high": 0.8})
+    assert "loss 1.5  solved 0.75 (0.701 to 0.8)" in stream.getvalue()
+    assert "_low" not in stream.getvalue()
+
+
 class Closed(io.StringIO):
     def __init__(self, terminal):
         super().__init__()
