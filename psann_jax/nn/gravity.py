@@ -16,7 +16,7 @@ from psann_jax.ops import kernels
 from psann_jax.ops.gravity_attention import (
     GravityCache,
     cached_gravity_attention,
-    choose_gravity,
+    choose_for,
     dropout_words,
     gravity_attention,
 )
@@ -170,12 +170,12 @@ def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax
     Args:
       form: options of the score.
       inputs: the arrays.
-      implementation: see `choose_gravity`.
+      implementation: see `psann_jax.ops.gravity_attention.choose_gravity`.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
-    chosen = choose_gravity(inputs, implementation)
+    chosen = choose_for(inputs, implementation)
     if chosen != "pallas":
         return gravity_attention(form, inputs, implementation=chosen)
     target = kernel_target(kernels.platform(), inputs.v_BxLxHxK)

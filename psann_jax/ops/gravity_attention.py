@@ -41,30 +41,39 @@ class GravityCache(NamedTuple):
     mass_BxS: Array | None = None
 
 
-def choose_gravity(inputs: GravityInputs, implementation: str = "auto") -> str:
-    """Chooses the implementation that `gravity_attention` runs, for the devices of the current mesh.
+def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinates: int) -> str:
+    """Chooses the implementation of gravity attention for the devices of the current mesh.
 
     Args:
-      inputs: the arrays.
-      implementation: "pallas", kernels for GPUs and TPUs; "tiled", for all devices; "auto", the first of them that
-        supports the inputs; or "plain", which stores arrays (B, H, L, L).
+      implementation: "pallas", kernels for GPUs and TPUs; "tiled", for all devices; "auto", the first of them that can
+        run; or "plain", which stores arrays (B, H, L, L).
+      dtype: of the values.
+      head_size: features per head.
+      coordinates: per head.
 
     Returns:
       "pallas", "tiled" or "plain".
 
     Raises:
-      ConfigError: the implementation is unknown or does not support the inputs.
+      ConfigError: the implementation is unknown or cannot run.
     """
     if implementation not in ("auto", "pallas", "tiled", "plain"):
         raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, pallas, tiled, plain")
     if implementation in ("tiled", "plain"):
         return kernels.choose("gravity", Candidate(implementation, is_kernel=False))
-    reason = unsupported(kernels.platform(), inputs.a_BxLxHxC, inputs.v_BxLxHxK)
+    reason = unsupported(kernels.platform(), dtype, head_size, coordinates)
     if implementation == "auto":
         return kernels.choose("gravity", Candidate("pallas", reason), Candidate("tiled", is_kernel=False))
     if reason:
         raise ConfigError(f"model.attention: pallas {reason}; use auto or tiled")
     return kernels.choose("gravity", Candidate("pallas"))
+
+
+def choose_for(inputs: GravityInputs, implementation: str) -> str:
+    """Returns `choose_gravity` for these arrays."""
+    a, v = inputs.a_BxLxHxC, inputs.v_BxLxHxK
+    dtype = a.dtype if a.dtype == jnp.float64 else v.dtype
+    return choose_gravity(implementation, dtype=dtype, head_size=v.shape[-1], coordinates=a.shape[-1])
 
 
 def dropout_words(form: GravityForm, inputs: GravityInputs) -> Array | None:
@@ -90,7 +99,7 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
     Raises:
       ConfigError: see `choose_gravity`.
     """
-    chosen = choose_gravity(inputs, implementation)
+    chosen = choose_for(inputs, implementation)
     if chosen == "pallas":
         return gravity_kernel(
             form, inputs, dropout_words(form, inputs), kernel_target(kernels.platform(), inputs.v_BxLxHxK)

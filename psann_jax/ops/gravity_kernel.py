@@ -32,20 +32,26 @@ from psann_jax.ops.tile_loop import Operand, Result, Target, TileLoop, Visits, c
 _MAX_HEAD_SIZE, _MAX_COORDINATES = 128, 64
 
 
-def unsupported(platform: str, a_BxLxHxC: Array, v_BxLxHxK: Array) -> str:
-    """Returns why the kernel cannot run, or "" if it can."""
+def unsupported(platform: str, dtype: Any, head_size: int, coordinates: int) -> str:
+    """Returns why the kernel cannot run, or "" if it can.
+
+    Args:
+      platform: of the devices: "cpu", "gpu" or "tpu".
+      dtype: of the values.
+      head_size: features per head.
+      coordinates: per head.
+    """
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
     if platform == "gpu" and find_spec("jax.experimental.pallas.triton") is None:
         return "needs Pallas for Triton, which this version of JAX no longer has"
     types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
-    for x in (a_BxLxHxC, v_BxLxHxK):
-        if x.dtype.name not in types:
-            return f"computes in {', '.join(types)} on this device, not in {x.dtype}"
-    if v_BxLxHxK.shape[-1] > _MAX_HEAD_SIZE:
-        return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {v_BxLxHxK.shape[-1]}"
-    if a_BxLxHxC.shape[-1] > _MAX_COORDINATES:
-        return f"supports up to {_MAX_COORDINATES} coordinates per head, not {a_BxLxHxC.shape[-1]}"
+    if jnp.dtype(dtype).name not in types:
+        return f"computes in {', '.join(types)} on this device, not in {jnp.dtype(dtype)}"
+    if head_size > _MAX_HEAD_SIZE:
+        return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {head_size}"
+    if coordinates > _MAX_COORDINATES:
+        return f"supports up to {_MAX_COORDINATES} coordinates per head, not {coordinates}"
     return ""
 
 
@@ -114,7 +120,8 @@ def _pack(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Arra
     }
     segment_ids = None
     if x.segment_ids_BxL is not None:
-        segment_ids = jnp.pad(x.segment_ids_BxL.astype(jnp.int32), ((0, 0), (0, padded - L)))
+        # With an id of its own, the padding would make the last tile visit all others, see `causal_visits`.
+        segment_ids = jnp.pad(x.segment_ids_BxL.astype(jnp.int32), ((0, 0), (0, padded - L)), mode="edge")
         tokens["segments"] = Operand("rows", segment_ids[:, None, None])
     gamma, bias, radius = x.params
     params_Hx3 = jnp.stack([gamma, bias, jnp.broadcast_to(radius, gamma.shape)], -1)

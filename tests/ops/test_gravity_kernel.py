@@ -14,7 +14,7 @@ from psann_jax.config.checks import ConfigError
 from psann_jax.ops import gravity_kernel as module
 from psann_jax.ops import kernels
 from psann_jax.ops.dropout import row_words
-from psann_jax.ops.gravity_attention import choose_gravity, gravity_attention
+from psann_jax.ops.gravity_attention import choose_for, gravity_attention
 from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, weighted_values
 from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams
 from psann_jax.ops.tile_loop import Target
@@ -190,7 +190,7 @@ def test_inside_scan_and_checkpoint():
 
 def test_cpus_use_the_tiled_form():
     with kernels.recorded() as found:
-        assert choose_gravity(make()) == "tiled"
+        assert choose_for(make(), "auto") == "tiled"
     assert found == {"gravity": {"tiled"}}
 
 
@@ -198,27 +198,34 @@ def test_cpus_use_the_tiled_form():
 def test_gpus_and_tpus_use_the_kernel_where_it_is_supported(platform, monkeypatch):
     monkeypatch.setattr(kernels, "platform", lambda: platform)
     monkeypatch.setattr(kernels, "_refused", set())
-    assert choose_gravity(make()) == choose_gravity(make(dtype="bfloat16"), "pallas") == "pallas"
+    assert choose_for(make(), "auto") == choose_for(make(dtype="bfloat16"), "pallas") == "pallas"
     for x in (make(K=129), make(C=65)):
-        assert choose_gravity(x) == "tiled"
+        assert choose_for(x, "auto") == "tiled"
+    assert (choose_for(make(dtype="float16"), "auto") == "tiled") == (platform == "tpu")
     with jax.enable_x64(True):
-        assert choose_gravity(make(dtype="float64")) == "tiled"
+        x = make(dtype="float64")
+        assert choose_for(x, "auto") == "tiled"
+        x = x._replace(a_BxLxHxC=x.a_BxLxHxC.astype("float64"), v_BxLxHxK=x.v_BxLxHxK.astype("float32"))
+        assert choose_for(x, "auto") == "tiled"
     for name in ("tiled", "plain"):
-        assert choose_gravity(make(), name) == name
+        assert choose_for(make(), name) == name
     with kernels.using("plain"):
-        assert choose_gravity(make()) == "tiled"
+        assert choose_for(make(), "auto") == "tiled"
     kernels.refuse("gravity.pallas")
-    assert choose_gravity(make()) == "tiled"
+    assert choose_for(make(), "auto") == "tiled"
 
 
 def test_an_implementation_that_cannot_run_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"^model.attention: pallas runs on GPUs and TPUs, not on cpu; use auto"):
-        choose_gravity(make(), "pallas")
+        choose_for(make(), "pallas")
     with pytest.raises(ConfigError, match="'flash' is unknown, choose from auto, pallas"):
-        choose_gravity(make(), "flash")
+        choose_for(make(), "flash")
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
     with pytest.raises(ConfigError, match="supports head sizes up to 128, not 256"):
         gravity_attention(GravityForm(), make(K=256), implementation="pallas")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="this version of JAX no longer has"):
+        choose_for(make(), "pallas")
 
 
 def test_the_example_passes(monkeypatch):
