@@ -67,7 +67,7 @@ class Sudoku(Layered):
     additive variant are not initialised as copies of one.
     """
 
-    REMATS: ClassVar[tuple[str, ...]] = ("none", "iteration", "nested")
+    REMATS: ClassVar[tuple[str, ...]] = ("none", "block", "iteration", "nested")
 
     def __init__(
         self,
@@ -84,8 +84,9 @@ class Sudoku(Layered):
         Args:
           config: sizes and options.
           dtype: of the matrix products.
-          remat: what the backward pass recomputes: none, iteration (keeps the input of each iteration) or nested
-            (also keeps the input of each block while an iteration is recomputed).
+          remat: what the backward pass recomputes: none, block (keeps the inputs of all blocks in all iterations),
+            iteration (keeps the input of each iteration) or nested (also keeps the input of each block while an
+            iteration is recomputed).
           scan_layers: see `Layered`.
           sequence: must be False, because a grid is too short to be sharded.
           rngs: with a `params` stream.
@@ -96,7 +97,7 @@ class Sudoku(Layered):
         known = self.REMATS
         require(remat in known, "train.remat", f"is {remat!r}, must be one of {', '.join(known)} with base sudoku")
         require(not sequence, "mesh.sequence", "has no effect with base sudoku; leave it at False")
-        self.config, self.remat_iterations = config, remat != "none"
+        self.config, self.remat_iterations = config, remat in ("iteration", "nested")
         d = config.d_model
         self.embed = _linear((1 + _N_DIGITS, d), (None, "embed"), rngs)
         self.feedback = _linear((_N_DIGITS, d), (None, "embed"), rngs)
@@ -104,7 +105,7 @@ class Sudoku(Layered):
             lambda rngs: SudokuBlock(config, jnp.dtype(dtype), rngs=rngs),
             config.n_layers,
             dtype=dtype,
-            remat="block" if remat == "nested" else "none",
+            remat="block" if remat in ("block", "nested") else "none",
             scan_layers=scan_layers,
             rngs=rngs,
         )

@@ -37,7 +37,7 @@ def _call(kernel: Any, name: str, qkv: tuple[Array, ...], n_outputs: int, *, int
     B, _, H, _ = qkv[0].shape
     return pl.pallas_call(
         kernel,
-        grid=(H, B),
+        grid=(B * H,),  # other axes of a grid have at most 65,535 programs
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in qkv[:n_outputs]],
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
@@ -45,13 +45,21 @@ def _call(kernel: Any, name: str, qkv: tuple[Array, ...], n_outputs: int, *, int
     )
 
 
-def _head(ref: Any) -> tuple[Any, Array]:
-    """Returns the index of this program's head in an array (B, L, H, K), rows filled up to a tile, and the mask."""
+def _row_and_head(n_heads: int) -> tuple[Array, Array]:
+    """Returns what this program computes; the heads of a row, which share cache lines, follow each other."""
     from jax.experimental import pallas as pl
 
-    _, L, _, K = ref.shape
-    row = jnp.arange(max(16, pl.next_power_of_2(L)))[:, None]
-    return (pl.program_id(1), row, pl.program_id(0), jnp.arange(K)[None]), row < L
+    return pl.program_id(0) // n_heads, pl.program_id(0) % n_heads
+
+
+def _head(ref: Any) -> tuple[Any, Array]:
+    """Returns the index of this program's part of an array (B, L, H, K), filled up to a tile, and a mask."""
+    from jax.experimental import pallas as pl
+
+    _, L, H, K = ref.shape
+    row, head = _row_and_head(H)
+    position = jnp.arange(max(16, pl.next_power_of_2(L)))[:, None]
+    return (row, position, head, jnp.arange(K)[None]), position < L
 
 
 def _load(ref: Any) -> Array:
@@ -69,12 +77,10 @@ def _store(ref: Any, value: Array) -> None:
 
 
 def _tile(rate: float, n_heads: int, q_ref: Any, place_ref: Any) -> Tile:
-    from jax.experimental import pallas as pl
-
-    _, L, _, K = q_ref.shape
-    first, second, row, head = (place_ref[i] for i in range(4))
-    head += pl.program_id(0).astype(jnp.uint32)
-    index = (row + pl.program_id(1).astype(jnp.uint32)) * jnp.uint32(n_heads) + head
+    _, L, H, K = q_ref.shape
+    first, second, first_row, first_head = (place_ref[i] for i in range(4))
+    row, head = (x.astype(jnp.uint32) for x in _row_and_head(H))
+    index = (first_row + row) * jnp.uint32(n_heads) + first_head + head
     return Tile(L, K, rate, (first, second), index * jnp.uint32(L * L))
 
 

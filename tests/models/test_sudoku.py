@@ -136,7 +136,7 @@ def value_and_gradients(remat, scan_layers=True, key=None, **options):
 def test_rematerialisation_and_scanned_layers_change_no_value(x64):
     options = {"positional_encoding": "rope2d", "key": jax.random.key(7), "dropout": 0.2}
     loss, grads = value_and_gradients("none", **options)
-    for remat, scan_layers in [("iteration", False), ("nested", True)]:
+    for remat, scan_layers in [("block", True), ("iteration", False), ("nested", True)]:
         other_loss, other_grads = value_and_gradients(remat, scan_layers, **options)
         close(other_loss, loss, 1e-12)
         jax.tree.map(partial(close, rtol=1e-9), other_grads, grads)
@@ -151,8 +151,8 @@ def test_rematerialisation_saves_memory():
         step = jax.jit(jax.grad(partial(mean_loss, network), has_aux=True))
         compiled = step.lower(network.abstract, puzzles, solutions, jax.random.key(0)).compile()
         bytes_needed.append(compiled.memory_analysis().temp_size_in_bytes)
-    none, iteration, nested = bytes_needed
-    assert iteration < none / 3
+    none, block, iteration, nested = bytes_needed
+    assert max(block, iteration) < none / 3, bytes_needed
     assert nested < iteration / 1.5
 
 
