@@ -4,7 +4,7 @@
 
 The parameters and the optimizer's state are divided over all devices (mesh.fsdp); the backward pass recomputes each
 block. Another base: --config.model.base=waveresnet --config.model.wave.interleave=True. What it takes on H100s and on
-TPUs, by compilation, is in docs/accelerators.md; it has not been trained.
+TPUs, by compilation, is in docs/accelerators.md; its loss and its tokens/s have not been measured.
 """
 
 from ml_collections import config_dict
