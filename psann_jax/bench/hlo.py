@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([a-z][\w\-]*)\(")
@@ -325,20 +327,31 @@ def _product_flops(it: Instruction, types: dict[str, str], contracted: list[int]
 def _convolution_flops(it: Instruction, types: dict[str, str]) -> float:
     """FLOPs of a convolution, the form in which TPU programs have matrix products.
 
-    A batch of products is written with a window over the batch that is as long as the batch, of which a single
-    position of each window is inside the input.
+    A batch of products is written with a window over the batch, of which a single position lies inside the input. So
+    only the positions inside are counted.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", it.tail)
     if labels is None:
         return 0
-    left, right = (_shape(types.get(name, "")) for name in it.operands()[:2])
-    out = _shape(it.type)
-    each = math.prod(size for label, size in zip(labels[2], right, strict=False) if label != "o")
-    window = re.search(r"window=\{size=([\dx]+)([^}]*)\}", it.tail)
-    if window and re.search(r"stride|pad|dilate", window[2]):
-        left_sizes = dict(zip(labels[1], left, strict=False))
-        out_sizes = dict(zip(labels[3], out, strict=False))
-        for i, size in enumerate(int(n) for n in window[1].split("x")):
-            if size > 1 and left_sizes.get(str(i)) == out_sizes.get(str(i)) == size:
-                each //= size
-    return 2.0 * math.prod(out) * each
+    shapes = [*(_shape(types.get(name, "")) for name in it.operands()[:2]), _shape(it.type)]
+    left, right, out = (
+        dict(zip(names, sizes, strict=False)) for names, sizes in zip(labels.groups(), shapes, strict=True)
+    )
+    products = 2.0 * out["b"] * out["f"] * right["i"]
+    for axis in range(len(shapes[0]) - 2):
+        n_left, n_right, n_out = (sizes[str(axis)] for sizes in (left, right, out))
+        before, stride, dilation, spread = _window(it.tail, axis)
+        position = np.arange(n_out)[:, None] * stride + np.arange(n_right) * dilation - before
+        inside = (position >= 0) & (position <= (n_left - 1) * spread) & (position % spread == 0)
+        products *= np.count_nonzero(inside)
+    return float(products)
+
+
+def _window(tail: str, axis: int) -> tuple[int, int, int, int]:
+    """Padding before the input, stride, dilation of the window and distance of the input's elements, along an axis."""
+    found = re.search(r"window=\{([^}]*)\}", tail)
+    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", found[1])) if found else {}
+    defaults = {"pad": "0_0", "stride": "1", "rhs_dilate": "1", "lhs_dilate": "1"}
+    values = [fields[name].split("x")[axis] if name in fields else default for name, default in defaults.items()]
+    before, stride, dilation, spread = (int(value.split("_")[0]) for value in values)
+    return before, stride, dilation, spread

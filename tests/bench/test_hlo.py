@@ -89,14 +89,27 @@ def test_flops_of_a_real_program():
     assert counts.kernels >= 7
 
 
-def test_convolutions_that_are_batched_products():
+@pytest.mark.parametrize(
+    ("convolution", "flops"),
+    [
+        ("(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf", 2 * 4 * 8 * 16 * 32),
+        ("(%c, %b), window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=fb0_0io->0bf", 2 * 4 * 8 * 16 * 32),
+        ("(%d, %e), dim_labels=bf_io->bf", 2 * 8 * 16 * 32),
+        ("(%a, %b), window={size=4 pad=3_0}, dim_labels=0bf_0io->0bf", 2 * (4 + 3 + 2 + 1) * 8 * 16 * 32),
+    ],
+)
+def test_convolutions_that_are_products(convolution, flops):
     """TPU programs write a batch of products as a convolution whose window is as long as the batch."""
-    text = """HloModule m
+    out = "f32[8,32]{1,0}" if "bf_io" in convolution else "f32[4,8,32]{2,1,0}"
+    text = f"""HloModule m
 
-ENTRY %main (a: f32[4,8,16], b: f32[4,16,32]) -> f32[4,8,32] {
-  %a = f32[4,8,16]{2,1,0} parameter(0)
-  %b = f32[4,16,32]{2,1,0} parameter(1)
-  ROOT %c = f32[4,8,32]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
-}
-"""  # noqa: E501
-    assert count(text).flops == 2 * 4 * 8 * 16 * 32
+ENTRY %main (a: f32[4,8,16], b: f32[4,16,32], c: f32[16,8,1]) -> f32[4,8,32] {{
+  %a = f32[4,8,16]{{2,1,0}} parameter(0)
+  %b = f32[4,16,32]{{2,1,0}} parameter(1)
+  %c = f32[16,8,1]{{2,1,0}} parameter(2)
+  %d = f32[8,16]{{1,0}} parameter(3)
+  %e = f32[16,32]{{1,0}} parameter(4)
+  ROOT %x = {out} convolution{convolution}
+}}
+"""
+    assert count(text).flops == flops
