@@ -243,8 +243,8 @@ class TileLoop:
             def step(j: Array, sums: Sums) -> Sums:
                 return self.body.step(*self._sides(refs, target, i, j), sums)
 
-            zeros = tuple(jnp.full(shape, value, jnp.float32) for shape, value in self.body.init)
-            sums = lax.fori_loop(first, last, step, zeros)
+            init = tuple(jnp.full(shape, value, jnp.float32) for shape, value in self.body.init)
+            sums = lax.fori_loop(first, last, step, init)
             self._finish(refs[-len(self.results) :], self._sides(refs, target, i, i)[0], sums)
 
         def fixed(h: Any, b: Any, i: Any) -> tuple[Any, Any, Any]:
@@ -253,6 +253,7 @@ class TileLoop:
         def whole(h: Any, b: Any, i: Any) -> tuple[Any, Any, Any]:
             return b, h, 0
 
+        kernel.__name__ = self.name  # JAX 0.11 names the kernel by it, JAX 0.10 by the argument
         whole_bounds = pl.BlockSpec(bounds.shape, lambda h, b, i: (0,))
         return pl.pallas_call(
             kernel,
