@@ -17,6 +17,7 @@ from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import param
+from psann_jax.ops.gravity_attention import choose_gravity
 from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.tiles import window_visible
 
@@ -105,7 +106,8 @@ class NGT(TiedHead):
     @staticmethod
     def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool) -> str:
         """See `TextNetwork`."""
-        return "plain" if config.attention == "plain" else "tiled"
+        sizes = {"head_size": config.d_model // config.n_heads, "coordinates": config.d_head_coord}
+        return choose_gravity(config.attention, dtype=dtype, **sizes)
 
     def hidden(
         self,

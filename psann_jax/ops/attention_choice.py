@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from psann_jax.config.checks import ConfigError
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_cudnn import max_head_dim
-from psann_jax.ops.gpu_kinds import architecture
+from psann_jax.ops.gpu_kinds import OLD_GPU, architecture
 from psann_jax.ops.kernels import Candidate
 
 _PLATFORMS = {"cudnn": "NVIDIA GPUs", "triton": "NVIDIA GPUs", "splash": "TPUs"}
@@ -90,7 +90,7 @@ def _exists(module: str) -> bool:
 
 def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
     """Returns the candidates on a GPU of an architecture of `gpu_kinds.architecture`."""
-    generation = _Limit("needs an NVIDIA GPU of the generation of Ampere or newer", not found)
+    generation = _Limit(OLD_GPU, not found)
     cudnn = (generation, _types(case, jnp.bfloat16, jnp.float16), _heads(case, max_head_dim(found)), *_options(case))
     offsets = _Limit("addresses fewer than 2^31 numbers per device", case.shard_size >= 2**31)
     hopper = found in ("hopper", "blackwell")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from psann_jax.ops import causal_filter_mosaic, causal_filter_triton, kernels
+from psann_jax.ops.gpu_kinds import no_triton
 
 _POSITIONS = 16  # positions per pass over the sums of the taps' gradient
 _FEW_TAPS = 4  # for which XLA's kernels read and write little more than necessary
@@ -32,10 +33,11 @@ def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1, cached:
     sparse = "" if isinstance(dilation, int) and dilation == 1 else "the taps are apart"
     small = "few taps" if n_taps <= _FEW_TAPS else "few positions at a time" if cached else ""
     reason = sparse or small or ("not for float64" if dtype == jnp.float64 else "")
+    on_gpu = (reason or no_triton(kernels.device_kind())) if platform == "gpu" else "for GPUs only"
     many = "" if n_taps <= causal_filter_mosaic.MAX_TAPS else "too many taps"
     return kernels.choose(
         "causal_filter",
-        kernels.Candidate("triton", reason if platform == "gpu" else "for GPUs only"),
+        kernels.Candidate("triton", on_gpu),
         kernels.Candidate("mosaic", (reason or many) if platform == "tpu" else "for TPUs only"),
         kernels.Candidate("sums", sparse if platform == "cpu" else "for CPUs only", is_kernel=False),
         kernels.Candidate("autodiff", is_kernel=False),

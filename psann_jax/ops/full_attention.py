@@ -12,6 +12,7 @@ from jax import Array
 from psann_jax.ops import full_attention_mosaic, full_attention_triton, kernels
 from psann_jax.ops.dropout import dropout as drop
 from psann_jax.ops.dropout import random_words
+from psann_jax.ops.gpu_kinds import no_triton
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
 KERNELS: dict[str, ModuleType] = {"triton": full_attention_triton, "mosaic": full_attention_mosaic}
@@ -51,7 +52,9 @@ def choose_full_attention(dtype: Any, length: int, head_dim: int) -> str:
             return f"not for {jnp.dtype(dtype).name}"
         if length > KERNELS[name].MAX_LENGTH:
             return f"windows are longer than {KERNELS[name].MAX_LENGTH}"
-        return "" if head_dim in _HEAD_DIMS[name] else f"heads have {head_dim} features"
+        if head_dim not in _HEAD_DIMS[name]:
+            return f"heads have {head_dim} features"
+        return no_triton(kernels.device_kind()) if wanted == "gpu" else ""
 
     return kernels.choose(
         "full_attention",

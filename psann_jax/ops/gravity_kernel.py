@@ -9,7 +9,6 @@ Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the sco
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jax import Array
 
 from psann_jax.ops import kernels
 from psann_jax.ops.dropout import row_words
+from psann_jax.ops.gpu_kinds import no_triton
 from psann_jax.ops.gravity_kernel_bodies import (
     Setup,
     backward_of_keys,
@@ -43,8 +43,8 @@ def unsupported(platform: str, dtype: Any, head_size: int, coordinates: int) -> 
     """
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
-    if platform == "gpu" and find_spec("jax.experimental.pallas.triton") is None:
-        return "needs Pallas for Triton, which this version of JAX no longer has"
+    if platform == "gpu" and (reason := no_triton(kernels.device_kind())):
+        return reason
     types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
     if jnp.dtype(dtype).name not in types:
         return f"computes in {', '.join(types)} on this device, not in {jnp.dtype(dtype)}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from psann_jax.ops import kernels, sine_triton
+from psann_jax.ops.gpu_kinds import no_triton
 
 DecayMode = Literal["abs", "relu", "none"]
 
@@ -37,7 +38,10 @@ def damped_sine_reference(
 
 def choose_sine(dtype: Any) -> str:
     """Chooses the implementation of `damped_sine` for z of a type, by the devices of the current mesh."""
-    reason = "for GPUs only" if kernels.platform() != "gpu" else "not for float64" if dtype == jnp.float64 else ""
+    if kernels.platform() != "gpu":
+        reason = "for GPUs only"
+    else:
+        reason = "not for float64" if dtype == jnp.float64 else no_triton(kernels.device_kind())
     return kernels.choose("sine", kernels.Candidate("triton", reason), kernels.Candidate("polynomial", is_kernel=False))
 
 

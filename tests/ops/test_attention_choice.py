@@ -1,5 +1,6 @@
 """ops/attention_choice.py: which implementation runs where."""
 
+from functools import partial
 from typing import get_args, get_type_hints
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from psann_jax.config import ConfigError, DecoderConfig, VanillaConfig
 from psann_jax.ops import attention_choice, kernels
 from psann_jax.ops.attention import KERNELS
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention, describe_attention
+from tests.support.devices import pretend
 
 H100, B200, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA A100-SXM4-40GB", "Tesla T4"
 CASE = AttentionCase(jnp.bfloat16, 64)
@@ -17,12 +19,7 @@ CASE = AttentionCase(jnp.bfloat16, 64)
 @pytest.fixture
 def on(monkeypatch):
     """Pretends that the mesh has other devices."""
-
-    def pretend(platform, kind=""):
-        monkeypatch.setattr(kernels, "platform", lambda: platform)
-        monkeypatch.setattr(kernels, "device_kind", lambda: kind)
-
-    return pretend
+    return partial(pretend, monkeypatch)
 
 
 def test_a_cpu_runs_tiles_whatever_the_case():

@@ -13,6 +13,7 @@ from psann_jax.nn.positions import document_reach
 from psann_jax.ops import causal_filter as ops
 from psann_jax.ops import causal_filter_mosaic, causal_filter_triton, kernels
 from psann_jax.ops.causal_filter import causal_filter, next_history, padded_filter, padded_filter_reference
+from tests.support.devices import pretend
 from tests.support.kernels import differences
 
 
@@ -111,7 +112,7 @@ def test_bfloat16_inputs_are_summed_in_float32():
 def test_the_implementation_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
     def choices():
         for platform in ("cpu", "gpu", "tpu"):
-            monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+            pretend(monkeypatch, platform)
             yield {
                 "64 taps": ops.choose_filter(jnp.bfloat16, 64),
                 "3 taps": ops.choose_filter(jnp.bfloat16, 3),

@@ -10,6 +10,7 @@ import pytest
 from psann_jax.ops import full_attention_mosaic, full_attention_triton, kernels
 from psann_jax.ops.full_attention import Part, choose_full_attention, full_attention
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
+from tests.support.devices import pretend
 from tests.support.kernels import differences
 
 
@@ -22,7 +23,7 @@ def interpreted(monkeypatch):
 
 def test_the_implementation_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
     for platform, name in (("cpu", "plain"), ("gpu", "triton"), ("tpu", "mosaic")):
-        monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+        pretend(monkeypatch, platform)
         assert choose_full_attention(jnp.bfloat16, 81, 32) == name
         assert choose_full_attention(jnp.float32, 81, 32) == "plain"
         assert choose_full_attention(jnp.bfloat16, 129, 32) == "plain"

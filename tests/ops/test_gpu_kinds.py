@@ -1,8 +1,15 @@
 """ops/gpu_kinds.py: names of boards, as drivers report them."""
 
+import jax.numpy as jnp
 import pytest
 
-from psann_jax.ops.gpu_kinds import architecture
+from psann_jax.ops import gpu_kinds
+from psann_jax.ops.causal_filter import choose_filter
+from psann_jax.ops.full_attention import choose_full_attention
+from psann_jax.ops.gpu_kinds import architecture, no_triton
+from psann_jax.ops.gravity_attention import choose_gravity
+from psann_jax.ops.sine import choose_sine
+from tests.support.devices import pretend
 
 KINDS = {
     "blackwell": ["NVIDIA B200", "NVIDIA GB200", "NVIDIA B100", "NVIDIA GB300", "NVIDIA B300 SXM6 AC"],
@@ -46,3 +53,23 @@ KINDS = {
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in KINDS.items() for kind in kinds])
 def test_architecture(name, kind):
     assert architecture(kind) == name
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("NVIDIA H100 80GB HBM3", ""), ("Tesla T4", "Ampere or newer")])
+def test_triton_needs_ampere(kind, reason, monkeypatch):
+    assert reason in no_triton(kind)
+    assert bool(no_triton(kind)) == bool(reason)
+    monkeypatch.setattr(gpu_kinds, "find_spec", lambda name: None)
+    assert no_triton("NVIDIA H100 80GB HBM3").startswith("needs Pallas for Triton")
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "Tesla T4"])
+def test_no_kernel_of_triton_is_chosen_on_old_gpus(kind, monkeypatch):
+    pretend(monkeypatch, "gpu", kind)
+    chosen = {
+        choose_sine(jnp.bfloat16),
+        choose_filter(jnp.bfloat16, 64),
+        choose_full_attention(jnp.bfloat16, 81, 32),
+        choose_gravity("auto", dtype=jnp.bfloat16, head_size=64, coordinates=16),
+    }
+    assert chosen & {"triton", "pallas"} == ({"triton", "pallas"} if "H100" in kind else set())

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.config.checks import ConfigError
+from psann_jax.ops import gpu_kinds, kernels
 from psann_jax.ops import gravity_kernel as module
-from psann_jax.ops import kernels
 from psann_jax.ops.dropout import row_words
 from psann_jax.ops.gravity_attention import choose_for, gravity_attention
 from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, weighted_values
 from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams
 from psann_jax.ops.tile_loop import Target
 from tests.ops.test_gravity_attention import draw, packed
+from tests.support.devices import pretend
 
 PLATFORMS = pytest.mark.parametrize("platform", ["gpu", "tpu"])
 DROPOUT = {"dropout_rate": 0.3}
@@ -196,8 +197,7 @@ def test_cpus_use_the_tiled_form():
 
 @PLATFORMS
 def test_gpus_and_tpus_use_the_kernel_where_it_is_supported(platform, monkeypatch):
-    monkeypatch.setattr(kernels, "platform", lambda: platform)
-    monkeypatch.setattr(kernels, "_refused", set())
+    pretend(monkeypatch, platform)
     assert choose_for(make(), "auto") == choose_for(make(dtype="bfloat16"), "pallas") == "pallas"
     for x in (make(K=129), make(C=65)):
         assert choose_for(x, "auto") == "tiled"
@@ -211,7 +211,7 @@ def test_gpus_and_tpus_use_the_kernel_where_it_is_supported(platform, monkeypatc
         assert choose_for(make(), name) == name
     with kernels.using("plain"):
         assert choose_for(make(), "auto") == "tiled"
-    kernels.refuse("gravity.pallas")
+    monkeypatch.setattr(kernels, "_is_sound", lambda kernel: kernel != "gravity.pallas")
     assert choose_for(make(), "auto") == "tiled"
 
 
@@ -220,16 +220,16 @@ def test_an_implementation_that_cannot_run_is_named(monkeypatch):
         choose_for(make(), "pallas")
     with pytest.raises(ConfigError, match="'flash' is unknown, choose from auto, pallas"):
         choose_for(make(), "flash")
-    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    pretend(monkeypatch, "gpu")
     with pytest.raises(ConfigError, match="supports head sizes up to 128, not 256"):
         gravity_attention(GravityForm(), make(K=256), implementation="pallas")
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="this version of JAX no longer has"):
+    monkeypatch.setattr(gpu_kinds, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="this version of JAX does not have"):
         choose_for(make(), "pallas")
 
 
 def test_the_example_passes(monkeypatch):
-    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    pretend(monkeypatch, "gpu")
     monkeypatch.setattr(module, "kernel_target", partial(kernel_target, interpret=True))
     example = kernels.EXAMPLES["gravity.pallas"]()
     inputs = example.inputs(jax.random.key(0))

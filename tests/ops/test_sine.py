@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from psann_jax.ops import kernels, sine, sine_triton
 from psann_jax.ops.sine import damped_sine, damped_sine_reference
+from tests.support.devices import pretend
 from tests.support.kernels import differences
 
 MODES = ("abs", "relu", "none")
@@ -139,7 +140,7 @@ def test_huge_and_non_finite_arguments():
 
 def test_the_kernel_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
     for platform, name in (("cpu", "polynomial"), ("tpu", "polynomial"), ("gpu", "triton")):
-        monkeypatch.setattr(kernels, "platform", lambda platform=platform: platform)
+        pretend(monkeypatch, platform)
         assert sine.choose_sine(jnp.bfloat16) == sine.choose_sine(jnp.float32) == name
         assert sine.choose_sine(jnp.float64) == "polynomial"
     with kernels.using("plain"):
