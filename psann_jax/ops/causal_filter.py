@@ -16,14 +16,13 @@ _FEW_TAPS = 4  # for which XLA's kernels read and write little more than necessa
 KERNELS: dict[str, ModuleType] = {"triton": causal_filter_triton, "mosaic": causal_filter_mosaic}
 
 
-def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1, cached: bool = False) -> str:
+def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1) -> str:
     """Chooses the implementation of `causal_filter`, by the devices of the current mesh.
 
     Args:
       dtype: of x.
       n_taps: K.
       dilation: distance between taps.
-      cached: whether there is a history.
 
     Returns:
       "triton" or "mosaic", kernels for GPUs and TPUs, which the compiler cannot partition over devices; "sums", with
@@ -31,7 +30,7 @@ def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1, cached:
     """
     platform = kernels.platform()
     sparse = "" if isinstance(dilation, int) and dilation == 1 else "the taps are apart"
-    small = "few taps" if n_taps <= _FEW_TAPS else "few positions at a time" if cached else ""
+    small = "few taps" if n_taps <= _FEW_TAPS else ""
     reason = sparse or small or ("not for float64" if dtype == jnp.float64 else "")
     on_gpu = (reason or no_triton(kernels.device_kind())) if platform == "gpu" else "for GPUs only"
     many = "" if n_taps <= causal_filter_mosaic.MAX_TAPS else "too many taps"
@@ -63,21 +62,25 @@ def causal_filter(
       dilation: distance between taps in tokens; may be traced.
       max_shift: static upper bound of (K - 1) * dilation.
       history_BxWxD: the W = max_shift inputs before x when decoding with a cache, zeros before the first token.
-      implementation: from `choose_filter`, which is called if this is None. The kernels need x itself to hold all that
-        a position reaches.
+      implementation: from `choose_filter`, which is called if this is None.
 
     Returns:
       (B, L, D) in the type of x; summed in float32 or wider.
     """
-    length, cached = x_BxLxD.shape[1], history_BxWxD is not None
-    chosen = implementation or choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation, cached=cached)
-    if chosen in KERNELS:
-        return _by_kernel(chosen, x_BxLxD, taps_KxD, jnp.minimum(reach_BxL, jnp.arange(length)))
-    if history_BxWxD is None:
+    length = x_BxLxD.shape[1]
+    chosen = implementation or choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation)
+    if history_BxWxD is not None:
+        padded = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
+    elif chosen in KERNELS:
+        padded = x_BxLxD
+    else:
         pad = min(max_shift, length)  # taps that look back farther than the window have no effect
         padded = jnp.pad(x_BxLxD, ((0, 0), (pad, 0), (0, 0)))
-    else:
-        padded = jnp.concatenate([history_BxWxD, x_BxLxD], axis=1)
+    if chosen in KERNELS:
+        # The kernels need an array that holds all that a position reaches, so the history counts as positions.
+        earlier = padded.shape[1] - length
+        reach = jnp.minimum(jnp.pad(reach_BxL, ((0, 0), (earlier, 0))), jnp.arange(padded.shape[1]))
+        return _by_kernel(chosen, padded, taps_KxD, reach)[:, earlier:]
     if chosen == "sums":
         return padded_filter(padded, taps_KxD, reach_BxL)
     return padded_filter_reference(padded, taps_KxD, reach_BxL, dilation)

@@ -117,7 +117,6 @@ def test_the_implementation_is_chosen_for_the_devices_of_the_mesh(monkeypatch):
                 "64 taps": ops.choose_filter(jnp.bfloat16, 64),
                 "3 taps": ops.choose_filter(jnp.bfloat16, 3),
                 "apart": ops.choose_filter(jnp.bfloat16, 64, dilation=2),
-                "cached": ops.choose_filter(jnp.bfloat16, 64, cached=True),
                 "float64": ops.choose_filter(jnp.float64, 64),
                 "many": ops.choose_filter(jnp.float32, 129),
             }
@@ -178,6 +177,18 @@ def test_a_kernel_keeps_documents_apart(kernel, interpreted):
     f = partial(causal_filter, max_shift=8, implementation=kernel)
     poisoned = x.at[:, :70].set(jnp.nan)
     np.testing.assert_array_equal(f(poisoned, taps, reach)[:, 70:], f(x, taps, reach)[:, 70:])
+
+
+@pytest.mark.parametrize("kernel", ["triton", "mosaic"])
+@pytest.mark.parametrize("cut", [1, 30, 69])
+def test_the_kernels_continue_a_row(kernel, cut, interpreted):
+    rng = np.random.default_rng(cut)
+    x, taps = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 70, 8), (12, 8)))
+    reach = jnp.stack([jnp.arange(70), jnp.arange(70) % 25])
+    whole = causal_filter(x, taps, reach, max_shift=11, implementation="autodiff")
+    history = next_history(jnp.zeros((2, 11, 8)), x[:, :cut], jnp.array([cut, cut]))
+    rest = causal_filter(x[:, cut:], taps, reach[:, cut:], max_shift=11, history_BxWxD=history, implementation=kernel)
+    np.testing.assert_allclose(rest, whole[:, cut:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["triton", "mosaic"])
