@@ -40,7 +40,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the computation; weights are float32
     # what the backward pass recomputes to save memory; which values a base supports: psann-jax bench memory
     remat: Literal["none", "block", "dots", "full", "iteration", "nested"] = "none"
-    scan_layers: bool | None = None  # compile one layer and scan over all; False: unroll; None: unroll on GPUs only
+    scan_layers: bool | None = None  # compile one layer and scan over all; False: unroll; None: by device
     max_bad_steps: int = 10  # consecutive non-finite updates that end the run
     log_every: int = 10  # steps between lines of metrics.jsonl
 

@@ -30,13 +30,15 @@ class Layered(nnx.Module):
       dtype: of activations and of the cache.
       remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of each
         block) or full (keeps the input of every ~sqrt(n_layers)-th block).
-      scan_layers: whether one compiled block is scanned over all layers; False unrolls. None unrolls on GPUs only,
-        where a scan copies what it keeps for the backward pass, which half of a step's memory traffic was.
+      UNROLLED_ON_TPU: the most layers that are unrolled on TPUs by default; more would take long to compile.
+      scan_layers: whether one compiled block is scanned over all layers; False unrolls. None unrolls on GPUs, and few
+        layers on TPUs: a scan copies what it keeps for the backward pass, half of a step's memory traffic on a GPU.
       sequence: whether the residual stream is sharded along the window between layers, see `Context.split`.
       blocks: the stack.
     """
 
     REMATS: ClassVar[tuple[str, ...]] = ("none", "dots", "block", "full")
+    UNROLLED_ON_TPU: ClassVar[int] = 8
     config: Any
 
     def __init__(
@@ -65,7 +67,7 @@ class Layered(nnx.Module):
     def run_blocks(self, carry: Carry, step: Step) -> Carry:
         """Applies step(block, carry, index) for all blocks, with rematerialisation; for use without a cache."""
         graphdef, stacked = nnx.split(self.blocks)
-        scan = kernels.platform() != "gpu" if self.scan_layers is None else self.scan_layers
+        scan = self._scans()
 
         def body(carry: Any, layer_and_index: tuple[Any, Any]) -> tuple[Any, None]:
             layer, index = layer_and_index
@@ -86,6 +88,12 @@ class Layered(nnx.Module):
                 groups = jax.tree.map(lambda p: p.reshape(-1, size, *p.shape[1:]), everything)
                 return jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, groups)[0]
             return run(carry, everything)[0]
+
+    def _scans(self) -> bool:
+        if self.scan_layers is not None:
+            return self.scan_layers
+        unrolled = {"gpu": self.n_layers, "tpu": self.UNROLLED_ON_TPU}.get(kernels.platform(), 0)
+        return self.n_layers > unrolled
 
     def block_list(self) -> list[Any]:
         """Returns the blocks as a list, each with its own arrays."""

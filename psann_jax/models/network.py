@@ -65,7 +65,7 @@ def build(
       config: the section of any family, with all sizes set.
       dtype: of the computation; parameters are float32.
       remat: what the backward pass recomputes, one of REMATS of the network's class.
-      scan_layers: compile one layer and scan over all, or unroll; None: unroll on GPUs only.
+      scan_layers: compile one layer and scan over all, or unroll; None: by device, see `Layered`.
       sequence: shard activations between layers along the window, over the mesh axis `tensor`.
 
     Raises:

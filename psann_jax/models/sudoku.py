@@ -68,6 +68,7 @@ class Sudoku(Layered):
     """
 
     REMATS: ClassVar[tuple[str, ...]] = ("none", "block", "iteration", "nested")
+    UNROLLED_ON_TPU = 0  # within the loop over iterations, unrolled layers take 15 minutes and more to compile
 
     def __init__(
         self,
