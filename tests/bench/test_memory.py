@@ -27,7 +27,7 @@ def test_rematerialisation_and_small_batches_need_less():
 
 
 def test_a_remat_of_another_base_is_rejected():
-    with pytest.raises(ConfigError, match=r"train\.remat: is 'block'"):
-        memory.measure(TINY, [4], ["block"])
+    with pytest.raises(ConfigError, match=r"train\.remat: is 'dots'"):
+        memory.measure(TINY, [4], ["dots"])
     with pytest.raises(ConfigError, match=r"^train\.batch_tokens: "):
         memory.measure(dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, grad_accum=3)), [4], ["none"])

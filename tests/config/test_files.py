@@ -152,7 +152,7 @@ def test_a_value_that_the_new_base_does_not_allow_is_not_used(tmp_path):
     assert (config.model.attention, dropped) == ("plain", {"model.attention": "cudnn"})
     config, dropped = load_experiment(str(path), ["model.base=transformer"])
     assert (config.model.attention, dropped) == ("cudnn", {})
-    with pytest.raises(ConfigError, match=r"model\.attention: is 'cudnn', must be one of auto, tiled, plain"):
+    with pytest.raises(ConfigError, match=r"model\.attention: is 'cudnn', must be one of auto, pallas, tiled, plain"):
         load_experiment(str(path), ["model.base=ngt", "model.attention=cudnn"])
     path.write_text(text.format("fast"))
     with pytest.raises(ConfigError, match=r"model\.attention: is 'fast'"):

@@ -221,7 +221,7 @@ def test_sums_count_the_holes_alone():
 
 
 def test_an_unknown_remat_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.remat: is 'dots', must be one of none, iteration, nested"):
+    with pytest.raises(ConfigError, match=r"train\.remat: is 'dots', must be one of none, block, iteration, nested"):
         registry.build(SudokuConfig(), remat="dots")
 
 
