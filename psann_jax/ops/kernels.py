@@ -42,7 +42,12 @@ class Candidate(NamedTuple):
 def platform() -> str:
     """Returns the platform of the current mesh, or of the default backend without one: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return _named(jax.default_backend() if device is None else device.platform)
+    if device is None:
+        return _named(jax.default_backend())
+    # JAX 0.10.0 does not know the platform of a mesh's devices, only their kind: "cpu", "TPU v5 lite" or a GPU's name.
+    kind = device.device_kind.lower()
+    guessed = "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu"
+    return _named(getattr(device, "platform", guessed))
 
 
 def _named(backend: str) -> str:

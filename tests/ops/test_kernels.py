@@ -1,6 +1,7 @@
 """The choice of an implementation, and the check of a kernel before its first use."""
 
 import json
+import types
 import warnings
 
 import jax
@@ -59,6 +60,17 @@ def test_the_platform_is_that_of_the_mesh():
     with jax.set_mesh(make_mesh(ONE_DEVICE, all_devices=False)):
         assert jax.jit(lambda: (kernels.platform() == "cpu") * 1)() == 1
         assert kernels.device_kind() == jax.devices()[0].device_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("cpu", "cpu"), ("TPU v5 lite", "tpu"), ("NVIDIA H100 80GB HBM3", "gpu")]
+)
+def test_the_platform_follows_from_the_kind_where_jax_does_not_say(kind, expected, monkeypatch):
+    mesh = types.SimpleNamespace(abstract_device=types.SimpleNamespace(device_kind=kind))
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+    assert kernels.platform() == expected
+    mesh.abstract_device.platform = "cuda"
+    assert kernels.platform() == "gpu"
 
 
 def test_a_sound_kernel_is_used_and_compared_once(own_cache):

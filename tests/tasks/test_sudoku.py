@@ -47,7 +47,9 @@ def test_the_settings_are_those_of_puzzles(cache):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_of_other_bases_is_refused(cache, remat):
-    with pytest.raises(ConfigError, match=rf"train\.remat: is '{remat}', must be one of none, block, iteration, nested"):
+    with pytest.raises(
+        ConfigError, match=rf"train\.remat: is '{remat}', must be one of none, block, iteration, nested"
+    ):
         SudokuTask.load(tiny(cache, remat=remat), progress=False)
 
 
