@@ -182,7 +182,8 @@ def _welch(noises: Sequence[Noise]) -> Noise:
     variance = sum(noise.variance for noise in noises)
     if not variance > 0:
         return Noise(variance, noises[0].freedom)
-    return Noise(variance, variance**2 / sum(noise.variance**2 / noise.freedom for noise in noises))
+    # By shares, because the square of a tiny variance would be 0.
+    return Noise(variance, 1 / sum((noise.variance / variance) ** 2 / noise.freedom for noise in noises))
 
 
 def _half_width(noises: Sequence[Noise], level: float) -> float:

@@ -34,7 +34,7 @@ def value_and_gradients(attend, segment_ids, key, *floats):
 
 def main():
     """Prints the largest difference of each array, as a fraction of its largest value."""
-    kernels.platform = lambda: "gpu"
+    kernels.platform, kernels.device_kind = lambda: "gpu", lambda: "NVIDIA H100 80GB HBM3"
     gravity.kernel_target = partial(kernel_target, interpret=True)
     key, B, H = jax.random.key(3), 8, 4
     floats = list(draw(B=B, L=40, H=H, K=8, dtype="float32").values())
