@@ -29,7 +29,13 @@ _NOT_STARTED = {
     "tensorboard": "runs until it is stopped",
 }
 # A part of a command -> the module it needs.
-_NEEDS = {"--peer=psannlm": "psannlm", "--peer=torch": "torch", ".pt ": "torch"}
+_NEEDS = {
+    "--peer=psannlm": "psannlm",
+    "--peer=torch": "torch",
+    ".pt ": "torch",
+    "--topology=h100": "jax_cuda13_plugin",
+    "--topology=v": "libtpu",
+}
 _NEEDS_NETWORK = ("lm_eval",)
 
 # Settings of a run that takes seconds; of each config, those that it has.
@@ -71,6 +77,7 @@ _FLAGS = {
     "bench devices": "--steps=1 --count=1 --count=2",
     "bench generate": "--repeats=1 --batch=1 --prompt_tokens=4 --max_new_tokens=4",
     "bench memory": "--batch_sizes=2",
+    "bench accelerator": "--tiny --minutes=2",
 }
 
 
