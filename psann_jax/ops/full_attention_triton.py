@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from psann_jax.ops.full_attention_tile import Tile, score_gradients, weights
 
@@ -84,24 +84,26 @@ def _tile(rate: float, n_heads: int, q_ref: Any, place_ref: Any) -> Tile:
     return Tile(L, K, rate, (first, second), index * jnp.uint32(L * L))
 
 
-def _kernel(rate: float, n_heads: int, *refs: Any) -> None:
-    from jax.experimental import pallas as pl
+def _dot(a: Array, b: Array, *, trans_a: bool = False, trans_b: bool = False) -> Array:
+    """The float32 product of two blocks, each transposed first if asked for."""
+    contracted = (0 if trans_a else 1,), (1 if trans_b else 0,)
+    return lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
 
+
+def _kernel(rate: float, n_heads: int, *refs: Any) -> None:
     q_ref, k_ref, v_ref, place_ref, out_ref = refs
     q, k, v = (_load(ref) for ref in (q_ref, k_ref, v_ref))
     tile = _tile(rate, n_heads, q_ref, place_ref)
-    w, factors = weights(tile, pl.dot(q, k, trans_b=True))
-    _store(out_ref, pl.dot((w * factors).astype(v.dtype), v))
+    w, factors = weights(tile, _dot(q, k, trans_b=True))
+    _store(out_ref, _dot((w * factors).astype(v.dtype), v))
 
 
 def _gradient_kernel(rate: float, n_heads: int, *refs: Any) -> None:
-    from jax.experimental import pallas as pl
-
     q_ref, k_ref, v_ref, dout_ref, place_ref, dq_ref, dk_ref, dv_ref = refs
     q, k, v, dout = (_load(ref) for ref in (q_ref, k_ref, v_ref, dout_ref))
     tile = _tile(rate, n_heads, q_ref, place_ref)
-    w, factors = weights(tile, pl.dot(q, k, trans_b=True))
-    _store(dv_ref, pl.dot((w * factors).astype(v.dtype), dout, trans_a=True))
-    dscores = score_gradients(tile, w, pl.dot(dout, v, trans_b=True) * factors).astype(q.dtype)
-    _store(dq_ref, pl.dot(dscores, k))
-    _store(dk_ref, pl.dot(dscores, q, trans_a=True))
+    w, factors = weights(tile, _dot(q, k, trans_b=True))
+    _store(dv_ref, _dot((w * factors).astype(v.dtype), dout, trans_a=True))
+    dscores = score_gradients(tile, w, _dot(dout, v, trans_b=True) * factors).astype(q.dtype)
+    _store(dq_ref, _dot(dscores, k))
+    _store(dk_ref, _dot(dscores, q, trans_a=True))

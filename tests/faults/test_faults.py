@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import random
+import re
 import select
 import shutil
 import signal
@@ -218,7 +219,10 @@ def test_sigterm_within_an_update(tmp_path):
     experiment = Experiment(tmp_path, "--config.train.steps=8", "--config.train.grad_accum=4")
     workdir = tmp_path / "run"
     shown = experiment.run(workdir, fault="term-in-update=3")
-    assert "SIGTERM received: waiting for the current micro-batch, then saving the state" in shown
+    # On a busy machine the run is already saving when the thread reports the signal.
+    assert re.search(
+        r"SIGTERM received: waiting for the (current micro-batch|checkpoint), then saving the state", shown
+    )
     assert "stopped by SIGTERM at step 3, state saved; run the same command again to resume" in shown
     assert saved_steps(workdir)[-1] == recorded_step(workdir) == 3
     experiment.finish(workdir)
