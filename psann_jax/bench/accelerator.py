@@ -34,7 +34,7 @@ class Stage:
       command: arguments of psann-jax; "{out}" stands for the directory of results.
       show: formats its result for the report, in one cell.
       minutes: the stage does not begin with less time than this left.
-      is_run: a training run, whose result is its summary; it is told to save its state when the time is over.
+      is_run: a training run, whose result is its summary; when time is up, it is asked to save its state.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _run(stage: Stage, out: Path, seconds: float) -> Result:
     workdir = next((Path(part.partition("=")[2]) for part in arguments if part.startswith("--workdir=")), None)
     result: Result = {"command": list(stage.command), "seconds": time.monotonic() - began}
     if code is None or (workdir is not None and code == 0 and not (workdir / "summary.json").exists()):
-        result |= {"status": "stopped", "shown": "stopped: the time was over" + _progress(workdir)}
+        result |= {"status": "stopped", "shown": "stopped: time was up" + _progress(workdir)}
     elif code not in (0, 1) or (workdir is None and not measured.exists()):
         result |= {"status": "failed", "error": _last_line(out / f"{name}.log")}
         result["shown"] = f"failed: {result['error']}"

@@ -32,7 +32,7 @@ COMMANDS = {
         "bench generate": "generated tokens/s, alone or against another implementation",
         "bench memory": "memory of a training step by batch size and rematerialisation",
         "bench kernels": "this device's kernels against the plain implementations, at full size",
-        "bench accelerator": "checks and measures one GPU or TPU, the most valuable first, as long as minutes last",
+        "bench accelerator": "checks and measures one GPU or TPU within a time limit",
         "bench compile": "what a run would do on TPUs or GPUs that are not there",
         "bench layout": "how arrays, memory and collectives are divided over a mesh",
         "bench devices": "cost of data parallelism on simulated CPU devices",

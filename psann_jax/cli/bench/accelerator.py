@@ -29,7 +29,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = StrictParser(
         "bench accelerator",
         "Compares the kernels of this device with the plain implementations, measures speed and memory, runs the "
-        "self-test and trains, in this order, until the minutes are over. Given again, it goes on where it stopped.",
+        "self-test and trains, in this order, until time is up. Run again, it continues where it stopped.",
     )
     add = parser.add_argument
     add("--minutes", type=positive_int, default=30, metavar="N", help="time for all stages; default 30")
