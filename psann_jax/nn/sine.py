@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config import SINE_PARAMETERS, SineConfig
-from psann_jax.nn.partition import Init, param, per_shard
+from psann_jax.nn.partition import Init, param, per_shard, shard_of
 from psann_jax.ops.sine import choose_sine, damped_sine
 
 FREQUENCY_OFFSET = 1e-6  # keeps the frequency above 0 for every raw value
@@ -45,13 +45,14 @@ class Sine(nnx.Module):
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Applies the activation to z (B, ..., F); the result has the dtype of z."""
-        implementation = choose_sine(z.dtype)
+        axis = self.axis or "channels"
+        split = shard_of(z.shape[-1:], (axis,))[0] != z.shape[-1:]
+        # Features that are on all devices stay there: the kernel would need parts of them, to be gathered afterwards.
+        implementation = "polynomial" if split and self.axis is None else choose_sine(z.dtype)
         apply: Callable[..., jax.Array] = partial(
             damped_sine, decay_mode=self.config.decay_mode, implementation=implementation
         )
         if implementation == "triton":
-            # Features that are on all devices are split as well: otherwise each would add up all gradients of z.
-            axis = self.axis or "channels"
             z_axes = ("batch", *(None,) * (z.ndim - 2), axis)
             apply = per_shard(apply, (z_axes, (axis,), (axis,), (axis,)), z_axes)
         return apply(z, *self.values())
