@@ -88,9 +88,11 @@ def test_a_mesh_gathers_parameters_but_no_activations(base, topology):
     config = small(base, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     train = compiled(config, topology)["train"]
     used(train | {"topology": topology}, *EXPECTED[base])
-    largest_parameter = 4 * max(1024 * 128, 2 * 128 * 256)
+    largest = 4 * max(1024 * 128, 2 * 128 * 256)
+    if base == "sgrpsann":  # devices share the work of the spectral gate's filter, by features of their own rows
+        largest = 2 * (64 // 4) * 512 * 128
     for kind in ("all-gather", "all-to-all", "collective-permute"):
-        assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] <= largest_parameter / 1e6, kind
+        assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] <= largest / 1e6, kind
 
 
 @pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
