@@ -61,7 +61,7 @@ def _program(config: Config) -> str:
 
 @functools.cache
 def _device() -> str:
-    """The devices and the JAX version, from a process that ends at once."""
+    """The devices and the JAX version, from a short-lived process of its own."""
     code = (
         "import jax; from psann_jax.train.hardware import device_description as d; print(d(), 'jax', jax.__version__)"
     )

@@ -109,7 +109,7 @@ def _outcome(make_example: Callable[[], Example]) -> str:
         try:
             example = make_example()
             found = differences(example)
-        except Exception as error:  # whatever it is, another implementation can do the work
+        except Exception as error:  # of any kind: another implementation takes its place
             first = (str(error).splitlines() or [""])[0]
             outcome[0] = f"it fails with {type(error).__name__}: {first[:200]}"
             return
