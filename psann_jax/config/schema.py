@@ -102,6 +102,7 @@ class MeshConfig:
     fsdp: int = 1  # data-parallel groups that shard the parameters
     tensor: int = 1  # shards of heads, MLP features and vocabulary
     sequence: bool = False  # shard activations between layers along the window, over tensor
+    slices: int = 0  # groups of devices that a slow network joins, over which data is divided; 0: as the devices say
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -110,6 +111,7 @@ class MeshConfig:
             require(size >= 1 or size == -1, f"{prefix}.{name}", f"is {size}, must be positive, or -1 for the rest")
         found = tuple(sizes.values())
         require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
+        at_least(0, self, prefix, "slices")
 
 
 @dataclass(frozen=True)
