@@ -82,11 +82,12 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
 
     def put(rows: np.ndarray) -> jax.Array:
         n = len(rows) // len(shard.parts)  # rows of a part
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        shape = (n * shard.count, *rows.shape[1:])
+        parts = []
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            assert index is not None
             first = n * shard.parts.index((index[0].start or 0) // n)
-            return rows[first : first + n]
-
-        return jax.make_array_from_callback((n * shard.count, *rows.shape[1:]), sharding, part)
+            parts.append(jax.device_put(rows[first : first + n], device))
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     return {name: put(rows) for name, rows in batch.items()}
