@@ -115,18 +115,24 @@ def run_case(case: Case, folder: Path, lm_eval: LmEval | None) -> str | None:
     Returns:
       The error of the first process that failed, or None.
     """
-    if not trained(case, folder):
-        _record_code(folder)
-        with tempfile.TemporaryDirectory() as config_folder:
-            path = write_config_file(to_dict(case.config), Path(config_folder))
-            error = _run_module(["psann_jax.main", f"--config={path}", f"--workdir={folder}"])
-        if error is not None:
-            return error
+    error = train(case, folder)
+    if error is not None:
+        return error
     for command in _missing(case, folder, lm_eval):
         error = _run_module(command)
         if error is not None:
             return error
     return None
+
+
+def train(case: Case, folder: Path) -> str | None:
+    """Trains a run unless that is done; returns the error if it fails."""
+    if trained(case, folder):
+        return None
+    _record_code(folder)
+    with tempfile.TemporaryDirectory() as config_folder:
+        path = write_config_file(to_dict(case.config), Path(config_folder))
+        return _run_module(["psann_jax.main", f"--config={path}", f"--workdir={folder}"])
 
 
 def _run_module(arguments: Sequence[str]) -> str | None:
