@@ -4,13 +4,16 @@ A parallel dict of `psann_jax.nn.partition.ParamInfo` describes every parameter:
 whether it is trained. The kind decides on weight decay and on Muon.
 """
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
-from psann_jax.config import TrainConfig
+from psann_jax.config import LrScales, TrainConfig, require
 from psann_jax.train.adafactor import scale_by_factored_rms
 
 # Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, a mixing matrix at the
@@ -31,10 +34,14 @@ def make_optimizer(
     Args:
       config: the training section (optimizer, betas, eps, weight decay).
       infos: dict with the structure of the parameters and their ParamInfo as leaves.
-      learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers.
+      learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers. A parameter's rate is
+        this one times its factor in `config.lr_scales`.
 
     Returns:
       An optax transformation whose updates are added to the parameters.
+
+    Raises:
+      ConfigError: `config.lr_scales` has a factor for parameters that the model does not train.
     """
 
     def group(info: Any) -> str:
@@ -44,16 +51,62 @@ def make_optimizer(
 
     groups = jax.tree.map(group, infos)
     decay_mask = jax.tree.map(lambda i: config.weight_decay_on == "all" or i.kind not in UNDECAYED_KINDS, infos)
+    factors = lr_factors(config.lr_scales, infos)
     make_scaling = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
     transforms: dict[str, Any] = {
         name: optax.chain(
             make_scaling[name](config, infos, groups),
             optax.add_decayed_weights(config.weight_decay, decay_mask),
-            optax.scale_by_learning_rate(learning_rate),
+            _scale_by_rates(learning_rate, jax.tree.map(_mask, jax.tree.map(name.__eq__, groups), factors)),
         )
         for name in sorted(set(jax.tree.leaves(groups)) - {"frozen"})
     }
     return optax.partition(transforms | {"frozen": optax.set_to_zero()}, groups)
+
+
+def lr_factors(scales: LrScales, infos: Any) -> Any:
+    """Returns each parameter's factor of the learning rate, in the structure of `infos`.
+
+    Args:
+      scales: factors by kind.
+      infos: as in `make_optimizer`.
+
+    Raises:
+      ConfigError: a factor other than 1 is of a kind that the model does not train.
+    """
+    trained = set[str]()
+
+    def factor(path: Any, info: Any) -> float:
+        names = _scale_names(path, info)
+        if info.trainable:
+            trained.update(names)
+        return math.prod(getattr(scales, name, 1.0) for name in names)
+
+    factors = jax.tree_util.tree_map_with_path(factor, infos)
+    for scale in dataclasses.fields(scales):
+        value = getattr(scales, scale.name)
+        name = f"train.lr_scales.{scale.name}"
+        require(value == 1 or scale.name in trained, name, "has no effect: the model trains no such parameter")
+    return factors
+
+
+def _scale_names(path: Any, info: Any) -> tuple[str, ...]:
+    """The fields of `LrScales` that act on a parameter."""
+    keys = keystr(path, simple=True, separator=".").split(".")
+    if info.kind == "embedding" and keys[0] == "head":
+        return ("head",)
+    return ("sine", f"sine_{keys[-1]}") if info.kind == "sine" else (info.kind,)
+
+
+def _scale_by_rates(learning_rate: float | jax.Array, factors: Any) -> optax.GradientTransformation:
+    """Multiplies updates by minus the learning rate times their factor. It has no state."""
+    if set(jax.tree.leaves(factors)) == {1.0}:
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda update, factor: -learning_rate * factor * update, updates, factors)
+
+    return optax.stateless(scale)
 
 
 def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated: Any) -> Any:
@@ -166,7 +219,8 @@ def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransfo
     def scale(updates: Any, params: Any = None) -> Any:
         return jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)
 
-    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=lambda _: numbers), optax.stateless(scale))
+    scaling = optax.contrib.scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=lambda _: numbers)
+    return optax.chain(scaling, optax.stateless(scale))
 
 
 def _mask(in_group: bool, value: Any) -> Any:
