@@ -54,6 +54,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     lr: float = 2e-4  # peak of the learning rate
     lr_scales: LrScales = field(default_factory=LrScales)
+    lr_base_width: int = 0  # d_model for which lr is meant: matrices and heads get lr * this / d_model; 0: off
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
     warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
     end_lr_ratio: float = 0.1  # lr of the last update / lr
@@ -78,7 +79,7 @@ class TrainConfig:
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         at_least(1, self, prefix, "steps", "batch_tokens", "grad_accum", "log_every", "max_bad_steps")
-        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho")
+        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
         for name in ("lr", "eps"):
@@ -91,7 +92,9 @@ class TrainConfig:
             refuse_inactive(self, prefix, f"with schedule {self.schedule}", "decay_fraction")
         if self.schedule == "constant":
             refuse_inactive(self, prefix, "with schedule constant", "end_lr_ratio")
-        if self.optimizer != "muon":
+        if self.optimizer == "muon":
+            refuse_inactive(self, prefix, "with optimizer muon", "lr_base_width")
+        else:
             refuse_inactive(self, prefix, f"with optimizer {self.optimizer}", "muon_momentum")
         if self.optimizer == "adafactor":
             refuse_inactive(self, prefix, "with optimizer adafactor", "betas", "eps")

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr
 
-from psann_jax.config import LrScales, TrainConfig, require
+from psann_jax.config import TrainConfig, require
 from psann_jax.train.adafactor import scale_by_factored_rms
 
 # Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, a mixing matrix at the
 # identity, and raw sine parameters would decay towards softplus(0), raw gates towards sigmoid(0).
 UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity", "gate", "mixing"})
 MUON_KINDS = frozenset({"matrix", "mixing"})
+WIDE_KINDS = frozenset({"matrix", "mixing", "head"})  # each output sums over as many inputs as the model is wide
 
 
 def make_optimizer(
-    config: TrainConfig, infos: Any, learning_rate: float | jax.Array
+    config: TrainConfig, infos: Any, learning_rate: float | jax.Array, d_model: int = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer for one update.
 
@@ -35,7 +36,8 @@ def make_optimizer(
       config: the training section (optimizer, betas, eps, weight decay).
       infos: dict with the structure of the parameters and their ParamInfo as leaves.
       learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers. A parameter's rate is
-        this one times its factor in `config.lr_scales`.
+        this one times its factor, see `lr_factors`.
+      d_model: width of the model, needed with `config.lr_base_width`.
 
     Returns:
       An optax transformation whose updates are added to the parameters.
@@ -51,7 +53,7 @@ def make_optimizer(
 
     groups = jax.tree.map(group, infos)
     decay_mask = jax.tree.map(lambda i: config.weight_decay_on == "all" or i.kind not in UNDECAYED_KINDS, infos)
-    factors = lr_factors(config.lr_scales, infos)
+    factors = lr_factors(config, infos, d_model)
     make_scaling = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
     transforms: dict[str, Any] = {
         name: optax.chain(
@@ -64,23 +66,29 @@ def make_optimizer(
     return optax.partition(transforms | {"frozen": optax.set_to_zero()}, groups)
 
 
-def lr_factors(scales: LrScales, infos: Any) -> Any:
+def lr_factors(config: TrainConfig, infos: Any, d_model: int) -> Any:
     """Returns each parameter's factor of the learning rate, in the structure of `infos`.
 
+    It is the factor of its kind in `config.lr_scales`; for matrices whose number of inputs grows with the width, times
+    `config.lr_base_width / d_model` (Yang et al., 2022, "Tensor Programs V", table 3, the learning rates of Adam; its
+    initial weights and multipliers are not part of this).
+
     Args:
-      scales: factors by kind.
+      config: the training section.
       infos: as in `make_optimizer`.
+      d_model: width of the model.
 
     Raises:
       ConfigError: a factor other than 1 is of a kind that the model does not train.
     """
-    trained = set[str]()
+    scales, trained = config.lr_scales, set[str]()
+    by_width = config.lr_base_width / d_model if config.lr_base_width else 1.0
 
     def factor(path: Any, info: Any) -> float:
         names = _scale_names(path, info)
         if info.trainable:
             trained.update(names)
-        return math.prod(getattr(scales, name, 1.0) for name in names)
+        return math.prod(getattr(scales, name, 1.0) for name in names) * (by_width if WIDE_KINDS & {*names} else 1.0)
 
     factors = jax.tree_util.tree_map_with_path(factor, infos)
     for scale in dataclasses.fields(scales):

@@ -43,8 +43,33 @@ FACTORS = {
 }
 
 
+def factors_of(scales, infos):
+    return lr_factors(TrainConfig(lr_scales=scales), infos, 8)
+
+
 def test_factors_of_kinds():
-    assert lr_factors(SCALES, INFOS) == FACTORS
+    assert factors_of(SCALES, INFOS) == FACTORS
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_matrices_and_head_get_rates_by_width(optimizer):
+    """Yang et al. (2022), table 3: the rates of hidden and output weights fall as 1 / fan_in, the others stay."""
+    config = TrainConfig(optimizer=optimizer, lr_base_width=2, lr_scales=LrScales(matrix=3.0))
+    expected = jax.tree.map(lambda _: 1.0, FACTORS) | {"head": 0.25}
+    expected["blocks"]["kernel"] = 0.75
+    assert lr_factors(config, INFOS, 8) == expected
+    assert set(jax.tree.leaves(lr_factors(TrainConfig(lr_base_width=8), INFOS, 8))) == {1.0}
+    params, grads = random_tree(0, SHAPES), random_tree(1, SHAPES)
+    updates = [
+        make_optimizer(c, INFOS, 0.1, 8).update(grads, make_optimizer(c, INFOS, 0.1, 8).init(params), params)[0]
+        for c in (TrainConfig(optimizer=optimizer), config)
+    ]
+    jax.tree.map(lambda f, a, b: np.testing.assert_allclose(f * a, b, rtol=1e-6), expected, *updates)
+
+
+def test_rates_by_width_are_refused_with_muon():
+    with pytest.raises(ConfigError, match=r"train\.lr_base_width: has no effect with optimizer muon"):
+        TrainConfig(optimizer="muon", lr_base_width=64).check("train")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -117,10 +142,10 @@ def test_every_kind_has_a_factor(name):
 def test_the_head_of_every_kind_of_model_is_told_from_its_embedding():
     scales = LrScales(head=2.0)
     for name in ("transformer", "waveresnet"):
-        factors = lr_factors(scales, build(variant(name)).infos)
+        factors = factors_of(scales, build(variant(name)).infos)
         assert (factors["head"], factors["embed"], factors["norm"]["scale"]) == (2.0, 1.0, 1.0)
     with pytest.raises(ConfigError, match=r"train\.lr_scales\.head: has no effect: the model trains no such parameter"):
-        lr_factors(scales, build(variant("vanilla")).infos)
+        factors_of(scales, build(variant("vanilla")).infos)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +153,13 @@ def test_the_head_of_every_kind_of_model_is_told_from_its_embedding():
 )
 def test_kinds_that_a_model_lacks_are_refused(name, scale):
     with pytest.raises(ConfigError, match=rf"train\.lr_scales\.{scale}: has no effect"):
-        lr_factors(LrScales(**{scale: 2.0}), build(variant(name)).infos)
+        factors_of(LrScales(**{scale: 2.0}), build(variant(name)).infos)
 
 
 def test_kinds_that_are_frozen_are_refused():
     infos = {**INFOS, "blocks": {**INFOS["blocks"], "act": {"amplitude": ParamInfo("sine", ("mlp",), trainable=False)}}}
     with pytest.raises(ConfigError, match=r"train\.lr_scales\.sine: has no effect"):
-        lr_factors(LrScales(sine=2.0), infos)
+        factors_of(LrScales(sine=2.0), infos)
 
 
 def test_factors_are_settings():
