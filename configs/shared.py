@@ -161,6 +161,20 @@ def w3_25m_contenders() -> dict[str, dict[str, Any]]:
     return {"ngt": ngt, **ablated, "vanilla": {"model.base": "vanilla"}}
 
 
+def gravity_contenders() -> dict[str, dict[str, Any]]:
+    """Returns vanilla, the transformer, and the Newton Gravity Transformer with one change each."""
+    ngt: dict[str, Any] = {"model.base": "ngt"}
+    return {
+        "vanilla": {"model.base": "vanilla"},
+        "transformer": {"model.base": "transformer"},
+        "ngt": ngt,
+        "mass_in_value": ngt | {"model.mass": "value"},
+        "attractive": ngt | {"model.variant": "attractive"},
+        "no_radius": ngt | {"model.cutoff": "none"},
+        "no_repulsion": ngt | {"model.repulsion.weight": 0.0},
+    }
+
+
 # --- Sudoku ---------------------------------------------------------------------------------------------
 
 
