@@ -115,6 +115,23 @@ def ablations() -> dict[str, dict[str, Any]]:
     }
 
 
+def modern_muon(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Returns an experiment with Muon as the NanoGPT speed-run uses it (Jordan, 2024); the caller sets train.lr.
+
+    Nesterov momentum of 0.95 for matrices, and AdamW with ten times their rate for the embedding and an untied head.
+    The factors are the largest and best ones tried (3 and 10 at train.lr 2e-2 and 4e-2; 1 and 3 at up to 2e-2), so
+    larger ones may be better. At 2e-2, a factor of 3 for norms or biases was worse than 1. Measured with one seed on
+    held-out lines of WikiText-2, with a transformer of d_model 64 and 3 layers and 250 updates of 2,048 tokens, on a
+    CPU: a loss of 4.45, against 4.69 with equal rates, and 5.12 with AdamW at the best of three equal rates.
+
+    Args:
+      config: of a model with an output matrix of its own.
+    """
+    config.train.update(optimizer="muon", muon_momentum=0.95)
+    config.train.lr_scales.update(embedding=10.0, head=10.0)
+    return config
+
+
 # --- the gravity screening ------------------------------------------------------------------------------
 
 

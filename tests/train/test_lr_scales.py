@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.shared import modern_muon
 from psann_jax.config import ConfigError, LrScales, TrainConfig
 from psann_jax.config.files import apply_overrides
 from psann_jax.config.io import default_config, parse
@@ -213,3 +214,10 @@ def test_the_momentum_of_muon_is_refused_with_other_optimizers():
             TrainConfig(optimizer=optimizer, muon_momentum=0.9).check("train")
     with pytest.raises(ConfigError, match=r"train\.muon_momentum: is 1\.0, must be at least 0 and below 1"):
         TrainConfig(optimizer="muon", muon_momentum=1.0).check("train")
+
+
+def test_the_recipe_of_muon_is_a_valid_experiment():
+    config = parse(modern_muon(default_config("transformer")))
+    assert (config.train.optimizer, config.train.muon_momentum) == ("muon", 0.95)
+    factors = lr_factors(config.train, build(variant("transformer")).infos, 16)
+    assert (factors["embed"], factors["head"], factors["norm"]["scale"]) == (10.0, 10.0, 1.0)
