@@ -215,7 +215,7 @@ def sudoku_study_small() -> config_dict.ConfigDict:
     Curricula need all ratings. An average of the weights is evaluated beside them; it does not change the training.
     """
     config = sudoku_quickstart()
-    config.data.update(counts=(6000, 2000, 1500, 160, 80))
+    config.data.update(counts=(6000, 2000, 1500, 160, 48))
     config.train.ema_decay = 0.999
     return config
 

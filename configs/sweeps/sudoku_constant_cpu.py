@@ -1,4 +1,4 @@
-"""What SAM and the curriculum contribute without the cosine schedule, at a size for a CPU: 15 runs, two hours on 2 cores.
+"""SAM and the curriculum without the cosine schedule, at a size for a CPU: 15 runs, two hours on 2 cores (AMD EPYC).
 
   psann-jax sweep --config=configs/sweeps/sudoku_constant_cpu.py
 
