@@ -75,12 +75,13 @@ def _counts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _radii(radii: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of spectral radii, medians and ranges over the puzzles of a kind."""
+    """The table of spectral radii and of the growth of the state."""
     import numpy as np
 
-    lines = [f"{'':<24}{'puzzles':>8}{'median':>9}{'least':>9}{'most':>9}"]
+    lines = [f"{'':<24}{'puzzles':>8}{'radius':>9}{'least':>9}{'most':>9}{'growth':>9}"]
     for group, state in dict.fromkeys((r["group"], r["state"]) for r in radii):
-        values = np.array([r["radius"] for r in radii if (r["group"], r["state"]) == (group, state)])
-        numbers = "".join(f"{x:>9.3f}" for x in (np.median(values), values.min(), values.max()))
-        lines.append(f"{f'{group}, {state}':<24}{len(values):>8}{numbers}")
-    return [*lines, "spectral radius of an iteration; above 1, small changes grow"]
+        chosen = [r for r in radii if (r["group"], r["state"]) == (group, state)]
+        values, growth = np.array([(r["radius"], r["growth"]) for r in chosen]).T
+        numbers = (np.median(values), values.min(), values.max(), np.median(growth))
+        lines.append(f"{f'{group}, {state}':<24}{len(chosen):>8}" + "".join(f"{x:>9.3f}" for x in numbers))
+    return [*lines, "spectral radius of an iteration and growth of the state in it, medians over puzzles"]

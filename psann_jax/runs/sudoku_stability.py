@@ -37,6 +37,7 @@ class Trajectories:
       confidence_TxN: the mean probability of the digits in the wrong cells; NaN if there are none.
       size_TxN: root mean square of the hidden states.
       distance_TxN: root mean square of their change in this iteration, divided by `size_TxN`.
+      angle_TxN: the angle by which they turn in this iteration, in degrees.
     """
 
     valid_TxN: np.ndarray
@@ -45,6 +46,7 @@ class Trajectories:
     confidence_TxN: np.ndarray
     size_TxN: np.ndarray
     distance_TxN: np.ndarray
+    angle_TxN: np.ndarray
 
     @property
     def groups_N(self) -> np.ndarray:
@@ -102,6 +104,7 @@ def _measure(
             "confidence_TxN": jnp.mean(jnp.max(new_p, axis=-1), axis=1, where=is_wrong_Bx81),
             "size_TxN": size_B,
             "distance_TxN": _rms(new_h - h) / size_B,
+            "angle_TxN": jnp.rad2deg(_angle(h, new_h)),
         }
         return ((new_h, new_p), digits_Bx81), found
 
@@ -114,6 +117,12 @@ def _rms(x_BxLxD: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x_BxLxD), axis=(1, 2)))
 
 
+def _angle(a_BxLxD: jax.Array, b_BxLxD: jax.Array) -> jax.Array:
+    """Returns the angles (B,) in radians, precise for small ones, too."""
+    units = [x / _rms(x)[:, None, None] for x in (a_BxLxD, b_BxLxD)]
+    return 2 * jnp.arcsin(jnp.minimum(_rms(units[1] - units[0]) / 2, 1))
+
+
 def summarise(trajectories: Trajectories) -> dict[str, Any]:
     """Returns the numbers of puzzles and means over them, by iteration.
 
@@ -121,8 +130,8 @@ def summarise(trajectories: Trajectories) -> dict[str, Any]:
       groups: the number of puzzles in each of `GROUPS`; iterations: a dict for each iteration with its number and, in
       puzzles, valid, newly_solved (valid for the first time), regained (valid again) and broken (no longer valid), so
       that valid = valid before + newly_solved + regained - broken; and for each group that has puzzles the means
-      changed_cells, wrong_cells, wrong_confidence (over the puzzles with wrong cells; None if there are none), size and
-      distance, see `Trajectories`.
+      changed_cells, wrong_cells, wrong_confidence (over the puzzles with wrong cells; None if there are none), size,
+      distance and angle, see `Trajectories`.
     """
     t, valid_TxN = trajectories, trajectories.valid_TxN
     before_TxN = np.concatenate([np.zeros_like(valid_TxN[:1]), valid_TxN[:-1]])
@@ -152,6 +161,7 @@ def _means(t: Trajectories, i: int, chosen: np.ndarray) -> dict[str, float | Non
         "wrong_confidence": float(confidence.mean()) if len(confidence) else None,
         "size": float(t.size_TxN[i, chosen].mean()),
         "distance": float(t.distance_TxN[i, chosen].mean()),
+        "angle": float(t.angle_TxN[i, chosen].mean()),
     }
 
 
@@ -170,8 +180,8 @@ def radii_of_groups(
       n_each: at most so many puzzles of each group.
 
     Returns:
-      For each state: group, puzzle (its index), state ("first valid" or "last"), iteration, radius and error, see
-      `spectral_radius`.
+      For each state: group, puzzle (its index), state ("first valid" or "last"), iteration, and radius, error and
+      growth, see `spectral_radii`.
     """
     last, first_N = len(trajectories.valid_TxN), trajectories.first_N
     states: list[dict[str, float | int | str]] = []
@@ -184,15 +194,16 @@ def radii_of_groups(
                 if iteration
             ]
     rows, after = (np.array([state[name] for state in states]) for name in ("puzzle", "iteration"))
-    radius, error = spectral_radii(run, puzzles.puzzles_Nx81[rows], after)
-    return [state | {"radius": float(radius[i]), "error": float(error[i])} for i, state in enumerate(states)]
+    radii = spectral_radii(run, puzzles.puzzles_Nx81[rows], after)
+    return [state | {name: float(a[i]) for name, a in radii.items()} for i, state in enumerate(states)]
 
 
-def spectral_radii(run: LoadedRun, puzzles_Kx81: np.ndarray, after_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spectral_radii(run: LoadedRun, puzzles_Kx81: np.ndarray, after_K: np.ndarray) -> dict[str, np.ndarray]:
     """Estimates the spectral radius of the Jacobian of an iteration, a map from (h, p) to (h, p), at K states.
 
-    At a state that an iteration returns to, a radius above 1 means that small changes grow: the state is unstable. A
-    radius below 1 means that they die out.
+    At a fixed point, a radius above 1 means that small changes grow, and one below 1 that they die out. But nothing
+    normalises h, so it may grow without end. The blocks see its direction only. Then a small change matters more and
+    more if the radius is above `growth`, and less and less if it is below.
 
     Args:
       run: from `load_run`.
@@ -200,11 +211,12 @@ def spectral_radii(run: LoadedRun, puzzles_Kx81: np.ndarray, after_K: np.ndarray
       after_K: the state of each puzzle is the one after so many iterations.
 
     Returns:
-      The radii (K,) and their errors (K,), see `spectral_radius`.
+      radius and error (K,), see `spectral_radius`, and growth (K,), the factor by which the next iteration multiplies
+      the root mean square of h.
     """
 
     @jax.jit
-    def radii(params: Params, puzzles: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def radii(params: Params, puzzles: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
         model = run.network.merge(params)
 
         def go_on(i: jax.Array, grid: Any) -> Any:
@@ -212,11 +224,14 @@ def spectral_radii(run: LoadedRun, puzzles_Kx81: np.ndarray, after_K: np.ndarray
             return jax.tree.map(lambda new, old: jnp.where(is_due, new, old), model.iterate(grid)[0], grid)
 
         grid = jax.lax.fori_loop(0, jnp.max(after), go_on, model.start(puzzles))
-        return spectral_radius(lambda grid: model.iterate(grid)[0], grid, jax.random.key(0))
+        radius, error = spectral_radius(lambda grid: model.iterate(grid)[0], grid, jax.random.key(0))
+        return {"radius": radius, "error": error, "growth": _rms(model.iterate(grid)[0][0]) / _rms(grid[0])}
 
     with jax.set_mesh(run.mesh):
-        radius, error = radii(run.params, jnp.asarray(puzzles_Kx81), jnp.asarray(after_K))
-    return np.asarray(radius), np.asarray(error)
+        found: dict[str, np.ndarray] = jax.device_get(
+            radii(run.params, jnp.asarray(puzzles_Kx81), jnp.asarray(after_K))
+        )
+    return found
 
 
 def spectral_radius(

@@ -79,6 +79,8 @@ def test_a_sequence_of_grids_is_described_by_hand(batch_size):
     t, n = np.arange(1, 5)[:, None], np.array(EMPTY)
     np.testing.assert_allclose(found.size_TxN, np.sqrt((t**2 + n**2) / 2), rtol=1e-6)
     np.testing.assert_allclose(found.distance_TxN, 1 / np.sqrt(t**2 + n**2), rtol=1e-6)
+    turn = np.arctan(t / n) - np.arctan((t - 1) / n)
+    np.testing.assert_allclose(found.angle_TxN, np.rad2deg(turn), rtol=1e-4)
     confidence = np.where(WRONG.T > 0, np.where(t % 2 == 1, SURE, UNSURE), np.nan)
     np.testing.assert_allclose(found.confidence_TxN, confidence, rtol=1e-5)
     assert found.groups_N.tolist() == [0, 1, 2, 0]
@@ -104,7 +106,7 @@ def test_the_summary_counts_flips_and_averages_groups():
 def test_the_counts_add_up(n_iterations, n_puzzles, seed):
     valid = np.random.default_rng(seed).random((n_iterations, n_puzzles)) < 0.5
     zeros = np.zeros(valid.shape)
-    rows = summarise(Trajectories(valid, zeros, zeros, zeros, zeros, zeros))["iterations"]
+    rows = summarise(Trajectories(valid, zeros, zeros, zeros, zeros, zeros, zeros))["iterations"]
     before = 0
     for row in rows:
         assert row["valid"] == before + row["newly_solved"] + row["regained"] - row["broken"]
@@ -113,7 +115,7 @@ def test_the_counts_add_up(n_iterations, n_puzzles, seed):
 
 
 def test_a_figure_of_the_sequences(tmp_path):
-    radii = [{"group": "kept", "puzzle": 0, "state": "last", "iteration": 4, "radius": 0.9, "error": 0.01}]
+    radii = [{"group": "kept", "puzzle": 0, "state": "last", "radius": 0.9, "error": 0.01, "growth": 1.1}]
     draw_stability(tmp_path / "stability.png", summarise(follow(RUN, SET, iterations=4)), radii)
     assert matplotlib.image.imread(tmp_path / "stability.png").std() > 0.05
 
@@ -178,7 +180,7 @@ def test_the_radius_of_a_network_is_that_of_its_jacobian():
     params = structure.unflatten([jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype) for leaf in leaves])
     run = SimpleNamespace(network=network, params=params, mesh=MESH)
     puzzles, after = puzzles_with([20, 50]), [3, 1]
-    radius, error = spectral_radii(run, puzzles, np.array(after))
+    found = spectral_radii(run, puzzles, np.array(after))
     model = network.merge(params)
 
     @jax.jit
@@ -198,7 +200,9 @@ def test_the_radius_of_a_network_is_that_of_its_jacobian():
         for _ in range(after[i]):
             grid = model.iterate(grid)[0]
         largest = eigs(np.asarray(jacobian(*grid)), k=3, return_eigenvectors=False)
-        assert radius[i] == pytest.approx(np.abs(largest).max(), rel=0.03), error
+        size, next_size = (np.sqrt(np.mean(np.square(g[0]))) for g in (grid, model.iterate(grid)[0]))
+        assert found["growth"][i] == pytest.approx(next_size / size, rel=1e-4)
+        assert found["radius"][i] == pytest.approx(np.abs(largest).max(), rel=0.03), found["error"]
 
 
 def test_states_of_the_groups():
@@ -214,3 +218,4 @@ def test_states_of_the_groups():
     ]
     # The script's hidden states are shifted: the Jacobian is the identity.
     np.testing.assert_allclose([state["radius"] for state in states], 1, rtol=1e-4)
+    assert states[0]["growth"] == pytest.approx(np.sqrt((9 + 9) / (9 + 4)), rel=1e-5)
