@@ -212,8 +212,8 @@ def sudoku_quickstart() -> config_dict.ConfigDict:
 def sudoku_study_small() -> config_dict.ConfigDict:
     """Returns what the runs of the Sudoku study at a size for a CPU share: the quickstart with puzzles of all ratings.
 
-    Curricula need all ratings. An average of the weights is evaluated beside them; it does not change the training. There
-    are 974 validation puzzles. Generating all takes about five minutes of processor time, once.
+    Curricula need all ratings. An average of the weights is evaluated beside them; it does not change the training.
+    There are 974 validation puzzles. Generating all takes about five minutes of processor time, once.
     """
     config = sudoku_quickstart()
     config.data.update(counts=(6000, 2000, 1500, 160, 48), valid_fraction=0.1)
