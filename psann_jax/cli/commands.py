@@ -26,6 +26,7 @@ COMMANDS = {
     "Look inside a run": {
         "coordinates": "the token coordinates of a gravity model as an interactive page",
         "sine": "amplitude, frequency and damping before and after training",
+        "stability": "what becomes of Sudoku solutions over many iterations",
     },
     "Measure": {
         "bench throughput": "training tokens/s, alone or against another implementation",

@@ -71,6 +71,7 @@ _SOURCES = ("data.sources", "data.valid_sources", "data.files", "data.valid_file
 _FLAGS = {
     "generate": "--max_new_tokens=4",
     "solve": "--iterations=4",
+    "stability": "--iterations=4 --max_puzzles=8 --radii=1",
     "sweep": "--seeds=1",
     "selftest": "--only=GPU-08",
     "bench throughput": "--steps=1",
