@@ -15,8 +15,9 @@ from psann_jax.nn.linear import Linear
 from psann_jax.nn.partition import constrain, per_shard, shard_of
 from psann_jax.nn.positions import halves_first, rotate, rotate_halves
 from psann_jax.ops import kernels
-from psann_jax.ops.attention import KERNELS, cached_attention, causal_attention
+from psann_jax.ops.attention import KERNELS, cached_attention, causal_attention, kernel_with_dropout
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention
+from psann_jax.ops.attention_dropout import MaskWords
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights
 from psann_jax.ops.tiles import Dropout
@@ -103,7 +104,9 @@ class Attention(nnx.Module):
         chosen = choose_attention(self.options.implementation, case)
         if chosen in KERNELS:
             rows = None if segment_ids is None else ("batch", None)
-            out: jax.Array = per_shard(KERNELS[chosen], (heads, heads, heads, rows), heads)(q, k, v, segment_ids)
+            kernel, words = kernel_with_dropout(chosen, dropout, q.shape)
+            axes = (heads, heads, heads, rows, *[MaskWords._make([("batch", "heads"), (None,)])] * len(words))
+            out: jax.Array = per_shard(kernel, axes, heads)(q, k, v, segment_ids, *words)
             return out
         return causal_attention(
             q,

@@ -55,7 +55,11 @@ def rotate(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Arr
 def rotate_halves(x_BxLxHxK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates each pair (i, i + K/2) by its rotary angle; `rotate` of features that `halves_first` has ordered."""
     cos, sin = (jnp.concatenate(parts, axis=-1) for parts in ((tables[0],) * 2, (-tables[1], tables[1])))
-    return (x_BxLxHxK * cos + jnp.roll(x_BxLxHxK, x_BxLxHxK.shape[-1] // 2, axis=-1) * sin).astype(x_BxLxHxK.dtype)
+    # TPUs exchange halves slowly by moving them. A product with a permutation is as exact.
+    K = x_BxLxHxK.shape[-1]
+    exchange_KxK = jnp.roll(jnp.eye(K, dtype=x_BxLxHxK.dtype), K // 2, axis=1)
+    swapped_BxLxHxK = jnp.matmul(x_BxLxHxK, exchange_KxK, precision="highest")
+    return (x_BxLxHxK * cos + swapped_BxLxHxK * sin).astype(x_BxLxHxK.dtype)
 
 
 def halves_first(x: jax.Array, n_heads: int) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +12,37 @@ from jax import Array
 from psann_jax.ops import tiles
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention
 from psann_jax.ops.attention_cudnn import cudnn_attention
+from psann_jax.ops.attention_dropout import mask_words
 from psann_jax.ops.attention_reference import plain_attention, scores, weighted_values
 from psann_jax.ops.attention_splash import splash_attention
 from psann_jax.ops.attention_tiled import tiled_attention
 from psann_jax.ops.attention_triton import triton_attention
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
-Kernel = Callable[[Array, Array, Array, Array | None], Array]
+Kernel = Callable[..., Array]
 
-# Functions of queries, keys, values and segment ids on one device; the compiler cannot partition them.
+# Functions of queries, keys, values and segment ids on one device; the compiler cannot partition them. Those that can
+# drop weights take `attention_dropout.MaskWords`, too, see `kernel_with_dropout`.
 KERNELS: dict[str, Kernel] = {
     "cudnn": cudnn_attention,
     "cudnn_packed": cudnn_attention,
     "triton": triton_attention,
     "splash": splash_attention,
 }
+
+
+def kernel_with_dropout(name: str, dropout: Dropout, shape: tuple[int, ...]) -> tuple[Kernel, tuple[Any, ...]]:
+    """Returns a kernel and its arguments after the segment ids: a `MaskWords` if weights are dropped, else none.
+
+    Args:
+      name: of the kernel.
+      dropout: of the attention weights.
+      shape: of the queries of all devices, (B, L, H, K).
+    """
+    if dropout.key is None or not dropout.rate:
+        return KERNELS[name], ()
+    B, L, H, _ = shape
+    return partial(KERNELS[name], dropout_rate=dropout.rate), (mask_words(dropout.key, B, H, L),)
 
 
 def alibi_slopes(n_heads: int) -> Array:
@@ -62,7 +80,7 @@ def causal_attention(
       segment_ids_BxL: document of each token; None: one document per row. Padding counts as a document. An id must
         not appear again after another one: kernels begin a new document there, "xla" and "plain" continue the old one.
       alibi_slopes_H: adds -slope * (query index - key index) to the scores. A constant: it gets no gradient.
-      dropout: of the attention weights. "xla" and "plain" drop the same weights for the same key.
+      dropout: of the attention weights. All implementations drop the same weights for the same key on one platform.
       implementation: see `attention_choice.choose_attention`.
 
     Returns:
@@ -78,7 +96,8 @@ def causal_attention(
     )
     chosen = choose_attention(implementation, case)
     if chosen in KERNELS:
-        return KERNELS[chosen](q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL)
+        kernel, words = kernel_with_dropout(chosen, dropout, q_BxLxHxK.shape)
+        return kernel(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, *words)
     key = dropout.key if dropout.rate else None
     attend = plain_attention if chosen == "plain" else tiled_attention
     return attend(dropout.rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, alibi_slopes_H, key)

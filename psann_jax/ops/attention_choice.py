@@ -102,7 +102,7 @@ def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
     first = _candidate("cudnn_packed", *packed) if case.has_segment_ids else _candidate("cudnn", *cudnn)
     types = _types(case, jnp.bfloat16, jnp.float16, jnp.float32)
     size = _Limit(f"needs a head size of at most 256, not {case.head_dim}", case.head_dim > 256)
-    return first, _candidate("triton", generation, types, size, offsets, *_options(case))
+    return first, _candidate("triton", generation, types, size, offsets, *_options(case, drops=True))
 
 
 def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:
@@ -120,10 +120,10 @@ def _heads(case: AttentionCase, limit: int) -> _Limit:
     return _Limit(reason, case.head_dim % 8 != 0 or case.head_dim > limit)
 
 
-def _options(case: AttentionCase) -> tuple[_Limit, ...]:
+def _options(case: AttentionCase, *, drops: bool = False) -> tuple[_Limit, ...]:
     return (
         _Limit("cannot add ALiBi", case.has_alibi),
-        _Limit("cannot drop attention weights", case.dropout > 0),
+        _Limit("cannot drop attention weights", case.dropout > 0 and not drops),
         _Limit(case.uneven, bool(case.uneven)),
     )
 

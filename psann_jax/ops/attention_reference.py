@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from psann_jax.ops import tiles
+from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
 
 def scores(q_BxLxHxK: Array, k_BxSxHxK: Array) -> Array:
@@ -44,9 +45,13 @@ def plain_attention(
 
 
 def exact_attention(
-    q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, segment_ids_BxL: Array | None = None
+    q_BxLxHxK: Array,
+    k_BxLxHxK: Array,
+    v_BxLxHxK: Array,
+    segment_ids_BxL: Array | None = None,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Array:
     """Computes `plain_attention` in float32 at the highest precision of the device, for the examples of kernels."""
     q, k, v = (x.astype(jnp.float32) for x in (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK))
     with jax.default_matmul_precision("highest"):
-        return plain_attention(0.0, q, k, v, segment_ids_BxL, None, None).astype(q_BxLxHxK.dtype)
+        return plain_attention(dropout.rate, q, k, v, segment_ids_BxL, None, dropout.key).astype(q_BxLxHxK.dtype)

@@ -18,8 +18,9 @@ from jax import Array, lax
 
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers
+from psann_jax.ops.attention_dropout import MaskForm, MaskWords, mask_factors, mask_form, mask_words
 from psann_jax.ops.attention_reference import exact_attention
-from psann_jax.ops.tiles import MASK_VALUE
+from psann_jax.ops.tiles import MASK_VALUE, NO_DROPOUT, Dropout
 
 _LOG2_E = math.log2(math.e)
 
@@ -31,25 +32,29 @@ class _Tiling(NamedTuple):
       tile: T, tokens of a tile; the padded window is a multiple of it.
       scale: factor of the scores.
       interpret: runs the kernels in Python.
+      masks: of dropout; None: no weights are dropped.
     """
 
     tile: int
     scale: float
     interpret: bool
+    masks: MaskForm | None = None
 
 
 class _Rows(NamedTuple):
-    """Documents of the padded window, by token and by tile.
+    """Documents of the padded window, by token and by tile, and what determines the dropped weights.
 
     Attributes:
       numbers_BxL: document of each token.
       first_Bxn: first tile of the documents that the first token of each tile belongs to.
       last_Bxn: last tile of the document that the last token of each tile belongs to.
+      words: see `MaskWords`; None: no weights are dropped.
     """
 
     numbers_BxL: Array
     first_Bxn: Array
     last_Bxn: Array
+    words: MaskWords | None = None
 
 
 def tile_length(head_dim: int, dtype: Any) -> int:
@@ -63,7 +68,9 @@ def triton_attention(
     k_BxLxHxK: Array,
     v_BxLxHxK: Array,
     segment_ids_BxL: Array | None,
+    words: MaskWords | None = None,
     *,
+    dropout_rate: float = 0.0,
     interpret: bool = False,
 ) -> Array:
     """Computes `causal_attention` in bf16, fp16 or float32 on a GPU, with the accuracy of the type.
@@ -73,6 +80,8 @@ def triton_attention(
       k_BxLxHxK: keys.
       v_BxLxHxK: values.
       segment_ids_BxL: document of each token, see `attention_documents`; None: one document per row.
+      words: `attention_dropout.mask_words` of these rows and heads; None: no weights are dropped.
+      dropout_rate: fraction of the weights to drop.
       interpret: runs the kernels in Python, for tests on a CPU.
     """
     B, L, _, K = q_BxLxHxK.shape
@@ -83,8 +92,8 @@ def triton_attention(
         return jnp.pad(x_BxLxHxK, ((0, 0), (0, -L % T), (0, 0), (0, width - K)))
 
     numbers_BxL = jnp.zeros((B, L), jnp.int32) if segment_ids_BxL is None else document_numbers(segment_ids_BxL)
-    rows = _rows(jnp.pad(numbers_BxL, ((0, 0), (0, -L % T)), constant_values=-1), T)
-    tiling = _Tiling(T, 1 / math.sqrt(K), interpret)
+    rows = _rows(jnp.pad(numbers_BxL, ((0, 0), (0, -L % T)), constant_values=-1), T)._replace(words=words)
+    tiling = _Tiling(T, 1 / math.sqrt(K), interpret, None if words is None else mask_form(dropout_rate, L))
     return _attend(tiling, padded(q_BxLxHxK), padded(k_BxLxHxK), padded(v_BxLxHxK), rows)[:, :L, :, :K]
 
 
@@ -134,7 +143,8 @@ def _call(
 
     Args:
       kernel: takes the tiling and references: to a head of each array (L, K), of each statistic (L,), to the numbers
-        (L,), first and last tile of its row (scalars, of its tile), and to its tile of each result.
+        (L,), first and last tile of its row (scalars, of its tile), to the words if there are any (a scalar and all
+        N), and to its tile of each result.
       tiling: static sizes.
       arrays: (B, L, H, K).
       statistics: (B, H, L).
@@ -150,6 +160,10 @@ def _call(
     row = pl.BlockSpec((None, None, L), lambda i, h, b: (b, h, 0))
     numbers = pl.BlockSpec((None, L), lambda i, h, b: (b, 0))
     scalar = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
+    words: list[pl.BlockSpec] = []
+    if rows.words is not None:
+        words.append(pl.BlockSpec((None, None), lambda i, h, b: (b, h)))
+        words.append(pl.BlockSpec(rows.words.words_N.shape, lambda i, h, b: (0,)))
     part = {
         4: pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, i, h, 0)),
         3: pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, i)),
@@ -158,7 +172,7 @@ def _call(
     run = pl.pallas_call(
         partial(kernel, tiling),
         grid=(L // T, H, B),
-        in_specs=[*[whole] * len(arrays), *[row] * len(statistics), numbers, scalar, scalar],
+        in_specs=[*[whole] * len(arrays), *[row] * len(statistics), numbers, scalar, scalar, *words],
         out_specs=[part[len(result.shape)] for result in results],
         out_shape=list(results),
         # Two stages load the next tile during the work on one; wide tiles have no room for that in a backward pass.
@@ -166,7 +180,7 @@ def _call(
         interpret=tiling.interpret,
         name=kernel.__name__.strip("_"),
     )
-    return tuple(run(*arrays, *statistics, *rows))
+    return tuple(run(*arrays, *statistics, *jax.tree.leaves(rows)))
 
 
 # --- kernels --------------------------------------------------------------------------------------------
@@ -194,6 +208,15 @@ def _scores(tiling: _Tiling, q_TxK: Array, k_TxK: Array, numbers: Any, i: Any, j
     return jnp.where(visible, s_TxT, MASK_VALUE)
 
 
+def _dropped(tiling: _Tiling, arrays_TxT: tuple[Array, ...], words: Any, i: Any, j: Any) -> tuple[Array, ...]:
+    """Multiplies arrays of tile (i, j) by the factors of dropout."""
+    if tiling.masks is None:
+        return arrays_TxT
+    T = tiling.tile
+    factors_TxT = mask_factors(tiling.masks, words, T, i * T, j * T)
+    return tuple(x_TxT * factors_TxT for x_TxT in arrays_TxT)
+
+
 def _tile(i: Any, T: int) -> Any:
     from jax.experimental import pallas as pl
 
@@ -207,7 +230,7 @@ def _own_tile() -> Any:
 
 
 def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None:
-    numbers, first, _, out, lse = refs
+    numbers, first, _, *words, out, lse = refs
     T, i = tiling.tile, _own_tile()
     q_TxK = q[_tile(i, T), :]
 
@@ -218,7 +241,8 @@ def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None
         p_TxT = jnp.exp2(s_TxT - new_max_T[:, None])
         rescale_T = jnp.exp2(max_T - new_max_T)
         v_TxK = v[_tile(j, T), :]
-        acc_TxK = acc_TxK * rescale_T[:, None] + _dot(tiling, p_TxT.astype(v_TxK.dtype), v_TxK, (1, 0))
+        (kept_TxT,) = _dropped(tiling, (p_TxT,), words, i, j)
+        acc_TxK = acc_TxK * rescale_T[:, None] + _dot(tiling, kept_TxT.astype(v_TxK.dtype), v_TxK, (1, 0))
         return new_max_T, sum_T * rescale_T + jnp.sum(p_TxT, axis=1), acc_TxK
 
     init = jnp.full((T,), MASK_VALUE, jnp.float32), jnp.zeros((T,), jnp.float32), jnp.zeros(q_TxK.shape, jnp.float32)
@@ -228,22 +252,23 @@ def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None
 
 
 def _slopes(tiling: _Tiling, refs: tuple[Any, ...], tiles_TxK: tuple[Array, ...], i: Any, j: Any) -> Any:
-    """Returns the softmax of tile (i, j) and the gradient of its scores without the scale, both (T, T) float32."""
-    lse, delta, numbers = refs
+    """Returns the weights of tile (i, j) and the gradient of its scores without the scale, both (T, T) float32."""
+    lse, delta, numbers, *words = refs
     q_TxK, k_TxK, v_TxK, dout_TxK = tiles_TxK
     s_TxT = _scores(tiling, q_TxK, k_TxK, numbers, i, j)
     p_TxT = jnp.exp2(s_TxT - lse[_tile(i, tiling.tile)][:, None])
-    return p_TxT, p_TxT * (_dot(tiling, dout_TxK, v_TxK, (1, 1)) - delta[_tile(i, tiling.tile)][:, None])
+    kept_TxT, dp_TxT = _dropped(tiling, (p_TxT, _dot(tiling, dout_TxK, v_TxK, (1, 1))), words, i, j)
+    return kept_TxT, p_TxT * (dp_TxT - delta[_tile(i, tiling.tile)][:, None])
 
 
 def _key_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any) -> None:
-    lse, delta, numbers, _, last, dk, dv = refs
+    lse, delta, numbers, _, last, *words, dk, dv = refs
     T, j = tiling.tile, _own_tile()
     k_TxK, v_TxK = k[_tile(j, T), :], v[_tile(j, T), :]
 
     def step(i: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         q_TxK, dout_TxK = q[_tile(i, T), :], dout[_tile(i, T), :]
-        p_TxT, ds_TxT = _slopes(tiling, (lse, delta, numbers), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
+        p_TxT, ds_TxT = _slopes(tiling, (lse, delta, numbers, *words), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
         dv_TxK = sums[1] + _dot(tiling, p_TxT.astype(dout_TxK.dtype), dout_TxK, (0, 0))
         return sums[0] + _dot(tiling, ds_TxT.astype(q_TxK.dtype), q_TxK, (0, 0)), dv_TxK
 
@@ -254,13 +279,13 @@ def _key_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any) 
 
 
 def _query_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any) -> None:
-    lse, delta, numbers, first, _, dq = refs
+    lse, delta, numbers, first, _, *words, dq = refs
     T, i = tiling.tile, _own_tile()
     q_TxK, dout_TxK = q[_tile(i, T), :], dout[_tile(i, T), :]
 
     def step(j: Any, dq_TxK: Array) -> Array:
         k_TxK, v_TxK = k[_tile(j, T), :], v[_tile(j, T), :]
-        _, ds_TxT = _slopes(tiling, (lse, delta, numbers), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
+        _, ds_TxT = _slopes(tiling, (lse, delta, numbers, *words), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
         return dq_TxK + _dot(tiling, ds_TxT.astype(k_TxK.dtype), k_TxK, (1, 0))
 
     dq_TxK = lax.fori_loop(first[...], i + 1, step, jnp.zeros(q_TxK.shape, jnp.float32))
@@ -270,21 +295,32 @@ def _query_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any
 # --- example for the check on a device ------------------------------------------------------------------
 
 
-def _in_both_precisions(attend: Callable[..., Array]) -> Callable[..., Array]:
-    """Returns both results as one array, that of bf16 scaled by the ratio of the tolerances."""
+def _cases(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns the results in float32, in bf16 and in bf16 with dropout as one array.
+
+    Those of bf16 are scaled by the ratio of the tolerances.
+    """
 
     def run(q: Array, k: Array, v: Array, segment_ids_BxL: Array) -> Array:
-        low = (x.astype(jnp.bfloat16) for x in (q, k, v))
-        return jnp.stack([attend(q, k, v, segment_ids_BxL), attend(*low, segment_ids_BxL).astype(jnp.float32) / 300])
+        low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+        dropped = attend(*low, segment_ids_BxL, Dropout(jax.random.key(0), 0.1))
+        coarse = (x.astype(jnp.float32) / 300 for x in (attend(*low, segment_ids_BxL, NO_DROPOUT), dropped))
+        return jnp.stack([attend(q, k, v, segment_ids_BxL, NO_DROPOUT), *coarse])
 
     return run
 
 
 @kernels.example("attention.triton")
 def _example() -> kernels.Example:
-    def inputs(key: Array) -> tuple[Array, ...]:
-        q, k, v = jax.random.normal(key, (3, 2, 200, 2, 64), jnp.float32)
-        index = jnp.arange(200)
-        return q, k, v, jnp.stack([index // 70 + 1, jnp.where(index < 150, index // 64 + 1, 0)])
+    B, L, H, K = 2, 300, 2, 64  # borders of the masks of dropout are not those of the kernel's tiles
 
-    return kernels.Example(_in_both_precisions(triton_attention), _in_both_precisions(exact_attention), inputs, 1e-4)
+    def inputs(key: Array) -> tuple[Array, ...]:
+        q, k, v = jax.random.normal(key, (3, B, L, H, K), jnp.float32)
+        index = jnp.arange(L)
+        return q, k, v, jnp.stack([index // 100 + 1, jnp.where(index < 250, index // 64 + 1, 0)])
+
+    def attend(q: Array, k: Array, v: Array, segment_ids_BxL: Array, dropout: Dropout) -> Array:
+        words = None if dropout.key is None else mask_words(dropout.key, B, H, L)
+        return triton_attention(q, k, v, segment_ids_BxL, words, dropout_rate=dropout.rate)
+
+    return kernels.Example(_cases(attend), _cases(exact_attention), inputs, 1e-4)

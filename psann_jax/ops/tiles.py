@@ -72,10 +72,14 @@ def join_rows(x_nxBxT: Array, length: int) -> Array:
 set_tile = partial(lax.dynamic_update_index_in_dim, axis=0)
 
 
+def tile_key(key: Array, i: Array | int, j: Array | int) -> Array:
+    """Returns the key of the mask of tile (i, j)."""
+    return jax.random.fold_in(jax.random.fold_in(key, i), j)
+
+
 def dropout_factors(key: Array, rate: float, shape: tuple[int, ...], i: Array | int, j: Array | int) -> Array:
     """Returns the factors of the attention weights in tile (i, j): 0 where dropped, 1 / (1 - rate) elsewhere."""
-    key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-    mask, keep_prob = keep_mask(key, rate, shape)
+    mask, keep_prob = keep_mask(tile_key(key, i, j), rate, shape)
     return mask / jnp.float32(keep_prob)
 
 

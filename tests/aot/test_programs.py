@@ -108,6 +108,16 @@ def test_only_sums_of_gradients_cross_slices(topology):
     assert 1e6 * train["between_slices"]["all-reduce"]["mb"] <= 1.1 * 4 * n_params / 4 + 4096
 
 
+@pytest.mark.parametrize("topology", ["h100:1", "h100:8"])
+def test_attention_weights_are_dropped_by_a_kernel_of_each_gpu(topology):
+    sizes = {} if topology == "h100:1" else {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    train = compiled(small("vanilla", model__dropout=0.1, **sizes), topology)["train"]
+    assert train["implementations"]["attention"] == ["triton"]
+    activation = 64 // 4 * 512 * 128 * 2  # of one device's rows, in bytes
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] < activation / 1e6, kind
+
+
 @pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
 @pytest.mark.parametrize("base", ["transformer", "ngt"])
 def test_memory_is_linear_in_the_window(base, topology):

@@ -29,6 +29,21 @@ def test_reordered_features_are_rotated_like_pairs():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_exchanging_halves_does_not_round(dtype):
+    x, dy = jax.random.normal(jax.random.key(0), (2, B, L, H, D // H)).astype(dtype)
+    zeros, ones = jnp.zeros((1, L, 1, D // H // 2)), jnp.ones((1, L, 1, D // H // 2))
+
+    def exchanged(x):  # by a quarter turn: (a, b) becomes (-b, a)
+        return rotate_halves(x, (zeros, ones))
+
+    y, pull = jax.vjp(exchanged, x)
+    a, b = jnp.split(x, 2, axis=-1)
+    np.testing.assert_array_equal(y, jnp.concatenate([-b, a], axis=-1))
+    a, b = jnp.split(dy, 2, axis=-1)
+    np.testing.assert_array_equal(pull(dy)[0], jnp.concatenate([b, -a], axis=-1))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_with_reordered_parameters_equals_that_with_pairs(causal, monkeypatch):
     layer, params = nnx.split(Attention(AttentionOptions(D, H, causal=causal, bias=True), rngs=nnx.Rngs(params=0)))

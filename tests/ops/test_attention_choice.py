@@ -110,6 +110,21 @@ def test_other_nvidia_gpus_and_float32_run_triton(on):
         choose_attention("triton", packed)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("kind", [H100, A100])
+def test_gpus_drop_weights_in_triton(on, kind, dtype):
+    on("gpu", kind)
+    dropped = CASE._replace(dtype=dtype, dropout=0.1)
+    for case in (dropped, dropped._replace(has_segment_ids=True)):
+        assert choose_attention("auto", case) == choose_attention("triton", case) == "triton"
+    assert choose_attention("auto", dropped._replace(has_alibi=True)) == "xla"
+
+
+def test_tpus_drop_weights_in_tiles(on):
+    on("tpu", "TPU v5 lite")
+    assert describe_attention("auto", CASE._replace(dropout=0.1)) == "xla (splash cannot drop attention weights)"
+
+
 def test_tpus_run_splash(on):
     on("tpu", "TPU v5 lite")
     for case in (CASE, AttentionCase(jnp.float32, 128, has_segment_ids=True)):

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.partition import MESH_AXES
 from psann_jax.ops import kernels
-from psann_jax.ops.tiles import NO_DROPOUT
+from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
 GPU, TPU = ("gpu", "cuda"), ("tpu", "tpu")
 CUDNN = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
@@ -32,14 +32,26 @@ CUDNN = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     ],
 )
 def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls):
+    check(platforms, kind, dtype, packed, (name, calls), NO_DROPOUT)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dropout_runs_in_the_kernel_on_gpus(dtype):
+    dropout = Dropout(jax.random.key(0), 0.1)
+    check(GPU, "NVIDIA H100 80GB HBM3", dtype, True, ("triton", ["__gpu$xla.gpu.triton"]), dropout)
+
+
+def check(platforms, kind, dtype, packed, expected, dropout):
+    """Lowers a layer and its gradients for a device; checks the implementation and the calls of its kernels."""
+    name, calls = expected
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platforms[0])
     mesh = AbstractMesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
-    x, segment_ids = jax.ShapeDtypeStruct((2, 99, 2, 64), dtype), jax.ShapeDtypeStruct((2, 99), jnp.int32)
+    x, segment_ids = jax.ShapeDtypeStruct((2, 299, 2, 64), dtype), jax.ShapeDtypeStruct((2, 299), jnp.int32)
     layer = SimpleNamespace(options=AttentionOptions(128, 2))
 
     def run(q, k, v, segment_ids, dout):
         context = SimpleNamespace(segment_ids_BxL=segment_ids if packed else None, alibi_H=None)
-        out, vjp = jax.vjp(lambda *qkv: Attention._causal(layer, *qkv, context, NO_DROPOUT), q, k, v)
+        out, vjp = jax.vjp(lambda *qkv: Attention._causal(layer, *qkv, context, dropout), q, k, v)
         return out, *vjp(dout)
 
     with jax.sharding.use_abstract_mesh(mesh), kernels.recorded() as found:

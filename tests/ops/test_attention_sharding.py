@@ -23,7 +23,7 @@ from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.partition import shard_of
 from psann_jax.ops import attention_cudnn
 from psann_jax.ops.attention import KERNELS, causal_attention
-from psann_jax.ops.tiles import NO_DROPOUT
+from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 from tests.support.cudnn import interpreter
 
 fused.dot_product_attention = interpreter
@@ -45,19 +45,23 @@ def value_and_gradients(attend):
     return run
 
 
-def of_the_layer(q, k, v, segment_ids):
+def of_the_layer(dropout, q, k, v, segment_ids):
     context = SimpleNamespace(segment_ids_BxL=segment_ids, alibi_H=None)
-    return Attention._causal(layer, q, k, v, context, NO_DROPOUT)
+    return Attention._causal(layer, q, k, v, context, dropout)
 
 
-plain = lambda q, k, v, s: causal_attention(q, k, v, segment_ids_BxL=s, implementation="plain")
-want = jax.jit(value_and_gradients(plain))(q, k, v, segment_ids, dout)
+def plain(dropout, q, k, v, segment_ids):
+    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, dropout=dropout, implementation="plain")
+
+
 specs = (heads, heads, heads, batch, heads)
 args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((q, k, v, segment_ids, dout), specs)]
-for name in ("cudnn_packed", "triton", "splash"):
+dropped = Dropout(jax.random.key(2), 0.3)
+for name, dropout in (*((name, NO_DROPOUT) for name in ("cudnn_packed", "triton", "splash")), ("triton", dropped)):
     attention.choose_attention = lambda implementation, case: name
+    want = jax.jit(value_and_gradients(partial(plain, dropout)))(q, k, v, segment_ids, dout)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(value_and_gradients(of_the_layer)).lower(*args).compile()
+        compiled = jax.jit(value_and_gradients(partial(of_the_layer, dropout))).lower(*args).compile()
     for a, b in zip(compiled(*args), want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
         assert a.sharding.is_equivalent_to(NamedSharding(mesh, heads), 4)

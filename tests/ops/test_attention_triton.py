@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from psann_jax.ops import attention_triton, kernels
 from psann_jax.ops.attention import causal_attention
+from psann_jax.ops.attention_dropout import mask_words
 from psann_jax.ops.attention_triton import tile_length, triton_attention
+from psann_jax.ops.tiles import Dropout
 from tests.ops.test_attention import documents, draw
 from tests.support.attention import at_borders, check_example, compare_with_plain
 
@@ -37,6 +39,43 @@ def test_equals_plain(B, L, K, tile, packed):
 def test_borders_on_and_beside_those_of_tiles(dtype, tolerance, monkeypatch):
     monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
     compare_with_plain(interpreted, draw(2, 50, 1, 16), at_borders(50, 16), dtype, tolerance)
+
+
+def dropping(dropout):
+    """The kernel, with these weights dropped."""
+
+    def attend(q, k, v, segment_ids):
+        B, L, H, _ = q.shape
+        words = mask_words(dropout.key, B, H, L)
+        return interpreted(q, k, v, segment_ids, words, dropout_rate=dropout.rate)
+
+    return attend
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    B=st.integers(1, 2),
+    L=st.integers(1, 150),  # from 129 on, the masks have borders of their own
+    K=st.sampled_from([3, 16, 40]),
+    tile=st.sampled_from([16, 32]),
+    rate=st.sampled_from([0.1, 0.5, 0.9]),
+    packed=st.booleans(),
+)
+def test_dropout_equals_plain(B, L, K, tile, rate, packed):
+    dropout = Dropout(jax.random.key(L), rate)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_triton, "tile_length", lambda *_: tile)
+        segment_ids = documents(B, L, L) if packed else None
+        compare_with_plain(dropping(dropout), draw(B, L, 2, K, seed=L), segment_ids, "float32", 3e-6, dropout)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float32", 3e-6)])
+@pytest.mark.parametrize("L", [131, 256])  # borders of masks within tiles of the kernel, and on their borders
+def test_dropout_with_documents_and_padding(L, dtype, tolerance, rate, monkeypatch):
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 32)
+    dropout = Dropout(jax.random.key(1), rate)
+    compare_with_plain(dropping(dropout), draw(2, L, 2, 16), at_borders(L, 32), dtype, tolerance, dropout)
 
 
 def test_no_document_reads_another(monkeypatch):
@@ -71,8 +110,7 @@ def test_float32_does_not_use_tf32_alone():
 
 
 def test_example(monkeypatch):
-    """In bf16 and float32, whose tolerances differ."""
-    new = attention_triton._Tiling.__new__
-    monkeypatch.setattr(attention_triton._Tiling, "__new__", lambda cls, tile, scale, _: new(cls, tile, scale, True))
+    """In bf16 and float32, whose tolerances differ, and with dropout."""
+    monkeypatch.setattr(attention_triton, "triton_attention", interpreted)
     example = kernels.EXAMPLES["attention.triton"]()
     check_example(example, example.kernel)

@@ -1,0 +1,79 @@
+"""Dropout of attention weights inside a kernel, with the masks of `psann_jax.ops.tiles.dropout_factors`.
+
+Every tile of a window has a mask, hashed from two random words of its own. The words are drawn before the arrays are
+divided over devices, so each device drops the weights that one device alone would drop.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from psann_jax.ops import tiles
+from psann_jax.ops.dropout import keep_by_index, keep_probability, random_words
+
+
+class MaskForm(NamedTuple):
+    """Static facts about the masks of a window.
+
+    Attributes:
+      rate: fraction of the weights to drop.
+      n: tiles along the window.
+      span: tokens of one of them; the kernel's own tiles have another length.
+    """
+
+    rate: float
+    n: int
+    span: int
+
+
+class MaskWords(NamedTuple):
+    """What determines the masks of a window.
+
+    Attributes:
+      first_BxH: index of the first weight of each row and head among all weights of a tile, uint32.
+      words_N: two random words of every tile (i, j), row by row, uint32; N = 2 n^2.
+    """
+
+    first_BxH: Array
+    words_N: Array
+
+
+def mask_form(rate: float, length: int) -> MaskForm:
+    """Returns the form of the masks of a window of `length` tokens."""
+    return MaskForm(rate, *tiles.tiling(length))
+
+
+def mask_words(key: Array, B: int, H: int, length: int) -> MaskWords:
+    """Draws the words of the masks of all B rows and H heads."""
+    n, span = tiles.tiling(length)
+    index = jnp.arange(n)
+    keys_nxn = jax.vmap(lambda i: jax.vmap(lambda j: tiles.tile_key(key, i, j))(index))(index)
+    words_nxnx2 = jnp.stack(jax.vmap(jax.vmap(random_words))(keys_nxn), axis=-1)
+    return MaskWords(lax.iota(jnp.uint32, B * H).reshape(B, H) * jnp.uint32(span**2), words_nxnx2.reshape(-1))
+
+
+def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Array:
+    """Returns the factors of a tile of weights of one row and head: 0 where dropped, 1 / (1 - rate) elsewhere.
+
+    Args:
+      form: of the masks.
+      words: references to the row's and head's element of `MaskWords.first_BxH` and to `MaskWords.words_N`.
+      T: tokens of the tile, which can touch several tiles of the masks.
+      query: position of its first query, int32.
+      key: position of its first key.
+
+    Returns:
+      (T, T) float32; arbitrary beyond the end of the window.
+    """
+    first, words_N = words
+    query_Tx1, key_1xT = query + jnp.arange(T)[:, None], key + jnp.arange(T)[None]
+    # Where no border of the masks crosses the tile, all its weights share two words.
+    crossed = form.n > 1 and form.span % T != 0
+    i, j = (jnp.minimum(x // form.span, form.n - 1) for x in ((query_Tx1, key_1xT) if crossed else (query, key)))
+    place = 2 * (i * form.n + j)
+    in_mask_TxT = (query_Tx1 - i * form.span) * form.span + (key_1xT - j * form.span)
+    index_TxT = first[...] + in_mask_TxT.astype(jnp.uint32)
+    kept_TxT = keep_by_index(index_TxT, (words_N[place], words_N[place + 1]), form.rate)
+    return jnp.where(kept_TxT, jnp.float32(1 / keep_probability(form.rate)), 0)
