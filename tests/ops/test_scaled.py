@@ -59,7 +59,7 @@ def test_lower_precision(name, dtype, tolerance):
     factor = factor.astype("float32")
     with jax.enable_x64(True):
         wide = (np.asarray(a, "float64") for a in (z, factor, dy))
-        want = value_and_gradients(scaled_activation_reference, name, *wide)
+        want = jax.device_get(value_and_gradients(scaled_activation_reference, name, *wide))
     y, (dz, dfactor) = value_and_gradients(scaled_activation, name, z, factor, dy)
     assert (y.dtype, dz.dtype, dfactor.dtype) == (dtype, dtype, "float32")
     # In float32, the rounding of factor * z, up to 100, is the largest error.
