@@ -1,6 +1,7 @@
 """The `model` section of the bases modern, transformer, respsann, sgrpsann and waveresnet."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +60,22 @@ class SineConfig:
                 f"{prefix}.learnable",
                 f"unknown parameter {name!r}, choose from {', '.join(SINE_PARAMETERS)}",
             )
+        for reason, names in self.inactive():
+            refuse_inactive(self, prefix, reason, *names)
+
+    def inactive(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields settings that have no effect together with the others: why, and their names."""
+        if self.decay_mode == "none":
+            yield "with decay_mode none", tuple(f"damp_{end}" for end in _DRAWN)
+        if not self.trainable:
+            yield "with trainable False", ("learnable",)
+
+
+def saved_sine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns saved settings of `SineConfig`, with those that have no effect at their defaults, as a check requires."""
+    given = SineConfig(**{name: settings[name] for name in ("decay_mode", "trainable") if name in settings})
+    inactive = {name for _, names in given.inactive() for name in names}
+    return {name: getattr(SineConfig, name) if name in inactive else value for name, value in settings.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ml_collections.config_flags import config_flags  # noqa: F401  config files
 
 from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, SineConfig, WaveConfig
 from psann_jax.config.families import families
-from psann_jax.config.io import default_config, flatten, parse, to_dict
+from psann_jax.config.io import default_config, flatten, parse, to_dict, upgrade_saved
 from psann_jax.experiments.cases import all_cases
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +126,25 @@ def test_activations_with_a_frequency_take_the_settings_of_the_frequency_only(ac
     section = dataclasses.replace(Config().model, mlp_activation=activation, sine=SineConfig(freq_init=-1.0))
     with pytest.raises(ConfigError, match=r"model\.sine\.freq_init: is -1\.0, must be positive"):
         section.check("model")
+
+
+@pytest.mark.parametrize(
+    ("sine", "message"),
+    [
+        (
+            {"decay_mode": "none", "damp_init": 0.5},
+            r"damp_init: has no effect with decay_mode none; leave it at 0\.001",
+        ),
+        ({"trainable": False, "learnable": ("decay",)}, "learnable: has no effect with trainable False"),
+    ],
+)
+def test_settings_of_the_sine_without_effect_are_refused_but_load_from_saved_runs(sine, message):
+    mapping = to_dict(Config())
+    mapping["model"]["sine"].update(sine)
+    with pytest.raises(ConfigError, match=rf"^model\.sine\.{message}"):
+        parse(mapping)
+    changed = dict(list(sine.items())[:1])
+    assert parse(upgrade_saved(mapping)).model.sine == SineConfig(**changed)
 
 
 @pytest.mark.parametrize("option", ["interleave", "replace"])
