@@ -24,7 +24,6 @@ ELEMENTWISE: dict[str, Activation] = {
     "relu2": lambda z: jax.numpy.square(jax.nn.relu(z)),
     "silu": jax.nn.silu,
 }
-GATED = {"swiglu": "silu"}  # the activation of the gate
 
 
 def make_activation(name: str, features: int, sine: SineConfig, axis: str | None, *, rngs: nnx.Rngs) -> Activation:
@@ -78,9 +77,9 @@ class MLP(nnx.Module):
         make = functools.partial(Linear, bias=options.bias, rngs=rngs)
         self.fc1 = make((d, f), ("embed", "mlp"), initial=initial)
         self.fc2 = make((f, d), ("mlp", "embed"), initial=initial.of_outputs())
-        gated = options.activation in GATED
+        gated = options.activation == "swiglu"
         self.fc_gate = make((d, f), ("embed", "mlp"), initial=initial) if gated else None
-        activation = GATED.get(options.activation, options.activation)
+        activation = "silu" if gated else options.activation
         self.act = make_activation(activation, f, options.sine, "mlp", rngs=rngs)
 
     def __call__(self, x_BxLxD: jax.Array, key: jax.Array | None) -> jax.Array:
