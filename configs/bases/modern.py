@@ -9,9 +9,11 @@ seed each, a difference of two runs is no verdict):
   modern                                                          4.41
   modern, swiglu with the same parameters (d_mlp 344)             4.44
   modern, tied_embeddings                                         4.44
+  modern, logit_softcap=15                                        4.42
   modern, init=xavier                                             4.86
   transformer                                                     4.88
   transformer, init=zero_output                                   4.44
+  respsann                                                        4.74
   respsann, init=zero_output                                      4.49
 
 So most of the gain over the transformer is that of the initial weights.
