@@ -63,7 +63,7 @@ class psannLM:
         """Checks the settings; `fit` initialises the weights.
 
         Args:
-          base: transformer, respsann, sgrpsann, waveresnet, ngt or vanilla.
+          base: modern, transformer, respsann, sgrpsann, waveresnet, ngt or vanilla.
           d_model: width; default 128 on a CPU, 512 elsewhere.
           n_layers: number of blocks; default 4 on a CPU, 8 elsewhere.
           n_heads: attention heads per block; default 4 on a CPU, 8 elsewhere.

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from typing import Any
 
 from psann_jax.bench.timing import time_steps
-from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, ModelConfig, SineConfig, require, text_data
+from psann_jax.config import Config, ConfigError, DecoderConfig, ModelConfig, SineConfig, require, text_data
 from psann_jax.data.random_text import RandomText
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.host import peak_resident_bytes, usable_cores
+
+_BASES = ("respsann", "sgrpsann", "transformer", "waveresnet")
 
 
 def check_installed() -> None:
@@ -61,10 +63,10 @@ def _sine_options(sine: SineConfig) -> dict[str, Any]:
 
 def check_model(config: ModelConfig) -> DecoderConfig:
     """Returns the `model` section; raises ConfigError if psannlm has no model with these options."""
-    if not isinstance(config, DecoderConfig):
-        raise ConfigError(f"model.base: psannlm has no {config.base}, only {', '.join(PRESETS)}")
+    if not isinstance(config, DecoderConfig) or config.base not in _BASES:
+        raise ConfigError(f"model.base: psannlm has no {config.base}, only {', '.join(_BASES)}")
     asked, prescribed = config.resolve(), DecoderConfig(base=config.base).resolve()
-    for name in ("norm", "residual_alpha"):
+    for name in ("norm", "residual_alpha", "bias", "init", "tied_embeddings", "logit_softcap"):
         require(
             getattr(asked, name) == getattr(prescribed, name),
             f"model.{name}",

@@ -1,6 +1,7 @@
-"""The `model` section of the bases transformer, respsann, sgrpsann and waveresnet."""
+"""The `model` section of the bases modern, transformer, respsann, sgrpsann and waveresnet."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +9,10 @@ from psann_jax.config.checks import at_least, fraction, refuse_inactive, require
 from psann_jax.config.model import TextModelConfig
 
 SINE_PARAMETERS = ("amplitude", "frequency", "decay")
+_DRAWN = ("init", "init_std", "range", "bounds")
+# Activations with a factor per feature, for which the settings of the sine's frequency apply.
+_SCALED = ("snake", "scaled_gelu")
+_NOT_FREQUENCY = ("decay_mode", "learnable", *(f"{name}_{end}" for name in ("amp", "damp") for end in _DRAWN))
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,22 @@ class SineConfig:
                 f"{prefix}.learnable",
                 f"unknown parameter {name!r}, choose from {', '.join(SINE_PARAMETERS)}",
             )
+        for reason, names in self.inactive():
+            refuse_inactive(self, prefix, reason, *names)
+
+    def inactive(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields settings that have no effect together with the others: why, and their names."""
+        if self.decay_mode == "none":
+            yield "with decay_mode none", tuple(f"damp_{end}" for end in _DRAWN)
+        if not self.trainable:
+            yield "with trainable False", ("learnable",)
+
+
+def saved_sine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns saved settings of `SineConfig`, with those that have no effect at their defaults, as a check requires."""
+    given = SineConfig(**{name: settings[name] for name in ("decay_mode", "trainable") if name in settings})
+    inactive = {name for _, names in given.inactive() for name in names}
+    return {name: getattr(SineConfig, name) if name in inactive else value for name, value in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ class SpectralConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig(TextModelConfig):
-    """A decoder-only language model: the bases transformer, respsann, sgrpsann and waveresnet.
+    """A decoder-only language model: the bases modern, transformer, respsann, sgrpsann and waveresnet.
 
     `None` selects the preset of the base (`PRESETS`).
     """
@@ -114,8 +135,14 @@ class DecoderConfig(TextModelConfig):
     positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"  # how the network knows positions
     # implementation; auto: the fastest for the device
     attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
-    mlp_activation: Literal["sine", "gelu", "relu"] | None = None  # None: as the base (sine; transformer: gelu)
+    # also of wave blocks, except swiglu; None: as the base (sine; transformer: gelu; modern: relu2)
+    mlp_activation: Literal["sine", "gelu", "relu", "relu2", "silu", "swiglu", "snake", "scaled_gelu"] | None = None
     norm: Literal["rmsnorm", "layernorm"] | None = None  # None: as the base (rmsnorm; transformer: layernorm)
+    bias: bool | None = None  # biases in MLPs and wave blocks; None: as the base (True; modern: False)
+    # initial weights; zero_output: no branch adds anything at first; None: as the base (xavier; modern: zero_output)
+    init: Literal["xavier", "zero_output"] | None = None
+    tied_embeddings: bool = False  # the head is the transposed embedding
+    logit_softcap: float = 0.0  # c: bounds the logits by c * tanh(logits / c); 0: no bound
     # a learned scalar on the MLP branch; None: as the base (True; transformer: False)
     residual_alpha: bool | None = None
     sine: SineConfig = field(default_factory=SineConfig)
@@ -146,7 +173,8 @@ class DecoderConfig(TextModelConfig):
             f"{prefix}.positional_encoding",
             f"sinusoidal needs an even d_model, but it is {self.d_model}",
         )
-        sine_if_used(self, prefix)
+        self._check_activation(prefix)
+        at_least(0, self, prefix, "logit_softcap")
         self.wave.check(f"{prefix}.wave", self.n_layers)
         self.spectral.check(f"{prefix}.spectral")
         if self.base != "waveresnet":
@@ -154,12 +182,35 @@ class DecoderConfig(TextModelConfig):
         if self.base != "sgrpsann":
             refuse_inactive(self.spectral, f"{prefix}.spectral", f"with base {self.base}, only with sgrpsann")
 
+    def _check_activation(self, prefix: str) -> None:
+        activation = self.resolve().mlp_activation
+        if activation in _SCALED:
+            self.sine.check(f"{prefix}.sine")
+            reason = f"with mlp_activation {activation}, which has a frequency only"
+            refuse_inactive(self.sine, f"{prefix}.sine", reason, *_NOT_FREQUENCY)
+        else:
+            sine_if_used(self, prefix)
+        require(
+            activation != "swiglu" or not (self.wave.interleave or self.wave.replace),
+            f"{prefix}.mlp_activation",
+            "swiglu needs a second matrix, which a wave block does not have; use silu",
+        )
 
-_PSANN = {"mlp_activation": "sine", "norm": "rmsnorm", "residual_alpha": True}
+
+_COMMON = {"bias": True, "init": "xavier"}
+_PSANN = {"mlp_activation": "sine", "norm": "rmsnorm", "residual_alpha": True, **_COMMON}
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # what recent language models of this size agree on
+    "modern": {
+        "mlp_activation": "relu2",
+        "norm": "rmsnorm",
+        "residual_alpha": False,
+        "bias": False,
+        "init": "zero_output",
+    },
     "respsann": _PSANN,
     "sgrpsann": _PSANN,  # respsann with a spectral gate on the MLP branch
-    "transformer": {"mlp_activation": "gelu", "norm": "layernorm", "residual_alpha": False},
+    "transformer": {"mlp_activation": "gelu", "norm": "layernorm", "residual_alpha": False, **_COMMON},
     "waveresnet": _PSANN,  # respsann with wave blocks, if they are enabled
 }

@@ -112,7 +112,7 @@ def _text_family(base: str, model: type[ModelConfig], network: str, flops: str) 
     )
 
 
-for _base in ("respsann", "sgrpsann", "transformer", "waveresnet"):
+for _base in ("modern", "respsann", "sgrpsann", "transformer", "waveresnet"):
     register(_text_family(_base, DecoderConfig, "psann_jax.models.decoder:Decoder", "decoder_flops"))
 register(_text_family("ngt", NGTConfig, "psann_jax.models.ngt:NGT", "gravity_flops"))
 register(_text_family("vanilla", VanillaConfig, "psann_jax.models.vanilla:Vanilla", "decoder_flops"))

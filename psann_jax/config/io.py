@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from psann_jax.config.checks import ConfigError, require, require_known
 from psann_jax.config.data import DataConfig
-from psann_jax.config.decoder import DecoderConfig
+from psann_jax.config.decoder import DecoderConfig, saved_sine
 from psann_jax.config.families import family
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config, TrainConfig
@@ -153,6 +153,8 @@ def upgrade_saved(mapping: Mapping[str, Any]) -> dict[str, Any]:
     for section, old, new in _RENAMED:
         if old in upgraded.get(section, {}):
             upgraded[section][new] = upgraded[section].pop(old)
+    if "sine" in upgraded.get("model", {}):  # earlier versions accepted settings without an effect
+        upgraded["model"]["sine"] = saved_sine(upgraded["model"]["sine"])
     return upgraded
 
 

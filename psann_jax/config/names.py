@@ -76,6 +76,8 @@ _SYNONYMS = {
     "num_heads": ("n_heads",),
     "activation": ("mlp_activation",),
     "hidden_act": ("mlp_activation",),
+    "final_logit_softcapping": ("logit_softcap",),
+    "tie_word_embeddings": ("tied_embeddings",),
     "arch": ("base",),
     "architecture": ("base",),
     "model_type": ("base",),

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from psann_jax.config import DecoderConfig, require
+from psann_jax.config.decoder import saved_sine
 from psann_jax.config.io import parse
 from psann_jax.convert.psannlm_names import from_psannlm
 from psann_jax.convert.psannlm_tokenizer import tokenizer_from_state
@@ -139,7 +140,7 @@ def _architecture(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any],
     if "spectral" in parts:
         model["spectral"] = _spectral(arrays, settings, path)
     if any(name.startswith(("blocks.0.mlp.act._", "blocks.0.wave.act._")) for name in arrays):
-        model["sine"] = {name: _pair(value) for name, value in settings.get("sine", {}).items()}
+        model["sine"] = saved_sine({name: _pair(value) for name, value in settings.get("sine", {}).items()})
     else:
         model["mlp_activation"] = settings.get("activation", "gelu")
     return model

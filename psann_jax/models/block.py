@@ -6,6 +6,7 @@ from flax import nnx
 from psann_jax.config import DecoderConfig
 from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.context import Context, LayerCache
+from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import constant, param
@@ -26,7 +27,7 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         """Creates the layers; every None in the config must be resolved."""
         norm, activation = NORMS[config.norm or "rmsnorm"], config.mlp_activation or "sine"
-        d = config.d_model
+        d, initial = config.d_model, INITIALS[config.init or "xavier"]
         self.norm1 = norm(d, rngs=rngs)
         attention = AttentionOptions(
             d,
@@ -35,14 +36,16 @@ class Block(nnx.Module):
             output_dropout=config.dropout,
             implementation=config.attention,
         )
-        mlp = MLPOptions(d, config.d_mlp, activation, config.sine, dropout=config.dropout)
-        self.attn = Attention(attention, rngs=rngs)
+        mlp = MLPOptions(
+            d, config.d_mlp, activation, config.sine, dropout=config.dropout, bias=config.bias is not False
+        )
+        self.attn = Attention(attention, initial=initial, rngs=rngs)
         self.norm2 = norm(d, rngs=rngs)
-        self.mlp = None if config.wave.replace else MLP(mlp, rngs=rngs)
+        self.mlp = None if config.wave.replace else MLP(mlp, initial=initial, rngs=rngs)
         self.alpha = param(rngs, constant(1.0), (1,), "alpha", (None,)) if config.residual_alpha else None
         self.gate = SpectralGate(d, config.spectral, rngs=rngs) if config.base == "sgrpsann" else None
         has_wave = config.wave.interleave or config.wave.replace
-        self.wave = Wave(d, config.wave, activation, config.sine, rngs=rngs) if has_wave else None
+        self.wave = Wave(mlp, config.wave, initial=initial, rngs=rngs) if has_wave else None
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The decoder-only language model of the bases transformer, respsann, sgrpsann and waveresnet."""
+"""The decoder-only language model of the bases modern, transformer, respsann, sgrpsann and waveresnet."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from psann_jax.models.block import Block
 from psann_jax.models.text_network import Cache, TextNetwork
 from psann_jax.nn.context import Context, LayerCache, make_context
 from psann_jax.nn.embedding import embed
-from psann_jax.nn.initial import XAVIER
+from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
@@ -21,7 +21,7 @@ from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 
 class Decoder(TextNetwork):
-    """Embedding, a stack of pre-norm blocks, a final norm and an untied head."""
+    """Embedding, a stack of pre-norm blocks, a final norm and a head, which may be the transposed embedding."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **options: Any):
         """Creates the float32 parameters.
@@ -32,11 +32,14 @@ class Decoder(TextNetwork):
           **options: of `Layered`.
         """
         self.config = config = config.resolve()
-        v, d = config.vocab_size, config.d_model
-        self.embed = param(rngs, XAVIER.embedding, (v, d), "embedding", ("vocab", "embed"))
+        v, d, initial = config.vocab_size, config.d_model, INITIALS[config.init or "xavier"]
+        self.logit_softcap = config.logit_softcap
+        self.embed = param(rngs, initial.embedding, (v, d), "embedding", ("vocab", "embed"))
         super().__init__(lambda rngs: Block(config, rngs=rngs), config.n_layers, rngs=rngs, **options)
         self.norm = NORMS[config.norm or "rmsnorm"](d, rngs=rngs)
-        self.head = param(rngs, XAVIER.kernel, (d, v), "embedding", ("embed", "vocab"))
+        self.head = (
+            None if config.tied_embeddings else param(rngs, initial.kernel, (d, v), "embedding", ("embed", "vocab"))
+        )
 
     @staticmethod
     def live_attention(config: DecoderConfig, *, dtype: Any, has_segment_ids: bool) -> str:
@@ -80,7 +83,7 @@ class Decoder(TextNetwork):
 
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
         """See `Layered`."""
-        return self.head[...], None
+        return self.embed[...].T if self.head is None else self.head[...], None
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """See `TextNetwork`."""

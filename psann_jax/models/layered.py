@@ -12,6 +12,7 @@ from flax import nnx
 
 from psann_jax.config.checks import require
 from psann_jax.ops import kernels
+from psann_jax.ops.cross_entropy import soft_cap
 
 Carry = TypeVar("Carry")
 Step = Callable[[Any, Any, Any], Any]
@@ -35,11 +36,13 @@ class Layered(nnx.Module):
         layers on TPUs: a scan copies what it keeps for the backward pass, half of a step's memory traffic on a GPU.
       sequence: whether the residual stream is sharded along the window between layers, see `Context.split`.
       blocks: the stack.
+      logit_softcap: c > 0 bounds the logits to +-c, see `psann_jax.ops.cross_entropy.soft_cap`; 0: no bound.
     """
 
     REMATS: ClassVar[tuple[str, ...]] = ("none", "dots", "block", "full")
     UNROLLED_ON_TPU: ClassVar[int] = 8
     config: Any
+    logit_softcap: float = 0.0
 
     def __init__(
         self,
@@ -111,14 +114,14 @@ class Layered(nnx.Module):
 
     @abc.abstractmethod
     def head_kernel(self) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the (D, V) kernel that maps hidden states to logits, and its bias (V,) or None."""
+        """Returns the (D, V) kernel that maps hidden states to logits, before a softcap, and its bias (V,) or None."""
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Computes float32 logits (..., V) of hidden states (..., D); for a few positions, not for training."""
         kernel, bias = self.head_kernel()
         wide = jnp.promote_types(self.dtype, jnp.float32)
         y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
-        return y if bias is None else y + bias.astype(wide)
+        return soft_cap(y if bias is None else y + bias.astype(wide), self.logit_softcap)
 
 
 def _rematerialised(body: Any, remat: str, *, scanned: bool) -> Any:

@@ -54,7 +54,7 @@ class Attention(nnx.Module):
         d = options.d_model
         make = partial(Linear, (d, d), bias=options.bias, initial=initial, rngs=rngs)
         self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
-        self.o = make(("heads", "embed"))
+        self.o = make(("heads", "embed"), initial=initial.of_outputs())
 
     def __call__(
         self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +33,26 @@ class Initial:
       embedding: of tables.
       kernel: of a matrix (in, out).
       bias: of a bias, as a function of the number of inputs of the layer.
+      output: of a matrix whose result is added to the residual stream; None: as kernel.
     """
 
     embedding: Init
     kernel: Init
     bias: Callable[[int], Init]
+    output: Init | None = None
+
+    def of_outputs(self) -> "Initial":
+        """Returns the initialisers of a layer whose result is added to the residual stream."""
+        return replace(self, kernel=self.output or self.kernel)
 
 
 XAVIER = Initial(normal(0.02), xavier_uniform, lambda fan_in: constant(0.0))
 
-# small: as in GPT-2 (Radford et al., 2019). reference: the defaults of PyTorch.
+# small: as in GPT-2 (Radford et al., 2019). reference: the defaults of PyTorch. zero_output: every block starts as the
+# identity (Zhang, Dauphin and Ma, 2019, "Fixup Initialization").
 INITIALS = {
+    "xavier": XAVIER,
+    "zero_output": replace(XAVIER, output=constant(0.0)),
     "small": Initial(normal(0.02), normal(0.02), lambda fan_in: constant(0.0)),
     "reference": Initial(normal(1.0), uniform_by_inputs, _uniform),
 }

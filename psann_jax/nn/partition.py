@@ -27,9 +27,9 @@ class ParamInfo:
 
     Attributes:
       kind: matrix, embedding, conv, gate (factors of filters), mixing (matrices that start as the identity), norm,
-        bias, sine, alpha, gravity (parameters of its scores, and biases of coordinates), coordinate (matrices to and
-        from coordinates) or table (of coordinates and masses). It determines weight decay, the use of Muon, and what
-        the sampler casts.
+        bias, sine (parameters of activations), alpha, gravity (parameters of its scores, and biases of coordinates),
+        coordinate (matrices to and from coordinates) or table (of coordinates and masses). It determines weight
+        decay, the use of Muon, and what the sampler casts.
       axes: logical axis names, one per dimension; the first is "layers" if layers are stacked.
       trainable: whether the optimizer updates it.
     """

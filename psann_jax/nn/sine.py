@@ -28,6 +28,10 @@ class Sine(nnx.Module):
     the config. g(z) is |z|, max(z, 0) or 0. Source: the activation of PSANN-LM.
     """
 
+    amplitude: nnx.Param
+    frequency: nnx.Param
+    decay: nnx.Param
+
     def __init__(self, features: int, config: SineConfig, axis: str | None, *, rngs: nnx.Rngs):
         """Creates the raw parameters.
 
@@ -41,7 +45,7 @@ class Sine(nnx.Module):
         for name, key in zip(SINE_PARAMETERS, ("amp", "freq", "damp"), strict=True):
             unused = name == "decay" and config.decay_mode == "none"
             trainable = config.trainable and name in config.learnable and not unused
-            setattr(self, name, param(rngs, _raw_init(config, key), (features,), "sine", (axis,), trainable))
+            setattr(self, name, param(rngs, raw_init(config, key), (features,), "sine", (axis,), trainable))
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Applies the activation to z (B, ..., F); the result has the dtype of z."""
@@ -60,23 +64,32 @@ class Sine(nnx.Module):
     def values(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The effective A, f and d, each (F,)."""
         c = self.config
-        amplitude = _clamp(jax.nn.softplus(self._raw("amplitude")), c.amp_bounds)
-        frequency = _clamp(jax.nn.softplus(self._raw("frequency")) + FREQUENCY_OFFSET, c.freq_bounds)
-        decay = _clamp(jax.nn.softplus(self._raw("decay")), c.damp_bounds)
-        return amplitude, frequency, decay
+        amplitude = _clamp(jax.nn.softplus(_raw(self.amplitude)), c.amp_bounds)
+        decay = _clamp(jax.nn.softplus(_raw(self.decay)), c.damp_bounds)
+        return amplitude, effective_frequency(self.frequency, c), decay
 
-    def _raw(self, name: str) -> jax.Array:
-        variable = getattr(self, name)
-        value = variable[...]
-        return value if variable.get_metadata()["info"].trainable else jax.lax.stop_gradient(value)
+
+def effective_frequency(variable: nnx.Param, config: SineConfig) -> jax.Array:
+    """Returns the frequencies (F,) in use, of a parameter made by `raw_init`."""
+    return _clamp(jax.nn.softplus(_raw(variable)) + FREQUENCY_OFFSET, config.freq_bounds)
+
+
+def _raw(variable: nnx.Param) -> jax.Array:
+    value: jax.Array = variable[...]
+    return value if variable.get_metadata()["info"].trainable else jax.lax.stop_gradient(value)
 
 
 def _clamp(x: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
     return jnp.clip(x, bounds[0], bounds[1]) if bounds else x
 
 
-def _raw_init(config: SineConfig, key: str) -> Init:
-    """Initialiser of raw values: a constant, one uniform draw per layer, or a normal draw per feature."""
+def raw_init(config: SineConfig, key: str) -> Init:
+    """Returns an initialiser of raw values: a constant, one uniform draw per layer, or a normal draw per feature.
+
+    Args:
+      config: initial values.
+      key: amp, freq or damp.
+    """
     mean, std = getattr(config, f"{key}_init"), getattr(config, f"{key}_init_std")
     low_high = getattr(config, f"{key}_range")
 

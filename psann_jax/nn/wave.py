@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psann_jax.config import SineConfig, WaveConfig
+from psann_jax.config import WaveConfig
 from psann_jax.nn.causal_filter import causal_filter
 from psann_jax.nn.context import Context, LayerCache
+from psann_jax.nn.initial import Initial
 from psann_jax.nn.linear import Linear
-from psann_jax.nn.mlp import make_activation
+from psann_jax.nn.mlp import MLPOptions, make_activation
 from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import param
 from psann_jax.ops.causal_filter import next_history
@@ -27,13 +28,22 @@ class Wave(nnx.Module):
     It pads on the left only. The original code pads on both sides, so that each layer sees the next token.
     """
 
-    def __init__(self, features: int, config: WaveConfig, activation: str, sine: SineConfig, *, rngs: nnx.Rngs):
-        """Creates the parameters; for `activation` and `sine` see `psann_jax.nn.mlp.make_activation`."""
-        self.config = config
+    def __init__(self, options: MLPOptions, config: WaveConfig, *, initial: Initial, rngs: nnx.Rngs):
+        """Creates the parameters.
+
+        Args:
+          options: of the MLP of the same block; its d_model, activation, sine and bias apply here, too.
+          config: the convolution, and the rate of dropout.
+          initial: initialisers of the projection.
+          rngs: with a `params` stream.
+        """
+        self.config, features = config, options.d_model
         self.norm = RMSNorm(features, rngs=rngs)
         self.conv = param(rngs, _tap_init, (config.kernel, features), "conv", (None, None))
-        self.act = make_activation(activation, features, sine, None, rngs=rngs)
-        self.proj = Linear((features, features), ("embed", None), bias=True, rngs=rngs)
+        self.act = make_activation(options.activation, features, options.sine, None, rngs=rngs)
+        self.proj = Linear(
+            (features, features), ("embed", None), bias=options.bias, initial=initial.of_outputs(), rngs=rngs
+        )
 
     def __call__(
         self,

@@ -17,18 +17,28 @@ _FP16_SCALE = 256.0
 
 
 class LossOptions(NamedTuple):
-    """Terms of the loss beside the cross entropy.
+    """Terms of the loss beside the cross entropy, and the bound of the logits.
 
     Attributes:
       label_smoothing: eps, in [0, 1) (Szegedy et al., "Rethinking the Inception Architecture", 2016).
       z_loss: weight of the squared logsumexp of the logits (Chowdhery et al., "PaLM", 2022).
+      softcap: c of `soft_cap`, which bounds the logits before everything else.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    softcap: float = 0.0
 
 
 PLAIN = LossOptions()
+
+
+def soft_cap(logits: Array, cap: float) -> Array:
+    """Computes c * tanh(logits / c), which is between -c and c; the logits themselves if c is 0.
+
+    Source: Gemma Team (2024), "Gemma 2: Improving Open Language Models at a Practical Size".
+    """
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def cross_entropy_reference(
@@ -47,6 +57,7 @@ def cross_entropy_reference(
     logits_BxLxV = jnp.einsum("bld,dv->blv", x_BxLxD, kernel_DxV, preferred_element_type=wide)
     if bias_V is not None:
         logits_BxLxV = logits_BxLxV + bias_V[None, None]
+    logits_BxLxV = soft_cap(logits_BxLxV, options.softcap)
     logp_BxLxV = jax.nn.log_softmax(logits_BxLxV)
     nll_BxL = -jnp.take_along_axis(logp_BxLxV, jnp.clip(targets_BxL, 0, V - 1)[:, :, None], axis=2)[:, :, 0]
     loss_BxL = (1 - eps) * nll_BxL - eps * logp_BxLxV.mean(2)
@@ -68,10 +79,10 @@ def cross_entropy(
     options: LossOptions = PLAIN,
     chunk_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Sums the cross entropy between softmax(x @ kernel + bias) and the targets over tokens, weighted.
+    """Sums the cross entropy between softmax(soft_cap(x @ kernel + bias)) and the targets over tokens, weighted.
 
-    Per token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps and z_loss of
-    `options`.
+    Per token: (1 - eps) * nll + eps * mean_v(-log p_v) + z_loss * logsumexp^2, with eps, z_loss and
+    the softcap of `options`.
 
     Only the logits of `chunk_tokens` tokens exist at a time, in float32. When differentiated, the forward pass
     computes the gradients of x, kernel and bias chunk by chunk, so that logits are computed once, and the backward
@@ -85,7 +96,7 @@ def cross_entropy(
       targets_BxL: token ids. An id outside [0, V) makes the loss NaN, unless its weight is 0.
       weights_BxL: weight per token; 0 ignores the token. Differentiable.
       bias_V: added to the logits.
-      options: label smoothing and z-loss.
+      options: label smoothing, z-loss and softcap.
       chunk_tokens: tokens per chunk over all devices, rounded so that a chunk has all rows of the batch. The default
         is 512 per CPU device and 4096 per other device: with data parallelism, the gradient of the kernel is summed
         over the devices once per chunk.
@@ -106,6 +117,7 @@ def cross_entropy(
 class _Options(NamedTuple):
     label_smoothing: float
     z_loss: float
+    softcap: float
     n_chunks: int
 
 
@@ -176,9 +188,12 @@ def _scan_chunks(
         logits_RxV = jnp.dot(x_RxD, w_DxV, preferred_element_type=wide)
         if bias_V is not None:
             logits_RxV = logits_RxV + bias_V[None]
+        logits_RxV = soft_cap(logits_RxV, options.softcap)
         tokens, dlogits_RxV = _token_losses(options, logits_RxV, targets_R, weights_R)
         if not with_gradients:
             return None, (tokens, None)
+        if options.softcap:
+            dlogits_RxV *= 1 - jnp.square(logits_RxV / options.softcap)
         dkernel, dbias = sums
         scale = _FP16_SCALE if dtype == jnp.float16 else 1.0
         d_RxV = (scale * dlogits_RxV).astype(dtype)

@@ -103,7 +103,7 @@ def _backward(static: tuple[DecayMode, str], saved: tuple[Array, ...], dy: Array
         dz, dA_F, df_F, dd_F = _gradients(decay_mode, lambda x: (jnp.sin(x), jnp.cos(x)), *args)
     else:
         whole = partial(_gradients, decay_mode, fast_sincos)
-        blocks = partial(_by_blocks, whole)
+        blocks = partial(by_blocks, whole)
         # Chosen when the program is lowered: the default backend may be a GPU while the devices are CPUs.
         dz, dA_F, df_F, dd_F = lax.platform_dependent(*args, cpu=blocks, default=whole)
     return dz, dA_F.astype(A_F.dtype), (A_F * df_F).astype(f_F.dtype), (-A_F * dd_F).astype(d_F.dtype)
@@ -146,12 +146,20 @@ def _gradients(
     return dz, *(term.sum(rows) for term in terms)
 
 
-def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and_dy: Array) -> tuple[Array, ...]:
+def by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and_dy: Array) -> tuple[Array, ...]:
     """Calls `gradients` in a loop over blocks of positions (the last axis but one), for CPUs.
 
     The arrays of a block stay in the caches until they are summed. And XLA's CPU backend recomputes an elementwise
     result for each consumer, even for a transposed copy, where it no longer vectorises; it computes the result of a
     loop once. This halves the time of an MLP of 4096 x 256 x 1024, forward and backward.
+
+    Args:
+      gradients: (z, *params, dy) -> the gradient of z, and those of the parameters, summed over all axes but the last.
+      z: (..., F), inputs of an elementwise function.
+      *params_and_dy: its parameters, each (F,), and the gradient of its result.
+
+    Returns:
+      What `gradients` returns for all positions.
     """
     if z.ndim == 1:
         return gradients(z, *params_and_dy)
@@ -168,7 +176,7 @@ def _by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_an
 
     zero = jnp.zeros(z.shape[-1:], jnp.promote_types(z.dtype, jnp.float32))
     # dz overwrites dy block by block; nothing else reads dy.
-    carry = lax.fori_loop(0, length // size, lambda i, c: add_block(i * size, size, c), (dy, zero, zero, zero))
+    carry = lax.fori_loop(0, length // size, lambda i, c: add_block(i * size, size, c), (dy, *(zero for _ in params)))
     remainder = length % size
     return add_block(length - remainder, remainder, carry) if remainder else carry
 

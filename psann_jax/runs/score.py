@@ -110,12 +110,10 @@ def _scores(network: Network, params: Params, batch: dict[str, jax.Array]) -> tu
     """Sums of log-probabilities (B,) over the scored targets, and whether all of them are the most probable (B,)."""
     model = network.merge(params)
     x_BxLxD, _, _ = model.hidden(batch["tokens"][:, :-1])  # padding is at the end, where no token can attend to it
-    kernel_DxV, bias_V = model.head_kernel()
 
     def score_position(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x_BxD, target_B = inputs
-        logits_BxV = jnp.dot(x_BxD, kernel_DxV.astype(x_BxD.dtype), preferred_element_type=jnp.float32)
-        logits_BxV += 0.0 if bias_V is None else bias_V
+        logits_BxV = model.logits(x_BxD)
         logp_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), target_B[:, None], axis=1)[:, 0]
         return logp_B, logits_BxV.argmax(1) == target_B
 

@@ -14,7 +14,7 @@ from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
-from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
+from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import check_heads, check_window
 from psann_jax.train.metrics import perplexity
@@ -113,14 +113,16 @@ class LanguageModel:
         x, _, aux = model.hidden(batch["tokens"][:, :-1], segment_ids, batch["positions"][:, :-1], dropout_key=key)
         kernel, bias = model.head_kernel()
         kernel = constrain(kernel, "embed", "vocab")  # even if it is stored otherwise, see `ShardingRules.stored`
-        training, weights = key is not None, _target_weights(batch)
+        weights, options = _target_weights(batch), LossOptions(softcap=model.logit_softcap)
+        if key is not None:
+            options = options._replace(label_smoothing=train.label_smoothing, z_loss=train.z_loss)
         loss, stats = cross_entropy(
             x,
             kernel,
             batch["tokens"][:, 1:],
             weights,
             bias_V=bias,
-            options=LossOptions(train.label_smoothing, train.z_loss) if training else PLAIN,
+            options=options,
         )
         if key is not None:
             stats = {name: value for name, value in stats.items() if name not in (NLL_ROWS, WEIGHT_ROWS)}

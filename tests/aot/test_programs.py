@@ -64,6 +64,7 @@ def used(entries, *expected):
 
 
 EXPECTED = {
+    "modern": (DOT_PRODUCT, ROTARY),
     "transformer": (DOT_PRODUCT, ROTARY),
     "respsann": (DOT_PRODUCT, ROTARY, SINE),
     "sgrpsann": (DOT_PRODUCT, ROTARY, SINE),

@@ -325,6 +325,11 @@ def test_a_missing_psannlm_names_the_extra(monkeypatch):
     [
         ({"norm": "layernorm"}, "model.norm"),
         ({"residual_alpha": False}, "model.residual_alpha"),
+        ({"base": "modern"}, "model.base"),
+        ({"tied_embeddings": True}, "model.tied_embeddings"),
+        ({"logit_softcap": 30.0}, "model.logit_softcap"),
+        ({"bias": False}, "model.bias"),
+        ({"init": "zero_output"}, "model.init"),
         ({"mlp_activation": "relu"}, "model.mlp_activation"),
         ({"base": "transformer", "mlp_activation": "sine"}, "model.mlp_activation"),
     ],

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
-from psann_jax.config import PRESETS, Config, ConfigError
+from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, SineConfig, WaveConfig
 from psann_jax.config.families import families
-from psann_jax.config.io import default_config, flatten, parse, to_dict
+from psann_jax.config.io import default_config, flatten, parse, to_dict, upgrade_saved
 from psann_jax.experiments.cases import all_cases
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +61,12 @@ REFUSED = {
     "seed": (-1, "seed: is -1"),
     "train.lrr": (1, "train.lrr: unknown key, did you mean lr?"),
     "optim": ({}, "optim: unknown key"),
-    "model.base": ("respsan", "did you mean respsann?; choose from ngt, respsann, sgrpsann, sudoku, transformer, "),
-    "model.mlp_activation": ("silu", "must be one of sine, gelu, relu"),
+    "model.base": (
+        "respsan",
+        "did you mean respsann?; choose from modern, ngt, respsann, sgrpsann, sudoku, ",
+    ),
+    "model.mlp_activation": ("swish", "must be one of sine, gelu, relu, relu2, silu, swiglu, snake, scaled_gelu"),
+    "model.logit_softcap": (-1.0, "model.logit_softcap: is -1.0, must be at least 0"),
     "model.d_model": (100, "model.d_model: is 100, must be divisible by model.n_heads=8"),
     "model.n_heads": (0, "model.n_heads: is 0, must be at least 1"),
     "model.dropout": (1.0, "model.dropout: is 1.0, must be at least 0 and below 1"),
@@ -108,6 +112,47 @@ def test_options_of_another_activation_are_refused():
         parse(mapping)
     mapping["model"]["mlp_activation"] = "sine"
     assert parse(mapping).model.sine.amp_init == 2.0
+
+
+@pytest.mark.parametrize("activation", ["snake", "scaled_gelu"])
+def test_activations_with_a_frequency_take_the_settings_of_the_frequency_only(activation):
+    for key, value in {"freq_init": 0.5, "freq_init_std": 0.0, "freq_bounds": (0.1, 9.0), "trainable": False}.items():
+        section = dataclasses.replace(Config().model, mlp_activation=activation, sine=SineConfig(**{key: value}))
+        section.check("model")
+    for key, value in {"amp_init": 2.0, "damp_bounds": (0.0, 1.0), "decay_mode": "none", "learnable": ()}.items():
+        section = dataclasses.replace(Config().model, mlp_activation=activation, sine=SineConfig(**{key: value}))
+        with pytest.raises(ConfigError, match=rf"model\.sine\.{key}: has no effect with mlp_activation {activation}"):
+            section.check("model")
+    section = dataclasses.replace(Config().model, mlp_activation=activation, sine=SineConfig(freq_init=-1.0))
+    with pytest.raises(ConfigError, match=r"model\.sine\.freq_init: is -1\.0, must be positive"):
+        section.check("model")
+
+
+@pytest.mark.parametrize(
+    ("sine", "message"),
+    [
+        (
+            {"decay_mode": "none", "damp_init": 0.5},
+            r"damp_init: has no effect with decay_mode none; leave it at 0\.001",
+        ),
+        ({"trainable": False, "learnable": ("decay",)}, "learnable: has no effect with trainable False"),
+    ],
+)
+def test_settings_of_the_sine_without_effect_are_refused_but_load_from_saved_runs(sine, message):
+    mapping = to_dict(Config())
+    mapping["model"]["sine"].update(sine)
+    with pytest.raises(ConfigError, match=rf"^model\.sine\.{message}"):
+        parse(mapping)
+    changed = dict(list(sine.items())[:1])
+    assert parse(upgrade_saved(mapping)).model.sine == SineConfig(**changed)
+
+
+@pytest.mark.parametrize("option", ["interleave", "replace"])
+def test_a_wave_block_has_no_swiglu(option):
+    section = DecoderConfig(mlp_activation="swiglu", wave=WaveConfig(**{option: True}))
+    with pytest.raises(ConfigError, match=r"^model\.mlp_activation: swiglu .* wave block .* use silu$"):
+        section.check("model")
+    dataclasses.replace(section, mlp_activation="silu").check("model")
 
 
 def test_every_base_resolves_what_its_config_leaves_open():

@@ -55,6 +55,14 @@ def test_budgets():
     assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
 
 
+def test_a_gated_mlp_is_narrower_for_the_same_number_of_parameters():
+    contenders = {"transformer": {"model.base": "transformer"}}
+    contenders["swiglu"] = {"model.base": "transformer", "model.mlp_activation": "swiglu"}
+    plain, gated = (c.config for c in all_cases(small_sweep(contenders, seeds=(1,), budgets=("parameters",))))
+    assert build(gated.model).n_params == pytest.approx(build(plain.model).n_params, rel=0.005)
+    assert abs(gated.model.d_mlp - plain.model.d_mlp * 2 / 3) <= 8
+
+
 @pytest.mark.parametrize("own", [{"train.steps": 80}, {"train.batch_tokens": 128}], ids=["steps", "batch"])
 def test_a_contender_with_more_tokens_of_its_own_still_gets_the_budget(own):
     contenders = {"few": {"model.base": "transformer"}, "many": {"model.base": "transformer", **own}}

@@ -67,6 +67,13 @@ def test_a_tap_of_a_filter_costs_as_much_as_a_weight():
     assert filter_taps(network) == filter_taps(make_network(small("vanilla"))) == 0
 
 
+def test_a_gated_mlp_has_three_matrices_and_a_tied_head_costs_as_much_as_an_untied_one():
+    c = small("modern").model
+    gated = cost_of("modern", mlp_activation="swiglu") - cost_of("modern", mlp_activation="silu")
+    assert gated == 6 * c.n_layers * c.d_model * c.d_mlp
+    assert cost_of("modern", tied_embeddings=True, logit_softcap=30.0) == cost_of("modern")
+
+
 @pytest.mark.parametrize("base", ["transformer", "sudoku"])
 def test_both_gradients_of_sharpness_aware_minimisation_count(base):
     config = small(base)

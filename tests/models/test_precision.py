@@ -7,7 +7,7 @@ import pytest
 
 from psann_jax.config.families import family
 from psann_jax.models import network as registry
-from psann_jax.ops.cross_entropy import cross_entropy
+from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from tests.support.variants import VARIANTS, variant
 
 PRECISE = ["waveresnet_interleave", "ngt", "ngt_value_soft"]
@@ -35,7 +35,8 @@ def test_gradients_of_a_language_model_are_summed_in_float32(name):
         model = network.merge(params)
         x, _, _ = model.hidden(tokens, jnp.ones_like(tokens), dropout_key=jax.random.key(0))
         kernel, bias = model.head_kernel()
-        return cross_entropy(x, kernel, tokens, jnp.ones(tokens.shape), bias_V=bias)[0]
+        options = LossOptions(softcap=model.logit_softcap)
+        return cross_entropy(x, kernel, tokens, jnp.ones(tokens.shape), bias_V=bias, options=options)[0]
 
     tokens = jax.ShapeDtypeStruct((2, 24), jnp.int32)
     assert narrow_sums(jax.make_jaxpr(jax.grad(loss))(network.abstract, tokens).jaxpr) == []

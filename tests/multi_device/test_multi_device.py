@@ -48,7 +48,15 @@ def test_the_gradient_of_a_sharded_embedding_is_summed_in_float32():
         assert found["communicated"] <= 1, vocab
 
 
-OTHERS = ["transformer_relu_alibi", "waveresnet_replace", "sgrpsann", "sgrpsann_fourier_full", "ngt", "vanilla"]
+OTHERS = [
+    "modern_swiglu_tied_softcap",
+    "transformer_relu_alibi",
+    "waveresnet_replace",
+    "sgrpsann",
+    "sgrpsann_fourier_full",
+    "ngt",
+    "vanilla",
+]
 
 
 @pytest.mark.parametrize("names", [["waveresnet_dilated"], pytest.param(OTHERS, marks=pytest.mark.slow)])

@@ -27,7 +27,7 @@ def test_every_parameter_has_axes_that_fit_its_shape_and_some_are_divided(name):
         lambda a, info: len(a.shape) == len(info.axes) or pytest.fail(str(info)), network.abstract, network.infos
     )
     divided = [set(RULES.spec(info.axes)) - {None} for info in jax.tree.leaves(network.infos)]
-    assert {"fsdp"} in divided
+    assert {"fsdp"} in divided or name == "modern"  # which has matrices and undivided vectors only
     assert {"fsdp", "tensor"} in divided
 
 

@@ -39,13 +39,18 @@ def value_and_gradients(fn, x, kernel, targets, weights, bias=None, **kwargs):
     return run(x, kernel, weights, bias, targets)
 
 
-def test_the_reference_equals_numpy(x64):
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_the_reference_equals_numpy(softcap, x64):
     x, kernel, targets, weights, bias = draw(2, 5, 3, 7)
     logits = x @ kernel + bias
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
     lse = np.log(np.exp(logits).sum(-1))
     nll = lse - np.take_along_axis(logits, targets.clip(0, 6)[..., None], -1)[..., 0]
     loss = 0.9 * nll + 0.1 * (lse - logits.mean(-1)) + 0.01 * lse**2
-    got, stats = cross_entropy_reference(x, kernel, targets, weights, bias_V=bias, options=LossOptions(0.1, 0.01))
+    got, stats = cross_entropy_reference(
+        x, kernel, targets, weights, bias_V=bias, options=LossOptions(0.1, 0.01, softcap)
+    )
     np.testing.assert_allclose(got, (weights * loss).sum())
     np.testing.assert_allclose(stats["nll"], (weights * nll).sum())
     np.testing.assert_allclose(stats["correct"], (weights * (logits.argmax(-1) == targets)).sum())
@@ -64,10 +69,11 @@ def test_the_reference_equals_numpy(x64):
     has_bias=st.booleans(),
     label_smoothing=st.sampled_from([0.0, 0.1]),
     z_loss=st.sampled_from([0.0, 0.3]),
+    softcap=st.sampled_from([0.0, 1.5]),
 )
-def test_chunked_equals_the_reference(B, L, D, V, chunk, has_bias, label_smoothing, z_loss):
+def test_chunked_equals_the_reference(B, L, D, V, chunk, has_bias, label_smoothing, z_loss, softcap):
     x, kernel, targets, weights, bias = draw(B, L, D, V, seed=L)
-    options = {"options": LossOptions(label_smoothing, z_loss)}
+    options = {"options": LossOptions(label_smoothing, z_loss, softcap)}
     with jax.enable_x64(True):
         args = (x, kernel, targets, weights, bias if has_bias else None)
         want = value_and_gradients(cross_entropy_reference, *args, **options)

@@ -20,7 +20,7 @@ WINDOW = 32
 def run(tmp_path_factory):
     """A run with random parameters."""
     tmp_path = tmp_path_factory.mktemp("scored")
-    save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
+    save_run(tmp_path / "run", tiny_config(tmp_path, model__logit_softcap=3.0), {4: 1.0})
     return load_text_run(tmp_path / "run")
 
 
@@ -38,7 +38,7 @@ def direct(run):
     def logits(tokens):
         model = run.network.merge(run.params)
         x, _, _ = model.hidden(tokens)
-        return x @ model.head_kernel()[0]
+        return model.logits(x)
 
     def score(context, continuation):
         ids = np.array([*context, *continuation])[-(WINDOW + 1) :]

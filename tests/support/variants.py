@@ -11,6 +11,14 @@ SIZES = {"vocab_size": 31, "d_model": 16, "n_layers": 2, "n_heads": 4, "d_mlp": 
 GRAVITY = {"n_positions": 48, "d_coord": 12, "d_head_coord": 16, "init": "reference"}
 
 VARIANTS = {
+    "modern": {"base": "modern"},
+    "modern_swiglu_tied_softcap": {
+        "base": "modern",
+        "mlp_activation": "swiglu",
+        "bias": True,
+        "tied_embeddings": True,
+        "logit_softcap": 3.0,
+    },
     "transformer": {"base": "transformer"},
     "transformer_relu_alibi": {"base": "transformer", "mlp_activation": "relu", "positional_encoding": "alibi"},
     "transformer_sine_rmsnorm_alpha": {
@@ -28,10 +36,21 @@ VARIANTS = {
         "sine": SineConfig(decay_mode="relu", freq_bounds=(0.5, 2.0), learnable=("amplitude",)),
     },
     "respsann_no_decay": {"base": "respsann", "sine": SineConfig(decay_mode="none")},
+    "respsann_scaled_gelu": {
+        "base": "respsann",
+        "mlp_activation": "scaled_gelu",
+        "sine": SineConfig(freq_bounds=(1.5, 2.4)),
+    },
     "waveresnet": {"base": "waveresnet"},
     "waveresnet_interleave": {"base": "waveresnet", "wave": WaveConfig(interleave=True)},
     "waveresnet_dilated": {"base": "waveresnet", "wave": WaveConfig(interleave=True, kernel=4, dilation_growth=2)},
     "waveresnet_replace": {"base": "waveresnet", "wave": WaveConfig(replace=True, kernel=2, dilation_growth=3)},
+    "waveresnet_interleave_snake_no_bias": {
+        "base": "waveresnet",
+        "mlp_activation": "snake",
+        "bias": False,
+        "wave": WaveConfig(interleave=True),
+    },
     "sgrpsann": {"base": "sgrpsann", "spectral": SpectralConfig(k_fft=6)},
     "sgrpsann_fourier_full": {
         "base": "sgrpsann",

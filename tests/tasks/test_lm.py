@@ -59,8 +59,9 @@ def plain(home):
     return trained(home)
 
 
-def test_targets_are_the_tokens_whose_predecessor_is_of_the_same_document(home):
-    task, params, _ = make(home)
+@pytest.mark.parametrize("softcap", [0.0, 0.5])
+def test_targets_are_the_tokens_whose_predecessor_is_of_the_same_document(home, softcap):
+    task, params, _ = make(home, model__logit_softcap=softcap)
     segment_ids = jnp.array([[1, 1, 2, 2, 2, 0, 0] + [0] * 26])
     tokens = np.arange(33)[None] % 7
     batch = {"tokens": tokens, "segment_ids": segment_ids, "positions": np.array(document_reach(segment_ids))}
@@ -190,7 +191,7 @@ def test_fp16_overflow_halves_the_scale_and_is_no_bad_step(home, monkeypatch):
     assert np.isfinite(rows[-1]["grad_norm"])
 
 
-@pytest.mark.parametrize("name", ["transformer", "respsann_alibi", "waveresnet_dilated", "sgrpsann"])
+@pytest.mark.parametrize("name", ["modern", "transformer", "respsann_alibi", "waveresnet_dilated", "sgrpsann"])
 def test_no_base_predicts_independent_random_tokens(name):
     """No causal model can go below ln V; one that sees its targets does within these steps."""
     vocab, steps = 8, 60

@@ -1,5 +1,6 @@
 """Checkpoints, config.json and metrics.jsonl of psann_jax 0.1 stay readable."""
 
+import dataclasses
 import json
 
 import pytest
@@ -62,13 +63,22 @@ def test_a_workdir_is_resumed_and_gets_the_current_names(tmp_path):
     workdir.mkdir()
     saved = to_dict(config)
     saved["data"]["threads"] = saved["data"].pop("num_workers")
+    for name in ("tied_embeddings", "logit_softcap", "bias"):  # settings of later versions
+        del saved["model"][name]
     (workdir / "config.json").write_text(json.dumps(saved))
     (workdir / "summary.json").write_text(json.dumps({"steps": 8, "val_top1": 0.5, "val_averaged_loss": 2.0}))
     (workdir / "metrics.jsonl").write_text('{"step": 0, "kind": "eval", "loss": 3.0}\n')
     with lock(workdir, config):
-        assert read_config(workdir) == json.loads(json.dumps(to_dict(config)))
+        assert "num_workers" in read_config(workdir)["data"]
         write_config(workdir, config)
-        assert "num_workers" in json.loads((workdir / "config.json").read_text())["data"]
+        assert read_config(workdir) == json.loads(json.dumps(to_dict(config)))
+    changed = dataclasses.replace(config, model=dataclasses.replace(config.model, logit_softcap=9.0))
+    (workdir / "config.json").write_text(json.dumps(saved))
+    with (
+        pytest.raises(UserError, match=r"another run: model\.logit_softcap is 0\.0 there and 9\.0 here"),
+        lock(workdir, changed),
+    ):
+        pass
     assert read_summary(workdir) == {"steps": 8, "val_accuracy": 0.5, "val_ema_loss": 2.0}
 
 
