@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from psann_jax.experiments.comparisons import Comparison
 from psann_jax.experiments.ladder import ladders, power_law
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import ALPHA, Difference
+from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference
 
 Parts = tuple[str, str, list[list[str]]]  # title, text and table, whose first row is the head
 
@@ -27,15 +27,16 @@ def _fits(finished: Sequence[Outcome]) -> Parts:
     for ladder in ladders(finished):
         law, seeds = power_law(ladder), ladder.seeds()
         if law is not None:
-            interval = "-" if math.isnan(law.low) else f"{law.low:.4f} to {law.high:.4f}"
+            interval = f"{law.low:.4f} to {law.high:.4f}" if len(seeds) >= MIN_SEEDS else "-"
             numbers = [", ".join(ladder.rungs), str(len(seeds)), f"{law.exponent:.4f}", interval]
-            rows.append([ladder.label, ladder.budget, *numbers, f"{100 * law.worst:.2f} %"])
+            # A line through two points fits any.
+            rows.append([ladder.label, ladder.budget, *numbers, f"{law.worst:.2%}" if len(ladder.rungs) > 2 else "-"])
     text = (
         "Fitted is the power law L = a C^-b, a straight line through log L over log C by least squares, for each seed "
         "alone; L is the last validation loss, C the training FLOPs of the rungs. The interval is the 95 % t interval "
-        "over the seeds. No constant term for an irreducible loss is fitted, so the exponent holds for this range of "
-        "compute only. The last column is the largest distance of a mean loss from the law: compare exponents only "
-        "where it is small."
+        f"over the seeds, if there are {MIN_SEEDS} or more. No constant term for an irreducible loss is fitted, so the "
+        "exponent holds for this range of compute only. The last column is the largest distance of a mean loss from "
+        "the law: compare exponents only where it is small."
     )
     return "Loss against compute", text, rows if len(rows) > 1 else []
 
