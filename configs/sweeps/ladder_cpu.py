@@ -1,6 +1,9 @@
 """Three sizes, of 0.1, 0.4 and 1.6 million parameters without embeddings, with tokens in proportion: 36 runs.
 
-psann-jax sweep --config=configs/sweeps/ladder_cpu.py "--config.data.sources=('books/*.txt',)"
+  psann-jax sweep --config=configs/sweeps/ladder_cpu.py "--config.data.sources=('books/*.txt',)"
+
+All have one learning rate, so tune it before you trust a trend. An update of the largest transformer takes 0.56 s of
+processor time (AMD EPYC); estimated from that, the sweep takes about 6 hours on 2 cores, mostly for the largest size.
 """
 
 from ml_collections import config_dict
