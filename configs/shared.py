@@ -90,6 +90,21 @@ def small_contenders() -> dict[str, dict[str, Any]]:
     return _by_base("transformer", "respsann", "sgrpsann", "ngt") | _INTERLEAVED
 
 
+def ladder_rungs() -> dict[str, dict[str, Any]]:
+    """Returns three sizes for a CPU, named by parameters without embeddings; each trains on 10 tokens per parameter."""
+    return {
+        name: {
+            "model.d_model": d_model,
+            "model.n_layers": n_layers,
+            "model.n_heads": d_model // 32,
+            "model.d_mlp": 4 * d_model,
+            "train.steps": steps,
+            "train.warmup_steps": steps // 10,
+        }
+        for name, d_model, n_layers, steps in (("0.1M", 64, 2, 250), ("0.4M", 128, 2, 1000), ("1.6M", 256, 2, 4000))
+    }
+
+
 _INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
 
 

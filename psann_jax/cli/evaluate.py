@@ -1,18 +1,23 @@
-"""Evaluates a trained run on any text: psann-jax evaluate --workdir=RUN [--data=SOURCE] [--json].
+"""Evaluates a trained run on any text: psann-jax evaluate --workdir=RUN [--data=SOURCE] [--stride=N] [--json].
 
 Without --data it uses the run's own validation text and reproduces its val_loss.
 """
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.cli.flags import RunParser, load_options, positive_int
+
+if TYPE_CHECKING:
+    from psann_jax.runs.evaluate import Evaluation
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints loss, perplexity, accuracy, bits per byte and the number of predicted tokens."""
+    """Prints loss, perplexity, accuracy, bits per byte and number of tokens, and losses by position and source."""
     flags = _parse(argv)
     # Imported late, so that an error in the command line shows at once.
     from psann_jax.runs.evaluate import evaluate, text_of, validation_text
@@ -24,11 +29,34 @@ def main(argv: Sequence[str]) -> None:
         text = validation_text(run, progress=True)
     else:
         text = text_of(run, flags.data, document=flags.document, text_field=flags.text_field)
-    result = evaluate(run, text, max_tokens=flags.max_tokens, batch_size=flags.batch_size, progress=True)
+    found = evaluate(
+        run, text, max_tokens=flags.max_tokens, batch_size=flags.batch_size, stride=flags.stride, progress=True
+    )
     if flags.json:
-        print(json.dumps({"workdir": flags.workdir, "step": run.step, "data": flags.data, **result}))
+        print(json.dumps({"workdir": flags.workdir, "step": run.step, "data": flags.data, **_json(found)}))
     else:
-        print("\n".join(f"{name:<14}{value:,.6g}" for name, value in result.items()))
+        print("\n".join([*(f"{name:<14}{value:,.6g}" for name, value in found.results.items()), *_tables(found)]))
+
+
+def _json(found: "Evaluation") -> dict[str, Any]:
+    """The results; NaN, which JSON lacks, as None."""
+    parts = {f"by_{kind}": [loss._asdict() for loss in losses] for kind, losses in found.parts.items()}
+    plain: dict[str, Any] = json.loads(json.dumps({**found.results, **parts}), parse_constant=lambda _: None)
+    return plain
+
+
+def _tables(found: "Evaluation") -> Iterator[str]:
+    """The lines of a table for each kind of parts, without kinds that have one part."""
+    for kind, losses in found.parts.items():
+        if len(losses) > 1:
+            width = max(len(kind), *(len(loss.name) for loss in losses))
+            yield f"\n{kind:<{width}}  {'loss':>8}  {'stderr':>8}  {'tokens':>12}"
+            for name, loss, stderr, tokens in losses:
+                yield f"{name:<{width}}  {_number(loss)}  {_number(stderr)}  {tokens:>12,}"
+
+
+def _number(value: float) -> str:
+    return f"{'-':>8}" if math.isnan(value) else f"{value:>8.4f}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,7 +67,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="SOURCE", help="a text, named as in data.sources; default the run's own validation text")
     add(
         "--document",
-        choices=("auto", "line", "paragraph", "file"),
+        choices=("auto", "line", "paragraph", "file", "article", "heading"),
         help="what one document of a .txt file is; default the setting of the run",
     )
     add(
@@ -49,6 +77,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--max_tokens", type=int, default=0, metavar="N", help="only the first N tokens, in whole windows; default all")
     add("--batch_size", type=int, metavar="N", help="windows per batch; default as in training")
+    add(
+        "--stride",
+        type=positive_int,
+        metavar="N",
+        help="windows start N tokens apart and predict their last N, so that each sees at least max_length - N tokens "
+        "before it, if its document has them; default max_length",
+    )
     add("--json", action="store_true", help="print one JSON object instead of lines")
     flags = parser.parse_strictly(argv)
     for name in ("document", "text_field"):

@@ -37,7 +37,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=_seed, default=1337, metavar="N", help="seed of the choice; default 1337")
     add(
         "--document",
-        choices=("auto", "line", "paragraph", "file"),
+        choices=("auto", "line", "paragraph", "file", "article", "heading"),
         default="auto",
         help="what one document of a .txt file is; default auto, which is chosen by the text",
     )

@@ -79,7 +79,8 @@ class DataConfig:
     valid_fraction: float = 0.01  # of the documents, when valid_sources is empty
     split_seed: int = 1337  # of the choice of validation documents
     text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
-    document: Literal["auto", "line", "paragraph", "file"] = "auto"  # what is one document in a .txt file
+    # what is one document in a .txt file; article: of WikiText, also in records; heading: below "# ", as in Markdown
+    document: Literal["auto", "line", "paragraph", "file", "article", "heading"] = "auto"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     max_length: int = 1024  # tokens in a window
     pack: bool = True  # False: one padded document per row

@@ -19,11 +19,12 @@ from psann_jax.utils.progress_stream import progress_stream, updates_in_place
 
 
 class Document(NamedTuple):
-    """A text, the index of its source, and whether it is validation text."""
+    """A text, the index and the part (see `Source.parts`) of its source, and whether it is validation text."""
 
     source: int
     is_valid: bool
     text: str
+    part: str
 
 
 class Corpus:
@@ -70,11 +71,11 @@ class Corpus:
         with self._bar(label, total=sum(int(lengths.sum()) for lengths in n_bytes)) as bar:
             first = 0
             for source, lengths in enumerate(n_bytes):
-                texts = self._all_sources[source].documents()
-                for i, (text, length) in enumerate(itertools.zip_longest(texts, lengths)):
-                    if text is None or length != len(text.encode()):
+                texts = ((text, part) for part, texts in self._all_sources[source].parts() for text in texts)
+                for i, (found, length) in enumerate(itertools.zip_longest(texts, lengths)):
+                    if found is None or length != len(found[0].encode()):
                         raise UserError(f"{self._all_sources[source].name}: changed while it was read; start again")
-                    yield Document(source, bool(is_valid[first + i]), text)
+                    yield Document(source, bool(is_valid[first + i]), *found)
                     bar.update(int(length))
                 first += len(lengths)
 
@@ -143,7 +144,7 @@ def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
     used = frozenset[str]().union(*(source.settings for source in sources))
     # Version 0.1 saved "line", its default, with every config.
     if "document" not in used and config.document != "line":
-        refuse_inactive(config, "data", "without .txt files", "document")
+        refuse_inactive(config, "data", "without .txt files (except article)", "document")
     if "text_field" not in used:
         refuse_inactive(config, "data", "on sources without records", "text_field")
     if config.valid_sources:

@@ -9,14 +9,14 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psann_jax.data.text_units import Unit, paragraphs
+from psann_jax.data.text_units import Unit, articles, chapters, paragraphs
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
@@ -139,7 +139,7 @@ def read_documents(path: Path, document: Unit, text_field: str) -> Iterator[str]
 
     Args:
       path: a file with an extension that `split_extension` accepts.
-      document: what one document of a .txt file is.
+      document: what one document of a .txt file is; with "article", records are lines of articles, too.
       text_field: the key or column of .jsonl and .parquet records that holds the text.
 
     Raises:
@@ -147,18 +147,30 @@ def read_documents(path: Path, document: Unit, text_field: str) -> Iterator[str]
     """
     kind, compression = split_extension(path)
     with read_errors(path):
-        if kind == ".parquet":
-            texts = _parquet(path, text_field)
-        elif kind == ".jsonl":
-            texts = _jsonl(path, compression, text_field)
-        elif document == "file":
-            texts = _whole_file(path, compression)
+        if kind == ".txt":
+            texts = _txt(path, compression, document)
         else:
-            lines = (text for _, text in _lines(path, compression))
-            texts = paragraphs(lines) if document == "paragraph" else lines
+            texts = _parquet(path, text_field) if kind == ".parquet" else _jsonl(path, compression, text_field)
+            if document == "article":
+                texts = record_articles(texts, str(path))
         for text in texts:
             if text and not text.isspace():
                 yield text
+
+
+def record_articles(texts: Iterable[str], where: str) -> Iterator[str]:
+    """Yields the articles of a text in the format of WikiText whose lines are records, see `articles`."""
+    lines = (line for text in texts for line in text.removesuffix("\n").split("\n"))
+    return articles(lines, where)
+
+
+def _txt(path: Path, compression: str, document: Unit) -> Iterator[str]:
+    if document == "file":
+        return _whole_file(path, compression)
+    lines = (text for _, text in _lines(path, compression))
+    if document in ("article", "heading"):
+        return (articles if document == "article" else chapters)(lines, str(path))
+    return paragraphs(lines) if document == "paragraph" else lines
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -4,6 +4,7 @@ The training batch of a step is a pure function of the seed and the step. A run 
 alone, on any number of processes.
 """
 
+import copy
 import dataclasses
 import itertools
 import operator
@@ -13,12 +14,14 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from psann_jax.config import DataConfig
+from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.shards import Prepared, Shard, prepare
-from psann_jax.data.text_units import Unit
+from psann_jax.data.sources import Source
+from psann_jax.data.target_parts import TextParts
+from psann_jax.data.text_checks import unit_warnings, unknown_word_warnings
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding_row
@@ -46,8 +49,7 @@ def load_text(config: DataConfig, progress: bool = True) -> "TextData":
     corpus = Corpus(config, progress)
     tokenizer = _tokenizer(corpus, config, root, progress)
     prepared = prepare(corpus, tokenizer, root, progress)
-    units = tuple(source.unit for source in corpus.sources)
-    return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, units)
+    return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, corpus.sources)
 
 
 def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
@@ -84,14 +86,14 @@ class TextData:
       fingerprint: a hash that changes with the text, its split and the tokenizer.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared, units: Sequence[Unit | None] = ()):
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, prepared: Prepared, sources: Sequence[Source] = ()):
         """Cuts prepared text into windows; `load_text` does everything from the settings on.
 
         Args:
           config: the `data` section.
           tokenizer: the tokenizer that the text was encoded with.
           prepared: the encoded text.
-          units: what one document of each source is, for `describe`.
+          sources: those of the training text, for `describe` and `warnings`.
 
         Raises:
           UserError: the training text of a source is shorter than one window.
@@ -99,7 +101,7 @@ class TextData:
         self.tokenizer = tokenizer
         self.fingerprint = prepared.fingerprint
         self.document = config.document
-        self._config, self._prepared, self._units = config, prepared, units
+        self._config, self._prepared, self._sources = config, prepared, tuple(sources)
         self.valid_windows = self._windows(prepared.valid, keep_last=True)
         shards = self._train_shards()
         self.train_windows = [self._windows(shard) for shard in shards]
@@ -154,21 +156,45 @@ class TextData:
 
         Args:
           batch_size: B, rows over all processes.
-          max_tokens: use only the first max_tokens // L windows, at least one; 0: the whole text.
+          max_tokens: use only the first windows, which have as many targets, at least one window; 0: the whole text.
           shard: the rows to return.
 
         Raises:
           UserError: batch_size cannot be divided over the processes.
         """
         n = self._n_evaluated(max_tokens)
-        padding = padding_row(self._config.max_length, self.tokenizer.pad_id)
+        padding = padding_row(self.valid_windows[0], self.tokenizer.pad_id)
         rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
         return self._read_ahead(_Batches(rows, batch_size, shard))
 
     def _n_evaluated(self, max_tokens: int) -> int:
         """The number of windows that `valid_batches` yields."""
         n = self.n_valid_windows
-        return min(n, max(max_tokens // self._config.max_length, 1)) if max_tokens else n
+        return min(n, max(self.valid_windows.n_within(max_tokens), 1)) if max_tokens else n
+
+    def target_parts(self, max_tokens: int = 0) -> TextParts:
+        """Returns the position and the source of the targets that `valid_batches` yields with the same max_tokens."""
+        offsets, ends = self._prepared.valid.offsets, [0]
+        for _, n_documents in self._prepared.valid_names:
+            ends.append(ends[-1] + n_documents)
+        names = [name for name, _ in self._prepared.valid_names]
+        sizes = [int(offsets[b] - offsets[a]) for a, b in itertools.pairwise(ends)]
+        n = self._n_evaluated(max_tokens)
+        sources = list(zip(names, sizes, strict=True))
+        return TextParts(self.valid_windows, n, self._config.max_length, sources)
+
+    def with_stride(self, stride: int) -> "TextData":
+        """Returns the same data with validation windows that start `stride` tokens apart, see `PackedWindows`.
+
+        Raises:
+          UserError: the stride is not 1 to L.
+        """
+        length = self._config.max_length
+        require(1 <= stride <= length, "stride", f"is {stride}, must be 1 to data.max_length={length}")
+        other = copy.copy(self)
+        other.valid_windows = self._windows(self._prepared.valid, keep_last=True, stride=stride)
+        other.n_valid_windows = len(other.valid_windows)
+        return other
 
     def evaluated_bytes(self, max_tokens: int = 0) -> int:
         """Returns the bytes of UTF-8 of the text that `valid_batches` yields with the same max_tokens.
@@ -207,7 +233,7 @@ class TextData:
         )
         kind = "windows" if config.pack else "rows, one document per row,"
         weights = [f" (weight {weight:g})" for weight in config.weights] or [""] * len(config.sources)
-        units = [f"each {unit} of {name}" for name, unit in zip(config.sources, self._units, strict=False) if unit]
+        units = [f"each {source.unit} of {source.name}" for source in self._sources if source.unit]
         return "\n".join(
             (
                 f"text        {', '.join(map(operator.add, config.sources, weights))}",
@@ -236,7 +262,9 @@ class TextData:
             and config.document_mask
             and mean * _SHORT_DOCUMENTS < length,
         }
-        return tuple(line for line, holds in lines.items() if holds)
+        found = [line for line, holds in lines.items() if holds]
+        shards = (self._prepared.train, self._prepared.valid)
+        return (*found, *unit_warnings(self._sources), *unknown_word_warnings(shards, self.tokenizer))
 
     def _train_shards(self) -> list[Shard]:
         """Returns the shards that are shuffled separately."""
@@ -245,11 +273,12 @@ class TextData:
         ends = np.cumsum((0, *self._prepared.source_documents))
         return [self._prepared.train.documents(a, b) for a, b in itertools.pairwise(ends)]
 
-    def _windows(self, shard: Shard, keep_last: bool = False) -> Windows:
+    def _windows(self, shard: Shard, keep_last: bool = False, stride: int | None = None) -> Windows:
         length, pad_id = self._config.max_length, self.tokenizer.pad_id
         if not self._config.pack:
-            return DocumentRows(shard, length, pad_id)
-        return PackedWindows(shard, length, pad_id, document_mask=self._config.document_mask, keep_last=keep_last)
+            return DocumentRows(shard, length, pad_id, stride=stride)
+        options = {"document_mask": self._config.document_mask, "keep_last": keep_last}
+        return PackedWindows(shard, length, pad_id, **options, stride=stride)
 
     def _train_dataset(self, seed: int, batch_size: int, shard: BatchShard) -> "_Batches":
         # With the same seed, sources of the same size would be shuffled into the same order.

@@ -62,12 +62,15 @@ class Prepared:
       valid: validation documents.
       source_documents: number of training documents of each source.
       fingerprint: a hash that changes with the text, its split and the tokenizer.
+      valid_names: in the order of the validation text, the name of each file or other source and the number of its
+        documents; () in shards of versions that did not keep it.
     """
 
     train: Shard
     valid: Shard
     source_documents: tuple[int, ...]
     fingerprint: str
+    valid_names: tuple[tuple[str, int], ...] = ()
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = True) -> Prepared:
@@ -98,6 +101,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = T
 def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     source_documents = [0] * len(corpus.sources)
+    valid_names: list[tuple[str, int]] = []
     with _Writer(directory, "train", dtype) as train, _Writer(directory, "valid", dtype) as valid:
         for batch in _batches(corpus):
             ids = tokenizer.encode_batch([document.text for document in batch])
@@ -106,7 +110,12 @@ def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
                 writer.add([tokenizer.bos_id, *text_ids, tokenizer.eos_id], document.text)
                 if not document.is_valid:
                     source_documents[document.source] += 1
-    counts = {"train": train.counts(), "valid": valid.counts(), "source_documents": source_documents}
+                elif valid_names and valid_names[-1][0] == document.part:
+                    valid_names[-1] = document.part, valid_names[-1][1] + 1
+                else:
+                    valid_names.append((document.part, 1))
+    counts: dict[str, Any] = {"train": train.counts(), "valid": valid.counts(), "source_documents": source_documents}
+    counts["valid_names"] = valid_names
     checksums = {path.name: file_crc32(path) for path in sorted(directory.iterdir())} | {_COUNTS: _crc32_of(counts)}
     (directory / _COUNTS).write_text(json.dumps({**counts, _CHECKSUMS: checksums}))
 
@@ -184,7 +193,8 @@ def _crc32_of(counts: dict[str, Any]) -> int:
 def _open(path: Path, key: str) -> Prepared:
     counts = json.loads((path / _COUNTS).read_text(encoding="utf-8"))
     train, valid = (_open_shard(path, name, counts[name]) for name in ("train", "valid"))
-    return Prepared(train, valid, tuple(counts["source_documents"]), key)
+    names = tuple((str(name), int(n)) for name, n in counts.get("valid_names", ()))
+    return Prepared(train, valid, tuple(counts["source_documents"]), key, names)
 
 
 def _open_shard(path: Path, name: str, counts: dict[str, Any]) -> Shard:

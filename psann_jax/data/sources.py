@@ -13,6 +13,7 @@ SPLIT defaults to `train`; name a validation split in `data.valid_sources`. The 
 
 import glob
 import hashlib
+import itertools
 import json
 import platform
 import sys
@@ -23,12 +24,13 @@ from typing import Any, cast
 
 from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
-from psann_jax.data.text_units import Unit, choose_unit
+from psann_jax.data.text_units import Unit, choose_unit, suggest_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import given_path, storage_errors
 
 _HEADS, _HEADS_BYTES = 64, 1 << 20  # files whose beginning is read to choose the unit, and bytes of all of these
+_NAMED_FILES = 32  # of a source; losses of more files are not reported one by one
 _DIRECTORY = ("/", ".", "~")  # first character of a directory's name, which tells it from the name of a data set
 
 
@@ -39,16 +41,23 @@ class Source:
     Attributes:
       name: the string that names the source.
       fingerprint: a hash that changes with the documents.
-      documents: returns a new iterator over the documents; reading may raise UserError.
+      parts: returns a new iterator over names and documents of the parts: files, or else the source as a whole; reading
+        may raise UserError.
       settings: which of the settings `document` and `text_field` affect the documents.
-      unit: what one document of its .txt files is; None if it has none.
+      unit: what one document is in its .txt files, or, if it is an article, in its records; otherwise None.
+      suggested: what may suit its .txt files better than the unit that `data.document=auto` chose.
     """
 
     name: str
     fingerprint: str
-    documents: Callable[[], Iterator[str]]
+    parts: Callable[[], Iterator[tuple[str, Iterator[str]]]]
     settings: frozenset[str] = frozenset()
     unit: Unit | None = None
+    suggested: Unit | None = None
+
+    def documents(self) -> Iterator[str]:
+        """Returns a new iterator over the documents; reading may raise UserError."""
+        return itertools.chain.from_iterable(texts for _, texts in self.parts())
 
 
 def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> Source:
@@ -66,9 +75,9 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> S
     if colon and kind == "builtin":
         return _builtin(name, field)
     if colon and kind == "tfds":
-        return _tfds(spec, name, config.text_field, field)
+        return _tfds(spec, name, config, field)
     if colon and kind == "hf":
-        return _hugging_face(spec, name, config.text_field, field)
+        return _hugging_face(spec, name, config, field)
     return _files(spec, config, field)
 
 
@@ -82,7 +91,12 @@ def _builtin(name: str, field: str) -> Source:
     digest = hashlib.sha256(platform.python_version().encode())
     for text in builtin.python_documents():
         digest.update(f"\0{len(text)}\0{text}".encode())
-    return Source("builtin:python", digest.hexdigest(), builtin.python_documents)
+    return Source("builtin:python", digest.hexdigest(), _whole("builtin:python", builtin.python_documents))
+
+
+def _whole(spec: str, documents: Callable[[], Iterator[str]]) -> Callable[[], Iterator[tuple[str, Iterator[str]]]]:
+    """Returns `Source.parts` of a source without files."""
+    return lambda: iter(((spec, documents()),))
 
 
 def _files(spec: str, config: DataConfig, field: str) -> Source:
@@ -97,13 +111,16 @@ def _files(spec: str, config: DataConfig, field: str) -> Source:
     texts = [path for path, (kind, _) in zip(paths, kinds, strict=True) if kind == ".txt"]
     heads = _heads(texts)
     unit: Unit | None = None
-    if texts:
-        is_auto = config.document == "auto"
-        unit = choose_unit([_unix(head) for head in heads], len(texts)) if is_auto else cast(Unit, config.document)
+    suggested: Unit | None = None
+    if texts and config.document == "auto":
+        unit, suggested = choose_unit(list(map(_unix, heads)), len(texts)), suggest_unit(list(map(_unix, heads)))
+    elif texts or config.document == "article":
+        unit = cast(Unit, config.document)
 
-    def documents() -> Iterator[str]:
+    def parts() -> Iterator[tuple[str, Iterator[str]]]:
         for path in paths:
-            yield from files.read_documents(path, unit or "file", config.text_field)
+            name = str(path) if len(paths) <= _NAMED_FILES else spec
+            yield name, files.read_documents(path, unit or "file", config.text_field)
 
     contents: list[Any] = [(kind, files.file_fingerprint(path)) for kind, path in zip(kinds, paths, strict=True)]
     if any("\r" in head and (unit == "file" or "\n" not in head) for head in heads):
@@ -112,7 +129,7 @@ def _files(spec: str, config: DataConfig, field: str) -> Source:
     if len(texts) < len(paths):
         affected_by["text_field"] = config.text_field
     fingerprint = _fingerprint([affected_by[name] for name in sorted(affected_by)], contents)
-    return Source(spec, fingerprint, documents, frozenset(affected_by), unit)
+    return Source(spec, fingerprint, parts, frozenset(affected_by), unit, suggested)
 
 
 def _paths(spec: str, field: str) -> list[Path]:
@@ -144,7 +161,7 @@ def _unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
+def _tfds(spec: str, name: str, config: DataConfig, field: str) -> Source:
     require_extra(f"{field}: {spec}", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
@@ -162,36 +179,52 @@ def _tfds(spec: str, name: str, text_field: str, field: str) -> Source:
     except Exception as e:  # tfds has no common base class for its errors
         raise _load_error(field, spec, e, "tfds:NAME[/CONFIG][:VERSION][@SPLIT]") from e
 
-    def documents() -> Iterator[str]:
-        return _records(spec, (records[i] for i in range(len(records))), text_field)
+    def texts() -> Iterator[str]:
+        return _texts(spec, (records[i] for i in range(len(records))), config.text_field)
 
-    fingerprint = _fingerprint(info.full_name, split, text_field, shards)
-    return Source(spec, fingerprint, documents, frozenset({"text_field"}))
+    return _record_source(spec, (info.full_name, split, config.text_field, shards), texts, config)
 
 
-def _hugging_face(spec: str, name: str, text_field: str, field: str) -> Source:
+def _hugging_face(spec: str, name: str, config: DataConfig, field: str) -> Source:
     require_extra(f"{field}: {spec}", "datasets")
     import datasets
 
     name, split = _parse_split(name)
-    dataset, config = _parse_config(name, field)
+    dataset, subset = _parse_config(name, field)
     try:
         if _is_saved(Path(dataset)):
             records = _load_saved(datasets.load_from_disk(dataset), split)
         else:
-            records = datasets.load_dataset(dataset, config, split=split)
+            records = datasets.load_dataset(dataset, subset, split=split)
     except Exception as e:  # datasets has no common base class for its errors
         raise _load_error(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
     arrow = [files.file_fingerprint(Path(file["filename"])) for file in records.cache_files]
 
-    def documents() -> Iterator[str]:
+    text_field = config.text_field
+
+    def texts() -> Iterator[str]:
         if text_field not in records.column_names:
             files.record_text(dict.fromkeys(records.column_names), text_field, spec)
         batches = records.select_columns([text_field]).iter(batch_size=1000)
-        return _records(spec, ({text_field: text} for batch in batches for text in batch[text_field]), text_field)
+        return _texts(spec, ({text_field: text} for batch in batches for text in batch[text_field]), text_field)
 
-    fingerprint = _fingerprint(split, text_field, records.num_rows, arrow)
-    return Source(spec, fingerprint, documents, frozenset({"text_field"}))
+    return _record_source(spec, (split, text_field, records.num_rows, arrow), texts, config)
+
+
+def _record_source(
+    spec: str, content: tuple[Any, ...], texts: Callable[[], Iterator[str]], config: DataConfig
+) -> Source:
+    """Returns a source of records; `content` identifies their texts."""
+    if config.document == "article":
+        fingerprint, settings = _fingerprint(*content, "article"), frozenset({"text_field", "document"})
+        return Source(
+            spec, fingerprint, _whole(spec, lambda: files.record_articles(texts(), spec)), settings, "article"
+        )
+
+    def documents() -> Iterator[str]:
+        return (text for text in texts() if text and not text.isspace())
+
+    return Source(spec, _fingerprint(*content), _whole(spec, documents), frozenset({"text_field"}))
 
 
 def _is_saved(directory: Path) -> bool:
@@ -229,8 +262,6 @@ def _load_error(field: str, spec: str, e: Exception, form: str) -> UserError:
     return UserError(f"{field}: cannot load {spec} (the form is {form}): {reason}")
 
 
-def _records(spec: str, records: Iterable[dict[str, Any]], text_field: str) -> Iterator[str]:
+def _texts(spec: str, records: Iterable[dict[str, Any]], text_field: str) -> Iterator[str]:
     for i, record in enumerate(records):
-        text = files.record_text(record, text_field, f"{spec}: record {i}")
-        if text and not text.isspace():
-            yield text
+        yield files.record_text(record, text_field, f"{spec}: record {i}")

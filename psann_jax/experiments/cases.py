@@ -11,7 +11,7 @@ from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.experiments.budgets import match_budget, with_settings
-from psann_jax.experiments.sweeps import BUDGETS, check_overrides, contender_config
+from psann_jax.experiments.sweeps import BUDGETS, RUNG, at_rung, check_overrides, contender_config
 from psann_jax.experiments.tuning import Settings
 from psann_jax.utils.errors import UserError
 
@@ -22,7 +22,7 @@ class Case:
 
     Attributes:
       contender: its name in the sweep.
-      settings: the combination of the grid.
+      settings: the rung, if the sweep has rungs, and the combination of the grid.
       seed: the run's seed.
       budget: what all contenders have in equal amount, a name in `BUDGETS`.
       config: the experiment.
@@ -98,14 +98,18 @@ def all_cases(
     check_overrides(sweep, overrides)
     if sweep.tuning is not None:
         require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
+        require(not sweep.rungs, "tuning", "cannot be combined with rungs; tune each rung in a sweep of its own")
         sweep.tuning.check(contenders, chosen_seeds)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     cases = []
-    for budget, settings in itertools.product(sweep.budgets, combinations):
-        reference = None
+    sizes: list[tuple[Settings, config_dict.ConfigDict]] = [
+        (((RUNG, rung),), at_rung(sweep.common, dict(size), rung)) for rung, size in sweep.rungs
+    ]
+    for budget, (rung, common), values in itertools.product(sweep.budgets, sizes or [((), sweep.common)], combinations):
+        reference, settings = None, (*rung, *values)
         for name, own in contenders.items():
             best = (chosen or {}).get(name, ())
-            config = experiment(sweep.common, name, (*own, *settings, *best), overrides)
+            config = experiment(common, name, (*own, *values, *best), overrides)
             reference = reference or config
             same_task = type(config.data) is type(reference.data)
             require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from psann_jax.experiments.ladder import slope_pairs
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.statistics import Difference, Samples, differences
 from psann_jax.experiments.text_noise import text_noise
@@ -10,19 +11,22 @@ from psann_jax.experiments.text_noise import text_noise
 
 @dataclass(frozen=True)
 class Comparison:
-    """A contender against the reference with the same grid settings and budget.
+    """A contender against the reference with the same grid settings, rung and budget, or over all rungs.
 
     Attributes:
       labels: of the contender and of the reference.
       budget: what the two have in equal amount.
       difference: of their last validation losses.
       text_included: whether the noise of the evaluation text is part of the difference's interval.
+      is_slope: whether the difference is that of the slopes of losses over log10 of compute, see
+        `psann_jax.experiments.ladder.slope_pairs`.
     """
 
     labels: tuple[str, str]
     budget: str
     difference: Difference
     text_included: bool
+    is_slope: bool = False
 
 
 def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> list[Comparison]:
@@ -43,13 +47,17 @@ def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> l
         others = groups.get((reference, case.settings, case.budget))
         if case.contender != reference and others is not None:
             couples.append((group, others))
-    samples = [_samples(group, others) for group, others in couples]
-    found = differences(samples)
+    pairs = [
+        ((group[0].case.label, others[0].case.label), group[0].case.budget, _samples(group, others), False)
+        for group, others in couples
+    ]
+    pairs += [(pair.labels, pair.budget, pair.samples, True) for pair in slope_pairs(finished, reference)]
+    found = differences([samples for _, _, samples, _ in pairs])
     if not complete:
         found = [replace(d, adjusted_p=float("nan"), reason="the sweep is not complete") for d in found]
     return [
-        Comparison((group[0].case.label, others[0].case.label), group[0].case.budget, d, s.text is not None)
-        for (group, others), s, d in zip(couples, samples, found, strict=True)
+        Comparison(labels, budget, d, samples.text is not None, is_slope)
+        for (labels, budget, samples, is_slope), d in zip(pairs, found, strict=True)
     ]
 
 

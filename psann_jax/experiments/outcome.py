@@ -59,6 +59,12 @@ class Outcome:
         return math.nan if self.summary is None else self.summary["tokens"] / self.summary["steps"]
 
     @property
+    def train_flops(self) -> float:
+        """Model FLOPs of the training; padding is computed, too."""
+        train = self.case.config.train
+        return train.steps * train.batch_tokens * flops_per_token(self.case.config)
+
+    @property
     def losses(self) -> dict[int, float]:
         """Step -> validation loss, by step."""
         return dict(sorted((row["step"], row["loss"]) for row in self.rows if row["kind"] == "eval"))
@@ -103,8 +109,7 @@ class Outcome:
             "train_tokens": tokens,
             "train_tokens_per_s": rate,
             "train_elapsed_s": tokens / rate if rate else None,
-            # Padding is computed, too.
-            "train_flops": config.train.steps * config.train.batch_tokens * flops_per_token(config),
+            "train_flops": self.train_flops,
             "peak_memory_mb": summary["peak_memory_mb"],
             "train_loss": summary["train_loss"],
             "val_loss": summary["val_loss"],

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.config.io import to_dict
+from psann_jax.experiments.ladder import ladders
+from psann_jax.experiments.ladder_plot import draw_ladder
 from psann_jax.experiments.outcome import COLUMNS, Outcome
 from psann_jax.experiments.plots import draw_final, draw_losses
 from psann_jax.experiments.tables import Section, sections
@@ -90,6 +92,10 @@ def _draw(finished: Sequence[Outcome], workdir: Path) -> list[_Figure]:
     draw_final(costs, finished)
     figures = [_Figure("Validation loss over training tokens", curves)]
     figures.append(_Figure("Last validation loss by training FLOPs", costs))
+    if found := ladders(finished):
+        rungs = workdir / "loss_by_compute.png"
+        draw_ladder(rungs, found)
+        figures.append(_Figure("Loss against compute over the rungs", rungs))
     # One seed per contender and grid setting, as the other seeds look alike.
     sines = {o.case.group: o.sine_figure for o in reversed(finished) if o.sine_figure}
     paths = list(dict.fromkeys(path for path in reversed(sines.values()) if path))

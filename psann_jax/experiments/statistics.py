@@ -132,6 +132,12 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of the 95 % t interval of the mean of independent normal values, NaN for fewer than two."""
+    half = half_width((noise_of_mean(values),), ALPHA)
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
 # --- one comparison -------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from psann_jax.config.files import check_override_name, override_key
 from psann_jax.config.io import flatten
 from psann_jax.experiments.tuning import Tuning
 
+RUNG = "rung"  # the name of the size among the settings of a case
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
 
 
@@ -27,6 +28,7 @@ def sweep_config(
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
     budgets: Sequence[str] = ("tokens",),
     tuning: Tuning | None = None,
+    rungs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> config_dict.ConfigDict:
     """Returns a sweep, in the form that get_config() of a sweep file returns.
 
@@ -38,6 +40,9 @@ def sweep_config(
       budgets: what is equal for all contenders: training tokens, training FLOPs, parameters (adjusted through d_mlp) or
         seconds of training on this device.
       tuning: a stage that first chooses settings for each contender; None: they run with the settings as given.
+      rungs: sizes, name -> settings by dotted name that replace those of `common`, such as widths and numbers of
+        updates; every contender runs at every size, and its own settings come after them. The report fits losses
+        against compute over the rungs.
     """
     return config_dict.ConfigDict(
         {
@@ -47,6 +52,7 @@ def sweep_config(
             "seeds": tuple(seeds),
             "budgets": tuple(budgets),
             "tuning": tuning,
+            "rungs": tuple((name, tuple(settings.items())) for name, settings in (rungs or {}).items()),
         }
     )
 
@@ -69,6 +75,25 @@ def contender_config(
     known = set(dict(flatten(result.to_dict())))
     for key, value in settings.items():
         require_known(key, known, key, f"of {name}: base {base} has no such setting")
+        result.update_from_flattened_dict({key: value})
+    return result
+
+
+def at_rung(common: config_dict.ConfigDict, settings: Mapping[str, Any], name: str) -> config_dict.ConfigDict:
+    """Returns a copy of the common experiment of a sweep with the settings of one rung.
+
+    Args:
+      common: the experiment that all contenders share.
+      settings: those of the rung by dotted name.
+      name: the rung's name, for messages.
+
+    Raises:
+      ConfigError: `common` has no such setting.
+    """
+    result, _ = with_base(common, common.model.base)  # a copy
+    known = dict(flatten(result.to_dict()))
+    for key, value in settings.items():
+        require_known(key, known, f"rungs.{name}.{key}", "of the common experiment")
         result.update_from_flattened_dict({key: value})
     return result
 
@@ -101,6 +126,8 @@ def check_overrides(sweep: config_dict.ConfigDict, overrides: Sequence[str]) -> 
         require(key != "model.base", option, "is set by the contenders; choose among them with --bases")
         require(key not in dict(sweep.grid), option, "is varied by the sweep's grid; change the grid in the sweep file")
         require(key not in tuned, option, "is chosen by the sweep's tuning; change its values in the sweep file")
+        of_rungs = {key for _, settings in sweep.rungs for key, _ in settings}
+        require(key not in of_rungs, option, "is varied by the sweep's rungs; change them in the sweep file")
         values = {name: config[key] for name, config in configs.items() if key in config}
         if key in own_keys and len(set(values.values())) > 1:
             shown = ", ".join(f"{name}={value}" for name, value in list(values.items())[:4])

@@ -9,7 +9,9 @@ from psann_jax.config.families import family
 from psann_jax.config.io import flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import Comparison, compare
+from psann_jax.experiments.ladder_tables import ladder_parts
 from psann_jax.experiments.outcome import Outcome, settings_text
+from psann_jax.experiments.part_tables import loss_parts
 from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference, mean_and_deviation
 
 
@@ -61,6 +63,8 @@ def sections(outcomes: Sequence[Outcome], n_cases: int, reference: str) -> list[
         parts += [_leaderboard(budget, group), _differences(budget, comparisons, reference)]
     if finished:
         runs = list({o.folder: o for o in reversed(finished)}.values())[::-1]  # cases may share a run
+        parts += [Section(*part) for part in ladder_parts(finished, comparisons)]
+        parts += [Section(*part) for part in loss_parts(finished, reference)]
         parts += [_common_step(finished), _best_and_last(runs), _throughput(runs)]
         parts += [_lm_eval_scores(finished)] if any(o.lm_eval for o in finished) else []
         parts += [_contenders(finished), _settings(finished, reference)]
@@ -112,7 +116,7 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
 def _differences(budget: str, comparisons: Sequence[Comparison], reference: str) -> Section:
     """The comparisons with the reference under one budget."""
     rows = [["contender", "reference", "seeds", "difference", "95 % interval", "p (Holm)", "verdict", "detectable"]]
-    shown = [c for c in comparisons if c.budget == budget]
+    shown = [c for c in comparisons if c.budget == budget and not c.is_slope]
     for comparison in shown:
         d = comparison.difference
         p = "-" if math.isnan(d.adjusted_p) else f"{d.adjusted_p:.3f}" if d.adjusted_p >= 1e-3 else "< 0.001"

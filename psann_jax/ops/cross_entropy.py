@@ -65,7 +65,7 @@ def cross_entropy_reference(
     w_BxL = weights_BxL.astype(wide)
     correct_BxL = logits_BxLxV.argmax(2) == targets_BxL
     stats = {"nll": (w_BxL * nll_BxL).sum(), "correct": (w_BxL * correct_BxL).sum(), "weight": w_BxL.sum()}
-    stats |= {"nll_B": (w_BxL * nll_BxL).sum(1), "weight_B": w_BxL.sum(1)}
+    stats |= {"nll_B": (w_BxL * nll_BxL).sum(1), "weight_B": w_BxL.sum(1), "nll_BxL": jnp.where(w_BxL == 0, 0, nll_BxL)}
     return (w_BxL * loss_BxL).sum(), jax.lax.stop_gradient(stats)
 
 
@@ -104,7 +104,8 @@ def cross_entropy(
     Returns:
       The weighted sum of losses, float32, and statistics that are not differentiated: `nll`, the weighted sum of
       -log p(target); `correct`, the summed weights of tokens whose target has a higher logit than every other id (a
-      tie counts as wrong); `weight`, the sum of the weights; and `nll_B` and `weight_B`, two of these by row.
+      tie counts as wrong); `weight`, the sum of the weights; `nll_B` and `weight_B`, two of these by row; and
+      `nll_BxL`, -log p(target) of every token, unweighted, 0 for tokens of weight 0.
     """
     B, L, _ = x_BxLxD.shape
     if chunk_tokens is None:
@@ -155,6 +156,7 @@ def _totals(tokens: dict[str, Array], weights_BxL: Array) -> tuple[Array, dict[s
     weights_BxL = weights_BxL.astype(tokens["loss"].dtype)
     sums = {name: (weights_BxL * value).sum() for name, value in tokens.items()}
     rows = {"nll_B": (weights_BxL * tokens["nll"]).sum(1), "weight_B": weights_BxL.sum(1)}
+    rows["nll_BxL"] = jnp.where(weights_BxL == 0, 0, tokens["nll"])
     return sums["loss"], {"nll": sums["nll"], "correct": sums["correct"], "weight": weights_BxL.sum(), **rows}
 
 

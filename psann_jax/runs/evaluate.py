@@ -6,7 +6,7 @@ Start with `evaluate`, and `validation_text` or `text_of` for its text.
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,12 +16,13 @@ from tqdm import tqdm
 from psann_jax.config import DataConfig, require, text_data
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.shards import Prepared, Shard
-from psann_jax.data.sources import open_source
+from psann_jax.data.sources import Source, open_source
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import TextRun
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.evaluation import EvaluationSums
+from psann_jax.train.loss_parts import PartLoss, standard_error
 from psann_jax.train.mesh import batch_sharding, num_batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 from psann_jax.utils.errors import UserError
@@ -29,9 +30,29 @@ from psann_jax.utils.errors import UserError
 _ENCODE_BATCH = 256  # documents encoded at once
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a run on a text.
+
+    Attributes:
+      results: loss (mean cross entropy in nats per token), its standard error loss_stderr, ppl, accuracy,
+        bits_per_byte and tokens (predicted ones).
+      parts: losses by range of positions ("position") and, if known, by file or other source ("source").
+    """
+
+    results: dict[str, float]
+    parts: dict[str, list[PartLoss]]
+
+
 def evaluate(
-    run: TextRun, text: TextData, *, max_tokens: int = 0, batch_size: int | None = None, progress: bool = False
-) -> dict[str, float]:
+    run: TextRun,
+    text: TextData,
+    *,
+    max_tokens: int = 0,
+    batch_size: int | None = None,
+    stride: int | None = None,
+    progress: bool = False,
+) -> Evaluation:
     """Evaluates a run on the validation part of a text.
 
     Args:
@@ -39,29 +60,30 @@ def evaluate(
       text: from `validation_text` or `text_of`.
       max_tokens: evaluate only the first max_tokens tokens, rounded down to whole windows; 0 means all.
       batch_size: windows per batch, over all devices; None means as in training.
+      stride: distance of the windows in tokens, see `psann_jax.data.windows.PackedWindows`; None: as in training, L.
       progress: whether to show a progress bar on a terminal.
 
-    Returns:
-      loss (mean cross entropy in nats per token), ppl, accuracy, bits_per_byte and tokens (predicted ones).
-
     Raises:
-      UserError: max_tokens or batch_size is invalid.
+      UserError: max_tokens, batch_size or stride is invalid.
     """
     require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
     config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
     rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size
     shards = num_batch_shards(run.mesh)
     require(rows >= 1 and rows % shards == 0, "batch_size", f"is {rows}, must be a positive multiple of {shards}")
-    task = LanguageModel(config, text)
+    task = LanguageModel(config, text if stride is None else text.with_stride(stride))
     shardings = param_shardings(run.mesh, task.network.abstract, task.network.infos)
     spec, batch = StateSpec({"params": task.network.abstract}, {"params": shardings}), batch_sharding(run.mesh)
-    sums = EvaluationSums()
+    sums = EvaluationSums(task.target_parts())
     with jax.set_mesh(run.mesh):
         step = make_eval_step(task, spec, batch)
         no_bar = not (progress and sys.stderr.isatty())
         for arrays in tqdm(task.valid_batches(rows), unit=" batches", disable=no_bar):
             sums.add(jax.device_get(step(run.params, put_batch(arrays, batch))))
-    return task.summarise(sums.totals)
+    results, windows = task.summarise(sums.totals), sums.windows(run.step, text.fingerprint)
+    assert windows is not None
+    loss = {"loss": results["loss"], "loss_stderr": standard_error(windows.nll_W, windows.weight_W)}
+    return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
 
 
 def validation_text(run: TextRun, progress: bool = False) -> TextData:
@@ -92,11 +114,22 @@ def text_of(run: TextRun, source: str, *, document: str | None = None, text_fiel
     names: dict[str, Any] = {"document": document or data.document, "text_field": text_field or data.text_field}
     config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
-    valid = _shard(opened.documents(), run.tokenizer)
+    counts: list[tuple[str, int]] = []
+    valid = _shard(_counted(opened, counts), run.tokenizer)
     if not valid.n_documents:
         raise UserError(f"{source}: has no text, only blank lines")
-    prepared = Prepared(_unused_training_text(config, run.tokenizer), valid, (1,), opened.fingerprint)
+    training = _unused_training_text(config, run.tokenizer)
+    prepared = Prepared(training, valid, (1,), opened.fingerprint, tuple(counts))
     return TextData(config, run.tokenizer, prepared)
+
+
+def _counted(source: Source, counts: list[tuple[str, int]]) -> Iterator[str]:
+    """Yields the documents of a source, and adds the name of each of its parts and the number of its documents."""
+    for name, texts in source.parts():
+        n = 0
+        for n, text in enumerate(texts, 1):  # noqa: B007
+            yield text
+        counts.append((name, n))
 
 
 def _unused_training_text(config: DataConfig, tokenizer: Tokenizer) -> Shard:

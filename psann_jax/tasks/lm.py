@@ -12,10 +12,12 @@ from psann_jax.config import Config, DecoderConfig, WaveConfig, require, text_da
 from psann_jax.config.families import family
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.target_parts import TextParts
+from psann_jax.data.windows import is_target
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
-from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
+from psann_jax.train.evaluation import NLL_ROWS, NLL_TOKENS, WEIGHT_ROWS
 from psann_jax.train.mesh import check_heads, check_window
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.update import Batch, Stats
@@ -105,7 +107,7 @@ class LanguageModel:
 
         Returns:
           The loss with label smoothing, z-loss and the network's extra loss; and the sums nll (without these), correct
-          and weight; without a key also nll and weight by row, `nll_B` and `weight_B`.
+          and weight; without a key also nll and weight by row, `nll_B` and `weight_B`, and by token, `nll_BxL`.
         """
         model, train = self.network.merge(params), self.config.train
         # Without a document mask the window is one segment, which lets attention use its fastest implementation.
@@ -125,7 +127,7 @@ class LanguageModel:
             options=options,
         )
         if key is not None:
-            stats = {name: value for name, value in stats.items() if name not in (NLL_ROWS, WEIGHT_ROWS)}
+            stats = {name: value for name, value in stats.items() if name not in (NLL_ROWS, WEIGHT_ROWS, NLL_TOKENS)}
             loss += model.extra_loss(aux, segment_ids, jnp.sum(weights, axis=1), jax.random.fold_in(key, 1), step)
         return loss, stats
 
@@ -166,6 +168,10 @@ class LanguageModel:
             shard=shard,
         )
 
+    def target_parts(self) -> TextParts:
+        """The position and the source of each target of the validation batches."""
+        return self.data.target_parts(self.config.eval.max_tokens)
+
     def fingerprint(self) -> str:
         """A hash of the text, its split and the tokenizer."""
         return self.data.fingerprint
@@ -196,5 +202,4 @@ class LanguageModel:
 
 def _target_weights(batch: Batch) -> jax.Array:
     """1 for tokens that are predicted from the one before, 0 for padding and the start of a document."""
-    segment_ids = batch["segment_ids"]
-    return ((segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)).astype(jnp.float32)
+    return is_target(batch).astype(jnp.float32)

@@ -150,6 +150,9 @@ class SudokuTask:
     def _max_valid_puzzles(self) -> int:
         return -(-self.config.eval.max_tokens // self.config.data.max_length)
 
+    def target_parts(self) -> None:
+        """No parts: the position of a cell says nothing about how much the model sees."""
+
     def fingerprint(self) -> str:
         """A hash of the puzzles and their split."""
         return self.data.fingerprint

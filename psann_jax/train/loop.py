@@ -324,7 +324,8 @@ class _Run:
     def _evaluate(self) -> dict[str, float] | None:
         """Returns results over the validation set, of EMA parameters too; None if a signal ended the evaluation."""
         weights = {name: self.state[name] for name in ("params", "ema_params") if name in self.state}
-        sums = {name: EvaluationSums() for name in weights}
+        parts = self.task.target_parts()
+        sums = {name: EvaluationSums(parts if name == "params" else None) for name in weights}
         for batch in self.task.valid_batches(self.compiled.eval_batch_size, self.shard):
             if self.signals.should_stop(self.step):
                 return None

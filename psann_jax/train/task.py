@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psann_jax.data.batches import BatchShard
+from psann_jax.train.loss_parts import TargetParts
 from psann_jax.train.update import Objective
 
 
@@ -38,6 +39,10 @@ class Task(Objective, Protocol):
 
     def valid_batches(self, batch_size: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the validation batches, the same ones at each call."""
+
+    def target_parts(self) -> TargetParts | None:
+        """Returns the parts of the validation data whose losses an evaluation reports, None if there are none."""
+        return None
 
     def tokens_per_row(self) -> float:
         """Returns the mean number of tokens, without padding, in a row of a training batch."""

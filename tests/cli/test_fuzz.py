@@ -22,6 +22,7 @@ from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.convert.read import read_weights
 from psann_jax.convert.safetensors_file import write_safetensors
 from psann_jax.runs import restore
+from psann_jax.runs.evaluate import Evaluation
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import write_config
 from psann_jax.utils.errors import UserError
@@ -149,7 +150,7 @@ def quick(world, monkeypatch, tmp_path):
     monkeypatch.setattr("psann_jax.selftest.check.run_checks", lambda *args: [])
     monkeypatch.setattr("psann_jax.selftest.report.readme", lambda summary: "")
     monkeypatch.setattr("psann_jax.selftest.report.write_report", lambda out, summary: None)
-    monkeypatch.setattr("psann_jax.runs.evaluate.evaluate", lambda *args, **options: {})
+    monkeypatch.setattr("psann_jax.runs.evaluate.evaluate", lambda *args, **options: Evaluation({}, {}))
     monkeypatch.setattr("psann_jax.runs.coordinates.write_coordinates", lambda *args, **options: None)
     monkeypatch.setattr("psann_jax.plots.sine.draw_sine", lambda *args: None)
     monkeypatch.setattr("psann_jax.sample.text.TextSampler.complete", lambda *args, **options: iter(()))

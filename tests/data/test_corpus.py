@@ -46,15 +46,15 @@ def test_documents_come_in_order_with_source_and_split(tmp_path):
     files = [[f"{'ab'[i]} {j}" for j in range(30)] for i in range(2)]
     corpus = make_corpus(tmp_path, *files, valid_fraction=0.2)
     documents = list(corpus.documents("reading"))
-    assert [text for _, _, text in documents] == [*files[0], *files[1]]
-    assert [source for source, _, _ in documents] == [0] * 30 + [1] * 30
-    assert [sum(valid for source, valid, _ in documents if source == i) for i in range(2)] == [6, 6]
+    assert [text for _, _, text, _ in documents] == [*files[0], *files[1]]
+    assert [source for source, *_ in documents] == [0] * 30 + [1] * 30
+    assert [sum(valid for source, valid, *_ in documents if source == i) for i in range(2)] == [6, 6]
 
 
 def test_fixed_validation_sources(tmp_path):
     (tmp_path / "v.txt").write_text("v1\nv2")
     corpus = make_corpus(tmp_path, ["one"], ["two", "three"], valid_sources=(str(tmp_path / "v.txt"),))
-    assert [(valid, text) for _, valid, text in corpus.documents("reading")] == [
+    assert [(valid, text) for _, valid, text, _ in corpus.documents("reading")] == [
         (False, "one"), (False, "two"), (False, "three"), (True, "v1"), (True, "v2"),
     ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_fixed_validation_sources(tmp_path):
 @pytest.mark.parametrize("n_bytes", [0, 1, 500, 777, 10**9])
 def test_sample_is_training_text_of_the_requested_size(tmp_path, n_bytes):
     corpus = make_corpus(tmp_path, [f"document {i} é" for i in range(100)], valid_fraction=0.3)
-    training = [text for _, valid, text in corpus.documents("reading") if not valid]
+    training = [text for _, valid, text, _ in corpus.documents("reading") if not valid]
     sample = list(corpus.training_sample(n_bytes))
     size = sum(len(text.encode()) for text in sample)
     if n_bytes in (0, 10**9):

@@ -1,5 +1,6 @@
 """What one document of a .txt file is, chosen by the text."""
 
+import json
 import random
 import textwrap
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from psann_jax.config import DataConfig, TokenizerConfig
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.loader import load_text
-from psann_jax.data.text_units import choose_unit, paragraphs
+from psann_jax.data.sources import open_source
+from psann_jax.data.text_units import articles, chapters, choose_unit, paragraphs, suggest_unit
+from psann_jax.utils.errors import UserError
 
 WORDS = ["the", "sea", "a", "of", "light", "wave", "under", "bright", "stones", "falling", "river", "and", "remembers"]
 
@@ -106,3 +109,73 @@ def test_sources_with_different_units(tmp_path):
     data = load_text(config, progress=False)
     assert data.document == "auto"
     assert f"documents   each paragraph of {names[0]}, each line of {names[1]}" in data.describe()
+
+
+WIKITEXT = """ \n = Valkyria III = \n \n A game . \n = not a heading = \n = = Gameplay = = \n \n = = = Deep = = = \n
+ x = y = z \n \n = Plain ( 2013 – 14 ) = \n \n Text . \n = = See also = = \n"""
+ARTICLES = [
+    " = Valkyria III = \n \n A game . \n = not a heading = \n = = Gameplay = = \n \n = = = Deep = = = \n\n x = y = z ",
+    " = Plain ( 2013 – 14 ) = \n \n Text . \n = = See also = = ",
+]
+
+
+def test_wikitext_articles():
+    assert list(articles(WIKITEXT.split("\n"), "f")) == ARTICLES
+    assert list(articles(["before", "", *WIKITEXT.split("\n")], "f")) == ["before", *ARTICLES]
+    assert list(articles([" = A = "], "f")) == [" = A = "]
+
+
+CHAPTERS = ["# One", "text", "## Section", "#hashtag", "```", "# a comment", "```", "", "#\tTwo", "more", "   # Three"]
+
+
+def test_markdown_chapters():
+    assert list(chapters(CHAPTERS, "f")) == ["\n".join(CHAPTERS[:7]), "#\tTwo\nmore", "   # Three"]
+    assert next(chapters(["title", *CHAPTERS], "f")) == "title"
+
+
+@pytest.mark.parametrize(("cut", "name"), [(articles, "TITLE ="), (chapters, "# TITLE")])
+def test_a_text_without_headings_is_refused(cut, name):
+    with pytest.raises(UserError, match=f"^data.document: f.txt has no line '.*{name}"):
+        list(cut(["a", "", " = = B = = ", "", "## c"], "f.txt"))
+
+
+@given(st.lists(st.sampled_from(["", " ", " = A = ", " = = B = = ", "# C", "```", "text"])))
+def test_articles_and_chapters_keep_every_line_that_is_not_blank(lines):
+    for cut, head in ((articles, [" = A = ", ""]), (chapters, ["# A"])):
+        found = [line for text in cut([*head, *lines], "f") for line in text.split("\n")]
+        assert [line for line in found if line.strip()] == [line for line in [*head, *lines] if line.strip()]
+
+
+def test_suggested_units():
+    assert suggest_unit([WIKITEXT]) == "article"
+    assert suggest_unit(["# One\n\ntext\n\n# Two\n\ntext\n"]) == "heading"
+    assert suggest_unit(["# One\n\ntext\n"] * 3) is None, "a title for each file"
+    assert suggest_unit(["# comment\nx = 1\n\n# comment\ny = 2\n"]) is None
+    assert suggest_unit([sentences(50), wrapped(30), verse(30), ""]) is None
+
+
+def test_articles_are_documents_and_auto_warns(tmp_path):
+    path = tmp_path / "wiki.txt"
+    path.write_text(WIKITEXT)
+    options = {"sources": (str(path),), "max_length": 16, "cache_dir": str(tmp_path)}
+    tokenizer = TokenizerConfig(kind="bytes")
+    data = load_text(DataConfig(**options, tokenizer=tokenizer, document="article", valid_fraction=0.5), progress=False)
+    assert (data.n_train_documents, data.n_valid_documents) == (1, 1)
+    assert f"documents   each article of {path}" in data.describe()
+    hint = f"data.document=auto makes each line of {path} a document, although it has headings of WikiText articles"
+    for document, warns in (("auto", True), ("line", False), ("article", False)):
+        config = DataConfig(**options, tokenizer=tokenizer, document=document, valid_fraction=0.5)
+        assert any(line.startswith(hint) for line in load_text(config, progress=False).warnings(1)) == warns
+
+
+@pytest.mark.parametrize("line_end", ["", "\n"])
+def test_records_that_are_lines_of_articles(tmp_path, line_end):
+    path = tmp_path / "wiki.jsonl"
+    path.write_text("\n".join(json.dumps({"text": line + line_end}) for line in WIKITEXT.split("\n")))
+    source = open_source(str(path), DataConfig(document="article"))
+    assert list(source.documents()) == ARTICLES
+    lines = open_source(str(path), DataConfig())
+    assert len(list(lines.documents())) == sum(bool(line.strip()) for line in WIKITEXT.split("\n"))
+    assert source.fingerprint != lines.fingerprint
+    with pytest.raises(UserError, match=r"has no effect without \.txt files"):
+        Corpus(DataConfig(sources=(str(path),), document="heading"))

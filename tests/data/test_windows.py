@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psann_jax.data.shards import Shard
-from psann_jax.data.windows import DocumentRows, PackedWindows, padding_row
+from psann_jax.data.windows import DocumentRows, PackedWindows, is_target, padding_row
 
 PAD = 99_999
 lengths_of_documents = st.lists(st.one_of(st.integers(2, 6), st.integers(2, 60)), min_size=1, max_size=20)
@@ -89,4 +89,56 @@ def test_an_empty_shard_has_no_windows(kind):
 
 
 def test_padding_row():
-    assert_equal(padding_row(3, PAD), {"tokens": [PAD] * 4, "segment_ids": [0] * 4, "positions": [0] * 4})
+    plain, strided = (PackedWindows(shard_of([9]), 3, PAD, stride=stride)[0] for stride in (3, 2))
+    padding = {"tokens": [PAD] * 4, "segment_ids": [0] * 4, "positions": [0] * 4}
+    assert_equal(padding_row(plain, PAD), padding)
+    row = padding_row(strided, PAD)
+    assert not is_target(row).any()
+    assert row.keys() == strided.keys()
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths_of_documents, st.integers(1, 40), st.integers(1, 40), st.booleans(), st.booleans())
+@example([12, 3], 8, 3, True, True)
+@example([4], 8, 3, True, False)
+def test_with_a_stride_each_token_is_a_target_once_and_sees_enough_before_it(lengths, length, stride, mask, pack):
+    stride = min(stride, length)
+    shard = shard_of(lengths)
+    packed = pack or not mask
+    if packed:
+        windows = PackedWindows(shard, length, PAD, document_mask=mask, keep_last=True, stride=stride)
+    else:
+        windows = DocumentRows(shard, length, PAD, stride=stride)
+    document_starts = shard.offsets[:-1] if mask else shard.offsets[:1]
+    found = {}
+    for i in range(len(windows)):
+        window = windows[i]
+        assert windows.start(i) == window["tokens"][0] - 1000
+        for j in np.flatnonzero(is_target(window)) + 1:
+            token = int(window["tokens"][j]) - 1000
+            assert token not in found
+            found[token] = int(window["positions"][j])
+    n = sum(lengths)
+    assert sorted(found) == sorted(set(range(n)) - set(document_starts.tolist()))
+    for token, seen in found.items():
+        before = token - int(document_starts[np.searchsorted(document_starts, token, "right") - 1])
+        assert min(before, length - stride) <= seen <= min(before, length)
+    for max_tokens in (0, 1, length, length + stride, n, 3 * n):
+        n_within = windows.n_within(max_tokens)
+        first_rows = [window for i in range(min(n_within, len(windows))) if (window := windows[i])]
+        assert sum(is_target(window).sum() for window in first_rows) <= max_tokens
+
+
+def test_a_stride_by_hand():
+    windows = PackedWindows(shard_of([12]), 6, PAD, keep_last=True, stride=4)
+    assert len(windows) == 3
+    for i, (first, scored) in enumerate(
+        [(1000, [0, 1, 1, 1, 1, 1, 1]), (1004, [0] * 3 + [1] * 4), (1008, [0] * 3 + [1] * 4)]
+    ):
+        assert windows[i]["tokens"][0] == first
+        assert windows[i]["scored"].tolist() == scored
+    # 11 targets: 6 in the first window, 4 in the second, and the last one, which sees three tokens.
+    assert [int(is_target(windows[i]).sum()) for i in range(3)] == [6, 4, 1]
+    assert windows[2]["tokens"].tolist() == [1008, 1009, 1010, 1011, PAD, PAD, PAD]
+    assert [windows.end(n) for n in range(4)] == [0, 7, 11, 12]
+    assert [windows.n_within(n) for n in (5, 6, 9, 10, 14)] == [0, 1, 1, 2, 3]

@@ -3,6 +3,7 @@
 Args: text or sudoku; a directory.
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from psann_jax.config.io import default_config, parse
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
+from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.mesh import put_batch
 from psann_jax.train.optimizers import make_optimizer
 from psann_jax.train.step import init_state
@@ -40,6 +42,11 @@ def results_on(mesh, task, config):
             state, metrics = compiled.train_step(state, put_batch(batch, compiled.batch))
             losses.append(float(metrics["loss"]))
             first = first or jax.device_get(state["opt_state"])
+        sums = EvaluationSums(task.target_parts())
+        for batch in itertools.islice(task.valid_batches(compiled.eval_batch_size), 2) if task.target_parts() else ():
+            sums.add(jax.device_get(compiled.eval_step(state["params"], put_batch(batch, compiled.batch))))
+    windows = sums.windows(STEPS, "")
+    parts = {kind: found.losses() for kind, found in windows.parts.items()} if windows else {}
     optimizer = make_optimizer(config.train, task.network.infos, 0.0)
     alike = optax.tree_utils.tree_map_params(
         optimizer,
@@ -51,7 +58,8 @@ def results_on(mesh, task, config):
     moments = jax.tree.leaves(alike)
     held = sum(p.addressable_shards[0].data.size for p in jax.tree.leaves(state["params"]))
     total = sum(p.size for p in jax.tree.leaves(state["params"]))
-    return {"losses": losses, "moments": len(moments), "moments_match": all(moments), "held": held / total}, first
+    facts = {"losses": losses, "moments": len(moments), "moments_match": all(moments), "held": held / total}
+    return facts | {"parts": parts}, first
 
 
 def difference(state, other):

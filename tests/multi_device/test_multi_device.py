@@ -26,6 +26,10 @@ KINDS = pytest.mark.parametrize(
 def test_losses_and_gradients_equal_those_of_one_device(on_meshes, mesh):
     np.testing.assert_allclose(on_meshes[mesh]["losses"], on_meshes["one"]["losses"], rtol=2e-5)
     assert on_meshes[mesh]["difference"] < 2e-5
+    for kind, parts in on_meshes["one"]["parts"].items():
+        for (name, loss, stderr, tokens), expected in zip(on_meshes[mesh]["parts"][kind], parts, strict=True):
+            assert [name, tokens] == [expected[0], expected[3]]
+            np.testing.assert_allclose([loss, stderr], expected[1:3], rtol=1e-4)
 
 
 @KINDS

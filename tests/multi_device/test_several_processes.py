@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
+from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import read_metrics
 from tests.support.processes import run_script, start_main
 from tests.support.tiny import write_text
@@ -26,6 +27,16 @@ def train(directory, workdir, stop, processes, devices, *options):
     """Trains the tiny model, with its parameters split over two devices if there are several."""
     mesh = ["fsdp=2", *options] if processes * devices > 1 else []
     run_script("multi_device/resume.py", directory, workdir, stop, *mesh, processes=processes, devices=devices)
+
+
+def assert_same_parts(workdir, other):
+    """The losses by position and source of two runs are equal."""
+    found, expected = WindowLosses.read(workdir).parts, WindowLosses.read(other).parts
+    assert found.keys() == expected.keys() == {"position", "source"}
+    for kind, parts in expected.items():
+        assert found[kind].names == parts.names
+        np.testing.assert_array_equal(found[kind].weight_WxP, parts.weight_WxP)
+        np.testing.assert_allclose(found[kind].nll_WxP, parts.nll_WxP, rtol=2e-5)
 
 
 def test_two_processes_train_like_one(tmp_path):
@@ -57,6 +68,7 @@ def test_a_run_of_4_times_2_resumes_on_other_numbers(runs, processes, devices):
     got, want = losses(workdir), losses(runs / "whole")
     assert max(step for kind, step in losses(runs / "stopped") if kind == "train") == STOPPED_AT
     assert got.keys() == want.keys()
+    assert_same_parts(workdir, runs / "whole")
     if (processes, devices) == (4, 2):
         assert got == want
     for at, loss in want.items():

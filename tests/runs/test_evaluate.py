@@ -1,5 +1,6 @@
 """The evaluate command: reproduces the run's validation loss, evaluates other texts, reports errors."""
 
+import itertools
 import json
 import math
 
@@ -41,15 +42,15 @@ def assert_equals_summary(result, summary):
 
 
 def test_the_validation_text_of_the_run_gives_its_val_loss(trained, run):
-    result = evaluate(run, validation_text(run))
+    result = evaluate(run, validation_text(run)).results
     assert_equals_summary(result, trained[1])
     assert result["tokens"] == validation_text(run).n_valid_tokens - 60, "all tokens but the first of each document"
 
 
 def test_the_same_text_as_a_source_gives_the_same_loss(trained, run):
     tmp_path, summary = trained
-    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt"))), summary)
-    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt")), batch_size=2), summary)
+    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt"))).results, summary)
+    assert_equals_summary(evaluate(run, text_of(run, str(tmp_path / "valid.txt")), batch_size=2).results, summary)
 
 
 def test_a_short_text_is_evaluated_to_its_last_token(run, tmp_path):
@@ -66,7 +67,7 @@ def test_a_short_text_is_evaluated_to_its_last_token(run, tmp_path):
     predicted = np.asarray(log_p(run.params), np.float64)
     terms = [predicted[i, t, row[t + 1]] for i, row in enumerate(rows) for t in range(len(row) - 1)]
     nll, n = -sum(terms), len(terms)
-    result = evaluate(run, text)
+    result = evaluate(run, text).results
     assert result["tokens"] == n
     assert result["loss"] == pytest.approx(nll / n, rel=1e-5)
     assert result["ppl"] == pytest.approx(math.exp(nll / n), rel=1e-4)
@@ -85,7 +86,7 @@ def test_document_and_text_field_take_effect(run, tmp_path):
 
 def test_max_tokens_is_rounded_down_to_whole_windows(run):
     length = run.config.data.max_length
-    n = evaluate(run, validation_text(run), max_tokens=3 * length + 1)["tokens"]
+    n = evaluate(run, validation_text(run), max_tokens=3 * length + 1).results["tokens"]
     assert 2 * length < n <= 3 * length
 
 
@@ -93,12 +94,17 @@ def test_the_command_prints_lines_or_json(trained, capsys):
     tmp_path, summary = trained
     command.main([f"--workdir={tmp_path / 'run'}"])
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["loss", "ppl", "accuracy", "bits_per_byte", "tokens"]
+    results, positions = out.split("\n\n")
+    names = ["loss", "loss_stderr", "ppl", "accuracy", "bits_per_byte", "tokens"]
+    assert [line.split()[0] for line in results.splitlines()] == names
+    assert [line.split()[0] for line in positions.splitlines()] == ["position", "1-16", "17-32"]
     assert "step 3" in err
     source = str(tmp_path / "valid.txt")
     command.main([f"--workdir={tmp_path / 'run'}", f"--data={source}", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert (result["data"], result["step"]) == (source, 3)
+    assert [part["name"] for part in result["by_position"]] == ["1-16", "17-32"]
+    assert [(part["name"], part["tokens"]) for part in result["by_source"]] == [(source, result["tokens"])]
     assert_equals_summary(result, summary)
 
 
@@ -125,7 +131,72 @@ def test_errors_name_the_cause(trained, run, tmp_path, capsys):
         evaluate(run, validation_text(run), batch_size=0)
     with pytest.raises(UserError, match=r"^max_tokens: is -1"):
         evaluate(run, validation_text(run), max_tokens=-1)
+    with pytest.raises(UserError, match=r"^stride: is 33, must be 1 to data.max_length=32"):
+        evaluate(run, validation_text(run), stride=33)
     with pytest.raises(SystemExit) as ended:
         command.main([f"--workdir={trained[0] / 'run'}", "--text_field=body"])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: --text_field: has no effect without --data\n"
+
+
+@pytest.fixture(scope="module")
+def losses_by_token(run):
+    """A function of token ids that returns the cross entropy of each but the first, without other tokens around."""
+
+    @jax.jit
+    def log_p(params, row):
+        model = run.network.merge(params)
+        return jax.nn.log_softmax(model.logits(model.hidden(row[None])[0])[0])
+
+    def losses(ids):
+        predicted = np.asarray(log_p(run.params, np.pad(np.array(ids), (0, 64 - len(ids)))))
+        return [-float(predicted[t, token]) for t, token in enumerate(ids[1:])]
+
+    return losses
+
+
+def test_losses_by_position_and_file_are_those_of_the_tokens(run, losses_by_token, tmp_path):
+    texts = {"a": ["the moon under the sea", "a"], "b": ["river stone falls over a bright sun"]}
+    for name, lines in texts.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    documents = [
+        [run.tokenizer.bos_id, *run.tokenizer.encode(t), run.tokenizer.eos_id] for t in itertools.chain(*texts.values())
+    ]
+    positions, sources = {}, {}
+    # Windows of 32 targets, within which each document is a segment of its own.
+    tokens, starts = list(itertools.chain(*documents)), np.cumsum([0, *map(len, documents)])
+    for start in range(0, len(tokens) - 1, 32):
+        for d in range(3):
+            a, b = max(starts[d], start), min(starts[d + 1], start + 33)
+            if b - a > 1:
+                for i, loss in enumerate(losses_by_token(tokens[a:b]), 1):
+                    positions.setdefault("1-16" if i <= 16 else "17-32", []).append(loss)
+                    sources.setdefault(str(tmp_path / ("b.txt" if d == 2 else "a.txt")), []).append(loss)
+    found = evaluate(run, text_of(run, str(tmp_path / "*.txt"), document="line")).parts
+    for kind, expected in (("position", positions), ("source", sources)):
+        assert [part.name for part in found[kind]] == list(expected)
+        for part in found[kind]:
+            assert part.tokens == len(expected[part.name])
+            assert part.loss == pytest.approx(np.mean(expected[part.name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [5, 8])
+def test_with_a_stride_every_target_sees_the_tokens_before_it(run, losses_by_token, tmp_path, stride):
+    text = "the moon under the sea sings over a bright river stone and falls\nthe sun\n"
+    (tmp_path / "long.txt").write_text(text)
+    data = text_of(run, str(tmp_path / "long.txt"), document="line")
+    documents = [[run.tokenizer.bos_id, *run.tokenizer.encode(t), run.tokenizer.eos_id] for t in text.splitlines()]
+    tokens, first = list(itertools.chain(*documents)), len(documents[0])
+    losses = []
+    for t in range(1, len(tokens)):
+        if t != first:
+            # The window that predicts token t begins at the last multiple of the stride from which 32 tokens reach it.
+            window = max(-(-(t - 32) // stride), 0) * stride
+            losses += losses_by_token(tokens[max(window, first if t > first else 0) : t + 1])[-1:]
+    result = evaluate(run, data, stride=stride, batch_size=3)
+    assert result.results["tokens"] == len(losses) == len(tokens) - 2
+    assert result.results["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    shares = {part.name: part.tokens for part in result.parts["position"]}
+    assert shares["17-32"] >= first - 1 - 16, "after the first window, each target of the long line sees 17 or more"
+    whole = evaluate(run, data, stride=32, batch_size=3)
+    assert whole == evaluate(run, data, batch_size=3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from psann_jax.train.evaluation import WINDOWS, EvaluationSums, WindowLosses
+from psann_jax.train.loss_parts import LossParts
 from psann_jax.utils.errors import UserError
 
 
@@ -49,5 +50,35 @@ def test_a_damaged_file_is_named(tmp_path, content):
 
 def test_arrays_of_different_lengths_are_damage(tmp_path):
     WindowLosses(np.zeros(3), np.zeros(2), 1).write(tmp_path)
+    with pytest.raises(UserError, match="its arrays do not match"):
+        WindowLosses.read(tmp_path)
+
+
+class Halves:
+    """Two parts of windows of four targets: the first two, and the others; the last window has one target."""
+
+    names = {"half": ("first", "second")}  # noqa: RUF012
+
+    def of_rows(self, first, n):
+        rows = [[0, 0, 1, 1], [0, 0, 1, 1], [0, -1, -1, -1], [-1] * 4]
+        return {"half": np.array(rows[first : first + n])}
+
+
+def test_losses_by_part_are_kept(tmp_path):
+    sums = EvaluationSums(Halves())
+    for first in (0, 2):
+        weight = [[4, 4], [1, 0]][first // 2]
+        tokens = np.arange(8, dtype=np.float32).reshape(2, 4) + 8 * first / 2
+        sums.add(batch([1.0, 1.0], weight) | {"nll_BxL": tokens})
+    sums.windows(1, "text").write(tmp_path)
+    parts = WindowLosses.read(tmp_path).parts["half"]
+    assert parts.names == ("first", "second")
+    np.testing.assert_array_equal(parts.nll_WxP, [[1, 5], [9, 13], [8, 0]])
+    np.testing.assert_array_equal(parts.weight_WxP, [[2, 2], [2, 2], [1, 0]])
+
+
+def test_parts_of_another_shape_are_damage(tmp_path):
+    parts = {"half": LossParts(("first", "second"), np.zeros((2, 2)), np.zeros((2, 2)))}
+    WindowLosses(np.zeros(3), np.zeros(3), 1, "", parts).write(tmp_path)
     with pytest.raises(UserError, match="its arrays do not match"):
         WindowLosses.read(tmp_path)
