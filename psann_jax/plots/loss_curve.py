@@ -19,9 +19,8 @@ def plot_loss_curve(
     rows: Sequence[dict[str, Any]],
     path: str | Path,
     title: str = "",
-    *,
-    target: str = "token",
     phases: Mapping[int, str] | None = None,
+    target: str = "token",
 ) -> None:
     """Plots training loss, validation loss and learning rate against the step, as a PNG.
 
@@ -33,8 +32,8 @@ def plot_loss_curve(
         and non-finite values are skipped.
       path: the file to write.
       title: title of the figure, usually the run's name.
-      target: what the losses are a mean over, such as token.
       phases: names of the training phases by their first step.
+      target: what the losses are means over.
 
     Raises:
       OSError: the file cannot be written.
