@@ -92,7 +92,7 @@ def _missing(case: Case, folder: Path, lm_eval: LmEval | None) -> list[list[str]
     if case.config.model.uses_sine and not (folder / SINE_FIGURE).exists():
         commands.append(["psann_jax", "sine", f"--workdir={folder}"])
     page = coordinates_page(folder)
-    if case.config.model.HAS_COORDINATES and can_draw_coordinates() and not page.exists():
+    if case.config.model.HAS_COORDINATES and has_plotly() and not page.exists():
         commands.append(["psann_jax", "coordinates", f"--workdir={folder}", f"--out={page}"])
     # A network that has diverged can continue no text.
     is_sampled = isinstance(case.config.data, DataConfig) and math.isfinite(read_summary(folder)["val_loss"])
@@ -117,8 +117,8 @@ def coordinates_page(folder: Path) -> Path:
     return folder.parents[1] / f"coords_{folder.name}.html"
 
 
-def can_draw_coordinates() -> bool:
-    """Returns whether plotly is installed, which coordinates pages need."""
+def has_plotly() -> bool:
+    """Returns whether plotly is installed, which interactive pages need."""
     return is_installed("plotly")
 
 

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from psann_jax.experiments.cases import Case, all_cases, folders
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
-from psann_jax.experiments.run import LmEval, can_draw_coordinates, finished, read_outcome, run_case, trained
+from psann_jax.experiments.run import LmEval, finished, has_plotly, read_outcome, run_case, trained
 from psann_jax.experiments.speeds import Speeds
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
@@ -95,8 +95,10 @@ def _listing(run_folders: Mapping[Case, Path], done: Collection[Case], workdir: 
         shared = folder.name != case.name
         state = "finished" if case in done else f"the same run as {folder.name}" if shared else "to run"
         lines.append(f"  {case.name:<48}{train.steps:>8,} updates of {train.batch_tokens:,} tokens  {state}")
-    if any(case.config.model.HAS_COORDINATES for case in run_folders) and not can_draw_coordinates():
-        lines.append("no coords_*.html pages: they need plotly; pip install 'psann_jax[coordinates]'")
+    if not has_plotly():
+        pages = " and no coords_*.html pages" if any(case.config.model.HAS_COORDINATES for case in run_folders) else ""
+        missing = f"no interactive figures in report.html{pages}"
+        lines.append(f"{missing}: they need plotly; pip install 'psann_jax[coordinates]'")
     return "\n".join(lines)
 
 

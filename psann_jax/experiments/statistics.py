@@ -128,8 +128,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and the sample standard deviation, which is NaN for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+    """Returns the mean and the sample standard deviation, which is NaN for a single value or if one is not finite."""
+    has_deviation = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.fmean(values), statistics.stdev(values) if has_deviation else math.nan
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 95 % t interval of a mean; NaN with fewer than `MIN_SEEDS` values, or if one is not finite."""
+    noise = _of_mean(values)
+    if len(values) < MIN_SEEDS or math.isnan(noise.variance):
+        return math.nan, math.nan
+    mean, half = statistics.fmean(values), _half_width([noise], ALPHA)
+    return mean - half, mean + half
 
 
 # --- one comparison -------------------------------------------------------------------------------------

@@ -118,9 +118,13 @@ def test_standard_tasks_need_lm_eval(trained_names, sweep, monkeypatch):
 def test_a_missing_plotly_is_announced(trained_names, sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
     sweep("--bases=ngt", "--dry_run")
-    assert "no coords_*.html pages: they need plotly" in capsys.readouterr().out
+    missing = "no interactive figures in report.html"
+    assert f"{missing} and no coords_*.html pages: they need plotly; pip install" in capsys.readouterr().out
     sweep("--bases=transformer", "--dry_run")
-    assert "not installed" not in capsys.readouterr().out
+    assert f"{missing}: they need plotly" in capsys.readouterr().out
+    monkeypatch.undo()
+    sweep("--bases=transformer", "--dry_run")
+    assert "they need plotly" not in capsys.readouterr().out
 
 
 def test_noresume_refuses_a_used_workdir(trained_names, sweep):
