@@ -14,7 +14,14 @@ const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", 
 const short = (name) => escaped(name.length > 28 ? `${name.slice(0, 27)}\u2026` : name);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const finite = (values) => values.filter((value) => value !== null);
-const amount = (value) => (value === null ? "-" : value.toPrecision(4).replace(/\.?0+(e|$)/, "$1"));
+
+/** A number for readers: 2.8393, 33,536 or 1.062e+10. */
+function amount(value) {
+  if (value === null) return "-";
+  const size = Math.abs(value);
+  if (size >= 1e7 || (size > 0 && size < 1e-3)) return value.toExponential(3);
+  return value.toLocaleString("en-US", size >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 5 });
+}
 
 function element(name, properties, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -203,8 +210,8 @@ function showFront(groups) {
     marker: { size: 13, color: styleOf(group.contender).colour, symbol: styleOf(group.contender).symbol, line: { width: 1, color: "#000" } },
   }));
   const line = {
-    type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip", x: front.map((i) => points[i].x),
-    y: front.map((i) => points[i].y), line: { color: "#000", width: 1, shape: "hv" },
+    type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip",
+    x: [...front.map((i) => points[i].x), most], y: [...front, ...front.slice(-1)].map((i) => points[i].y), line: { color: "#000", width: 1, shape: "hv" },
   };
   const outside = points.flatMap(({ final }) => final.runs).filter((y) => y === null || y > range[1]).length;
   const note = `Large symbols are means over the seeds, small ones runs. The black line is the Pareto front of the chosen means: none of the others is better at the same or a lower cost.${outside ? ` Runs above the axis, or diverged: ${outside}.` : ""}`;
@@ -232,7 +239,8 @@ function showSamples() {
     ...temperatures.map((t) => element("th", { textContent: `temperature ${t}${t ? "" : " (most probable tokens)"}` }))));
   byId("texts").replaceChildren(...rows.map((row) => element("tr", {}, element("th", { scope: "row", textContent: row.contender }),
     ...of(row).map((text) => {
-      const cell = element("td", { className: "sample" }, element("b", { textContent: text.prompt }), text.text);
+      const shown = text.text.trim() ? text.text : element("i", { textContent: " (only white space)" });
+      const cell = element("td", { className: "sample" }, element("b", { textContent: text.prompt }), shown);
       cell.dataset.label = `temperature ${text.temperature}`;
       return cell;
     }))));

@@ -48,6 +48,7 @@ def outcome_of(case):
         for prompt in ("", "The")
         for t in (0.0, 0.8)
     ]
+    texts[3]["text"] = " \n"
     return dataclasses.replace(outcome, rows=[*outcome.rows, *train], samples={"samples": texts})
 
 
@@ -288,10 +289,13 @@ def test_the_front_is_that_of_the_chosen_means(seen):
         points = [(np.mean(g["costs"][cost]), g["finals"]["loss"]["mean"]) for g in groups]
         front = pareto_front(points)
         line = traces(shown[name], "front")["Pareto front"]
-        np.testing.assert_allclose(line["x"], [points[i][0] for i in front])
-        np.testing.assert_allclose(line["y"], [points[i][1] for i in front])
+        np.testing.assert_allclose(line["x"], [*(points[i][0] for i in front), max(cost for cost, _ in points)])
+        np.testing.assert_allclose(line["y"], [points[i][1] for i in [*front, front[-1]]])
         assert [row[-1] for row in shown[name]["finals"]] == ["yes" if i in front else "no" for i in range(3)]
     assert [row[:3] for row in shown["start"]["finals"]][2] == ["ngt", "4", groups[2]["finals"]["loss"]["text"]]
+    flops = np.mean(groups[2]["costs"]["flops"])
+    assert shown["start"]["finals"][2][3] == f"{flops:.3e}".replace("e+0", "e+")
+    assert shown["costs"]["finals"][2][3] == "12,345"
     seconds = traces(shown["costs"], "curves")["ngt"]["x"][-1]
     assert seconds == pytest.approx(np.mean(groups[2]["costs"]["seconds"]))
 
@@ -314,6 +318,7 @@ def test_sample_texts_are_shown_unchanged(seen):
     _, shown = seen
     assert shown["start"]["texts"][1] == [EVIL, *(f" {EVIL}_seed1 at {t}</script><i>\n  x" for t in ("0.0", "0.8"))]
     assert shown["texts"]["texts"][0][1] == "The transformer_seed4 at 0.0</script><i>\n  x"
+    assert shown["texts"]["texts"][0][2] == "The (only white space)"
 
 
 @needs_browser
