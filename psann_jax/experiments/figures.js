@@ -7,7 +7,10 @@ const COSTS = {
 const MOST_LABELS = 8, LABELLED_WIDTH = 560;  // contenders, and pixels below which labels would overlap
 const byId = (id) => document.getElementById(id);
 const content = JSON.parse(byId("content").textContent);
-const config = { responsive: true, displaylogo: false };
+// The results stay on this machine: no button uploads them.
+const config = {
+  responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+};
 
 // Plotly interprets a few HTML tags in its texts.
 const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");

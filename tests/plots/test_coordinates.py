@@ -224,6 +224,7 @@ _READER = """
   const choose = () => byId("text").querySelectorAll("button")[4].click();
   const move = (layer) => { byId("layer").value = layer; byId("layer").dispatchEvent(new Event("input")); };
   await look("start");
+  seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((button) => button.dataset.title);
   move(0); await look("positions");
   move(1); choose(); await look("chosen");
   choose(); await look("again");
@@ -245,6 +246,7 @@ def seen(tmp_path_factory):
 def test_a_browser_draws_the_last_layer_by_mass(seen):
     content, shown = seen
     assert shown["errors"] == []
+    assert not [title for title in shown["buttons"] if "Share" in title or "Cloud" in title], "texts stay here"
     start = shown["start"]
     tokens = start["data"][0]
     assert start["title"] == ["NGT Coordinate Space - 3D PCA"] * 2
