@@ -24,6 +24,7 @@ COMMANDS = {
         "make_eval": "writes a fixed evaluation text",
     },
     "Look inside a run": {
+        "samples": "continues fixed prompts, as reports of sweeps show them",
         "coordinates": "the token coordinates of a gravity model as an interactive page",
         "sine": "amplitude, frequency and damping before and after training",
         "stability": "what becomes of Sudoku solutions over many iterations",

@@ -39,14 +39,14 @@ def main(argv: Sequence[str]) -> None:
     puzzle = None
     if flags.puzzle is not None:
         puzzle = parse_grid(flags.puzzle, "--puzzle")
-        solve_one(puzzle, "--puzzle")  # raises unless there is exactly one solution
+        solution = solve_one(puzzle, "--puzzle")  # raises unless there is exactly one
     from psann_jax.config import PuzzlesConfig
     from psann_jax.runs.restore import load_run
 
     run = load_run(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     if puzzle is not None:
-        _solve_one(run, puzzle, flags)
+        _solve_one(run, puzzle, solution, flags)
     else:
         _solve_many(run, flags)
 
@@ -88,7 +88,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 # --- one puzzle -----------------------------------------------------------------------------------------
 
 
-def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespace) -> None:
+def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, solution_81: np.ndarray, flags: argparse.Namespace) -> None:
     from psann_jax.data.sudoku.rules import draw_grid, find_conflict, grid_text, is_solved
     from psann_jax.runs.sudoku_solver import trace
 
@@ -103,7 +103,7 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, flags: argparse.Namespac
             break
     solved = bool(is_solved(grids[-1][None])[0])
     if flags.pictures:
-        _draw(run, puzzle_81, np.stack(probabilities), Path(flags.pictures))
+        _draw(run, puzzle_81, solution_81, np.stack(probabilities), Path(flags.pictures))
     if flags.json:
         answer = {"puzzle": grid_text(puzzle_81), "grid": grid_text(grids[-1]), "solved": solved}
         print(json.dumps({"workdir": flags.workdir, **answer, "iterations": len(grids)}))
@@ -148,14 +148,16 @@ def _coloured(drawn: str, grid_81: np.ndarray, puzzle_81: np.ndarray) -> str:
     return re.sub(r"\((\d)\)", lambda digit: f"{next(colours)} {digit[1]} {_END}", drawn)
 
 
-def _draw(run: "LoadedRun", puzzle_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path) -> None:
+def _draw(
+    run: "LoadedRun", puzzle_81: np.ndarray, solution_81: np.ndarray, probabilities_Tx81x9: np.ndarray, directory: Path
+) -> None:
     from psann_jax.plots.sudoku import draw_attention, draw_confidence
     from psann_jax.runs.sudoku_solver import attention_weights
 
     cell = int(np.flatnonzero(puzzle_81 == 0)[0])
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        draw_confidence(directory / "confidence.png", puzzle_81, probabilities_Tx81x9)
+        draw_confidence(directory / "confidence.png", puzzle_81, solution_81, probabilities_Tx81x9)
         weights = attention_weights(run, puzzle_81, iteration=len(probabilities_Tx81x9))
         draw_attention(directory / "attention.png", weights[:, :, cell], puzzle_81, cell)
     except OSError as error:
@@ -194,9 +196,10 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
         print(json.dumps({**facts, "results": results}))
     else:
         print(_table(rows))
+    found_rows = {m: fractions_of(found.found_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
     path = Path(flags.workdir) / "accuracy_by_iterations.png"
     try:
-        draw_accuracy(path, rows, stopped=not flags.never_stop)
+        draw_accuracy(path, found_rows, rows if flags.never_stop else None)
     except OSError as error:
         print(f"{path}: not written: {error.strerror}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from psann_jax.experiments.cases import Settings
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import Samples, mean_and_deviation, t_interval
+from psann_jax.experiments.statistics import Samples, mean_and_deviation, mean_interval
 from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.text_noise import text_noise
 from psann_jax.train.evaluation import WindowLosses
@@ -103,7 +103,9 @@ def power_law(ladder: Ladder) -> PowerLaw | None:
         return None
     fits = [np.polyfit(x_R, y_R, 1) for y_R in curves]
     exponents = [-float(slope) for slope, _ in fits]
-    law = PowerLaw(mean_and_deviation(exponents)[0], *t_interval(exponents), float(np.mean([c for _, c in fits])), 0.0)
+    law = PowerLaw(
+        mean_and_deviation(exponents)[0], *mean_interval(exponents), float(np.mean([c for _, c in fits])), 0.0
+    )
     mean_R = np.mean([10**y_R for y_R in curves], axis=0)
     return replace(law, worst=float(np.max(np.abs(mean_R / law.at(x_R) - 1))))
 

@@ -35,6 +35,7 @@ class Outcome:
       sine_figure: the figure of its sine activations, if any.
       coordinates_page: the page of its coordinates, if any.
       windows: its last losses by validation window, if the run wrote them.
+      samples: its sample texts, as written by `psann-jax samples`.
     """
 
     case: Case
@@ -47,6 +48,7 @@ class Outcome:
     sine_figure: Path | None = None
     coordinates_page: Path | None = None
     windows: WindowLosses | None = None
+    samples: dict[str, Any] | None = None
 
     @property
     def val_loss(self) -> float:

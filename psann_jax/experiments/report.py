@@ -7,18 +7,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from psann_jax.config.io import to_dict
+from psann_jax.experiments.comparisons import Comparison, compare
 from psann_jax.experiments.ladder import ladders
 from psann_jax.experiments.ladder_plot import draw_ladder
 from psann_jax.experiments.outcome import COLUMNS, Outcome
+from psann_jax.experiments.page import page_content
 from psann_jax.experiments.plots import draw_final, draw_losses
+from psann_jax.experiments.run import has_plotly
 from psann_jax.experiments.tables import Section, sections
 from psann_jax.experiments.trials import Stage
 from psann_jax.experiments.tuning_tables import tuning_metrics, tuning_sections
+from psann_jax.plots.plotly_page import fill_template, plotly_page
 from psann_jax.utils.files import atomic_write, write_json
 
 
@@ -52,14 +57,14 @@ def write_report(
     write_json(workdir / "config_used.json", {o.case.name: to_dict(o.case.config) for o in outcomes})
     trials = [] if stage is None else [outcome.metrics() for outcome in stage.outcomes]
     _write_csv([*metrics, *trials], workdir / "results.csv")
-    parts = sections(outcomes, n_cases, reference)
-    if stage is not None:
-        parts += tuning_sections(stage)
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
+    comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
+    parts = sections(outcomes, n_cases, reference, comparisons) + ([] if stage is None else tuning_sections(stage))
     figures = _draw(finished, workdir) if finished else []
-    pages = list(dict.fromkeys(o.coordinates_page for o in finished if o.coordinates_page))
+    pages = {o.coordinates_page.stem: _relative(o.coordinates_page, workdir) for o in finished if o.coordinates_page}
     atomic_write(workdir / "report.md", _markdown(name, parts, figures, pages, workdir))
-    atomic_write(workdir / "report.html", _html(name, parts, figures, pages, workdir))
+    interactive = _interactive(finished, comparisons, reference) if finished and has_plotly() else ""
+    atomic_write(workdir / "report.html", _html(name, parts, interactive, figures, pages))
 
 
 def _devices(outcomes: Sequence[Outcome]) -> set[str]:
@@ -110,7 +115,7 @@ def _relative(path: Path, workdir: Path) -> str:
 
 
 def _markdown(
-    name: str, parts: Sequence[Section], figures: Sequence[_Figure], pages: Sequence[Path], workdir: Path
+    name: str, parts: Sequence[Section], figures: Sequence[_Figure], pages: dict[str, str], workdir: Path
 ) -> str:
     blocks = [f"# {name}"]
     for part in parts:
@@ -124,7 +129,7 @@ def _markdown(
         blocks.append("## Figures")
         blocks += [f"![{figure.caption}]({_relative(figure.path, workdir)})" for figure in figures]
     if pages:
-        links = "\n".join(f"- [{page.stem}]({_relative(page, workdir)})" for page in pages)
+        links = "\n".join(f"- [{title}]({path})" for title, path in pages.items())
         blocks += ["## Coordinates", links]
     return "\n\n".join(blocks) + "\n"
 
@@ -133,39 +138,44 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; }
-.number { text-align: right; }
-th { background: #f2f2f2; }
-figure { margin: 1em 0; }
-img { max-width: 100%; }
-"""
+_PACKAGE = "psann_jax.experiments"
+_STATIC = "Interactive figures need plotly: pip install 'psann_jax[coordinates]', then repeat the command of the sweep."
 
 
-def _html(name: str, parts: Sequence[Section], figures: Sequence[_Figure], pages: Sequence[Path], workdir: Path) -> str:
+def _interactive(finished: Sequence[Outcome], comparisons: Sequence[Comparison], reference: str) -> str:
+    """Returns the part of the page with interactive figures."""
+    return plotly_page(_PACKAGE, "figures", page_content(finished, comparisons, reference))
+
+
+def _html(
+    name: str, parts: Sequence[Section], interactive: str, figures: Sequence[_Figure], pages: dict[str, str]
+) -> str:
     """Returns one HTML page that embeds the figures and links the coordinates pages."""
-    blocks = [f"<h1>{html.escape(name)}</h1>"]
-    for part in parts:
-        blocks.append(f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>")
-        if part.table:
-            blocks.append(_html_table(part))
-    if figures:
-        blocks.append("<h2>Figures</h2>")
-    for figure in figures:
-        caption = html.escape(figure.caption)
-        encoded = base64.b64encode(figure.path.read_bytes()).decode("ascii")
-        image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
-        blocks.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    if pages:
-        links = (f'<li><a href="{html.escape(_relative(page, workdir))}">{page.stem}</a></li>' for page in pages)
-        blocks.append("<h2>Coordinates</h2>\n<ul>" + "".join(links) + "</ul>")
-    body = "\n".join(blocks)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    head, *rest = map(_html_section, parts)
+    # The first two figures show less than the interactive ones.
+    images = [_html_figure(figure) for figure in figures[2 if interactive else 0 :]]
+    links = [f'<li><a href="{html.escape(path)}">{html.escape(title)}</a></li>' for title, path in pages.items()]
+    rest += ["<h2>Figures</h2>", *images] if images else []
+    rest += ["<h2>Coordinates</h2>\n<ul>", *links, "</ul>"] if links else []
+    slots = {
+        "title": html.escape(name),
+        "runs": head,
+        "figures": interactive or f"<p>{html.escape(_STATIC)}</p>" if figures else "",
+        "sections": "\n".join(rest),
+    }
+    return fill_template((resources.files(_PACKAGE) / "report.html").read_text(encoding="utf-8"), slots)
+
+
+def _html_section(part: Section) -> str:
+    table = f'\n<div class="scroll">{_html_table(part)}</div>' if part.table else ""
+    return f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>{table}"
+
+
+def _html_figure(figure: _Figure) -> str:
+    caption = html.escape(figure.caption)
+    encoded = base64.b64encode(figure.path.read_bytes()).decode("ascii")
+    image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _html_table(part: Section) -> str:

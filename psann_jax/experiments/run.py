@@ -1,6 +1,7 @@
 """One run of a sweep, in child processes: training, figures and lm_eval's tasks."""
 
 import hashlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.bench.config_file import write_config_file
+from psann_jax.config import DataConfig
 from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
+from psann_jax.runs.samples import SAMPLES, SETTINGS
 from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
@@ -90,11 +93,24 @@ def _missing(case: Case, folder: Path, lm_eval: LmEval | None) -> list[list[str]
     if case.config.model.uses_sine and not (folder / SINE_FIGURE).exists():
         commands.append(["psann_jax", "sine", f"--workdir={folder}"])
     page = coordinates_page(folder)
-    if case.config.model.HAS_COORDINATES and can_draw_coordinates() and not page.exists():
+    if case.config.model.HAS_COORDINATES and has_plotly() and not page.exists():
         commands.append(["psann_jax", "coordinates", f"--workdir={folder}", f"--out={page}"])
+    # A network that has diverged can continue no text.
+    is_sampled = isinstance(case.config.data, DataConfig) and math.isfinite(read_summary(folder)["val_loss"])
+    if is_sampled and _samples(case, folder) is None:
+        commands.append(["psann_jax", "samples", f"--workdir={folder}"])
     if lm_eval is not None and not lm_eval.done(folder):
         commands.append(lm_eval.command(folder))
     return commands
+
+
+def _samples(case: Case, folder: Path) -> dict[str, Any] | None:
+    """The sample texts of a run, unless they are of an earlier end of the run or of other prompts or settings."""
+    if not (folder / SAMPLES).exists():
+        return None
+    found = read_json(folder / SAMPLES)
+    expected = {"step": case.config.train.steps, **SETTINGS}
+    return found if expected.items() <= found.items() else None
 
 
 def coordinates_page(folder: Path) -> Path:
@@ -102,8 +118,8 @@ def coordinates_page(folder: Path) -> Path:
     return folder.parents[1] / f"coords_{folder.name}.html"
 
 
-def can_draw_coordinates() -> bool:
-    """Returns whether plotly is installed, which coordinates pages need."""
+def has_plotly() -> bool:
+    """Returns whether plotly is installed, which interactive pages need."""
     return is_installed("plotly")
 
 
@@ -190,6 +206,7 @@ def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
         sine_figure=figure if figure.exists() else None,
         coordinates_page=page if page.exists() else None,
         windows=_windows(folder, case),
+        samples=_samples(case, folder),
     )
 
 

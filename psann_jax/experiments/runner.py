@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from psann_jax.experiments.cases import Case, all_cases
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
-from psann_jax.experiments.run import can_draw_coordinates, finished, read_outcome, run_case, trained
+from psann_jax.experiments.run import finished, has_plotly, read_outcome, run_case, trained
 from psann_jax.experiments.speeds import Speeds
 from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
 from psann_jax.experiments.trials import Stage
@@ -54,8 +54,10 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
         paths = _compared_runs(sweep, workdir, options, chosen)
     done = {case for case in paths if finished(case, paths[case], options.lm_eval)}
     list_runs(f"{workdir}", paths, done)
-    if any(case.config.model.HAS_COORDINATES for case in paths) and not can_draw_coordinates():
-        print("no coords_*.html pages: they need plotly; pip install 'psann_jax[coordinates]'", flush=True)
+    if not has_plotly():
+        pages = " and no coords_*.html pages" if any(case.config.model.HAS_COORDINATES for case in paths) else ""
+        missing = f"no interactive figures in report.html{pages}"
+        print(f"{missing}: they need plotly; pip install 'psann_jax[coordinates]'", flush=True)
     if options.dry_run:
         return
     failures = run_missing(

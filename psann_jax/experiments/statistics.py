@@ -128,14 +128,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and the sample standard deviation, which is NaN for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+    """Returns the mean and the sample standard deviation, which is NaN for a single value or if one is not finite."""
+    has_deviation = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.fmean(values), statistics.stdev(values) if has_deviation else math.nan
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the ends of the 95 % t interval of the mean of independent normal values, NaN for fewer than two."""
-    half = half_width((noise_of_mean(values),), ALPHA)
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 95 % t interval of a mean; NaN with fewer than `MIN_SEEDS` values, or if one is not finite."""
+    noise = noise_of_mean(values)
+    if len(values) < MIN_SEEDS or math.isnan(noise.variance):
+        return math.nan, math.nan
+    mean, half = statistics.fmean(values), half_width([noise], ALPHA)
+    return mean - half, mean + half
 
 
 # --- one comparison -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psann_jax.config.families import family
 from psann_jax.config.io import flatten, to_dict
 from psann_jax.experiments.cases import Case
-from psann_jax.experiments.comparisons import Comparison, compare
+from psann_jax.experiments.comparisons import Comparison
 from psann_jax.experiments.ladder_tables import ladder_parts
 from psann_jax.experiments.outcome import Outcome, settings_text
 from psann_jax.experiments.part_tables import loss_parts
@@ -35,29 +35,41 @@ class Section:
         return [all(cell[:1] in "+-0123456789" for cell in column) for column in zip(*rows, strict=True)]
 
 
-_EQUAL = {
+EQUAL = {
     "tokens": "equal training tokens",
     "flops": "equal training FLOPs",
     "parameters": "equal parameters and training tokens",
     "seconds": "equal training time on this device",
 }
+DIFFERENCE_COLUMNS = (
+    "contender",
+    "reference",
+    "seeds",
+    "difference",
+    "95 % interval",
+    "p (Holm)",
+    "verdict",
+    "detectable",
+)
 _MAIN_SETTINGS = ("data.max_length", "data.tokenizer.vocab_size", "train.batch_tokens", "train.grad_accum",
                   "train.optimizer", "train.lr", "train.schedule", "train.warmup_steps", "train.weight_decay",
                   "train.grad_clip", "train.precision", "model.init")  # fmt: skip
 
 
-def sections(outcomes: Sequence[Outcome], n_cases: int, reference: str) -> list[Section]:
+def sections(
+    outcomes: Sequence[Outcome], n_cases: int, reference: str, comparisons: Sequence[Comparison]
+) -> list[Section]:
     """Returns the sections of the report.
 
     Args:
       outcomes: the cases that are trained or have failed.
       n_cases: the number of all cases.
       reference: the contender that the others are compared with.
+      comparisons: all of the report.
     """
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     parts = [_runs(finished, len(failed), n_cases)]
-    comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
     for budget in dict.fromkeys(o.case.budget for o in finished):
         group = [o for o in finished if o.case.budget == budget]
         parts += [_leaderboard(budget, group), _differences(budget, comparisons, reference)]
@@ -110,22 +122,25 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
     head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "accuracy", "M tokens", "FLOPs"]
     text = "After the last update: means over the seeds, and the sample standard deviation of the loss."
     table = [[*head, "parameters", "tokens/s", "peak MB"], *_sorted(rows)]
-    return Section(f"Leaderboard at {_EQUAL[budget]}", text, table)
+    return Section(f"Leaderboard at {EQUAL[budget]}", text, table)
 
 
 def _differences(budget: str, comparisons: Sequence[Comparison], reference: str) -> Section:
     """The comparisons with the reference under one budget."""
-    rows = [["contender", "reference", "seeds", "difference", "95 % interval", "p (Holm)", "verdict", "detectable"]]
     shown = [c for c in comparisons if c.budget == budget and not c.is_slope]
-    for comparison in shown:
-        d = comparison.difference
-        p = "-" if math.isnan(d.adjusted_p) else f"{d.adjusted_p:.3f}" if d.adjusted_p >= 1e-3 else "< 0.001"
-        numbers = [_seeds(d), f"{d.mean:+.4f}", _interval(d), p]
-        rows.append([*comparison.labels, *numbers, d.verdict, or_dash(d.detectable)])
-    title = f"Differences to the reference at {_EQUAL[budget]}"
+    rows = [list(DIFFERENCE_COLUMNS), *map(difference_row, shown)]
+    title = f"Differences to the reference at {EQUAL[budget]}"
     if not shown:
         return Section(title, f"There is no finished pair of {reference} and another contender.", [])
     return Section(title, _how_to_read(shown), rows)
+
+
+def difference_row(comparison: Comparison) -> list[str]:
+    """Returns the cells of `DIFFERENCE_COLUMNS` for a comparison."""
+    d = comparison.difference
+    p = "-" if math.isnan(d.adjusted_p) else f"{d.adjusted_p:.3f}" if d.adjusted_p >= 1e-3 else "< 0.001"
+    numbers = [_seeds(d), f"{d.mean:+.4f}", _interval(d), p]
+    return [*comparison.labels, *numbers, d.verdict, or_dash(d.detectable)]
 
 
 _TESTS = {True: "Student's for differences paired by seed", False: "Welch's where too few seeds are shared"}

@@ -183,7 +183,7 @@ function show() {
   byId("layer-name").textContent = state.layer ? `${state.layer} of ${nLayers}: after layer ${state.layer}` : "0: initial coordinates of the positions";
   showList(given);
   showText(given);
-  return Plotly.react(plot, [tokenTrace(given), lineTrace(given)], layout(given), { responsive: true, displaylogo: false });
+  return Plotly.react(plot, [tokenTrace(given), lineTrace(given)], layout(given), { responsive: true, displaylogo: false, showSendToCloud: false });
 }
 
 function choose(token) {

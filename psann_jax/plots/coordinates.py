@@ -4,14 +4,12 @@ The page is `coordinates.html` with `coordinates.js`, the data and plotly.js emb
 """
 
 import base64
-import json
-import re
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from psann_jax.plots.evolution import Evolution, project
+from psann_jax.plots.plotly_page import plotly_page
 
 _SYMBOLS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
 
@@ -61,14 +59,4 @@ def _rounded(values: np.ndarray) -> Any:
 
 def page(content: dict[str, Any]) -> str:
     """Returns the HTML page for the result of `page_content`."""
-    from plotly.offline import get_plotlyjs
-
-    files = resources.files("psann_jax.plots")
-    parts = {
-        "plotly": get_plotlyjs(),
-        "program": (files / "coordinates.js").read_text(encoding="utf-8"),
-        # HTML decodes no entities in a script element, but JSON has escapes: with them no text can end the element.
-        "content": json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = (files / "coordinates.html").read_text(encoding="utf-8")
-    return re.sub(r"<!--(\w+)-->|/\*(\w+)\*/", lambda m: parts[m[1] or m[2]], template)
+    return plotly_page("psann_jax.plots", "coordinates", content)

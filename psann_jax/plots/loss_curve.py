@@ -16,7 +16,11 @@ _RAW, _SMOOTH, _VALID, _RATE, _PHASE = "#9ecae1", "#08519c", "#d94801", "#6a51a3
 
 
 def plot_loss_curve(
-    rows: Sequence[dict[str, Any]], path: str | Path, title: str = "", phases: Mapping[int, str] | None = None
+    rows: Sequence[dict[str, Any]],
+    path: str | Path,
+    title: str = "",
+    phases: Mapping[int, str] | None = None,
+    target: str = "token",
 ) -> None:
     """Plots training loss, validation loss and learning rate against the step, as a PNG.
 
@@ -29,6 +33,7 @@ def plot_loss_curve(
       path: the file to write.
       title: title of the figure, usually the run's name.
       phases: names of the training phases by their first step.
+      target: what the losses are means over.
 
     Raises:
       OSError: the file cannot be written.
@@ -67,7 +72,7 @@ def plot_loss_curve(
         y, side = (0.02, "bottom") if step == min(phases) else (0.98, "top")
         position = {"xycoords": ("data", "axes fraction"), "xytext": (7, 0), "textcoords": "offset points"}
         losses.annotate(name, (step, y), **position, rotation=90, va=side, fontsize=8, color=_PHASE)
-    losses.set_ylabel("cross entropy (nats per token)")
+    losses.set_ylabel(f"cross entropy (nats per {target})")
     losses.set_title(title)
     losses.grid(alpha=0.3)
     if steps.size or eval_steps.size:

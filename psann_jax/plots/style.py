@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours; lines and markers distinguish curves without colour.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINES = ("-", "--", "-.", ":")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"
 
 
 def new_figure(width: float = 9, height: float = 5.5) -> Figure:

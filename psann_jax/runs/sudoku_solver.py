@@ -50,6 +50,15 @@ class Solutions:
     valid_NxM: np.ndarray
     seconds: float
 
+    @property
+    def found_NxM(self) -> np.ndarray:
+        """Whether there was a valid grid in at most that many iterations."""
+        return _found_by(self.first_N, self.marks_M)
+
+
+def _found_by(first_N: np.ndarray, marks_M: tuple[int, ...]) -> np.ndarray:
+    return (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks_M))
+
 
 def marks_up_to(iterations: int, least: int) -> tuple[int, ...]:
     """Returns `least` and its doublings below `iterations`, followed by `iterations`."""
@@ -174,7 +183,7 @@ def solve(
         seconds = time.perf_counter() - start_time
         first_N, valid_NxM, grids_Nx81 = (np.asarray(state[name])[:-1] for name in ("first", "valid", "grids"))
     if stop_at_valid:
-        valid_NxM = (first_N[:, None] > 0) & (first_N[:, None] <= np.array(marks))
+        valid_NxM = _found_by(first_N, marks)
     return Solutions(grids_Nx81, first_N, marks, valid_NxM, seconds)
 
 

@@ -78,4 +78,4 @@ class _LossCurve:
         rows = read_metrics(self._workdir / METRICS)
         last = max((row["step"] for row in rows), default=0)
         phases = {step: name for step, name in self.task.phases().items() if step < last}
-        plot_loss_curve(rows, self._workdir / LOSS_CURVE, self._workdir.name, phases)
+        plot_loss_curve(rows, self._workdir / LOSS_CURVE, self._workdir.name, phases, self.task.TARGET)

@@ -13,7 +13,13 @@ from psann_jax.train.update import Objective
 
 
 class Task(Objective, Protocol):
-    """What the training loop needs from a task in addition to its objective."""
+    """What the training loop needs from a task in addition to its objective.
+
+    Attributes:
+      TARGET: what the loss is a mean over, for figures and reports.
+    """
+
+    TARGET: str
 
     def describe(self) -> dict[str, object]:
         """Returns facts about model and data for the header of a run."""

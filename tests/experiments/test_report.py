@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_the_report_names_what_is_shown_and_what_is_not(tmp_path):
     assert "| ngt_seed3 | the <disk> \\| was full |" in text
     page = (tmp_path / "report.html").read_text()
     assert "the &lt;disk&gt; | was full" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count('<img alt="') == 0
+    assert 'id="curves"' in page
     rows = read_csv(tmp_path / "results.csv")
     assert [row["status"] for row in rows] == ["ok"] * 8 + ["error"]
     assert float(rows[0]["val_loss"]) == 3.0
@@ -198,7 +200,7 @@ def test_without_the_reference_there_are_no_differences(gravity, tmp_path):
     assert "There is no finished pair of ngt and another contender." in (tmp_path / "report.md").read_text()
 
 
-def test_pages_and_figures_of_runs_are_linked(gravity, tmp_path):
+def test_pages_and_figures_of_runs_are_linked(gravity, tmp_path, monkeypatch):
     page, figure = tmp_path / "coords_ngt_seed42.html", tmp_path / "runs" / "ngt_seed42" / "sine_parameters.png"
     figure.parent.mkdir(parents=True)
     figure.write_bytes(b"\x89PNG")
@@ -209,7 +211,13 @@ def test_pages_and_figures_of_runs_are_linked(gravity, tmp_path):
     assert "![Sine activations of ngt_seed42](runs/ngt_seed42/sine_parameters.png)" in text
     html = (tmp_path / "report.html").read_text()
     assert '<a href="coords_ngt_seed42.html">' in html
-    assert html.count("data:image/png;base64,") == 3
+    assert html.count('<img alt="') == 1
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    write_report("gravity", gravity, 3, "ngt", tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('<img alt="') == 3
+    assert "Interactive figures need plotly: pip install &#x27;psann_jax[coordinates]&#x27;" in html
+    assert "<script" not in html
 
 
 def test_a_diverged_run_comes_last(gravity, tmp_path):
@@ -218,6 +226,17 @@ def test_a_diverged_run_comes_last(gravity, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert section(text, "Leaderboard")[-1][:3] == ["ngt", "1", "nan"]
     assert section(text, "Best and last losses")[-1][:2] == ["ngt_seed42", "nan"]
+
+
+def test_one_diverged_seed_of_several_leaves_a_report(tmp_path):
+    cases = all_cases(small_sweep(seeds=(1, 2, 3, 4)))
+    outcomes = [make_outcome(case, LOSSES[case.contender][case.seed - 1]) for case in cases]
+    outcomes[4] = make_outcome(cases[4], math.nan, {0: 9.0, 20: math.nan, 40: math.nan})
+    write_report("four", outcomes, 12, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    name = cases[4].contender
+    assert section(text, "Leaderboard")[-1][:4] == [name, "4", "nan", "-"]
+    assert next(row for row in section(text, "Differences") if row[0] == name)[6] == "no verdict: a run diverged"
 
 
 def test_puzzles_have_a_column_for_solved_ones(tmp_path):

@@ -11,6 +11,7 @@ from psann_jax.config.io import default_config, parse
 from psann_jax.experiments import run
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
+from psann_jax.runs.samples import SETTINGS
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
@@ -35,13 +36,15 @@ def processes(monkeypatch, case):
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in arguments if flag.startswith("--"))
         folder = Path(flags["workdir"])
         if name == "psann_jax.main":
-            (folder / "summary.json").write_text('{"steps": 2}')
+            (folder / "summary.json").write_text('{"steps": 2, "val_loss": 1.0}')
             config = Path(flags["config"]).with_name("config.json").read_text()
             (folder / "config.json").write_text(config)
         elif name == "sine":
             (folder / "sine_parameters.png").touch()
         elif name == "coordinates":
             Path(flags["out"]).touch()
+        elif name == "samples":
+            (folder / "samples.json").write_text(json.dumps({"step": 2, **SETTINGS, "samples": []}))
         elif name == "lm_eval":
             content = {"tasks": flags["tasks"].split(","), "limit": int(flags["limit"])}
             Path(flags["json"]).write_text(json.dumps(content))
@@ -59,7 +62,7 @@ def folder(tmp_path):
 def test_only_missing_files_are_made(case, processes, folder):
     assert not finished(case, folder, None)
     assert run_case(case, folder, None) is None
-    assert processes == ["psann_jax.main", "sine"]
+    assert processes == ["psann_jax.main", "sine", "samples"]
     assert finished(case, folder, None)
     (folder / "sine_parameters.png").unlink()
     assert not finished(case, folder, None), "the figure is missing"
@@ -75,12 +78,36 @@ def test_only_missing_files_are_made(case, processes, folder):
     assert not finished(case, folder, LmEval(("sums",), 8)), "other tasks"
 
 
+@pytest.mark.parametrize("changed", [{"step": 1}, {"seed": 1}, {"prompts": ["A"]}])
+def test_sample_texts_of_other_settings_or_steps_are_replaced(case, processes, folder, changed):
+    run_case(case, folder, None)
+    path = folder / "samples.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    assert not finished(case, folder, None)
+    processes.clear()
+    run_case(case, folder, None)
+    assert processes == ["samples"]
+    assert finished(case, folder, None)
+
+
+def test_neither_puzzles_nor_diverged_runs_have_sample_texts(processes, folder, case):
+    config = default_config("sudoku")
+    config.train.steps = 2
+    assert run_case(Case("sudoku", (), 1, "tokens", parse(config)), folder, None) is None
+    assert processes == ["psann_jax.main"]
+    other = folder.with_name("diverged")
+    run_case(case, other, None)
+    (other / "samples.json").unlink()
+    (other / "summary.json").write_text('{"steps": 2, "val_loss": NaN}')
+    assert finished(case, other, None)
+
+
 def test_a_gravity_model_gets_a_coordinates_page_in_the_workdir_of_the_sweep(processes, folder, monkeypatch, tmp_path):
     config = default_config("ngt")
     config.train.steps = 2
     case = Case("ngt", (), 1, "tokens", parse(config))
     assert run_case(case, folder, None) is None
-    assert processes == ["psann_jax.main", "coordinates"]
+    assert processes == ["psann_jax.main", "coordinates", "samples"]
     assert (tmp_path / "coords_run.html").exists()
     assert finished(case, folder, None)
     (tmp_path / "coords_run.html").unlink()
@@ -129,6 +156,7 @@ def test_a_run_is_trained_and_drawn(case, folder, tmp_path, capfd):
     assert outcome.summary["steps"] == 2
     assert outcome.sine_figure.read_bytes().startswith(b"\x89PNG")
     assert outcome.metrics()["status"] == "ok"
+    assert len(outcome.samples["samples"]) == 8
     without_text = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, data__sources=("/no/such/text",)))
     assert run_case(without_text, folder.with_name("other"), None).startswith("data.sources: ")
     capfd.readouterr()

@@ -9,6 +9,7 @@ import pytest
 from psann_jax.cli import sweep as command
 from psann_jax.config.io import to_dict
 from psann_jax.experiments import runner
+from psann_jax.runs.samples import SETTINGS
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
 from tests.support.sweeps import make_outcome, small_sweep
@@ -33,6 +34,7 @@ def trained_names(monkeypatch):
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, outcome.rows)) + "\n")
         (folder / "code.json").write_text(json.dumps({"trained_by": outcome.codes}))
         (folder / "sine_parameters.png").write_bytes(b"\x89PNG")
+        (folder / "samples.json").write_text(json.dumps({"step": 40, **SETTINGS, "samples": []}))
         return None
 
     monkeypatch.setattr(runner, "run_case", run_case)
@@ -116,9 +118,13 @@ def test_standard_tasks_need_lm_eval(trained_names, sweep, monkeypatch):
 def test_a_missing_plotly_is_announced(trained_names, sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
     sweep("--bases=ngt", "--dry_run")
-    assert "no coords_*.html pages: they need plotly" in capsys.readouterr().out
+    missing = "no interactive figures in report.html"
+    assert f"{missing} and no coords_*.html pages: they need plotly; pip install" in capsys.readouterr().out
     sweep("--bases=transformer", "--dry_run")
-    assert "not installed" not in capsys.readouterr().out
+    assert f"{missing}: they need plotly" in capsys.readouterr().out
+    monkeypatch.undo()
+    sweep("--bases=transformer", "--dry_run")
+    assert "they need plotly" not in capsys.readouterr().out
 
 
 def test_noresume_refuses_a_used_workdir(trained_names, sweep):

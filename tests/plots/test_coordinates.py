@@ -1,11 +1,8 @@
 """The coordinates page: its numbers, its text, errors, and its behaviour in a browser."""
 
 import base64
-import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 
 import jax
@@ -21,10 +18,10 @@ from psann_jax.plots.evolution import Evolution, project
 from psann_jax.runs.coordinates import DEFAULT_TEXT, evolve, write_coordinates
 from psann_jax.runs.restore import load_text_run
 from psann_jax.utils.errors import UserError
+from tests.support.browser import needs_browser, read_page
 from tests.support.saved import TOKENIZER, save_run
 from tests.support.tiny import tiny_config
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "the moon falls </script>\n<b>\u00e9"
 IDS = [TOKENIZER.bos_id, *TOKENIZER.encode(TEXT)]
 
@@ -208,18 +205,9 @@ def test_another_base_and_a_diverged_run_are_rejected(run, tmp_path):
 
 # --- in a browser ---------------------------------------------------------------------------------------
 
-_ERROR_LISTENER = """<script>
-const seen = { errors: [] };
-addEventListener("error", (event) => seen.errors.push(String(event.message)));
-addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
-console.error = (...what) => seen.errors.push(what.join(" "));
-</script>"""
-
 # Acts like a reader, and writes what is displayed into the document.
-_READER = """<script>
-addEventListener("load", async () => {
-  const settled = () => new Promise((resolve) => setTimeout(resolve, 400));
-  const byId = (id) => document.getElementById(id), plot = byId("plot");
+_READER = """
+  const plot = byId("plot");
   const look = async (name) => {
     await settled();
     seen[name] = {
@@ -236,43 +224,29 @@ addEventListener("load", async () => {
   const choose = () => byId("text").querySelectorAll("button")[4].click();
   const move = (layer) => { byId("layer").value = layer; byId("layer").dispatchEvent(new Event("input")); };
   await look("start");
+  seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((button) => button.dataset.title);
   move(0); await look("positions");
   move(1); choose(); await look("chosen");
   choose(); await look("again");
   plot.emit("plotly_hover", { points: [{ curveNumber: 0, pointNumber: 3 }] });
   press("pointerdown"); press("pointerup"); await look("clicked");
-  const result = document.createElement("pre");
-  result.id = "result";
-  result.textContent = JSON.stringify(seen);
-  document.body.append(result);
-});
-</script>"""
+"""
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """The data of a page, and what a browser displays."""
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
     tmp_path = tmp_path_factory.mktemp("browser")
     tokens = ["<bos>", "</script>", "<b>x</b>", "&lt;", "\u2423%{x}", "\u21b5"]
     text = page(page_content(random_evolution(n_layers=2, L=6), tokens, "<i>run</i>"))
-    path = tmp_path / "page.html"
-    head, body = text.replace("<head>", f"<head>{_ERROR_LISTENER}", 1), text.rindex("</body>") + len(_ERROR_LISTENER)
-    path.write_text(head[:body] + _READER + head[body:], encoding="utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader"]
-    flags += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=15000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
-    result = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert result, console
-    assert not [line for line in console if "Uncaught" in line or "rror" in line]
-    return embedded(text), json.loads(html.unescape(result[1]))
+    return embedded(text), read_page(text, _READER, tmp_path)
 
 
+@needs_browser
 def test_a_browser_draws_the_last_layer_by_mass(seen):
     content, shown = seen
     assert shown["errors"] == []
+    assert not [title for title in shown["buttons"] if "Share" in title or "Cloud" in title], "texts stay here"
     start = shown["start"]
     tokens = start["data"][0]
     assert start["title"] == ["NGT Coordinate Space - 3D PCA"] * 2
@@ -288,6 +262,7 @@ def test_a_browser_draws_the_last_layer_by_mass(seen):
     assert all(text in start["note"] for text in [*percentages, f"total {100 * sum(content['variance'][-1]):.1f} %"])
 
 
+@needs_browser
 def test_a_browser_shows_tokens_unchanged(seen):
     content, shown = seen
     x, y, z = (axis[1] for axis in content["points"][-1])
@@ -303,6 +278,7 @@ def test_a_browser_shows_tokens_unchanged(seen):
     assert set(shown["chosen"]["labels"]) >= set(content["tokens"][:5])
 
 
+@needs_browser
 def test_the_slider_moves_the_tokens(seen):
     content, shown = seen
     for name, layer in (("positions", 0), ("chosen", 1), ("start", 2)):
@@ -311,6 +287,7 @@ def test_the_slider_moves_the_tokens(seen):
     assert f"{100 * sum(content['variance'][0]):.1f} %" in shown["positions"]["note"]
 
 
+@needs_browser
 def test_a_chosen_token_shows_its_attention_until_it_is_chosen_again(seen):
     content, shown = seen
     weights = decoded(content)[0, 4]

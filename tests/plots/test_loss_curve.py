@@ -81,6 +81,15 @@ def test_a_failure_leaves_the_last_picture(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["loss_curve.png"]
 
 
+def test_the_axis_says_what_losses_are_means_over(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(loss_curve, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    plot_loss_curve(EVALS, tmp_path / "a.png")
+    plot_loss_curve(EVALS, tmp_path / "b.png", target="empty cell")
+    labels = [figure.axes[0].get_ylabel() for figure in figures]
+    assert labels == ["cross entropy (nats per token)", "cross entropy (nats per empty cell)"]
+
+
 def test_phases_are_marked(tmp_path):
     colour = (184, 134, 11)
     for name, phases in {"without": None, "with": {0: "51+", 40: "all"}}.items():

@@ -64,6 +64,7 @@ def test_without_stopping_lost_solutions_show():
     found = solve(RUN, puzzles_with([3, 14, 30, 40]), iterations=32, stop_at_valid=False, batch_size=3)
     assert found.first_N.tolist() == [3, 14, 30, 0]
     assert found.valid_NxM.tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    assert found.found_NxM.tolist() == [[True, True], [True, True], [False, True], [False, False]]
     assert (found.grids_Nx81[:3] == SOLUTION).all(), "the first valid grid is the answer"
 
 

@@ -24,7 +24,7 @@ def test_the_loss_curve_is_drawn_also_after_a_signal(tmp_path, monkeypatch):
     assert summary["steps"] == 8
     numbers_of_rows = [sum(row["kind"] == "train" for row in rows) for rows, *_ in drawn]
     assert numbers_of_rows == [2, 8]
-    assert [(path, title) for _, path, title, _ in drawn] == [(workdir / LOSS_CURVE, "run")] * 2
+    assert [(path, title) for _, path, title, *_ in drawn] == [(workdir / LOSS_CURVE, "run")] * 2
 
 
 def test_the_loss_curve_is_updated_during_training(tmp_path, monkeypatch):
@@ -66,4 +66,4 @@ def test_phases_that_have_begun_are_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "plot_loss_curve", lambda *args: drawn.append(args))
     monkeypatch.setattr("psann_jax.tasks.lm.LanguageModel.phases", lambda self: {0: "easy", 3: "hard", 4: "harder"})
     train_run(tiny_config(tmp_path, train__steps=4), tmp_path / "run")
-    assert drawn[0][3] == {0: "easy", 3: "hard"}
+    assert drawn[0][3:] == ({0: "easy", 3: "hard"}, "token")

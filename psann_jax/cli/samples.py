@@ -1,0 +1,32 @@
+"""Writes sample texts of a run, continuations of fixed prompts: psann-jax samples --workdir=RUN.
+
+A sweep does this for each of its runs, and its report shows the texts side by side.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from psann_jax.cli.flags import RunParser, load_options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the texts and prints the path of their file."""
+    flags = _parse(argv)
+    # Imported late, so that an error in the command line shows at once.
+    from psann_jax.runs.restore import load_text_run
+    from psann_jax.runs.samples import SAMPLES, write_samples
+
+    run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
+    print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
+    path = Path(flags.workdir) / SAMPLES if flags.out is None else flags.out
+    write_samples(path, run)
+    print(path)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    about = "Continues fixed prompts with a run, at temperatures 0 and 0.8, and writes the texts."
+    parser = RunParser("samples", about, precision="auto")
+    parser.add_argument("--out", metavar="FILE", help="the JSON file; default samples.json in the workdir")
+    return parser.parse_strictly(argv)
