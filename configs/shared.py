@@ -9,6 +9,7 @@ from psann_jax.config.io import default_config
 from psann_jax.experiments.sweeps import contender_config
 
 _WIKITEXT_103 = "hf:Salesforce/wikitext/wikitext-103-raw-v1"
+WIKITEXT_2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1"
 
 
 # --- the 13 M proxy -------------------------------------------------------------------------------------

@@ -19,11 +19,15 @@ from psann_jax.experiments.page import page_content
 from psann_jax.experiments.plots import draw_final, draw_losses
 from psann_jax.experiments.run import has_plotly
 from psann_jax.experiments.tables import Section, sections
+from psann_jax.experiments.trials import Stage
+from psann_jax.experiments.tuning_tables import tuning_metrics, tuning_sections
 from psann_jax.plots.plotly_page import fill_template, plotly_page
 from psann_jax.utils.files import atomic_write, write_json
 
 
-def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path) -> None:
+def write_report(
+    name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path, stage: Stage | None = None
+) -> None:
     """Writes the files of a sweep.
 
     Args:
@@ -32,11 +36,13 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
       n_cases: the number of all cases.
       reference: the contender that the others are compared with.
       workdir: an existing folder.
+      stage: the tuning stage, if the sweep has one.
 
     Raises:
       OSError: a file cannot be written.
     """
     metrics = [outcome.metrics() for outcome in outcomes]
+    tuning = {} if stage is None else {"tuning": tuning_metrics(stage)}
     facts = {
         "timestamp_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_name": name,
@@ -45,12 +51,15 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
         # Of the runs: asking for the devices in this process would hold them.
         "system": {"devices": sorted(_devices(outcomes)), "jax": version("jax")},
     }
-    write_json(workdir / "summary.json", {**facts, "n_cases": n_cases, "results": metrics})
+    write_json(workdir / "summary.json", {**facts, "n_cases": n_cases, "results": metrics, **tuning})
     write_json(workdir / "config_used.json", {o.case.name: to_dict(o.case.config) for o in outcomes})
-    _write_csv(metrics, workdir / "results.csv")
+    trials = [] if stage is None else [outcome.metrics() for outcome in stage.outcomes]
+    _write_csv([*metrics, *trials], workdir / "results.csv")
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
     comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
     parts = sections(outcomes, n_cases, reference, comparisons)
+    if stage is not None:
+        parts += tuning_sections(stage)
     figures = _draw(finished, workdir) if finished else []
     pages = {o.coordinates_page.stem: _relative(o.coordinates_page, workdir) for o in finished if o.coordinates_page}
     atomic_write(workdir / "report.md", _markdown(name, parts, figures, pages, workdir))
