@@ -59,7 +59,9 @@ def write_report(
     _write_csv([*metrics, *trials], workdir / "results.csv")
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
     comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
-    parts = sections(outcomes, n_cases, reference, comparisons) + ([] if stage is None else tuning_sections(stage))
+    parts = sections(outcomes, n_cases, reference, comparisons)
+    if stage is not None:
+        parts += tuning_sections(stage)
     figures = _draw(finished, workdir) if finished else []
     pages = {o.coordinates_page.stem: _relative(o.coordinates_page, workdir) for o in finished if o.coordinates_page}
     atomic_write(workdir / "report.md", _markdown(name, parts, figures, pages, workdir))
