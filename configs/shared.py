@@ -147,6 +147,18 @@ def modern_muon(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def fair_contenders() -> dict[str, dict[str, Any]]:
+    """Returns the decoder bases with their own initial weights and with those of `modern`, and `modern` with Muon."""
+    zero: dict[str, Any] = {"model.init": "zero_output"}
+    muon = {"train.optimizer": "muon", "train.lr_scales.embedding": 10.0, "train.lr_scales.head": 10.0}
+    bases = _by_base("transformer", "respsann", "sgrpsann") | _INTERLEAVED
+    return bases | {
+        "modern": {"model.base": "modern"},
+        "modern_muon": {"model.base": "modern", **muon},
+        **{f"{name}_zero": settings | zero for name, settings in bases.items()},
+    }
+
+
 # --- the gravity screening ------------------------------------------------------------------------------
 
 

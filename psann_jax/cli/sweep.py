@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
         only=tuple(flags.bases),
         seeds=tuple(flags.seeds),
         overrides=tuple(flags.overrides),
+        reference=flags.reference,
         lm_eval=lm_eval if flags.with_lm_eval else None,
         resume=not flags.noresume,
         dry_run=flags.dry_run,
@@ -46,6 +47,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
     add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
+    add("--reference", default="", metavar="NAME", help="compare the others with this contender; default the first")
     add("--with_lm_eval", action="store_true", help="evaluate every run on tasks of lm_eval, too")
     tasks, limit = _LM_EVAL_DEFAULTS.values()
     add("--lm_eval_tasks", type=names, metavar="NAMES", help=f"their names; default {','.join(tasks)}")

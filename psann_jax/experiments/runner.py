@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
+from psann_jax.config.names import nearest
 from psann_jax.experiments.cases import Case, all_cases
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
@@ -44,7 +45,10 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
     used = any(folder.exists() for folder in paths.values()) or (sweep.tuning and (workdir / TUNING).exists())
     if not options.resume and used:
         raise UserError(f"--workdir: {workdir} holds runs of this sweep; choose another, or omit --noresume")
-    reference, stage = sweep.contenders[0][0], None
+    reference, stage = options.reference or sweep.contenders[0][0], None
+    contenders = {case.contender for case in paths}
+    if options.reference and reference not in contenders:
+        raise UserError(f"--reference: {reference!r} is not compared{nearest(reference, contenders)}")
     if sweep.tuning is not None:
         stage = tune(sweep, workdir, options, lambda s: _report(name, paths, {}, reference, workdir, s))
         chosen = {contender: choice.settings for contender, choice in stage.choices().items()}

@@ -16,6 +16,7 @@ class SweepOptions:
       only: names of contenders; (): all.
       seeds: seeds to use instead of the sweep's; (): the sweep's.
       overrides: "KEY=VALUE" for the settings of all contenders.
+      reference: the contender that the report compares the others with; "": the sweep's first.
       lm_eval: the evaluation on standard tasks, or None.
       resume: False: refuse a workdir that holds runs of this sweep.
       dry_run: only list the runs.
@@ -24,6 +25,7 @@ class SweepOptions:
     only: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
+    reference: str = ""
     lm_eval: LmEval | None = None
     resume: bool = True
     dry_run: bool = False
