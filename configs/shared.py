@@ -147,6 +147,31 @@ def modern_muon(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     return config
 
 
+def sine_ablations() -> dict[str, dict[str, Any]]:
+    """Returns respsann and variants that change one property of its activation or block."""
+    base: dict[str, Any] = {"model.base": "respsann"}
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "gelu": {"model.mlp_activation": "gelu"},
+        "relu2": {"model.mlp_activation": "relu2"},
+        "snake": {"model.mlp_activation": "snake"},
+        "scaled_gelu": {"model.mlp_activation": "scaled_gelu"},
+        "frequency_1": {"model.sine.freq_init": 1.0},
+        "no_spread": {"model.sine.freq_init_std": 0.0},
+        "undamped": {"model.sine.decay_mode": "none"},
+        "damping_0.01": {"model.sine.damp_init": 0.01},
+        "frozen_sine": {"model.sine.trainable": False},
+        "frequency_rate_10": {"train.lr_scales.sine_frequency": 10.0},
+        "layer_norm": {"model.norm": "layernorm"},
+        "no_alpha": {"model.residual_alpha": False},
+    }
+    other_bases = {
+        "wave_interleave": {"model.base": "waveresnet", "model.wave.interleave": True},
+        "wave_replace": {"model.base": "waveresnet", "model.wave.replace": True},
+        "gate": {"model.base": "sgrpsann"},
+    }
+    return {"respsann": base, **{name: base | dict(change) for name, change in changes.items()}, **other_bases}
+
+
 def fair_contenders() -> dict[str, dict[str, Any]]:
     """Returns the decoder bases with their own initial weights and with those of `modern`, and `modern` with Muon."""
     zero: dict[str, Any] = {"model.init": "zero_output"}
