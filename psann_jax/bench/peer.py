@@ -64,7 +64,7 @@ def check_model(config: ModelConfig) -> DecoderConfig:
     if not isinstance(config, DecoderConfig):
         raise ConfigError(f"model.base: psannlm has no {config.base}, only {', '.join(PRESETS)}")
     asked, prescribed = config.resolve(), DecoderConfig(base=config.base).resolve()
-    for name in ("norm", "residual_alpha"):
+    for name in ("norm", "residual_alpha", "n_kv_heads", "qk_norm", "sliding_window"):
         require(
             getattr(asked, name) == getattr(prescribed, name),
             f"model.{name}",
