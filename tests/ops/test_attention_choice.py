@@ -134,5 +134,15 @@ def test_the_config_offers_what_can_be_chosen(config):
     assert set(get_args(get_type_hints(config)["attention"])) == set(attention_choice.IMPLEMENTATIONS)
 
 
-def test_each_kernel_has_an_example():
-    assert {f"attention.{name}" for name in KERNELS} <= set(kernels.EXAMPLES)
+def test_each_kernel_has_examples_of_all_options():
+    for case in (CASE, CASE._replace(group=4), CASE._replace(window=7), CASE._replace(group=2, window=1)):
+        assert {f"attention.{case.example(name)}" for name in KERNELS} <= set(kernels.EXAMPLES)
+
+
+def test_a_kernel_that_fails_with_an_option_is_used_without_it(on, monkeypatch):
+    on("gpu", H100)
+    monkeypatch.setattr(kernels, "_is_sound", lambda example: not example.endswith("_window"))
+    grouped = CASE._replace(group=4, has_segment_ids=True)
+    assert choose_attention("auto", grouped) == "cudnn_packed"
+    assert choose_attention("auto", grouped._replace(window=64)) == "xla"
+    assert "failed its check" in describe_attention("auto", grouped._replace(window=64))

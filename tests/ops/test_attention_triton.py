@@ -39,6 +39,25 @@ def test_borders_on_and_beside_those_of_tiles(dtype, tolerance, monkeypatch):
     compare_with_plain(interpreted, draw(2, 50, 1, 16), at_borders(50, 16), dtype, tolerance)
 
 
+@pytest.mark.parametrize(
+    ("L", "G", "window", "dtype", "tolerance"),
+    [
+        (49, 1, 0, "float32", 2e-6),
+        (50, 2, 1, "float32", 2e-6),
+        (49, 2, 15, "bfloat16", 0.02),
+        (50, 4, 16, "float32", 2e-6),
+        (33, 1, 17, "float16", 0.003),
+        (50, 2, 18, "float32", 2e-6),
+        (33, 2, 99, "float32", 2e-6),
+    ],
+)
+def test_grouped_heads_and_sliding_windows(L, G, window, dtype, tolerance, monkeypatch):
+    """Windows on and beside the borders of tiles, and longer than the row."""
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
+    segment_ids = None if L == 49 else at_borders(L, 16)
+    compare_with_plain(interpreted, draw(2, L, 4, 16, G=G), segment_ids, dtype, tolerance, window)
+
+
 def test_no_document_reads_another(monkeypatch):
     """Each document has the values that it has alone, although those of the others are huge."""
     monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
@@ -54,9 +73,17 @@ def test_no_document_reads_another(monkeypatch):
 
 def test_only_tiles_of_own_documents_are_read():
     numbers = jnp.array([[0] * 5 + [1] * 3 + [2] * 4 + [-1] * 4])
-    rows = attention_triton._rows(numbers, 4)
+    rows = attention_triton._rows(numbers, 4, 0)
     assert rows.first_Bxn.tolist() == [[0, 0, 2, 3]]  # tile 1 begins in document 0
     assert rows.last_Bxn.tolist() == [[1, 1, 2, 3]]  # tile 0 ends in document 0
+
+
+def test_only_tiles_of_the_sliding_window_are_read():
+    numbers = jnp.zeros((1, 20), jnp.int32)
+    for window, back in ((1, 0), (2, 1), (5, 1), (6, 2), (99, 4)):
+        rows = attention_triton._rows(numbers, 4, window)
+        assert rows.first_Bxn.tolist() == [[max(0, i - back) for i in range(5)]]
+        assert rows.last_Bxn.tolist() == [[min(4, i + back) for i in range(5)]]
 
 
 def test_tile_length():
@@ -70,9 +97,10 @@ def test_float32_does_not_use_tf32_alone():
     assert text.count("dot_general[") == text.count("precision=TF32_TF32_F32_X3") > 0
 
 
-def test_example(monkeypatch):
+@pytest.mark.parametrize("name", ["triton", "triton_window"])
+def test_examples(name, monkeypatch):
     """In bf16 and float32, whose tolerances differ."""
     new = attention_triton._Tiling.__new__
-    monkeypatch.setattr(attention_triton._Tiling, "__new__", lambda cls, tile, scale, _: new(cls, tile, scale, True))
-    example = kernels.EXAMPLES["attention.triton"]()
+    monkeypatch.setattr(attention_triton._Tiling, "__new__", lambda cls, *sizes: new(cls, *sizes[:-1], True))
+    example = kernels.EXAMPLES[f"attention.{name}"]()
     check_example(example, example.kernel)

@@ -9,9 +9,9 @@ import numpy as np
 from psann_jax.ops.attention import causal_attention
 
 
-def plain(q, k, v, segment_ids):
+def plain(q, k, v, segment_ids, window=0):
     """The reference, with the arguments of a kernel."""
-    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, implementation="plain")
+    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, window=window, implementation="plain")
 
 
 def value_and_gradients(attend, segment_ids, q, k, v, dout):
@@ -25,7 +25,7 @@ def value_and_gradients(attend, segment_ids, q, k, v, dout):
     return run(q, k, v, dout)
 
 
-def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance):
+def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance, window=0):
     """Compares values and gradients with those that float32 gives for the same inputs.
 
     Args:
@@ -34,10 +34,11 @@ def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance):
       segment_ids: (B, L), or None.
       dtype: of the kernel's arrays.
       tolerance: of the largest difference, as a fraction of the largest absolute value, or of 1.
+      window: tokens that a query sees; 0: all.
     """
     inputs = [jnp.asarray(a, dtype) for a in inputs]
-    got = value_and_gradients(attend, segment_ids, *inputs)
-    want = value_and_gradients(plain, segment_ids, *(a.astype("float32") for a in inputs))
+    got = value_and_gradients(partial(attend, window=window), segment_ids, *inputs)
+    want = value_and_gradients(partial(plain, window=window), segment_ids, *(a.astype("float32") for a in inputs))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(np.asarray(a, "float32"), b, atol=tolerance * max(1, np.abs(b).max()))
