@@ -115,7 +115,7 @@ def test_a_program_can_be_traced_where_no_gpu_is(packed, L, G, window, monkeypat
         return jax.vjp(lambda q, k, v: cudnn_attention(q, k, v, segment_ids, window=window), q, k, v)[1](dout)
 
     text = jax.jit(run).trace(x, kv, kv, x).lower(lowering_platforms=("cuda",)).as_text()
-    lengths = re.findall(r"sliding_window_length\W+(\d+)", text)
+    lengths = re.findall(r"sliding_window_length\\22: (\d+)", text)
     assert set(map(int, lengths)) == {window}
     assert text.count("__cudnn$fmhaSoftmaxBackward") >= 1
     assert ("PADDING_CAUSAL" in text) == packed
