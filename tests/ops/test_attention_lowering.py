@@ -31,11 +31,13 @@ CUDNN = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
         (("cpu", "cpu"), "cpu", "float32", True, "xla", []),
     ],
 )
-def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls):
+@pytest.mark.parametrize(("G", "window"), [(2, 0), (1, 9)])
+def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls, G, window):
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platforms[0])
     mesh = AbstractMesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
-    x, segment_ids = jax.ShapeDtypeStruct((2, 99, 2, 64), dtype), jax.ShapeDtypeStruct((2, 99), jnp.int32)
-    layer = SimpleNamespace(options=AttentionOptions(128, 2))
+    x, kv = (jax.ShapeDtypeStruct((2, 99, n, 64), dtype) for n in (2, G))
+    segment_ids = jax.ShapeDtypeStruct((2, 99), jnp.int32)
+    layer = SimpleNamespace(options=AttentionOptions(128, 2, n_kv_heads=G, window=window))
 
     def run(q, k, v, segment_ids, dout):
         context = SimpleNamespace(segment_ids_BxL=segment_ids if packed else None, alibi_H=None)
@@ -43,6 +45,6 @@ def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls):
         return out, *vjp(dout)
 
     with jax.sharding.use_abstract_mesh(mesh), kernels.recorded() as found:
-        lowered = jax.jit(run).trace(x, x, x, segment_ids, x).lower(lowering_platforms=(platforms[1],))
+        lowered = jax.jit(run).trace(x, kv, kv, segment_ids, x).lower(lowering_platforms=(platforms[1],))
     assert found == {"attention": {name}}
     assert sorted(set(re.findall(r"@(__cudnn[\w$]+|__gpu[\w$.]+|tpu_custom_call)", lowered.as_text()))) == calls

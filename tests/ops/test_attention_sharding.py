@@ -35,7 +35,6 @@ B, L, H, K = 8, 40, 4, 8
 q, k, v, dout = jax.random.normal(jax.random.key(0), (4, B, L, H, K))
 segment_ids = jnp.cumsum(jax.random.bernoulli(jax.random.key(1), 0.1, (B, L)), 1).astype(jnp.int32)
 batch, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor", None)
-layer = SimpleNamespace(options=AttentionOptions(H * K, H))
 
 
 def value_and_gradients(attend):
@@ -45,19 +44,22 @@ def value_and_gradients(attend):
     return run
 
 
-def of_the_layer(q, k, v, segment_ids):
+def of_the_layer(options, q, k, v, segment_ids):
     context = SimpleNamespace(segment_ids_BxL=segment_ids, alibi_H=None)
-    return Attention._causal(layer, q, k, v, context, NO_DROPOUT)
+    return Attention._causal(SimpleNamespace(options=options), q, k, v, context, NO_DROPOUT)
 
 
-plain = lambda q, k, v, s: causal_attention(q, k, v, segment_ids_BxL=s, implementation="plain")
-want = jax.jit(value_and_gradients(plain))(q, k, v, segment_ids, dout)
 specs = (heads, heads, heads, batch, heads)
-args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((q, k, v, segment_ids, dout), specs)]
-for name in ("cudnn_packed", "triton", "splash"):
+names = ("cudnn_packed", "triton", "splash")
+for name, (G, window) in [*((name, (H, 0)) for name in names), *((name, (2, 7)) for name in (*names, "xla"))]:
+    arrays = q, k[:, :, :G], v[:, :, :G], segment_ids, dout
+    plain = lambda q, k, v, s: causal_attention(q, k, v, segment_ids_BxL=s, window=window, implementation="plain")
+    want = jax.jit(value_and_gradients(plain))(*arrays)
+    args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
     attention.choose_attention = lambda implementation, case: name
+    layer = partial(of_the_layer, AttentionOptions(H * K, H, n_kv_heads=G, window=window))
     with jax.set_mesh(mesh):
-        compiled = jax.jit(value_and_gradients(of_the_layer)).lower(*args).compile()
+        compiled = jax.jit(value_and_gradients(layer)).lower(*args).compile()
     for a, b in zip(compiled(*args), want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
         assert a.sharding.is_equivalent_to(NamedSharding(mesh, heads), 4)
