@@ -325,6 +325,9 @@ def test_a_missing_psannlm_names_the_extra(monkeypatch):
     [
         ({"norm": "layernorm"}, "model.norm"),
         ({"residual_alpha": False}, "model.residual_alpha"),
+        ({"n_kv_heads": 1}, "model.n_kv_heads"),
+        ({"qk_norm": True}, "model.qk_norm"),
+        ({"sliding_window": 4}, "model.sliding_window"),
         ({"mlp_activation": "relu"}, "model.mlp_activation"),
         ({"base": "transformer", "mlp_activation": "sine"}, "model.mlp_activation"),
     ],
