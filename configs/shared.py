@@ -9,6 +9,7 @@ from psann_jax.config.io import default_config
 from psann_jax.experiments.sweeps import contender_config
 
 _WIKITEXT_103 = "hf:Salesforce/wikitext/wikitext-103-raw-v1"
+WIKITEXT_2 = "hf:Salesforce/wikitext/wikitext-2-raw-v1"
 
 
 # --- the 13 M proxy -------------------------------------------------------------------------------------
@@ -158,6 +159,20 @@ def w3_25m_contenders() -> dict[str, dict[str, Any]]:
     }
     ablated = {name: {**ngt, **change} for name, change in changes.items()}
     return {"ngt": ngt, **ablated, "vanilla": {"model.base": "vanilla"}}
+
+
+def gravity_contenders() -> dict[str, dict[str, Any]]:
+    """Returns vanilla, the transformer, and the Newton Gravity Transformer with one change each."""
+    ngt: dict[str, Any] = {"model.base": "ngt"}
+    return {
+        "vanilla": {"model.base": "vanilla"},
+        "transformer": {"model.base": "transformer"},
+        "ngt": ngt,
+        "mass_in_value": ngt | {"model.mass": "value"},
+        "attractive": ngt | {"model.variant": "attractive"},
+        "no_radius": ngt | {"model.cutoff": "none"},
+        "no_repulsion": ngt | {"model.repulsion.weight": 0.0},
+    }
 
 
 # --- Sudoku ---------------------------------------------------------------------------------------------

@@ -14,5 +14,5 @@ from psann_jax.experiments.sweeps import sweep_config
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
     common = small_sweep()
-    common.train.lr = 8e-3  # best for respsann on held-out training text (tuning_cpu.py)
+    common.train.lr = 8e-3  # best for respsann on held-out training text (tuned_cpu.py)
     return sweep_config(common, ablations(), seeds=(1, 2, 3, 4, 5))

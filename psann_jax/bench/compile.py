@@ -3,6 +3,7 @@
 Nothing is run. Each program is compiled in a process of its own, because a compiler may end its process.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def compile_programs(config: Config, topology: Topology, programs: Sequence[str]
       - kernels, hbm_gb, tflop (matrix products), loops_counted_once: see `psann_jax.bench.hlo.Counts`;
       - tflop_by_hand: by the formulas of `psann_jax.models.flops`, of one device; None for prefill and decode;
       - collectives: kind -> count, mb and largest_mb (of one result); custom_calls: target -> count;
+      - between_slices: kind -> count and mb of the collectives, or parts of them, that use the slow network;
       - roofline_ms, and bound_by ("memory" or "compute"): the time if the slower of both ran at its peak rate;
       - estimated_ms: by the TPU compiler, without collectives and kernels written by hand; None for GPUs;
       - implementations: operation -> names, see `psann_jax.ops.kernels.choose`;
@@ -68,19 +70,19 @@ def compile_programs(config: Config, topology: Topology, programs: Sequence[str]
     if not issubclass(family(config.model.base).get("network"), TextNetwork):
         programs = [name for name in programs if name in ("train", "eval")]
         require(bool(programs), "--what", f"prefill and decode need a language model, not base {config.model.base}")
-    devices = topology.devices()
-    mesh = _mesh(config, devices)
+    mesh = _mesh(config, topology)
     task.check_mesh(mesh)
     results = {name: _compile_alone(name, config, topology, rows) for name in programs}
     first = results[programs[0]]
-    found = {"device": devices[0].device_kind, "mesh": dict(mesh.shape), "topology": topology.name}
+    found = {"device": mesh.devices.flat[0].device_kind, "mesh": dict(mesh.shape), "topology": topology.name}
     return {**first, "programs": results, **found, "config": to_dict(config)}
 
 
-def _mesh(config: Config, devices: Sequence[Any]) -> jax.sharding.Mesh:
+def _mesh(config: Config, topology: Topology) -> jax.sharding.Mesh:
     """The mesh of the config; without an axis of -1 it may leave devices unused."""
     fill = -1 in [getattr(config.mesh, axis) for axis in MESH_AXES]
-    return make_mesh(config.mesh, all_devices=fill, devices=devices)
+    sizes = dataclasses.replace(config.mesh, slices=config.mesh.slices or topology.slices)
+    return make_mesh(sizes, all_devices=fill, devices=topology.devices())
 
 
 def _compile_alone(name: str, config: Config, topology: Topology, rows: int) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class Compiler:
         self.facts: dict[str, Any] = {}
         self._task = random_task(config)
         self._config, self._topology, self._rows = self._task.config, topology, rows
-        self._mesh = _mesh(self._config, topology.devices())
+        self._mesh = _mesh(self._config, topology)
 
     def run(self, name: str) -> dict[str, Any]:
         """Compiles a program and returns its entries."""
@@ -137,7 +139,8 @@ class Compiler:
 
     def _entries(self, name: str, compiled: jax.stages.Compiled) -> dict[str, Any]:
         memory: Any = compiled.memory_analysis()
-        counts, chip = hlo.count(compiled.as_text() or ""), self._topology.chip
+        chip, slices = self._topology.chip, self._config.mesh.slices or self._topology.slices
+        counts = hlo.count(compiled.as_text() or "", self._mesh.size // slices if slices > 1 else 0)
         arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         by_hand = self._flops_by_hand(name)
         flops = max(counts.flops, by_hand or 0)
@@ -162,6 +165,9 @@ class Compiler:
                 }
                 for kind, n in counts.collectives.items()
             },
+            "between_slices": {
+                kind: {"count": n, "mb": counts.slow_bytes[kind] / 1e6} for kind, n in counts.slow_collectives.items()
+            },
             "custom_calls": dict(counts.custom_calls),
             "loops_counted_once": counts.open_loops,
             "roofline_ms": 1000 * seconds[bound_by],
@@ -181,13 +187,15 @@ class Compiler:
         config, n_devices = self._config, self._mesh.size
         step = flops_per_token(config, self._task.network) * config.train.batch_tokens / n_devices
         if name == "train":
-            return step * (2 if config.train.sam_rho else 1)
-        return step / 3 / config.train.grad_accum if name == "eval" else None
+            return step
+        gradients = config.train.grad_accum * (2 if config.train.sam_rho else 1)
+        return step / 3 / gradients if name == "eval" else None
 
 
 _MEASURED = (
     "memory_gib", "argument_gib", "temp_gib", "kernels", "hbm_gb", "tflop", "tflop_by_hand", "collectives",
-    "custom_calls", "loops_counted_once", "roofline_ms", "bound_by", "estimated_ms", "implementations", "compile_s",
+    "between_slices", "custom_calls", "loops_counted_once", "roofline_ms", "bound_by", "estimated_ms",
+    "implementations", "compile_s",
 )  # fmt: skip
 
 
@@ -239,6 +247,9 @@ def report(result: dict[str, Any]) -> str:
         moved = ", ".join(f"{kind} {c['count']} ({c['mb']:,.1f} MB)" for kind, c in program["collectives"].items())
         called = ", ".join(f"{target} {n}" for target, n in program["custom_calls"].items())
         lines += [f"{name}: {chosen or 'one implementation of each operation'}", f"  collectives: {moved or 'none'}"]
+        if program["between_slices"]:
+            slow = (f"{kind} {c['count']} ({c['mb']:,.1f} MB)" for kind, c in program["between_slices"].items())
+            lines.append(f"  between slices: {', '.join(slow)}")
         lines.append(f"  library and hand-written kernels: {called or 'none'}")
         if program["loops_counted_once"]:
             lines.append(f"  loops of unknown length, counted once: {program['loops_counted_once']}")

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from psann_jax.bench.replica_groups import crosses, device_groups
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 COLLECTIVES = frozenset(
@@ -72,6 +75,8 @@ class Counts:
       collectives: how often each kind runs.
       collective_bytes: size of their results in total.
       largest_collective: size of the largest array of each kind; XLA combines several arrays in one collective.
+      slow_collectives: those that join devices of several slices.
+      slow_bytes: size of their results in total.
       custom_calls: how often kernels of libraries or written by hand run, by their target.
       open_loops: loops of unknown length, whose bodies are counted once.
     """
@@ -83,6 +88,8 @@ class Counts:
     collectives: Counter[str] = field(default_factory=Counter)
     collective_bytes: Counter[str] = field(default_factory=Counter)
     largest_collective: dict[str, int] = field(default_factory=dict)
+    slow_collectives: Counter[str] = field(default_factory=Counter)
+    slow_bytes: Counter[str] = field(default_factory=Counter)
     custom_calls: Counter[str] = field(default_factory=Counter)
     open_loops: int = 0
 
@@ -96,6 +103,8 @@ class Counts:
         for mine, its in (
             (self.collectives, other.collectives),
             (self.collective_bytes, other.collective_bytes),
+            (self.slow_collectives, other.slow_collectives),
+            (self.slow_bytes, other.slow_bytes),
             (self.custom_calls, other.custom_calls),
         ):
             for key, n in its.items():
@@ -104,20 +113,21 @@ class Counts:
             self.largest_collective[kind] = max(self.largest_collective.get(kind, 0), size)
 
 
-def count(text: str) -> Counts:
+def count(text: str, slice_size: int = 0) -> Counts:
     """Counts what a compiled program does; of a conditional, the branch with most kernels.
 
     Args:
       text: from `jax.stages.Compiled.as_text`.
+      slice_size: devices of a slice, which are successive in the mesh; 0: there is one slice.
     """
-    return _Program(text).counts()
+    return _Program(text, slice_size).counts()
 
 
-def array_bytes(type_text: str) -> int:
-    """Bytes of all arrays in a type, without those in a TPU's fast memory."""
+def array_bytes(type_text: str, *, everywhere: bool = False) -> int:
+    """Bytes of all arrays in a type, without those in a TPU's fast memory unless `everywhere`."""
     total = 0
     for dtype, dims, layout in _ARRAY.findall(type_text):
-        if "S(1)" not in layout:
+        if everywhere or "S(1)" not in layout:
             bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
             total += math.prod(_sizes(dims)) * bits // 8
     return total
@@ -165,7 +175,8 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 class _Program:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, slice_size: int) -> None:
+        self._slice_size = slice_size
         self.computations, self.entry = _parse(text)
         self.types = {
             name: {instruction.name: instruction.type for instruction in body}
@@ -209,6 +220,14 @@ class _Program:
             counts.collectives[kind] = 1
             counts.collective_bytes[kind] = self._result_bytes(it)
             counts.largest_collective[kind] = max(_iterate_arrays(it.type), default=0)
+            if self._slice_size and crosses(device_groups(it.tail), self._slice_size):
+                counts.slow_collectives[kind], counts.slow_bytes[kind] = 1, counts.collective_bytes[kind]
+        # Between its slices, a TPU's compiler replaces a collective by transfers through the hosts.
+        between_slices = _TRANSFER.search(it.tail) if it.opcode == "send" else None
+        if between_slices:
+            kind = between_slices[1].lower().replace("_", "-")
+            counts.slow_collectives[kind] = 1
+            counts.slow_bytes[kind] = next(_iterate_arrays(it.type), 0)
         if it.opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', it.tail)
             counts.custom_calls[target[1] if target else "?"] = 1
@@ -219,8 +238,10 @@ class _Program:
     def _result_bytes(self, it: Instruction) -> int:
         """Bytes of a collective's result; those that run in the background have a tuple that begins with the input."""
         if it.opcode.endswith("-start") and it.opcode != "all-reduce-start":
-            return array_bytes(it.type) // 2 if it.opcode == "collective-permute-start" else _last_bytes(it.type)
-        return array_bytes(it.type)
+            if it.opcode == "collective-permute-start":
+                return array_bytes(it.type, everywhere=True) // 2
+            return _last_bytes(it.type)
+        return array_bytes(it.type, everywhere=True)
 
     def _trip_count(self, loop: Instruction) -> int | None:
         known = _TRIP_COUNT.search(loop.tail)
@@ -301,7 +322,7 @@ def _last_bytes(type_text: str) -> int:
 
 def _iterate_arrays(type_text: str) -> Iterator[int]:
     for found in _ARRAY.finditer(type_text):
-        yield array_bytes(found[0])
+        yield array_bytes(found[0], everywhere=True)
 
 
 def _bytes_read(name: str, full: int, users: dict[str, list[tuple[Instruction, int]]], depth: int = 0) -> int:

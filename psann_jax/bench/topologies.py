@@ -71,13 +71,20 @@ class Topology:
 
     Attributes:
       name: as the user gave it, "v5e:2x4".
-      chip: the kind of device.
+      kind: a key of `CHIPS`.
       layout: sizes of a TPU slice, "2x4"; or a number of GPUs, "8"; "1" is one device of any kind.
+      slices: number of such slices or nodes, which a slow network joins.
     """
 
     name: str
-    chip: Chip
+    kind: str
     layout: str
+    slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """The kind of device."""
+        return CHIPS[self.kind]
 
     def devices(self) -> Sequence[Any]:
         """Returns the devices, for a mesh to compile for; they cannot hold arrays.
@@ -89,15 +96,17 @@ class Topology:
         import jax
         from jax.experimental import topologies
 
-        single = self.layout == "1"
+        single = self.layout == "1" and self.slices == 1
+        arguments: dict[str, Any]
         if self.chip.platform == "tpu":
             _need("libtpu", "aot-tpu")
             # The compiler knows no host with a single TPU chip.
-            smallest = "2x2x1" if self.name.startswith("v5p") else "2x2"
-            arguments = {"platform": "tpu", "topology_name": self.name[:-1] + smallest if single else self.name}
+            smallest = "2x2x1" if self.kind == "v5p" else "2x2"
+            layout = {"topology_name": f"{self.kind}:{smallest if single else self.layout}"}
+            arguments = {"platform": "tpu", **layout, "num_slices": self.slices}
         else:
             _need("jax_cuda13_plugin", "aot-gpu")
-            layout = {"topology_name": "", "topology": f"1x1x{self.layout}"}
+            layout = {"topology_name": "", "topology": f"1x{self.slices}x{self.layout}"}
             arguments = {"platform": "cuda", "target_config": _H100, **layout}
         try:
             found: Sequence[Any] = topologies.get_topology_desc(**arguments).devices
@@ -107,19 +116,20 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """Reads "v5e:2x4", "v5p:2x2x2", "h100:8", or a single device such as "v6e:1".
+    """Reads "v5e:2x4", "v5p:2x2x2", "h100:8", several such as "2xv5e:2x4", or a single device such as "v6e:1".
 
     Raises:
       ValueError: the name has another form.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.lower())
-    if match is None or match[1] not in CHIPS or not _fits(CHIPS[match[1]], match[2]):
-        raise ValueError(f"{name!r} is not a topology; examples: v5e:2x4, v5p:2x2x2, v6e:1, h100:8")
-    return Topology(name.lower(), CHIPS[match[1]], match[2])
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w+):(\d+(?:x\d+)*)", name.lower())
+    slices = int(match[1] or 1) if match else 1
+    if match is None or match[2] not in CHIPS or not _fits(CHIPS[match[2]], match[3], slices):
+        raise ValueError(f"{name!r} is not a topology; examples: v5e:2x4, v5p:2x2x2, v6e:1, h100:8, 2xv5e:2x4")
+    return Topology(name.lower(), match[2], match[3], slices)
 
 
-def _fits(chip: Chip, layout: str) -> bool:
-    return layout == "1" or (chip.platform == "tpu") == ("x" in layout)
+def _fits(chip: Chip, layout: str, slices: int) -> bool:
+    return (layout == "1" and slices == 1) or (chip.platform == "tpu") == ("x" in layout)
 
 
 def prepare() -> None:

@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> None:
     sweep = load_config_file(flags.config_file)
     # Imported late, so that an error in the command line shows at once.
     from psann_jax.experiments.run import LmEval
-    from psann_jax.experiments.runner import SweepOptions, run_sweep
+    from psann_jax.experiments.runner import run_sweep
+    from psann_jax.experiments.stages import SweepOptions
 
     default = default_workdir(flags.config_file)
     lm_eval = LmEval(tuple(flags.lm_eval_tasks), flags.lm_eval_limit, flags.lm_eval_include_path)

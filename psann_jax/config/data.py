@@ -1,7 +1,7 @@
 """The `data` section of language models, and what the `data` sections of all families have in common."""
 
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, Self
 
 from psann_jax.config.checks import at_least, refuse_inactive, require
 
@@ -27,6 +27,9 @@ class DataSection(Protocol):
 
     def summary(self) -> str:
         """What the data are, in a few words for reports."""
+
+    def hold_out(self, fraction: float) -> Self:
+        """Returns the section with a fraction of the training data as validation data instead of fixed ones."""
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used; `prefix` is the dotted name of the section."""
@@ -97,6 +100,10 @@ class DataConfig:
     def summary(self) -> str:
         """See `DataSection`."""
         return f"text from {', '.join(self.sources)}, in windows of {self.max_length} tokens"
+
+    def hold_out(self, fraction: float) -> Self:
+        """See `DataSection`."""
+        return replace(self, valid_sources=(), valid_fraction=fraction)
 
     def check(self, prefix: str) -> None:
         """See `DataSection`."""

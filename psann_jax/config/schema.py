@@ -15,6 +15,35 @@ from psann_jax.config.model import ModelConfig, TextModelConfig
 
 
 @dataclass(frozen=True)
+class LrScales:
+    """Factors of the learning rate by kind of parameter; a kind that the model does not train is refused.
+
+    An update changes a parameter by the rate of its kind, and so does weight decay.
+    """
+
+    matrix: float = 1.0  # weights of linear layers
+    embedding: float = 1.0  # of tokens and positions, and a head tied to them
+    head: float = 1.0  # the output matrix, if it is not tied to the embedding
+    norm: float = 1.0  # scales and biases of norms
+    bias: float = 1.0  # of linear layers
+    alpha: float = 1.0  # factors of residual branches
+    sine: float = 1.0  # all parameters of sine activations
+    sine_amplitude: float = 1.0  # also times the factor sine
+    sine_frequency: float = 1.0  # also times the factor sine
+    sine_decay: float = 1.0  # damping; also times the factor sine
+    conv: float = 1.0  # depthwise convolutions of wave blocks
+    gate: float = 1.0  # spectral masks and their mix
+    mixing: float = 1.0  # mixing matrices of the spectral gate
+    gravity: float = 1.0  # of gravity scores, and biases of coordinates
+    coordinate: float = 1.0  # matrices to and from coordinates
+    table: float = 1.0  # of coordinates and masses
+
+    def check(self, prefix: str) -> None:
+        """Raises ConfigError on the first value that cannot be used."""
+        at_least(0, self, prefix, *(f.name for f in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation: length, learning rate, batch size and precision."""
 
@@ -24,6 +53,8 @@ class TrainConfig:
     # adafactor: less memory; muon: for matrices, adamw for the rest
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     lr: float = 2e-4  # peak of the learning rate
+    lr_scales: LrScales = field(default_factory=LrScales)
+    lr_base_width: int = 0  # d_model for which lr is meant: matrices and heads get lr * this / d_model; 0: off
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
     warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
     end_lr_ratio: float = 0.1  # lr of the last update / lr
@@ -31,6 +62,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # per update, times the learning rate
+    muon_momentum: float = 0.95  # decay of Muon's momentum
     weight_decay_on: Literal["matrices", "all"] = "matrices"  # all: also norms, biases, sines, gates, alpha
     grad_clip: float = 1.0  # global norm; 0: off
     sam_rho: float = 0.0  # radius of sharpness-aware minimisation, which doubles the work; 0: off
@@ -47,8 +79,9 @@ class TrainConfig:
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         at_least(1, self, prefix, "steps", "batch_tokens", "grad_accum", "log_every", "max_bad_steps")
-        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho")
-        fraction(self, prefix, "label_smoothing", "ema_decay")
+        at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
+        fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
+        self.lr_scales.check(f"{prefix}.lr_scales")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):
@@ -59,6 +92,10 @@ class TrainConfig:
             refuse_inactive(self, prefix, f"with schedule {self.schedule}", "decay_fraction")
         if self.schedule == "constant":
             refuse_inactive(self, prefix, "with schedule constant", "end_lr_ratio")
+        if self.optimizer == "muon":
+            refuse_inactive(self, prefix, "with optimizer muon", "lr_base_width")
+        else:
+            refuse_inactive(self, prefix, f"with optimizer {self.optimizer}", "muon_momentum")
         if self.optimizer == "adafactor":
             refuse_inactive(self, prefix, "with optimizer adafactor", "betas", "eps")
 
@@ -102,6 +139,7 @@ class MeshConfig:
     fsdp: int = 1  # data-parallel groups that shard the parameters
     tensor: int = 1  # shards of heads, MLP features and vocabulary
     sequence: bool = False  # shard activations between layers along the window, over tensor
+    slices: int = 0  # groups of devices that a slow network joins, over which data is divided; 0: as the devices say
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -110,6 +148,7 @@ class MeshConfig:
             require(size >= 1 or size == -1, f"{prefix}.{name}", f"is {size}, must be positive, or -1 for the rest")
         found = tuple(sizes.values())
         require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
+        at_least(0, self, prefix, "slices")
 
 
 @dataclass(frozen=True)

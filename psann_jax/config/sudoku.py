@@ -1,7 +1,7 @@
 """The `model` and `data` sections of the base sudoku."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from psann_jax.config.checks import at_least, refuse_inactive, require, sine_if_used
 from psann_jax.config.decoder import SineConfig
@@ -76,6 +76,10 @@ class PuzzlesConfig:
     def summary(self) -> str:
         """See `DataSection`."""
         return f"puzzles from {', '.join(self.files)}" if self.files else "generated puzzles"
+
+    def hold_out(self, fraction: float) -> Self:
+        """See `DataSection`."""
+        return replace(self, valid_files=(), valid_fraction=fraction)
 
     def check(self, prefix: str) -> None:
         """See `DataSection`."""

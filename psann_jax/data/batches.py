@@ -1,23 +1,42 @@
 """How the rows of a batch are divided over processes."""
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from psann_jax.utils.errors import UserError
 
 
-def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Returns the rows of a batch that a process reads: part p of n equal parts, in order.
+@dataclass(frozen=True)
+class BatchShard:
+    """The rows of every batch that one process reads.
 
-    Args:
-      batch_size: B, rows over all processes.
-      process_index: p.
-      process_count: n.
+    The devices of a TPU host need not be neighbours in the mesh, so the rows of a process need not be contiguous.
 
-    Raises:
-      UserError: n does not divide B.
+    Attributes:
+      parts: which of the equal parts of a batch, in ascending order.
+      count: number of parts.
     """
-    if batch_size % process_count:
-        raise UserError(
-            f"train.batch_tokens: makes batches of {batch_size} rows, which cannot be divided over "
-            f"{process_count} processes"
-        )
-    n_rows = batch_size // process_count
-    return slice(process_index * n_rows, (process_index + 1) * n_rows)
+
+    parts: tuple[int, ...]
+    count: int
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns the indices of the rows in a batch, ascending.
+
+        Args:
+          batch_size: B, rows over all processes.
+
+        Raises:
+          UserError: the number of parts does not divide B.
+        """
+        if batch_size % self.count:
+            raise UserError(
+                f"train.batch_tokens: makes batches of {batch_size} rows, which cannot be divided into "
+                f"{self.count} equal parts"
+            )
+        rows: np.ndarray = np.arange(batch_size).reshape(self.count, -1)[list(self.parts)].reshape(-1)
+        return rows
+
+
+WHOLE_BATCH = BatchShard((0,), 1)

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from psann_jax.config import DataConfig
-from psann_jax.data.batches import process_rows
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
 from psann_jax.data.shards import Prepared, Shard, prepare
@@ -66,8 +66,8 @@ def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -
 class TextData:
     """Training and validation batches of a tokenised text.
 
-    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segment_ids and positions, see `PackedWindows`. With
-    n processes, process p gets the rows [p * B / n, (p + 1) * B / n).
+    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segment_ids and positions, see `PackedWindows`. Each
+    process gets the rows of its `BatchShard`.
 
     Attributes:
       tokenizer: the tokenizer of the text.
@@ -119,7 +119,7 @@ class TextData:
         self.tokens_per_row = self._tokens_per_row()
 
     def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self, *, seed: int, batch_size: int, start_step: int = 0, shard: BatchShard = WHOLE_BATCH
     ) -> "grain.DatasetIterator[Element]":
         """Returns the endless batches of start_step, start_step + 1, ..., read ahead by threads.
 
@@ -130,8 +130,7 @@ class TextData:
           seed: seed of the shuffles.
           batch_size: B, rows over all processes.
           start_step: step of the first batch.
-          process_index: p.
-          process_count: n.
+          shard: the rows to return.
 
         Returns:
           An iterator; closing or deleting it stops the threads.
@@ -139,17 +138,15 @@ class TextData:
         Raises:
           UserError: batch_size cannot be divided over the processes.
         """
-        batches = self._train_dataset(seed, batch_size, process_index, process_count)
+        batches = self._train_dataset(seed, batch_size, shard)
         return self._read_ahead(batches[start_step:])
 
-    def train_batch(
-        self, *, seed: int, batch_size: int, step: int, process_index: int = 0, process_count: int = 1
-    ) -> Element:
+    def train_batch(self, *, seed: int, batch_size: int, step: int, shard: BatchShard = WHOLE_BATCH) -> Element:
         """Returns the batch of one step, the same as `train_batches` yields."""
-        return self._train_dataset(seed, batch_size, process_index, process_count)[step]
+        return self._train_dataset(seed, batch_size, shard)[step]
 
     def valid_batches(
-        self, *, batch_size: int, max_tokens: int = 0, process_index: int = 0, process_count: int = 1
+        self, *, batch_size: int, max_tokens: int = 0, shard: BatchShard = WHOLE_BATCH
     ) -> "grain.DatasetIterator[Element]":
         """Returns the batches of the validation text in order, the same number of batches in every process.
 
@@ -158,8 +155,7 @@ class TextData:
         Args:
           batch_size: B, rows over all processes.
           max_tokens: use only the first max_tokens // L windows, at least one; 0: the whole text.
-          process_index: p.
-          process_count: n.
+          shard: the rows to return.
 
         Raises:
           UserError: batch_size cannot be divided over the processes.
@@ -167,7 +163,7 @@ class TextData:
         n = self._n_evaluated(max_tokens)
         padding = padding_row(self._config.max_length, self.tokenizer.pad_id)
         rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
-        return self._read_ahead(_Batches(rows, batch_size, process_index, process_count))
+        return self._read_ahead(_Batches(rows, batch_size, shard))
 
     def _n_evaluated(self, max_tokens: int) -> int:
         """The number of windows that `valid_batches` yields."""
@@ -255,7 +251,7 @@ class TextData:
             return DocumentRows(shard, length, pad_id)
         return PackedWindows(shard, length, pad_id, document_mask=self._config.document_mask, keep_last=keep_last)
 
-    def _train_dataset(self, seed: int, batch_size: int, process_index: int, process_count: int) -> "_Batches":
+    def _train_dataset(self, seed: int, batch_size: int, shard: BatchShard) -> "_Batches":
         # With the same seed, sources of the same size would be shuffled into the same order.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.train_windows)).tolist()
         parts = [
@@ -263,7 +259,7 @@ class TextData:
             for windows, part_seed in zip(self.train_windows, seeds, strict=True)
         ]
         rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, self._config.weights)
-        return _Batches(rows, batch_size, process_index, process_count)
+        return _Batches(rows, batch_size, shard)
 
     def _read_ahead(self, batches: "grain.MapDataset[Element]") -> "grain.DatasetIterator[Element]":
         num_workers = self._config.num_workers
@@ -289,10 +285,10 @@ class _Padded:
 class _Batches(grain.MapDataset):
     """The rows of each batch that belong to one process; no others are read."""
 
-    def __init__(self, rows: "grain.MapDataset[Element]", batch_size: int, process_index: int, process_count: int):
+    def __init__(self, rows: "grain.MapDataset[Element]", batch_size: int, shard: BatchShard):
         super().__init__(rows)
         self._batch_size = batch_size
-        self._rows = process_rows(batch_size, process_index, process_count)
+        self._rows = shard.rows(batch_size).tolist()
 
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size
@@ -301,5 +297,5 @@ class _Batches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         first = index * self._batch_size
-        elements = [self._parent[i] for i in range(first + self._rows.start, first + self._rows.stop)]
+        elements = [self._parent[first + row] for row in self._rows]
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}

@@ -1,9 +1,8 @@
 """The runs of a sweep, one `Case` per run."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ml_collections import config_dict
 
@@ -13,9 +12,8 @@ from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.experiments.budgets import match_budget, with_settings
 from psann_jax.experiments.sweeps import BUDGETS, check_overrides, contender_config
+from psann_jax.experiments.tuning import Settings
 from psann_jax.utils.errors import UserError
-
-Settings = tuple[tuple[str, Any], ...]  # dotted names and values
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,8 @@ class Case:
       budget: what all contenders have in equal amount, a name in `BUDGETS`.
       config: the experiment.
       differences: settings, by dotted name, in which `config` differs from the reference's.
+      chosen: settings that the tuning stage chose for the contender.
+      stage: comparison, or tuning for a trial.
     """
 
     contender: str
@@ -37,6 +37,8 @@ class Case:
     budget: str
     config: Config
     differences: Settings = ()
+    chosen: Settings = ()
+    stage: str = "comparison"
 
     @property
     def group(self) -> tuple[str, Settings, str]:
@@ -51,7 +53,7 @@ class Case:
     @property
     def name(self) -> str:
         """The name of the run's folder."""
-        values = [f"{name.split('.')[-1]}{value}" for name, value in self.settings]
+        values = [f"{name.split('.')[-1]}{value}" for name, value in (*self.settings, *self.chosen)]
         budget = [] if self.budget == "tokens" else [self.budget]
         return "_".join([self.contender, *values, *budget, f"seed{self.seed}"])
 
@@ -63,6 +65,7 @@ def all_cases(
     seeds: Sequence[int] = (),
     overrides: Sequence[str] = (),
     speed: Callable[[Config], float] | None = None,
+    chosen: Mapping[str, Settings] | None = None,
 ) -> list[Case]:
     """Returns the runs of a sweep, all contenders of one seed before the next seed.
 
@@ -74,6 +77,7 @@ def all_cases(
       seeds: seeds to use instead of the sweep's; (): the sweep's.
       overrides: "KEY=VALUE", applied to every contender whose base has the setting, over all its other settings.
       speed: measures a config's tokens/s on this device, for the budget "seconds".
+      chosen: contender -> the settings that the tuning stage chose for it.
 
     Raises:
       UserError: `sweep` is not a sweep.
@@ -92,26 +96,35 @@ def all_cases(
     for budget in sweep.budgets:
         require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
     check_overrides(sweep, overrides)
+    if sweep.tuning is not None:
+        require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
+        sweep.tuning.check(contenders, chosen_seeds)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     cases = []
     for budget, settings in itertools.product(sweep.budgets, combinations):
         reference = None
         for name, own in contenders.items():
-            config = _experiment(sweep.common, name, (*own, *settings), overrides)
+            best = (chosen or {}).get(name, ())
+            config = experiment(sweep.common, name, (*own, *settings, *best), overrides)
             reference = reference or config
             same_task = type(config.data) is type(reference.data)
             require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")
+            require(
+                sweep.tuning is None or bool(config.data.valid_names),
+                "tuning",
+                "needs fixed validation data, which no trial reads; set data.valid_sources (or data.valid_files)",
+            )
             if not only or name in only:
                 matched = match_budget(config, reference, budget, speed)
                 differences = _differences(matched, reference)
                 cases += [
-                    Case(name, settings, seed, budget, with_settings(matched, {"seed": seed}), differences)
+                    Case(name, settings, seed, budget, with_settings(matched, {"seed": seed}), differences, best)
                     for seed in chosen_seeds
                 ]
     return sorted(cases, key=lambda case: chosen_seeds.index(case.seed))
 
 
-def _experiment(common: config_dict.ConfigDict, contender: str, settings: Settings, overrides: Sequence[str]) -> Config:
+def experiment(common: config_dict.ConfigDict, contender: str, settings: Settings, overrides: Sequence[str]) -> Config:
     """Returns the checked experiment of a contender, with the overrides of settings that its base has."""
     config = contender_config(common, dict(settings), contender)
     names = dict(flatten(config.to_dict()))

@@ -13,7 +13,8 @@ from psann_jax.experiments.cases import Case, Settings
 from psann_jax.train.evaluation import WindowLosses
 
 # The columns of results.csv; docs/comparisons.md explains them.
-COLUMNS: tuple[str, ...] = ("base", "contender", "differences", "settings", "budget", "seed", "status", "dataset")
+COLUMNS: tuple[str, ...] = ("base", "contender", "differences", "settings", "stage", "budget", "seed")
+COLUMNS += ("status", "dataset")
 COLUMNS += ("d_model", "n_layers", "n_heads", "param_count", "train_steps", "train_tokens", "train_tokens_per_s")
 COLUMNS += ("train_elapsed_s", "train_flops", "peak_memory_mb", "train_loss", "val_loss", "val_ppl", "val_accuracy")
 COLUMNS += ("val_solved", "best_val_loss", "best_step", "code", "path")
@@ -75,7 +76,8 @@ class Outcome:
             "base": config.model.base,
             "contender": case.contender,
             "differences": dict(case.differences),
-            "settings": dict(case.settings),
+            "settings": dict(case.settings or case.chosen),
+            "stage": case.stage,
             "budget": case.budget,
             "seed": case.seed,
             "status": "ok" if self.error is None else "error",

@@ -15,10 +15,14 @@ from psann_jax.config.io import to_dict
 from psann_jax.experiments.outcome import COLUMNS, Outcome
 from psann_jax.experiments.plots import draw_final, draw_losses
 from psann_jax.experiments.tables import Section, sections
+from psann_jax.experiments.trials import Stage
+from psann_jax.experiments.tuning_tables import tuning_metrics, tuning_sections
 from psann_jax.utils.files import atomic_write, write_json
 
 
-def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path) -> None:
+def write_report(
+    name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path, stage: Stage | None = None
+) -> None:
     """Writes the files of a sweep.
 
     Args:
@@ -27,11 +31,13 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
       n_cases: the number of all cases.
       reference: the contender that the others are compared with.
       workdir: an existing folder.
+      stage: the tuning stage, if the sweep has one.
 
     Raises:
       OSError: a file cannot be written.
     """
     metrics = [outcome.metrics() for outcome in outcomes]
+    tuning = {} if stage is None else {"tuning": tuning_metrics(stage)}
     facts = {
         "timestamp_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_name": name,
@@ -40,10 +46,13 @@ def write_report(name: str, outcomes: Sequence[Outcome], n_cases: int, reference
         # Of the runs: asking for the devices in this process would hold them.
         "system": {"devices": sorted(_devices(outcomes)), "jax": version("jax")},
     }
-    write_json(workdir / "summary.json", {**facts, "n_cases": n_cases, "results": metrics})
+    write_json(workdir / "summary.json", {**facts, "n_cases": n_cases, "results": metrics, **tuning})
     write_json(workdir / "config_used.json", {o.case.name: to_dict(o.case.config) for o in outcomes})
-    _write_csv(metrics, workdir / "results.csv")
+    trials = [] if stage is None else [outcome.metrics() for outcome in stage.outcomes]
+    _write_csv([*metrics, *trials], workdir / "results.csv")
     parts = sections(outcomes, n_cases, reference)
+    if stage is not None:
+        parts += tuning_sections(stage)
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
     figures = _draw(finished, workdir) if finished else []
     pages = list(dict.fromkeys(o.coordinates_page for o in finished if o.coordinates_page))

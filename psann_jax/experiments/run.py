@@ -1,7 +1,6 @@
 """One run of a sweep, in child processes: training, figures and lm_eval's tasks."""
 
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.bench.config_file import write_config_file
-from psann_jax.config.io import to_dict
+from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.train.evaluation import WindowLosses
@@ -24,8 +23,8 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
-# Settings of the data section that do not affect a run's results.
-_FREE = ("cache_dir", "num_workers")
+# Settings that do not affect a run's results.
+_FREE = ("data.cache_dir", "data.num_workers")
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
 
@@ -73,14 +72,16 @@ def trained(case: Case, folder: Path) -> bool:
     """Returns whether a run has done all its updates; raises UserError as `finished` does."""
     if not (folder / CONFIG_JSON).exists():
         return False
-    if _comparable(read_config(folder)) != _comparable(json.loads(json.dumps(to_dict(case.config)))):
+    # A setting that is younger than the run had its default's effect.
+    defaults = _comparable(default_config(case.config.model.base).to_dict())
+    if defaults | _comparable(read_config(folder)) != _comparable(to_dict(case.config)):
         raise UserError(f"{folder}: holds a run with other settings than the sweep's; choose another --workdir")
     return read_summary(folder).get("steps") == case.config.train.steps
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    data = {name: value for name, value in config["data"].items() if name not in _FREE}
-    return {**config, "data": data}
+    """Returns those settings that affect results, by dotted name; lists of JSON as tuples."""
+    return {name: value for name, value in flatten(config) if name not in _FREE}
 
 
 def _missing(case: Case, folder: Path, lm_eval: LmEval | None) -> list[list[str]]:
@@ -115,18 +116,24 @@ def run_case(case: Case, folder: Path, lm_eval: LmEval | None) -> str | None:
     Returns:
       The error of the first process that failed, or None.
     """
-    if not trained(case, folder):
-        _record_code(folder)
-        with tempfile.TemporaryDirectory() as config_folder:
-            path = write_config_file(to_dict(case.config), Path(config_folder))
-            error = _run_module(["psann_jax.main", f"--config={path}", f"--workdir={folder}"])
-        if error is not None:
-            return error
+    error = train(case, folder)
+    if error is not None:
+        return error
     for command in _missing(case, folder, lm_eval):
         error = _run_module(command)
         if error is not None:
             return error
     return None
+
+
+def train(case: Case, folder: Path) -> str | None:
+    """Trains a run unless that is done; returns the error if it fails."""
+    if trained(case, folder):
+        return None
+    _record_code(folder)
+    with tempfile.TemporaryDirectory() as config_folder:
+        path = write_config_file(to_dict(case.config), Path(config_folder))
+        return _run_module(["psann_jax.main", f"--config={path}", f"--workdir={folder}"])
 
 
 def _run_module(arguments: Sequence[str]) -> str | None:

@@ -2,45 +2,27 @@
 
 Every run is a process of its own. Finished runs are not repeated and a failed run does not end the sweep, so the same
 command completes what is missing. All runs share tokenizer, token shards and validation windows, which depend on the
-data settings only.
+data settings only. If the sweep has a tuning stage, its trials come first, see `psann_jax.experiments.tuner`.
 """
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import config_dict
 
-from psann_jax.experiments.cases import Case, all_cases, folders
+from psann_jax.experiments.cases import Case, all_cases
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
-from psann_jax.experiments.run import LmEval, can_draw_coordinates, finished, read_outcome, run_case, trained
+from psann_jax.experiments.run import can_draw_coordinates, finished, read_outcome, run_case, trained
 from psann_jax.experiments.speeds import Speeds
+from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
+from psann_jax.experiments.trials import Stage
+from psann_jax.experiments.tuner import TUNING, tune
+from psann_jax.experiments.tuning import Settings
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import storage_errors, write_json
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What to run of a sweep, and how.
-
-    Attributes:
-      only: names of contenders; (): all.
-      seeds: seeds to use instead of the sweep's; (): the sweep's.
-      overrides: "KEY=VALUE" for the settings of all contenders.
-      lm_eval: the evaluation on standard tasks, or None.
-      resume: False: refuse a workdir that holds runs of this sweep.
-      dry_run: only list the runs.
-    """
-
-    only: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    overrides: tuple[str, ...] = ()
-    lm_eval: LmEval | None = None
-    resume: bool = True
-    dry_run: bool = False
 
 
 def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: SweepOptions) -> None:
@@ -58,53 +40,60 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the accelerator's memory is for the runs
     if options.lm_eval is not None:
         require_extra("--with_lm_eval", "lm_eval")
-    cases = all_cases(sweep, only=options.only, seeds=options.seeds, overrides=options.overrides, speed=Speeds(workdir))
-    run_folders = {case: workdir / "runs" / folder for case, folder in folders(cases).items()}
-    if not options.resume and any(folder.exists() for folder in run_folders.values()):
+    paths = _compared_runs(sweep, workdir, options, {})  # also without a choice: errors show before any trial
+    used = any(folder.exists() for folder in paths.values()) or (sweep.tuning and (workdir / TUNING).exists())
+    if not options.resume and used:
         raise UserError(f"--workdir: {workdir} holds runs of this sweep; choose another, or omit --noresume")
-    done = {case for case in cases if finished(case, run_folders[case], options.lm_eval)}
-    print(_listing(run_folders, done, workdir), flush=True)
+    reference, stage = sweep.contenders[0][0], None
+    if sweep.tuning is not None:
+        stage = tune(sweep, workdir, options, lambda s: _report(name, paths, {}, reference, workdir, s))
+        chosen = {contender: choice.settings for contender, choice in stage.choices().items()}
+        if not stage.complete:
+            list_runs(f"{workdir}", paths, (), to_do="with what the trials choose")
+            return
+        paths = _compared_runs(sweep, workdir, options, chosen)
+    done = {case for case in paths if finished(case, paths[case], options.lm_eval)}
+    list_runs(f"{workdir}", paths, done)
+    if any(case.config.model.HAS_COORDINATES for case in paths) and not can_draw_coordinates():
+        print("no coords_*.html pages: they need plotly; pip install 'psann_jax[coordinates]'", flush=True)
     if options.dry_run:
         return
-    missing: dict[Path, Case] = {}
-    for case in cases:
-        if case not in done:
-            missing.setdefault(run_folders[case], case)
-    reference = sweep.contenders[0][0]
-    failures: dict[Path, str] = {}
-    for i, (folder, case) in enumerate(missing.items()):
-        print(f"\n=== {i + 1} of {len(missing)}: {folder.name}", flush=True)
-        error = run_case(case, folder, options.lm_eval)
-        if error is not None:
-            failures[folder] = error
-            print(f"failed: {error}", flush=True)
-        _report(name, run_folders, failures, reference, workdir)
-    if not missing:
-        _report(name, run_folders, failures, reference, workdir)
+    failures = run_missing(
+        paths,
+        done,
+        lambda case, folder: run_case(case, folder, options.lm_eval),
+        lambda failures: _report(name, paths, failures, reference, workdir, stage),
+    )
     print(f"{workdir}/report.html", flush=True)
     if failures:
         names = ", ".join(folder.name for folder in failures)
         raise UserError(f"{workdir}: did not finish: {names}; the same command tries them again")
 
 
-def _listing(run_folders: Mapping[Case, Path], done: Collection[Case], workdir: Path) -> str:
-    n_done = len({run_folders[case] for case in done})
-    lines = [f"{workdir}: {len(set(run_folders.values()))} runs, {n_done} of them finished"]
-    for case, folder in run_folders.items():
-        train = case.config.train
-        shared = folder.name != case.name
-        state = "finished" if case in done else f"the same run as {folder.name}" if shared else "to run"
-        lines.append(f"  {case.name:<48}{train.steps:>8,} updates of {train.batch_tokens:,} tokens  {state}")
-    if any(case.config.model.HAS_COORDINATES for case in run_folders) and not can_draw_coordinates():
-        lines.append("no coords_*.html pages: they need plotly; pip install 'psann_jax[coordinates]'")
-    return "\n".join(lines)
+def _compared_runs(
+    sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, chosen: Mapping[str, Settings]
+) -> dict[Case, Path]:
+    cases = all_cases(
+        sweep,
+        only=options.only,
+        seeds=options.seeds,
+        overrides=options.overrides,
+        speed=Speeds(workdir),
+        chosen=chosen,
+    )
+    return run_folders(cases, workdir / "runs")
 
 
 def _report(
-    name: str, run_folders: Mapping[Case, Path], failures: Mapping[Path, str], reference: str, workdir: Path
+    name: str,
+    paths: Mapping[Case, Path],
+    failures: Mapping[Path, str],
+    reference: str,
+    workdir: Path,
+    stage: Stage | None,
 ) -> None:
     outcomes = []
-    for case, folder in run_folders.items():
+    for case, folder in paths.items():
         if trained(case, folder):
             outcome = read_outcome(case, folder, failures.get(folder))
             if folder.name == case.name:
@@ -114,4 +103,4 @@ def _report(
             outcomes.append(Outcome(case, folder, None, [], failures[folder]))
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        write_report(name, outcomes, len(run_folders), reference, workdir)
+        write_report(name, outcomes, len(paths), reference, workdir, stage)

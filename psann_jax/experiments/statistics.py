@@ -96,7 +96,7 @@ def differences(samples: Sequence[Samples]) -> list[Difference]:
 
     With at least `MIN_SEEDS` seeds in common, the two are paired by seed: a one-sample t test of the differences.
     Otherwise the test is Welch's (1947), for independent samples of unequal variance. A known noise of the evaluation
-    text widens the interval, see `_half_width`. The p values are adjusted by Holm's procedure (1979), which needs no
+    text widens the interval, see `half_width`. The p values are adjusted by Holm's procedure (1979), which needs no
     assumption about how the comparisons depend on each other.
 
     Args:
@@ -148,12 +148,12 @@ def _estimate(samples: Samples) -> _Estimate:
     paired = samples.paired
     if paired:
         pairs = tuple(samples.contender[seed] - samples.reference[seed] for seed in paired)
-        mean, over_seeds = statistics.fmean(pairs), _of_mean(pairs)
+        mean, over_seeds = statistics.fmean(pairs), noise_of_mean(pairs)
         seeds = len(pairs), len(pairs)
     else:
         groups = [list(values.values()) for values in (samples.contender, samples.reference)]
         pairs, mean = (), statistics.fmean(groups[0]) - statistics.fmean(groups[1])
-        over_seeds = _welch([_of_mean(group) for group in groups])
+        over_seeds = _welch([noise_of_mean(group) for group in groups])
         seeds = len(groups[0]), len(groups[1])
     nothing = Difference(mean, math.nan, math.nan, math.nan, math.nan, seeds, pairs)
     if min(seeds) < MIN_SEEDS:
@@ -165,11 +165,11 @@ def _estimate(samples: Samples) -> _Estimate:
     if over_seeds.variance <= (_ROUNDING * scale) ** 2:
         reason = "equal for every seed" if mean == 0 else "no spread over the seeds"
         return _Estimate(replace(nothing, reason=reason), noises)
-    half = _half_width(noises, ALPHA)
+    half = half_width(noises, ALPHA)
     return _Estimate(replace(nothing, low=mean - half, high=mean + half), noises, _p_value(abs(mean), noises))
 
 
-def _of_mean(values: Sequence[float]) -> Noise:
+def noise_of_mean(values: Sequence[float]) -> Noise:
     """The variance of a mean of independent values; none is known for one value."""
     n = len(values)
     if n < 2 or not all(map(math.isfinite, values)):
@@ -186,7 +186,7 @@ def _welch(noises: Sequence[Noise]) -> Noise:
     return Noise(variance, 1 / sum((noise.variance / variance) ** 2 / noise.freedom for noise in noises))
 
 
-def _half_width(noises: Sequence[Noise], level: float) -> float:
+def half_width(noises: Sequence[Noise], level: float) -> float:
     """Half the width of the interval that misses the true difference with probability `level` or less.
 
     sqrt(sum of t_i^2 variance_i), each noise with the critical value t_i of its own degrees of freedom (Banerjee, 1960,
@@ -205,7 +205,7 @@ def _p_value(size: float, noises: Sequence[Noise]) -> float:
     low, high = -700.0, 0.0  # logs of levels
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (low, middle) if _half_width(noises, math.exp(middle)) < size else (middle, high)
+        low, high = (low, middle) if half_width(noises, math.exp(middle)) < size else (middle, high)
     return math.exp(high)
 
 
@@ -217,4 +217,4 @@ def _detectable(noises: Sequence[Noise], level: float) -> float:
     """
     total = _welch(noises)
     error = math.sqrt(total.variance)
-    return error * float(special.nctdtrinc(total.freedom, 1 - POWER, _half_width(noises, level) / error))
+    return error * float(special.nctdtrinc(total.freedom, 1 - POWER, half_width(noises, level) / error))

@@ -14,6 +14,7 @@ from psann_jax.config.bases import with_base
 from psann_jax.config.checks import require_known
 from psann_jax.config.files import check_override_name, override_key
 from psann_jax.config.io import flatten
+from psann_jax.experiments.tuning import Tuning
 
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
 
@@ -25,6 +26,7 @@ def sweep_config(
     grid: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
     budgets: Sequence[str] = ("tokens",),
+    tuning: Tuning | None = None,
 ) -> config_dict.ConfigDict:
     """Returns a sweep, in the form that get_config() of a sweep file returns.
 
@@ -35,6 +37,7 @@ def sweep_config(
       seeds: seeds of initial weights, data order and dropout; with fewer than four, a report has no verdicts.
       budgets: what is equal for all contenders: training tokens, training FLOPs, parameters (adjusted through d_mlp) or
         seconds of training on this device.
+      tuning: a stage that first chooses settings for each contender; None: they run with the settings as given.
     """
     return config_dict.ConfigDict(
         {
@@ -43,6 +46,7 @@ def sweep_config(
             "grid": tuple((name, tuple(values)) for name, values in (grid or {}).items()),
             "seeds": tuple(seeds),
             "budgets": tuple(budgets),
+            "tuning": tuning,
         }
     )
 
@@ -80,13 +84,15 @@ def check_overrides(sweep: config_dict.ConfigDict, overrides: Sequence[str]) -> 
       overrides: "KEY=VALUE", see `psann_jax.config.files.apply_overrides`.
 
     Raises:
-      ConfigError: no contender's base has the setting, the grid varies it, or the contenders differ in it.
+      ConfigError: no contender's base has the setting, the grid or the tuning varies it, or the contenders differ in
+        it.
     """
     configs = {
         name: dict(flatten(contender_config(sweep.common, dict(own), name).to_dict())) for name, own in sweep.contenders
     }
     names = set().union(*configs.values())
     own_keys = {key for _, own in sweep.contenders for key, _ in own}
+    tuned = set[str]().union(*(sweep.tuning.names(name) for name in configs)) if sweep.tuning else set()
     for override in overrides:
         check_override_name(override, names)
         key = override_key(override, names)
@@ -94,6 +100,7 @@ def check_overrides(sweep: config_dict.ConfigDict, overrides: Sequence[str]) -> 
         require(key != "seed", option, "is set by the sweep; choose seeds with --seeds")
         require(key != "model.base", option, "is set by the contenders; choose among them with --bases")
         require(key not in dict(sweep.grid), option, "is varied by the sweep's grid; change the grid in the sweep file")
+        require(key not in tuned, option, "is chosen by the sweep's tuning; change its values in the sweep file")
         values = {name: config[key] for name, config in configs.items() if key in config}
         if key in own_keys and len(set(values.values())) > 1:
             shown = ", ".join(f"{name}={value}" for name, value in list(values.items())[:4])

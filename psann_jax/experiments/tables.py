@@ -98,7 +98,7 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
         metrics = [o.metrics() for o in group]
         names = ("train_tokens_per_s", "peak_memory_mb", "val_accuracy")
         rate, memory, accuracy = (statistics.fmean(m[name] for m in metrics) for name in names)
-        row = [group[0].case.label, str(len(group)), f"{mean:.4f}", _or_dash(deviation), _perplexity(mean)]
+        row = [group[0].case.label, str(len(group)), f"{mean:.4f}", or_dash(deviation), _perplexity(mean)]
         if solves:
             row.append(f"{statistics.fmean(m['val_solved'] for m in metrics):.4f}")
         row += [f"{accuracy:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
@@ -117,7 +117,7 @@ def _differences(budget: str, comparisons: Sequence[Comparison], reference: str)
         d = comparison.difference
         p = "-" if math.isnan(d.adjusted_p) else f"{d.adjusted_p:.3f}" if d.adjusted_p >= 1e-3 else "< 0.001"
         numbers = [_seeds(d), f"{d.mean:+.4f}", _interval(d), p]
-        rows.append([*comparison.labels, *numbers, d.verdict, _or_dash(d.detectable)])
+        rows.append([*comparison.labels, *numbers, d.verdict, or_dash(d.detectable)])
     title = f"Differences to the reference at {_EQUAL[budget]}"
     if not shown:
         return Section(title, f"There is no finished pair of {reference} and another contender.", [])
@@ -175,7 +175,7 @@ def _common_step(finished: Sequence[Outcome]) -> Section:
     rows = []
     for group in _groups(finished, _long_label):
         mean, deviation = mean_and_deviation([o.losses[step] for o in group])
-        rows.append((mean, [_long_label(group[0].case), str(len(group)), f"{mean:.4f}", _or_dash(deviation)]))
+        rows.append((mean, [_long_label(group[0].case), str(len(group)), f"{mean:.4f}", or_dash(deviation)]))
     text = f"Step {step:,} is the last one that all runs have evaluated: means over the seeds."
     return Section(title, text, [["contender", "seeds", f"val loss at {step:,}", "deviation"], *_sorted(rows)])
 
@@ -201,7 +201,7 @@ def _lm_eval_scores(finished: Sequence[Outcome]) -> Section:
     rows = [["task", "score", "contender", "seeds", "mean", "deviation"]]
     for names, values in sorted(scores.items()):
         mean, deviation = mean_and_deviation(values)
-        rows.append([*names, str(len(values)), f"{mean:.4f}", _or_dash(deviation)])
+        rows.append([*names, str(len(values)), f"{mean:.4f}", or_dash(deviation)])
     limits = sorted({o.lm_eval["limit"] for o in finished if o.lm_eval})
     text = f"Scores of lm_eval on the first {' or '.join(map(str, limits))} examples of each task, over the seeds."
     return Section("Standard tasks", text, rows)
@@ -263,7 +263,8 @@ def _sorted(rows: list[tuple[float, list[str]]]) -> list[list[str]]:
     return [row for _, row in sorted(rows, key=lambda pair: (math.isnan(pair[0]), pair[0]))]
 
 
-def _or_dash(deviation: float) -> str:
+def or_dash(deviation: float) -> str:
+    """Returns a deviation as a cell; a dash if it is not known."""
     return "-" if math.isnan(deviation) else f"{deviation:.4f}"
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from psann_jax.config import MeshConfig, require
@@ -15,6 +17,9 @@ ONE_DEVICE = MeshConfig(data=1, fsdp=1, tensor=1)
 def make_mesh(config: MeshConfig, *, all_devices: bool = True, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the device mesh of a config.
 
+    Slices, which a slow network joins, are outermost along the data axis, so that only the gradients' all-reduce
+    crosses it.
+
     Args:
       config: sizes of the axes; -1 stands for the devices that the other axes leave.
       all_devices: whether the mesh must cover every device of every process, as in training. If False, it covers the
@@ -23,7 +28,8 @@ def make_mesh(config: MeshConfig, *, all_devices: bool = True, devices: Sequence
         processes.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices, or exceed it.
+      ConfigError: the sizes do not multiply to the number of devices, or exceed it, or slices do not divide the data
+        axis.
     """
     config.check("mesh")
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -37,9 +43,40 @@ def make_mesh(config: MeshConfig, *, all_devices: bool = True, devices: Sequence
     n_used = math.prod(sizes.values())
     fits = n_used == n_devices if all_devices else n_used <= n_devices
     require(fits, "mesh", f"is {named}, {found}")
+    slices = _slices(devices[:n_used], config.slices)
+    require(
+        sizes["data"] % len(slices) == 0,
+        "mesh.data",
+        f"is {sizes['data']}, which the {len(slices)} slices do not divide; data parallelism joins them (mesh.slices)",
+    )
+    shape = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
+    # Axes that no group of torus dimensions has the size of are laid across parts of dimensions.
+    grids = [mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True) for part in slices]
     # Auto: the compiler places activations. With JAX's default, Explicit, embedding look-ups are type errors.
-    axis_types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=axis_types, devices=devices[:n_used])
+    return Mesh(np.concatenate(grids), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """Groups devices by slice; if they are said to be one slice, by the processes that hold them.
+
+    Args:
+      devices: of the mesh.
+      count: number of slices; 0: as the devices say.
+
+    Raises:
+      ConfigError: the devices say otherwise, or cannot be divided.
+    """
+    by_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    slices = [by_slice[index] for index in sorted(by_slice)]
+    if count in (0, len(slices)):
+        return slices
+    require(len(slices) == 1, "mesh.slices", f"is {count}, but the devices are {len(slices)} slices")
+    require(len(devices) % count == 0, "mesh.slices", f"is {count}, which does not divide the {len(devices)} devices")
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    size = len(devices) // count
+    return [ordered[first : first + size] for first in range(0, len(devices), size)]
 
 
 def _fill_rest(sizes: dict[str, int], n_devices: int, found: str) -> dict[str, int]:

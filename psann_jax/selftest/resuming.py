@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from psann_jax.config import Config
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.selftest import child
 from psann_jax.selftest.check import Check, Findings, Machine
 from psann_jax.selftest.sizes import Sizes, small_experiment
@@ -19,7 +20,6 @@ from psann_jax.selftest.training import MIN_LOSS_DROP, expect_loss_drop, make_ta
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.checkpoints import Checkpoints
-from psann_jax.train.mesh import WHOLE_BATCH, BatchShard
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.step import state_spec
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.loader import TextData
 
 _PROBABILITIES = (0.6, 0.2, 0.15, 0.05)  # of the four possible successors of a token
@@ -59,23 +60,23 @@ class MarkovText:
         return self._length - 1
 
     def train_batches(
-        self, *, seed: int, batch_size: int, start_step: int, process_index: int, process_count: int
+        self, *, seed: int, batch_size: int, start_step: int = 0, shard: BatchShard = WHOLE_BATCH
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of each batch: tokens, segment_ids and positions, each (B, L + 1) int32."""
-        rows, step = batch_size // process_count, start_step
+        rows, step = shard.rows(batch_size), start_step
         while True:
             batch = self.batch((seed, step), batch_size)
-            yield {name: x[process_index * rows : (process_index + 1) * rows] for name, x in batch.items()}
+            yield {name: x[rows] for name, x in batch.items()}
             step += 1
 
     def valid_batches(
-        self, *, batch_size: int, max_tokens: int, process_index: int, process_count: int
+        self, *, batch_size: int, max_tokens: int, shard: BatchShard = WHOLE_BATCH
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of a single batch, regardless of max_tokens."""
         del max_tokens
-        rows = batch_size // process_count
+        rows = shard.rows(batch_size)
         batch = self.batch((_VALID_SEED, 0), batch_size)
-        yield {name: x[process_index * rows : (process_index + 1) * rows] for name, x in batch.items()}
+        yield {name: x[rows] for name, x in batch.items()}
 
     def batch(self, key: tuple[int, int], batch_size: int) -> dict[str, np.ndarray]:
         """Returns the batch for a key (seed, step)."""

@@ -10,12 +10,13 @@ import numpy as np
 
 from psann_jax.config import Config, DecoderConfig, WaveConfig, require, text_data, text_model
 from psann_jax.config.families import family
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import PLAIN, LossOptions, cross_entropy
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
-from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads, check_window
+from psann_jax.train.mesh import check_heads, check_window
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.update import Batch, Stats
 
@@ -152,8 +153,7 @@ class LanguageModel:
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             start_step=start_step,
-            process_index=shard.index,
-            process_count=shard.count,
+            shard=shard,
         )
 
     def valid_batches(self, batch_size: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
@@ -161,8 +161,7 @@ class LanguageModel:
         return self.data.valid_batches(
             batch_size=batch_size,
             max_tokens=self.config.eval.max_tokens,
-            process_index=shard.index,
-            process_count=shard.count,
+            shard=shard,
         )
 
     def fingerprint(self) -> str:

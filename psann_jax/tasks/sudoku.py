@@ -11,13 +11,14 @@ import numpy as np
 from psann_jax.config import Config, PuzzlesConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.config.sudoku import BUCKETS
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
 from psann_jax.ops.full_attention import choose_full_attention
 from psann_jax.tasks.sudoku_scores import left_out, solved_fractions
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
-from psann_jax.train.mesh import WHOLE_BATCH, BatchShard, check_heads
+from psann_jax.train.mesh import check_heads
 from psann_jax.train.metrics import perplexity
 from psann_jax.train.update import Batch, Stats
 
@@ -135,8 +136,7 @@ class SudokuTask:
             batch_size=self.config.batch_size,
             steps=self.config.train.steps,
             start_step=start_step,
-            process_index=shard.index,
-            process_count=shard.count,
+            shard=shard,
         )
 
     def valid_batches(self, batch_size: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
@@ -144,8 +144,7 @@ class SudokuTask:
         return self.data.valid_batches(
             batch_size=batch_size,
             max_puzzles=self._max_valid_puzzles(),
-            process_index=shard.index,
-            process_count=shard.count,
+            shard=shard,
         )
 
     def _max_valid_puzzles(self) -> int:

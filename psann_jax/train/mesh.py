@@ -1,7 +1,7 @@
 """Sharding of batches over the device mesh, and the rows that each process loads."""
 
+import functools
 import math
-from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import require
+from psann_jax.data.batches import BatchShard
 from psann_jax.nn.partition import RULES
 
 
@@ -38,41 +39,19 @@ def bytes_per_device(arrays: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-@dataclass(frozen=True)
-class BatchShard:
-    """The rows of every batch that one process loads.
-
-    Attributes:
-      index: which of the equal parts, from 0.
-      count: number of parts.
-    """
-
-    index: int
-    count: int
-
-
-WHOLE_BATCH = BatchShard(0, 1)
-
-
+@functools.cache
 def local_batch_shard(sharding: NamedSharding) -> BatchShard:
-    """Returns the part of a batch that this process loads.
+    """Returns the rows of every batch that this process loads: those of its devices.
 
-    Processes whose devices hold the same rows, as with tensor parallelism across processes, load the same part.
-
-    Raises:
-      ConfigError: the rows of two processes overlap in part.
+    Processes whose devices hold the same rows, as with tensor parallelism across processes, load the same ones.
     """
-    n_shards = num_batch_shards(cast(Mesh, sharding.mesh))
-    rows_by_process: dict[int, set[int]] = {}
-    for device, (rows, *_) in sharding.devices_indices_map((n_shards,)).items():
-        rows_by_process.setdefault(cast(jax.Device, device).process_index, set()).add(rows.start or 0)
-    parts = sorted({tuple(sorted(rows)) for rows in rows_by_process.values()})
-    require(
-        sum(map(len, parts)) == n_shards and all(rows[-1] - rows[0] == len(rows) - 1 for rows in parts),
-        "mesh",
-        f"is {dict(sharding.mesh.shape)}, which gives {len(rows_by_process)} processes overlapping parts of a batch",
-    )
-    return BatchShard(parts.index(tuple(sorted(rows_by_process[jax.process_index()]))), len(parts))
+    count = num_batch_shards(cast(Mesh, sharding.mesh))
+    parts = {
+        rows.start or 0
+        for device, (rows, *_) in sharding.devices_indices_map((count,)).items()
+        if cast(jax.Device, device).process_index == jax.process_index()
+    }
+    return BatchShard(tuple(sorted(parts)), count)
 
 
 def check_heads(mesh: Mesh, n_heads: int, n_kv_heads: int = 0) -> None:
@@ -100,5 +79,22 @@ def check_window(mesh: Mesh, max_length: int) -> None:
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Returns the global batch on the devices, given the rows that this process loads."""
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """Returns the global batch on the devices.
+
+    Args:
+      batch: arrays of the rows that this process loads, see `local_batch_shard`.
+      sharding: of arrays whose first axis is the batch.
+    """
+    shard = local_batch_shard(sharding)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        n = len(rows) // len(shard.parts)  # rows of a part
+        shape = (n * shard.count, *rows.shape[1:])
+        parts = []
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            assert index is not None
+            first = n * shard.parts.index((index[0].start or 0) // n)
+            parts.append(jax.device_put(rows[first : first + n], device))
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return {name: put(rows) for name, rows in batch.items()}

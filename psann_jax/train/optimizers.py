@@ -4,23 +4,27 @@ A parallel dict of `psann_jax.nn.partition.ParamInfo` describes every parameter:
 whether it is trained. The kind decides on weight decay and on Muon.
 """
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
-from psann_jax.config import TrainConfig
+from psann_jax.config import TrainConfig, require
 from psann_jax.train.adafactor import scale_by_factored_rms
 
 # Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, a mixing matrix at the
 # identity, and raw sine parameters would decay towards softplus(0), raw gates towards sigmoid(0).
 UNDECAYED_KINDS = frozenset({"norm", "bias", "sine", "alpha", "gravity", "gate", "mixing"})
 MUON_KINDS = frozenset({"matrix", "mixing"})
+WIDE_KINDS = frozenset({"matrix", "mixing", "head"})  # each output sums over as many inputs as the model is wide
 
 
 def make_optimizer(
-    config: TrainConfig, infos: Any, learning_rate: float | jax.Array
+    config: TrainConfig, infos: Any, learning_rate: float | jax.Array, d_model: int = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer for one update.
 
@@ -31,10 +35,15 @@ def make_optimizer(
     Args:
       config: the training section (optimizer, betas, eps, weight decay).
       infos: dict with the structure of the parameters and their ParamInfo as leaves.
-      learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers.
+      learning_rate: scalar, traced or not. Its scale is that of AdamW for all three optimizers. A parameter's rate is
+        this one times its factor, see `lr_factors`.
+      d_model: width of the model, needed with `config.lr_base_width`.
 
     Returns:
       An optax transformation whose updates are added to the parameters.
+
+    Raises:
+      ConfigError: `config.lr_scales` has a factor for parameters that the model does not train.
     """
 
     def group(info: Any) -> str:
@@ -44,16 +53,68 @@ def make_optimizer(
 
     groups = jax.tree.map(group, infos)
     decay_mask = jax.tree.map(lambda i: config.weight_decay_on == "all" or i.kind not in UNDECAYED_KINDS, infos)
+    factors = lr_factors(config, infos, d_model)
     make_scaling = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
     transforms: dict[str, Any] = {
         name: optax.chain(
             make_scaling[name](config, infos, groups),
             optax.add_decayed_weights(config.weight_decay, decay_mask),
-            optax.scale_by_learning_rate(learning_rate),
+            _scale_by_rates(learning_rate, jax.tree.map(_mask, jax.tree.map(name.__eq__, groups), factors)),
         )
         for name in sorted(set(jax.tree.leaves(groups)) - {"frozen"})
     }
     return optax.partition(transforms | {"frozen": optax.set_to_zero()}, groups)
+
+
+def lr_factors(config: TrainConfig, infos: Any, d_model: int) -> Any:
+    """Returns each parameter's factor of the learning rate, in the structure of `infos`.
+
+    It is the factor of its kind in `config.lr_scales`; for matrices whose number of inputs grows with the width, times
+    `config.lr_base_width / d_model` (Yang et al., 2022, "Tensor Programs V", table 3, the learning rates of Adam; its
+    initial weights and multipliers are not part of this).
+
+    Args:
+      config: the training section.
+      infos: as in `make_optimizer`.
+      d_model: width of the model.
+
+    Raises:
+      ConfigError: a factor other than 1 is of a kind that the model does not train.
+    """
+    scales, trained = config.lr_scales, set[str]()
+    by_width = config.lr_base_width / d_model if config.lr_base_width else 1.0
+
+    def factor(path: Any, info: Any) -> float:
+        names = _scale_names(path, info)
+        if info.trainable:
+            trained.update(names)
+        return math.prod(getattr(scales, name, 1.0) for name in names) * (by_width if WIDE_KINDS & {*names} else 1.0)
+
+    factors = jax.tree_util.tree_map_with_path(factor, infos)
+    for scale in dataclasses.fields(scales):
+        value = getattr(scales, scale.name)
+        name = f"train.lr_scales.{scale.name}"
+        require(value == 1 or scale.name in trained, name, "has no effect: the model trains no such parameter")
+    return factors
+
+
+def _scale_names(path: Any, info: Any) -> tuple[str, ...]:
+    """The fields of `LrScales` that act on a parameter."""
+    keys = keystr(path, simple=True, separator=".").split(".")
+    if info.kind == "embedding" and keys[0] == "head":
+        return ("head",)
+    return ("sine", f"sine_{keys[-1]}") if info.kind == "sine" else (info.kind,)
+
+
+def _scale_by_rates(learning_rate: float | jax.Array, factors: Any) -> optax.GradientTransformation:
+    """Multiplies updates by minus the learning rate times their factor. It has no state."""
+    if set(jax.tree.leaves(factors)) == {1.0}:
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda update, factor: -learning_rate * factor * update, updates, factors)
+
+    return optax.stateless(scale)
 
 
 def optimizer_shardings(optimizer: Any, params: Any, shardings: Any, replicated: Any) -> Any:
@@ -166,7 +227,8 @@ def _muon(config: TrainConfig, infos: Any, groups: Any) -> optax.GradientTransfo
     def scale(updates: Any, params: Any = None) -> Any:
         return jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)
 
-    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=lambda _: numbers), optax.stateless(scale))
+    scaling = optax.contrib.scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=lambda _: numbers)
+    return optax.chain(scaling, optax.stateless(scale))
 
 
 def _mask(in_group: bool, value: Any) -> Any:

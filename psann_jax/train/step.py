@@ -52,7 +52,7 @@ def _first_state(network: Network, config: TrainConfig, params: Params) -> State
     ema_params = {"ema_params": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
     return ema_params | {
         "params": params,
-        "opt_state": make_optimizer(config, network.infos, 0.0).init(params),
+        "opt_state": make_optimizer(config, network.infos, 0.0, network.config.d_model).init(params),
         "step": jnp.zeros((), jnp.int32),
         "bad_steps": jnp.zeros((), jnp.int32),
         "skipped_steps": jnp.zeros((), jnp.int32),
@@ -71,7 +71,10 @@ def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
         shardings["ema_params"] = shardings["params"]
     # Left to jit, the moments would be replicated and the step compiled twice.
     shardings["opt_state"] = optimizer_shardings(
-        make_optimizer(config, network.infos, 0.0), abstract["params"], shardings["params"], replicated(mesh)
+        make_optimizer(config, network.infos, 0.0, network.config.d_model),
+        abstract["params"],
+        shardings["params"],
+        replicated(mesh),
     )
     return StateSpec(abstract, shardings)
 

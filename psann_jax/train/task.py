@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from psann_jax.train.mesh import BatchShard
+from psann_jax.data.batches import BatchShard
 from psann_jax.train.update import Objective
 
 

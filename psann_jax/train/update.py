@@ -128,10 +128,11 @@ class Update:
 
         With train.sam_rho, the gradients in `sums` are those at the perturbed parameters.
         """
-        config, infos = self.config, self.objective.network.infos
-        grads, norm = clip_by_global_norm(_unscaled(sums.grads, terms), config.grad_clip, infos)
+        config, network = self.config, self.objective.network
+        grads, norm = clip_by_global_norm(_unscaled(sums.grads, terms), config.grad_clip, network.infos)
         lr = learning_rate(terms.step, config)
-        updates, opt_state = make_optimizer(config, infos, lr).update(grads, state["opt_state"], state["params"])
+        optimizer = make_optimizer(config, network.infos, lr, network.config.d_model)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         loss = sums.stats["nll"] / terms.total
         good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
         changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}

@@ -9,7 +9,7 @@ import filelock
 import jax
 
 from psann_jax.config import Config
-from psann_jax.config.io import flatten, to_dict, upgrade_saved
+from psann_jax.config.io import default_config, flatten, to_dict, upgrade_saved
 from psann_jax.train.checkpoint_format import step_of
 from psann_jax.train.metrics import METRICS, current_name
 from psann_jax.utils.errors import UserError
@@ -104,7 +104,9 @@ def _check_same_run(workdir: Path, config: Config) -> None:
         return
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir}: holds {results[0]} but no {CONFIG}; choose another --workdir")
-    saved, given = dict(flatten(read_config(workdir))), dict(flatten(to_dict(config)))
+    # A setting that is younger than the run had its default's effect.
+    defaults = dict(flatten(default_config(config.model.base).to_dict()))
+    saved, given = defaults | dict(flatten(read_config(workdir))), dict(flatten(to_dict(config)))
     differing = [n for n in sorted(saved | given) if saved.get(n) != given.get(n) and not n.startswith(FREE)]
     if differing:
         shown = "; ".join(f"{n} is {saved.get(n)!r} there and {given.get(n)!r} here" for n in differing[:3])

@@ -10,6 +10,7 @@ import pytest
 from psann_jax.bench.compile import compile_programs
 from psann_jax.bench.topologies import parse_topology
 from psann_jax.config.io import default_config
+from psann_jax.models.network import build
 from tests.support.tiny import parse_with
 
 pytestmark = pytest.mark.aot
@@ -38,7 +39,7 @@ def small(base, **overrides):
 
 def compiled(config, topology, *programs):
     """Entries of programs, each of which compiles."""
-    kind = topology.partition(":")[0]
+    kind = parse_topology(topology).kind
     if importlib.util.find_spec(COMPILERS[kind]) is None:
         pytest.skip(f"{COMPILERS[kind]} is not installed; pip install 'psann_jax[aot-tpu,aot-gpu]'")
     found = compile_programs(config, parse_topology(topology), programs or ("train",), 8)["programs"]
@@ -93,6 +94,18 @@ def test_a_mesh_gathers_parameters_but_no_activations(base, topology):
         largest = 2 * (64 // 4) * 512 * 128
     for kind in ("all-gather", "all-to-all", "collective-permute"):
         assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] <= largest / 1e6, kind
+
+
+@pytest.mark.parametrize("topology", ["2xv5e:2x4", "2xh100:8"])
+def test_only_sums_of_gradients_cross_slices(topology):
+    """Weights are gathered and activations summed within a slice."""
+    config = small("waveresnet", mesh__data=4, mesh__fsdp=2, mesh__tensor=2)
+    train = compiled(config, topology)["train"]
+    assert set(train["collectives"]) >= {"all-gather", "all-reduce"}
+    assert set(train["between_slices"]) == {"all-reduce"}
+    n_params = build(config.model.with_sizes(1024, 512)).n_params
+    # In float32, divided over fsdp and tensor; a TPU divides it further within a slice.
+    assert 1e6 * train["between_slices"]["all-reduce"]["mb"] <= 1.1 * 4 * n_params / 4 + 4096
 
 
 @pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])

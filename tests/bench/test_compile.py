@@ -22,7 +22,7 @@ TINY = ("--config=configs/quickstart.py", "--config.data.max_length=32", "--conf
 class CpuTopology:
     """The devices of this process in place of absent ones."""
 
-    name, chip = "cpu:1", Chip("cpu", gb_per_s=100.0, memory_gib=16.0)
+    name, slices, chip = "cpu:1", 1, Chip("cpu", gb_per_s=100.0, memory_gib=16.0)
 
     def devices(self):
         return jax.devices()
@@ -107,14 +107,24 @@ def test_the_report_has_a_column_for_each_program(compiler):
 
 
 @pytest.mark.parametrize(
-    ("name", "platform", "layout"), [("v5e:2x4", "tpu", "2x4"), ("H100:8", "cuda", "8"), ("v6e:1", "tpu", "1")]
+    ("name", "platform", "layout", "slices"),
+    [
+        ("v5e:2x4", "tpu", "2x4", 1),
+        ("H100:8", "cuda", "8", 1),
+        ("v6e:1", "tpu", "1", 1),
+        ("2xv5e:2x4", "tpu", "2x4", 2),
+        ("16xh100:8", "cuda", "8", 16),
+    ],
 )
-def test_topologies(name, platform, layout):
+def test_topologies(name, platform, layout, slices):
     topology = parse_topology(name)
-    assert (topology.chip.platform, topology.layout, topology.name) == (platform, layout, name.lower())
+    assert (topology.chip.platform, topology.layout, topology.slices) == (platform, layout, slices)
+    assert topology.name == name.lower()
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "a100:8", "v5e:8", "h100:2x4", "v5e:2x", "v5e:2x4x"])
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "a100:8", "v5e:8", "h100:2x4", "v5e:2x", "v5e:2x4x", "0xv5e:2x4", "2xv5e:1", "2h100:8"]
+)
 def test_other_names_are_no_topologies(name):
     with pytest.raises(ValueError, match=r"is not a topology; examples: v5e:2x4"):
         parse_topology(name)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from psann_jax.bench.hlo import array_bytes, count
+from psann_jax.bench.replica_groups import crosses, device_groups
 
 GPU = """HloModule jit_f, is_scheduled=true
 
@@ -77,6 +78,53 @@ def test_loops_of_unknown_length_are_counted_once_and_said():
 )
 def test_bytes_of_types(type_text, expected):
     assert array_bytes(type_text) == expected
+
+
+# --- collectives between slices -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attributes", "groups"),
+    [
+        ("all-reduce(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'a'}, to_apply=%add", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("all-reduce(%x), replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("x(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("collective-permute(%x), source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("all-reduce(%x), replica_groups={}, to_apply=%add", None),
+        ("all-reduce(%x), replica_groups=mesh['a'=8] {'a':(1)2}", None),
+    ],
+)
+def test_groups_of_devices_in_every_form(attributes, groups):
+    assert device_groups(attributes) == groups
+
+
+@pytest.mark.parametrize(("groups", "expected"), [([[0, 1], [2, 3]], False), ([[0, 1, 2]], True), (None, True)])
+def test_groups_that_cross_slices_of_two_devices(groups, expected):
+    assert crosses(groups, 2) is expected
+
+
+@pytest.mark.parametrize(("slice_size", "n"), [(0, 0), (4, 0), (2, 5)])
+def test_collectives_between_slices_are_counted(slice_size, n):
+    text = GPU.replace("replica_groups={}", "replica_groups={{0,1,2,3}}")
+    counts = count(text, slice_size)
+    assert counts.collectives == {"all-reduce": 5}
+    assert counts.slow_collectives == ({"all-reduce": n} if n else {})
+    assert counts.slow_bytes == ({"all-reduce": n * 4 * 16 * 4} if n else {})
+
+
+def test_transfers_through_the_hosts_of_tpu_slices_are_collectives_between_them():
+    send = (
+        "  %send = (f32[4,16]{1,0}, u32[], token[]) send(%start, %after), channel_id=3, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+    )
+    counts = count(GPU.replace("{}", "{{0,1,2,3}}").replace("  %x0 =", send + "  %x0 ="), 4)
+    assert (counts.slow_collectives, counts.slow_bytes) == ({"all-reduce": 1}, {"all-reduce": 4 * 16 * 4})
+
+
+# --- FLOPs ----------------------------------------------------------------------------------------------
 
 
 def test_flops_of_a_real_program():

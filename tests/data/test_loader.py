@@ -11,6 +11,7 @@ import pytest
 
 from psann_jax.config import ConfigError, DataConfig, TokenizerConfig
 from psann_jax.data import corpus as corpus_module
+from psann_jax.data.batches import BatchShard
 from psann_jax.data.loader import load_text
 from psann_jax.data.windows import PackedWindows
 from psann_jax.utils.errors import UserError
@@ -87,8 +88,7 @@ def test_global_batches_are_the_same_on_any_number_of_processes(tmp_path, n, wei
     data = load(tmp_path, random_lines(60, 0), random_lines(60, 1), weights=weights)
     whole = take(data.train_batches(seed=7, batch_size=8, start_step=3), 12)
     parts = [
-        take(data.train_batches(seed=7, batch_size=8, start_step=3, process_index=p, process_count=n), 12)
-        for p in range(n)
+        take(data.train_batches(seed=7, batch_size=8, start_step=3, shard=BatchShard((p,), n)), 12) for p in range(n)
     ]
     joined = [
         {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
@@ -97,10 +97,16 @@ def test_global_batches_are_the_same_on_any_number_of_processes(tmp_path, n, wei
     assert parts[0][0]["tokens"].shape == (8 // n, LENGTH + 1)
 
 
+def test_rows_of_a_process_need_not_be_neighbours(data):
+    whole = data.train_batch(seed=7, batch_size=8, step=3)
+    part = data.train_batch(seed=7, batch_size=8, step=3, shard=BatchShard((0, 3), 4))
+    assert_equal([part], [{name: rows[[0, 1, 6, 7]] for name, rows in whole.items()}])
+
+
 def test_a_process_reads_its_own_rows_only(data, monkeypatch):
     read, get = [], PackedWindows.__getitem__
     monkeypatch.setattr(PackedWindows, "__getitem__", lambda self, i: read.append(i) or get(self, i))
-    data.train_batch(seed=7, batch_size=8, step=3, process_index=1, process_count=4)
+    data.train_batch(seed=7, batch_size=8, step=3, shard=BatchShard((1,), 4))
     assert len(read) == 2
 
 
@@ -177,7 +183,7 @@ def test_without_document_mask_a_window_is_one_segment(tmp_path):
 @pytest.mark.parametrize("pack", [True, False])
 def test_validation_batches_cover_the_text_in_order(tmp_path, n, pack):
     data = load(tmp_path, pack=pack)
-    parts = [list(data.valid_batches(batch_size=4, process_index=p, process_count=n)) for p in range(n)]
+    parts = [list(data.valid_batches(batch_size=4, shard=BatchShard((p,), n))) for p in range(n)]
     assert len({len(part) for part in parts}) == 1
     tokens, segment_ids = (
         [np.concatenate([b[k] for b in step]) for step in zip(*parts, strict=True)] for k in ("tokens", "segment_ids")
@@ -319,8 +325,8 @@ def test_a_failed_tokenizer_leaves_no_cache_entry(tmp_path):
 
 def test_batches_that_cannot_be_divided_over_processes_are_refused(data):
     for batches in (data.valid_batches, lambda **kwargs: data.train_batches(seed=0, **kwargs)):
-        with pytest.raises(UserError, match=r"^train.batch_tokens: makes batches of 6 rows, .* 4 processes"):
-            batches(batch_size=6, process_index=0, process_count=4)
+        with pytest.raises(UserError, match=r"^train.batch_tokens: makes batches of 6 rows, .* 4 equal parts"):
+            batches(batch_size=6, shard=BatchShard((0,), 4))
 
 
 # --- threads --------------------------------------------------------------------------------------------

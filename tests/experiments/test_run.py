@@ -1,5 +1,6 @@
 """One run of a sweep, in child processes."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_the_code_that_trained_a_run_is_recorded(case, processes, folder, monkey
 def test_a_folder_with_other_settings_is_named(case, processes, folder, tmp_path):
     run_case(case, folder, None)
     other = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, train__lr=0.5))
+    with pytest.raises(UserError, match="run: holds a run with other settings"):
+        finished(other, folder, None)
+
+
+def test_a_run_older_than_a_setting_had_its_default(case, processes, folder, tmp_path):
+    run_case(case, folder, None)
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["train"]["lr_scales"]
+    (folder / "config.json").write_text(json.dumps(saved))
+    assert finished(case, folder, None)
+    other = dataclasses.replace(
+        case, config=tiny_config(tmp_path, model__n_layers=1, train__steps=2, train__lr_scales__sine=2.0)
+    )
     with pytest.raises(UserError, match="run: holds a run with other settings"):
         finished(other, folder, None)
 

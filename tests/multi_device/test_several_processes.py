@@ -22,15 +22,16 @@ def losses(workdir):
     return {(row["kind"], row["step"]): row["loss"] for row in rows}
 
 
-def train(directory, workdir, stop, processes, devices):
+def train(directory, workdir, stop, processes, devices, *options):
     """Trains the tiny model, with its parameters split over two devices if there are several."""
-    mesh = ["fsdp=2"] if processes * devices > 1 else []
+    mesh = ["fsdp=2", *options] if processes * devices > 1 else []
     run_script("multi_device/resume.py", directory, workdir, stop, *mesh, processes=processes, devices=devices)
 
 
 def test_two_processes_train_like_one(tmp_path):
     train(tmp_path, tmp_path / "whole", WHOLE, 1, 1)
     train(tmp_path, tmp_path / "moved", STOPPED_AT, 2, 2)
+    train(tmp_path, tmp_path / "moved", WHOLE - 1, 2, 2, "scattered")
     train(tmp_path, tmp_path / "moved", WHOLE, 1, 1)
     got, want = losses(tmp_path / "moved"), losses(tmp_path / "whole")
     assert got.keys() == want.keys()

@@ -1,5 +1,7 @@
 """The device mesh over all devices, or over the first ones."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 
@@ -34,3 +36,52 @@ def test_the_mesh_over_the_first_devices_needs_that_many():
         make_mesh(MeshConfig(1, 2, 3), all_devices=False)
     with pytest.raises(ConfigError, match=r"^mesh\.data: is 0, must be positive, or -1"):
         make_mesh(MeshConfig(0, 1, 1), all_devices=False)
+
+
+# --- slices ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the mesh asks of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "some GPU"
+
+
+def processes(mesh):
+    """The process of every device, in the shape of the mesh."""
+    return [[[device.process_index for device in row] for row in group] for group in mesh.devices.tolist()]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_slices_are_outermost_along_data_however_their_devices_are_listed(count):
+    devices = [Device(i, i % 4, slice_index=i % 2) for i in range(16)]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, tensor=2, slices=count), devices=devices)
+    assert [{device.slice_index for device in group.flat} for group in mesh.devices] == [{0}, {0}, {1}, {1}]
+
+
+def test_devices_that_name_no_slices_are_grouped_by_process():
+    devices = [Device(i, i % 4) for i in range(16)]
+    mesh = make_mesh(MeshConfig(data=2, fsdp=8, slices=2), devices=devices)
+    assert [{device.process_index for device in group.flat} for group in mesh.devices] == [{0, 1}, {2, 3}]
+    one = make_mesh(MeshConfig(data=2, fsdp=8), devices=devices)
+    assert processes(one)[0] == [[0], [1], [2], [3], [0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "message"),
+    [
+        (MeshConfig(data=1, fsdp=8), True, r"^mesh\.data: is 1, which the 2 slices do not divide"),
+        (MeshConfig(data=8, slices=4), True, r"^mesh\.slices: is 4, but the devices are 2 slices$"),
+        (MeshConfig(data=8, slices=3), False, r"^mesh\.slices: is 3, which does not divide the 8 devices$"),
+        (MeshConfig(slices=-1), False, r"^mesh\.slices: is -1, must be at least 0"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(config, named, message):
+    devices = [Device(i, i // 4, slice_index=i // 4 if named else 0) for i in range(8)]
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(config, devices=devices)

@@ -14,6 +14,7 @@ import pytest
 
 from psann_jax.cli import selftest
 from psann_jax.cli.program import run_program
+from psann_jax.data.batches import BatchShard
 from psann_jax.models import network as network_module
 from psann_jax.sample import next_token
 from psann_jax.selftest import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
@@ -63,11 +64,11 @@ def failures(check, tiny=TINY, machine=CPU):
 
 def test_the_chain_is_a_function_of_seed_and_step_with_four_successors_per_token():
     text = MarkovText(16, 40)
-    options = {"batch_size": 64, "process_index": 0, "process_count": 1}
+    options = {"batch_size": 64}
     batches = text.train_batches(seed=1, start_step=0, **options)
     later = [next(batches) for _ in range(3)][2]
     np.testing.assert_equal(next(text.train_batches(seed=1, start_step=2, **options)), later)
-    half = next(text.train_batches(seed=1, start_step=2, **{**options, "process_index": 1, "process_count": 2}))
+    half = next(text.train_batches(seed=1, start_step=2, **options, shard=BatchShard((1,), 2)))
     np.testing.assert_equal(half["tokens"], later["tokens"][32:])
     inside = later["segment_ids"][:, 1:] == later["segment_ids"][:, :-1]
     pairs = set(zip(later["tokens"][:, :-1][inside], later["tokens"][:, 1:][inside], strict=True))

@@ -75,3 +75,17 @@ def test_an_unwritable_workdir_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory"):
         lock(tmp_path / "file" / "run", tiny_config(tmp_path)).__enter__()
+
+
+def test_a_run_older_than_a_setting_had_its_default(tmp_path):
+    workdir, config = tmp_path / "run", tiny_config(tmp_path)
+    with lock(workdir, config):
+        write_config(workdir, config)
+    (workdir / "checkpoints" / "step_0").mkdir(parents=True)
+    saved = json.loads((workdir / "config.json").read_text())
+    del saved["train"]["lr_scales"]
+    (workdir / "config.json").write_text(json.dumps(saved))
+    with lock(workdir, config):
+        pass
+    with pytest.raises(UserError, match=r"another run: train\.lr_scales\.sine is 1\.0 there and 9\.0 here"):
+        lock(workdir, tiny_config(tmp_path, train__lr_scales__sine=9.0)).__enter__()

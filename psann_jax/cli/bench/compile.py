@@ -42,7 +42,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         required=True,
         type=_topology,
         metavar="KIND:SIZE",
-        help="the devices: TPU slices v5e:2x4, v5p:2x2x2 or v6e:2x4, GPUs h100:8, or one of a kind, v6e:1",
+        help="the devices: TPU slices v5e:2x4, v5p:2x2x2 or v6e:2x4, GPUs h100:8, several slices or nodes, 2xv5e:2x4, "
+        "or one of a kind, v6e:1",
     )
     add("--what", type=_programs, default=["train"], metavar="NAMES", help="train,eval,prefill,decode; default train")
     add("--rows", type=positive_int, default=8, metavar="N", help="texts that prefill and decode work on; default 8")

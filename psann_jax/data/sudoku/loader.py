@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
-from psann_jax.data.batches import process_rows
+from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.files import file_fingerprint, refuse_pointer
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
@@ -172,8 +172,7 @@ class PuzzleData:
         batch_size: int,
         steps: int,
         start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        shard: BatchShard = WHOLE_BATCH,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Returns the endless batches of start_step, start_step + 1, ...
 
@@ -184,23 +183,22 @@ class PuzzleData:
           batch_size: B, rows over all processes.
           steps: number of steps of the whole training, which the phases divide.
           start_step: step of the first batch.
-          process_index: p.
-          process_count: n.
+          shard: the rows to return.
 
         Raises:
           UserError: batch_size cannot be divided over the processes.
         """
-        own = process_rows(batch_size, process_index, process_count)
+        own = shard.rows(batch_size)
         return (self._train_batch(seed, batch_size, step, steps, own) for step in itertools.count(start_step))
 
     def train_batch(
-        self, *, seed: int, batch_size: int, step: int, steps: int, process_index: int = 0, process_count: int = 1
+        self, *, seed: int, batch_size: int, step: int, steps: int, shard: BatchShard = WHOLE_BATCH
     ) -> dict[str, np.ndarray]:
         """Returns the batch of one step, the same as `train_batches` yields."""
-        return self._train_batch(seed, batch_size, step, steps, process_rows(batch_size, process_index, process_count))
+        return self._train_batch(seed, batch_size, step, steps, shard.rows(batch_size))
 
     def valid_batches(
-        self, *, batch_size: int, max_puzzles: int = 0, process_index: int = 0, process_count: int = 1
+        self, *, batch_size: int, max_puzzles: int = 0, shard: BatchShard = WHOLE_BATCH
     ) -> Iterator[dict[str, np.ndarray]]:
         """Returns the batches of the validation puzzles, the same number of batches in every process.
 
@@ -209,13 +207,12 @@ class PuzzleData:
         Args:
           batch_size: B, rows over all processes.
           max_puzzles: use only so many puzzles; 0: all.
-          process_index: p.
-          process_count: n.
+          shard: the rows to return.
 
         Raises:
           UserError: batch_size cannot be divided over the processes.
         """
-        own = process_rows(batch_size, process_index, process_count)
+        own = shard.rows(batch_size)
         used = self.valid_rows(max_puzzles)
         starts = range(0, len(used), batch_size)
         return (self._valid_batch(used, np.arange(start, start + batch_size)[own]) for start in starts)
@@ -253,7 +250,7 @@ class PuzzleData:
             )
         )
 
-    def _train_batch(self, seed: int, batch_size: int, step: int, steps: int, own: slice) -> dict[str, np.ndarray]:
+    def _train_batch(self, seed: int, batch_size: int, step: int, steps: int, own: np.ndarray) -> dict[str, np.ndarray]:
         rows = self._rows[active_buckets(self._config, step, steps)]
         rng = np.random.default_rng([seed, step])
         chosen = rows[rng.integers(len(rows), size=batch_size)][own]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from psann_jax.config.checks import ConfigError
 from psann_jax.config.sudoku import PuzzlesConfig
+from psann_jax.data.batches import BatchShard
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends
 from psann_jax.data.sudoku.generator import grid_keys
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
@@ -79,16 +80,16 @@ def test_a_batch_is_a_function_of_seed_and_step(data):
 
 def test_global_batches_are_the_same_on_any_number_of_processes(data):
     whole = batch_of(data, 3)
-    parts = [batch_of(data, 3, process_index=p, process_count=4) for p in range(4)]
+    parts = [batch_of(data, 3, shard=BatchShard((p,), 4)) for p in range(4)]
     for name, rows in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
     valid = list(data.valid_batches(batch_size=6))
-    halves = [list(data.valid_batches(batch_size=6, process_index=p, process_count=2)) for p in range(2)]
+    halves = [list(data.valid_batches(batch_size=6, shard=BatchShard((p,), 2))) for p in range(2)]
     for batch, first, second in zip(valid, *halves, strict=True):
         for name, rows in batch.items():
             np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), rows)
-    with pytest.raises(UserError, match="makes batches of 8 rows, which cannot be divided over 3 processes"):
-        batch_of(data, 3, process_index=0, process_count=3)
+    with pytest.raises(UserError, match="makes batches of 8 rows, which cannot be divided into 3 equal parts"):
+        batch_of(data, 3, shard=BatchShard((0,), 3))
 
 
 def test_augmented_puzzles_are_new_and_others_are_not(config, data):

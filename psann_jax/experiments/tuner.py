@@ -1,0 +1,97 @@
+"""Runs the tuning stage of a sweep: the missing trials, and those of a grid that is extended."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ml_collections import config_dict
+
+from psann_jax.experiments.cases import Case, experiment
+from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.run import read_outcome, train, trained
+from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
+from psann_jax.experiments.trials import DIVERGED, Stage, trial_cases
+from psann_jax.experiments.tuning import Grid
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json, write_json
+
+TUNING, _DIVERGED_JSON = "tuning", "diverged.json"
+
+
+def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, report: Callable[[Stage], None]) -> Stage:
+    """Does what is missing of the tuning stage.
+
+    Which trials there are follows from the sweep and from the results of finished trials, so the same command resumes
+    the stage, and a changed sweep repeats no trial that it still contains.
+
+    Args:
+      sweep: from `psann_jax.experiments.sweeps.sweep_config`, with a tuning stage.
+      workdir: of the sweep; trials are in its folder "tuning".
+      options: what to run.
+      report: called after every trial.
+
+    Returns:
+      The stage; incomplete only with `options.dry_run`.
+
+    Raises:
+      UserError: a setting is invalid, a trial failed otherwise than by diverging, or all trials of a contender
+        diverged.
+    """
+    tuning, (reference, own) = sweep.tuning, sweep.contenders[0]
+    # Other budgets are those of the reference with its chosen settings.
+    needed = {*options.only, *([] if tuple(sweep.budgets) == ("tokens",) else [reference])}
+    grids = {name: tuning.grid(name) for name, _ in sweep.contenders if not options.only or name in needed}
+    compared = experiment(sweep.common, reference, own, options.overrides).data.valid_names
+    while True:
+        paths = run_folders(trial_cases(sweep, grids, options.overrides), workdir / TUNING)
+
+        def state(failures: Mapping[Path, str], paths: Mapping[Case, Path] = paths) -> Stage:
+            return Stage(tuning, compared, list(paths), _outcomes(paths, failures))
+
+        done = [case for case in paths if _ended(case, paths[case])]
+        wider = None if len(done) < len(paths) else _extended(state({}), grids)
+        if wider is None:
+            list_runs(f"{workdir / TUNING}", paths, done)
+            if len(done) == len(paths) or options.dry_run:
+                return state({})
+            failures = run_missing(paths, done, _run, lambda failures: report(state(failures)))
+            if failures:
+                names = ", ".join(folder.name for folder in failures)
+                raise UserError(f"{workdir / TUNING}: did not finish: {names}; the same command tries them again")
+        else:
+            grids = wider
+
+
+def _extended(stage: Stage, grids: Mapping[str, Grid]) -> dict[str, Grid] | None:
+    """Returns the grids for further trials, or None if the choice is final; UserError if nothing can be chosen."""
+    choices = stage.choices().values()
+    for choice in choices:
+        if math.isinf(choice.candidates[0].loss):
+            raise UserError(f"tuning: all trials of {choice.contender} diverged; try other values")
+    return stage.tuning.extended(grids, {edge for choice in choices for edge in choice.edges})
+
+
+def _run(case: Case, folder: Path) -> str | None:
+    """Trains a trial; returns its error unless it diverged, which is a result and is not repeated."""
+    error = train(case, folder)
+    if error is None or not error.startswith(DIVERGED):
+        return error
+    write_json(folder / _DIVERGED_JSON, {"error": error})
+    print(f"diverged: {error}", flush=True)
+    return None
+
+
+def _ended(case: Case, folder: Path) -> bool:
+    return trained(case, folder) or (folder / _DIVERGED_JSON).exists()
+
+
+def _outcomes(paths: Mapping[Case, Path], failures: Mapping[Path, str]) -> list[Outcome]:
+    outcomes = []
+    for case, folder in paths.items():
+        if trained(case, folder):
+            outcomes.append(read_outcome(case, folder, None))
+        elif (folder / _DIVERGED_JSON).exists():
+            outcomes.append(Outcome(case, folder, None, [], read_json(folder / _DIVERGED_JSON)["error"]))
+        elif folder in failures:
+            outcomes.append(Outcome(case, folder, None, [], failures[folder]))
+    return outcomes

@@ -1,0 +1,95 @@
+"""What a sweep's report shows of its tuning stage: two sections, and an entry in summary.json."""
+
+import math
+from typing import Any
+
+from psann_jax.experiments.outcome import settings_text
+from psann_jax.experiments.statistics import mean_and_deviation
+from psann_jax.experiments.tables import Section, or_dash
+from psann_jax.experiments.trials import Candidate, Choice, Stage, choose, failed, noises
+
+
+def tuning_sections(stage: Stage) -> list[Section]:
+    """Returns the sections "Tuning" and "Trials"."""
+    rows = [["contender", "chosen", "held-out loss", "within noise of it", "on an edge"]]
+    for choice in stage.choices().values():
+        tied = "; ".join(settings_text(c.settings) for c in choice.tied) or "-"
+        edge = "; ".join(f"{name}: {end} value" for name, end in choice.edges) or "-"
+        rows.append([choice.contender, settings_text(choice.settings), _loss(choice.candidates[0].loss), tied, edge])
+    table = rows if len(rows) > 1 else []
+    return [Section("Tuning", _explanation(stage), table), _trials(stage)]
+
+
+def _explanation(stage: Stage) -> str:
+    tuning, train = stage.tuning, stage.cases[0].config.train
+    n_contenders = len({case.contender for case in stage.cases})
+    seeds = f"{'seed' if len(tuning.seeds) == 1 else 'seeds'} {', '.join(map(str, tuning.seeds))}"
+    text = (
+        f"{len(stage.cases) // n_contenders} trials of each contender, {seeds}, {train.steps:,} updates of "
+        f"{train.batch_tokens:,} tokens; the lowest loss after the last update is chosen. They were trained and "
+        f"validated on the training data only, of which {100 * tuning.valid_fraction:.3g} % were held out. No trial "
+        f"read the validation data of the comparison ({', '.join(stage.valid_names)}). A trial that diverged counts as "
+        "infinitely bad."
+    )
+    if tuning.extend:
+        text += (
+            f" While a best value was on an edge, the grid of all contenders was extended there, by up to "
+            f"{tuning.extend} values."
+        )
+    if not stage.complete:
+        return f"{text} {len(stage.outcomes)} of {len(stage.cases)} trials have ended, so nothing is chosen yet."
+    choices = stage.choices().values()
+    if any(choice.edges for choice in choices):
+        text += " Where the best value is on an edge of those tried, a value beyond it may be better."
+    return f"{text} {_noise(list(choices))}"
+
+
+def _noise(choices: list[Choice]) -> str:
+    best = [(choice.candidates[0], other) for choice in choices for other in choice.candidates[1:]]
+    if not any(noises(a, b) for a, b in best):
+        return "How much the losses vary with seed and held-out text is not known, so small differences decide nothing."
+    one_seed = len(best[0][0].outcomes) == 1
+    known = "the choice of held-out text" if one_seed else "seeds and held-out text, as far as known"
+    text = f"Settings are within noise if the 95 % interval of their difference, over {known}, contains zero."
+    return text + (" One seed does not show how much the losses vary with it, so even more may be." if one_seed else "")
+
+
+def _trials(stage: Stage) -> Section:
+    rows = [["contender", "settings", "seeds", "held-out loss", "deviation", "remark"]]
+    chosen = {name: choice.settings for name, choice in stage.choices().items()}
+    tied = {name: [c.settings for c in choice.tied] for name, choice in stage.choices().items()}
+    for name, choice in choose(stage.outcomes).items():
+        for candidate in choice.candidates:
+            _, deviation = mean_and_deviation([o.val_loss for o in candidate.outcomes])
+            remark = _remark(candidate)
+            if candidate.settings == chosen.get(name):
+                remark = remark or "chosen"
+            elif candidate.settings in tied.get(name, []):
+                remark = "within noise"
+            row = [name, settings_text(candidate.settings), str(len(candidate.outcomes)), _loss(candidate.loss)]
+            rows.append([*row, or_dash(deviation), remark or "-"])
+    return Section("Trials", "Of each contender, the best one first.", rows if len(rows) > 1 else [])
+
+
+def _remark(candidate: Candidate) -> str:
+    errors = [str(o.error) for o in candidate.outcomes if failed(o)]
+    return f"failed: {errors[0]}" if errors else "diverged" if math.isinf(candidate.loss) else ""
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}"
+
+
+def tuning_metrics(stage: Stage) -> dict[str, Any]:
+    """Returns the entry "tuning" of summary.json: how trials were made, what they chose, and all of them."""
+    choices = {
+        name: {
+            "settings": dict(choice.settings),
+            "held_out_loss": choice.candidates[0].loss,
+            "edges": dict(choice.edges),
+            "within_noise": [dict(c.settings) for c in choice.tied],
+        }
+        for name, choice in stage.choices().items()
+    }
+    facts = {"seeds": list(stage.tuning.seeds), "valid_fraction": stage.tuning.valid_fraction}
+    return {**facts, "complete": stage.complete, "chosen": choices, "trials": [o.metrics() for o in stage.outcomes]}
