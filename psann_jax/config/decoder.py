@@ -135,7 +135,8 @@ class DecoderConfig(TextModelConfig):
     base: str = "waveresnet"
     positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"  # how the network knows positions
     n_kv_heads: int = 0  # heads of keys and values; must divide n_heads, whose groups share them; 0: n_heads
-    qk_norm: bool = False  # RMSNorm of the queries and keys of each head, before the rotation of rope
+    # RMSNorm of the queries and keys of each head, before the rotation of rope; None: as the base (False; modern: True)
+    qk_norm: bool | None = None
     # tokens of its document that a token attends to, itself included, below data.max_length; 0: all before it
     sliding_window: int = 0
     # implementation; auto: the fastest for the device
@@ -217,7 +218,7 @@ class DecoderConfig(TextModelConfig):
         )
 
 
-_COMMON = {"bias": True, "init": "xavier"}
+_COMMON = {"qk_norm": False, "bias": True, "init": "xavier"}
 _PSANN = {"mlp_activation": "sine", "norm": "rmsnorm", "residual_alpha": True, **_COMMON}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -226,6 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mlp_activation": "relu2",
         "norm": "rmsnorm",
         "residual_alpha": False,
+        "qk_norm": True,
         "bias": False,
         "init": "zero_output",
     },

@@ -33,7 +33,7 @@ class Block(nnx.Module):
             d,
             config.n_heads,
             n_kv_heads=config.n_kv_heads,
-            qk_norm=config.qk_norm,
+            qk_norm=bool(config.qk_norm),
             window=config.sliding_window,
             dropout=config.dropout,
             output_dropout=config.dropout,

@@ -138,7 +138,5 @@ def test_dropout_window_and_grouped_heads_in_a_kernel_equal_plain(n_heads, monke
     (got, want, undropped) = (outputs(*given) for given in (("triton", key), ("plain", key), ("plain", None)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
     assert np.abs(want[0] - undropped[0]).max() > 0.1
-    assert {(case.group, case.window, case.dropout) for case in cases} == {
-        (n_heads // 2, 40, 0.3),
-        (n_heads // 2, 40, 0),
-    }
+    assert [case.dropout for case in cases] == [0.3, 0.3, 0]
+    assert {(case.group, case.window) for case in cases} == {(n_heads // 2, 40)}
