@@ -191,9 +191,9 @@ def _call(
 
     numbers = pl.BlockSpec((None, L), lambda i, h, b: (b, 0))
     scalar = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
-    words: list[pl.BlockSpec] = []
+    words: tuple[pl.BlockSpec, ...] = ()
     if rows.words is not None:
-        words = [row(rows.words.first_BxH), pl.BlockSpec(rows.words.words_N.shape, lambda i, h, b: (0,))]
+        words = row(rows.words.first_BxH), pl.BlockSpec(rows.words.words_N.shape, lambda i, h, b: (0,))
     part = {
         4: pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, i, h, 0)),
         3: pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, i)),

@@ -182,6 +182,15 @@ def test_every_base_resolves_what_its_config_leaves_open():
     assert gelu.resolve().mlp_activation == "gelu"
 
 
+@pytest.mark.parametrize("base", PRESETS)
+def test_only_modern_normalises_queries_and_keys_by_default(base):
+    assert DecoderConfig(base=base).resolve().qk_norm is (base == "modern")
+    for asked in (True, False):
+        config = default_config(base)
+        config.model.qk_norm = asked
+        assert parse(config).model.resolve().qk_norm is asked
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(dict(flatten(to_dict(Config()))))), st.text("abcdefghij_", min_size=1, max_size=3))
 def test_any_misspelt_key_is_refused(name, suffix):
