@@ -66,7 +66,8 @@ def check_model(config: ModelConfig) -> DecoderConfig:
     if not isinstance(config, DecoderConfig) or config.base not in _BASES:
         raise ConfigError(f"model.base: psannlm has no {config.base}, only {', '.join(_BASES)}")
     asked, prescribed = config.resolve(), DecoderConfig(base=config.base).resolve()
-    for name in ("norm", "residual_alpha", "bias", "init", "tied_embeddings", "logit_softcap"):
+    same = ("norm", "residual_alpha", "bias", "init", "tied_embeddings", "logit_softcap")
+    for name in (*same, "n_kv_heads", "qk_norm", "sliding_window"):
         require(
             getattr(asked, name) == getattr(prescribed, name),
             f"model.{name}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, require, text_data
-from psann_jax.models.flops import training_flops
+from psann_jax.models.flops import attended_length, training_flops
 
 _MASTER = 4  # bytes of a weight, a gradient or a moment
 _COMPUTE = 2  # bytes of an activation
@@ -71,7 +71,7 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
     fsdp, tensor = max(mesh.fsdp, 1), max(mesh.tensor, 1)
     embedding = network.abstract["embed"].size
     flops = config.train.batch_tokens * training_flops(
-        network.n_params - embedding, model.n_layers, model.d_model, length
+        network.n_params - embedding, model.n_layers, model.d_model, attended_length(model, length)
     )
     passes = config.train.grad_accum
     results = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from psann_jax.config.checks import at_least, fraction, refuse_inactive, require, sine_if_used
+from psann_jax.config.data import DataSection
 from psann_jax.config.model import TextModelConfig
 
 SINE_PARAMETERS = ("amplitude", "frequency", "decay")
@@ -133,6 +134,11 @@ class DecoderConfig(TextModelConfig):
 
     base: str = "waveresnet"
     positional_encoding: Literal["rope", "alibi", "sinusoidal"] = "rope"  # how the network knows positions
+    n_kv_heads: int = 0  # heads of keys and values; must divide n_heads, whose groups share them; 0: n_heads
+    # RMSNorm of the queries and keys of each head, before the rotation of rope; None: as the base (False; modern: True)
+    qk_norm: bool | None = None
+    # tokens of its document that a token attends to, itself included, below data.max_length; 0: all before it
+    sliding_window: int = 0
     # implementation; auto: the fastest for the device
     attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
     # also of wave blocks, except swiglu; None: as the base (sine; transformer: gelu; modern: relu2)
@@ -154,6 +160,11 @@ class DecoderConfig(TextModelConfig):
         """See `ModelConfig`."""
         return self.resolve().mlp_activation == "sine"
 
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and values."""
+        return self.n_kv_heads or self.n_heads
+
     def resolve(self) -> "DecoderConfig":
         """A copy with every None replaced by the preset of the base."""
         own = {k: v for k in PRESETS[self.base] if (v := getattr(self, k)) is not None}
@@ -173,14 +184,24 @@ class DecoderConfig(TextModelConfig):
             f"{prefix}.positional_encoding",
             f"sinusoidal needs an even d_model, but it is {self.d_model}",
         )
+        at_least(0, self, prefix, "n_kv_heads", "sliding_window", "logit_softcap")
+        require(
+            self.n_heads % self.kv_heads == 0,
+            f"{prefix}.n_kv_heads",
+            f"is {self.n_kv_heads}, must divide {prefix}.n_heads={self.n_heads}",
+        )
         self._check_activation(prefix)
-        at_least(0, self, prefix, "logit_softcap")
         self.wave.check(f"{prefix}.wave", self.n_layers)
         self.spectral.check(f"{prefix}.spectral")
         if self.base != "waveresnet":
             refuse_inactive(self.wave, f"{prefix}.wave", f"with base {self.base}, only with waveresnet")
         if self.base != "sgrpsann":
             refuse_inactive(self.spectral, f"{prefix}.spectral", f"with base {self.base}, only with sgrpsann")
+
+    def check_data(self, data: DataSection) -> None:
+        """See `ModelConfig`."""
+        if self.sliding_window >= data.max_length:
+            refuse_inactive(self, "model", f"with data.max_length={data.max_length}", "sliding_window")
 
     def _check_activation(self, prefix: str) -> None:
         activation = self.resolve().mlp_activation
@@ -197,7 +218,7 @@ class DecoderConfig(TextModelConfig):
         )
 
 
-_COMMON = {"bias": True, "init": "xavier"}
+_COMMON = {"qk_norm": False, "bias": True, "init": "xavier"}
 _PSANN = {"mlp_activation": "sine", "norm": "rmsnorm", "residual_alpha": True, **_COMMON}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -206,6 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mlp_activation": "relu2",
         "norm": "rmsnorm",
         "residual_alpha": False,
+        "qk_norm": True,
         "bias": False,
         "init": "zero_output",
     },

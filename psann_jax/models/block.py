@@ -32,6 +32,9 @@ class Block(nnx.Module):
         attention = AttentionOptions(
             d,
             config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            qk_norm=bool(config.qk_norm),
+            window=config.sliding_window,
             dropout=config.dropout,
             output_dropout=config.dropout,
             implementation=config.attention,

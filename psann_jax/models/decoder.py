@@ -50,6 +50,8 @@ class Decoder(TextNetwork):
             has_segment_ids=has_segment_ids,
             has_alibi=config.positional_encoding == "alibi",
             dropout=config.dropout,
+            group=config.n_heads // config.kv_heads,
+            window=config.sliding_window,
         )
         return describe_attention(config.attention, case)
 
@@ -88,7 +90,7 @@ class Decoder(TextNetwork):
     def init_cache(self, batch: int, length: int) -> Cache:
         """See `TextNetwork`."""
         c = self.config
-        kv = (batch, c.n_heads, length, c.d_model // c.n_heads)
+        kv = (batch, c.kv_heads, length, c.d_model // c.n_heads)
         layers = []
         for layer in range(c.n_layers):
             entry: LayerCache = {"k": jnp.zeros(kv, self.dtype), "v": jnp.zeros(kv, self.dtype)}

@@ -7,7 +7,7 @@ memory (train.remat), elementwise operations and look-ups.
 
 import jax
 
-from psann_jax.config import Config, DecoderConfig
+from psann_jax.config import Config, DecoderConfig, ModelConfig
 from psann_jax.config.families import family
 from psann_jax.models.network import Network
 
@@ -21,7 +21,7 @@ def matmul_params(network: Network) -> int:
     return int(sum(jax.tree.leaves(sizes)) + head)
 
 
-def training_flops(matmul_params: int, n_layers: int, width: float, length: int) -> float:
+def training_flops(matmul_params: int, n_layers: int, width: float, length: float) -> float:
     """Matrix FLOPs of the forward and backward pass of one token in a decoder, without recomputation.
 
     Six for each parameter in a matrix product (Kaplan et al., 2020, "Scaling Laws for Neural Language Models"), and
@@ -35,6 +35,19 @@ def training_flops(matmul_params: int, n_layers: int, width: float, length: int)
       length: tokens in a window.
     """
     return 6.0 * matmul_params + 6.0 * n_layers * length * width
+
+
+def attended_length(config: ModelConfig, length: int) -> float:
+    """Length of a window without a sliding window in which a token attends to as many tokens, on average.
+
+    A token attends to as many tokens as lie before it, up to `model.sliding_window`, counted as in `training_flops`.
+
+    Args:
+      config: the `model` section.
+      length: tokens in a window.
+    """
+    most = getattr(config, "sliding_window", 0)
+    return most * (2 - most / length) if 0 < most < length else length
 
 
 def filter_taps(network: Network) -> int:
@@ -53,7 +66,8 @@ def decoder_flops(network: Network, length: int) -> float:
     A tap of a filter costs as much as a weight of a matrix, whether it is computed directly or otherwise.
     """
     weights = matmul_params(network) + filter_taps(network)
-    return training_flops(weights, network.config.n_layers, network.config.d_model, length)
+    c = network.config
+    return training_flops(weights, c.n_layers, c.d_model, attended_length(c, length))
 
 
 def gravity_flops(network: Network, length: int) -> float:

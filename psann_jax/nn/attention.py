@@ -11,7 +11,8 @@ from flax import nnx
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.full_attention import full_attention
 from psann_jax.nn.initial import XAVIER, Initial
-from psann_jax.nn.linear import Linear
+from psann_jax.nn.linear import Linear, Order, same_order
+from psann_jax.nn.norm import RMSNorm
 from psann_jax.nn.partition import constrain, per_shard, shard_of
 from psann_jax.nn.positions import halves_first, rotate, rotate_halves
 from psann_jax.ops import kernels
@@ -30,6 +31,9 @@ class AttentionOptions:
     Attributes:
       d_model: features.
       n_heads: heads, which divide the features.
+      n_kv_heads: heads of keys and values, which divide n_heads; 0: n_heads.
+      qk_norm: whether queries and keys of each head are normalised before the rotation of their positions.
+      window: tokens that a token sees, itself included; 0: all before it. Causal attention only.
       causal: whether a token attends to earlier tokens of its document only, or to the whole window.
       bias: whether the projections have biases.
       dropout: rate on the attention weights.
@@ -39,22 +43,41 @@ class AttentionOptions:
 
     d_model: int
     n_heads: int
+    n_kv_heads: int = 0
+    qk_norm: bool = False
+    window: int = 0
     causal: bool = True
     bias: bool = False
     dropout: float = 0.0
     output_dropout: float = 0.0
     implementation: str = "auto"
 
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and values."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Features per head."""
+        return self.d_model // self.n_heads
+
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(K)) v over the visible tokens, projected. Source: Vaswani et al. (2017)."""
+    """softmax(q k^T / sqrt(K)) v over the visible tokens, projected. Source: Vaswani et al. (2017).
+
+    Source of the norm of queries and keys: Henry et al., "Query-Key Normalization for Transformers", 2020, with RMSNorm
+    as in OLMo 2 (2024); of grouped heads and of the sliding window: see `causal_attention`.
+    """
 
     def __init__(self, options: AttentionOptions, *, initial: Initial = XAVIER, rngs: nnx.Rngs):
         self.options = options
         d = options.d_model
-        make = partial(Linear, (d, d), bias=options.bias, initial=initial, rngs=rngs)
-        self.q, self.k, self.v = (make(("embed", "heads")) for _ in range(3))
-        self.o = make(("heads", "embed"), initial=initial.of_outputs())
+        make = partial(Linear, bias=options.bias, initial=initial, rngs=rngs)
+        kv = options.kv_heads * options.head_dim
+        self.q, self.k, self.v = (make((d, size), ("embed", "heads")) for size in (d, kv, kv))
+        self.o = make((d, d), ("heads", "embed"), initial=initial.of_outputs())
+        self.q_norm, self.k_norm = (RMSNorm(options.head_dim, rngs=rngs) if options.qk_norm else None for _ in range(2))
 
     def __call__(
         self, x_BxLxD: jax.Array, context: Context, cache: LayerCache | None, key: jax.Array | None
@@ -64,7 +87,7 @@ class Attention(nnx.Module):
         Args:
           x_BxLxD: normalised input.
           context: shared arrays.
-          cache: {"k", "v"}, each (B, H, S, K), or None.
+          cache: {"k", "v"}, each (B, G, S, K) for G heads of keys and values, or None.
           key: for dropout, or None.
 
         Returns:
@@ -79,7 +102,7 @@ class Attention(nnx.Module):
             assert context.slots_BxL is not None
             updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("k", k), ("v", v))}
             k, v = (updated[name].swapaxes(1, 2) for name in ("k", "v"))
-            out = cached_attention(q, k, v, context.reach_BxL, alibi_slopes_H=context.alibi_H)
+            out = cached_attention(q, k, v, context.reach_BxL, window=options.window, alibi_slopes_H=context.alibi_H)
         elif options.causal:
             out = self._causal(q, k, v, context, weights_dropout)
         else:
@@ -96,23 +119,33 @@ class Attention(nnx.Module):
         """Attends within the window, each device to its own rows and heads."""
         segment_ids, alibi = context.segment_ids_BxL, context.alibi_H
         heads = ("batch", None, "heads", None)
-        shape, uneven = shard_of(q.shape, heads)
-        rate = dropout.rate if dropout.key is not None else 0.0
+        (shape, uneven), (_, uneven_kv) = shard_of(q.shape, heads), shard_of(k.shape, heads)
+        rate, window = dropout.rate if dropout.key is not None else 0.0, self.options.window
         case = AttentionCase(
-            q.dtype, q.shape[-1], segment_ids is not None, alibi is not None, rate, math.prod(shape), uneven
+            q.dtype,
+            q.shape[-1],
+            segment_ids is not None,
+            alibi is not None,
+            rate,
+            math.prod(shape),
+            uneven or uneven_kv,
+            q.shape[2] // k.shape[2],
+            window,
         )
         chosen = choose_attention(self.options.implementation, case)
         if chosen in KERNELS:
             rows = None if segment_ids is None else ("batch", None)
             kernel, words = kernel_with_dropout(chosen, dropout, q.shape)
             axes = (heads, heads, heads, rows, *[MaskWords._make([("batch", "heads"), (None,)])] * len(words))
-            out: jax.Array = per_shard(kernel, axes, heads)(q, k, v, segment_ids, *words)
+            attend = partial(kernel, window=window)
+            out: jax.Array = per_shard(attend, axes, heads)(q, k, v, segment_ids, *words)
             return out
         return causal_attention(
             q,
             k,
             v,
             segment_ids_BxL=segment_ids,
+            window=window,
             alibi_slopes_H=alibi,
             dropout=dropout,
             implementation=chosen,
@@ -120,17 +153,26 @@ class Attention(nnx.Module):
 
     def _queries_and_keys(self, x_BxLxD: jax.Array, context: Context, *, cached: bool) -> tuple[jax.Array, jax.Array]:
         if context.rope is None:
-            return self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
+            return self._normalised(self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD))
         # For few positions, reordering the parameters would cost more than it saves.
         reason = "few positions at a time" if cached else "" if kernels.platform() == "tpu" else "no faster"
         halves = kernels.Candidate("halves", reason, is_kernel=False)
         if kernels.choose("rotate", halves, kernels.Candidate("pairs", is_kernel=False)) == "halves":
-            order = partial(halves_first, n_heads=self.options.n_heads)
-            q, k = (self._heads(partial(project, order=order), x_BxLxD) for project in (self.q, self.k))
+            q, k = (
+                self._heads(partial(project, order=partial(halves_first, n_heads=n)), x_BxLxD)
+                for project, n in ((self.q, self.options.n_heads), (self.k, self.options.kv_heads))
+            )
+            q, k = self._normalised(q, k, partial(halves_first, n_heads=1))
             return rotate_halves(q, context.rope), rotate_halves(k, context.rope)
-        q, k = self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD)
+        q, k = self._normalised(self._heads(self.q, x_BxLxD), self._heads(self.k, x_BxLxD))
         return rotate(q, context.rope), rotate(k, context.rope)
 
+    def _normalised(self, q: jax.Array, k: jax.Array, order: Order = same_order) -> tuple[jax.Array, jax.Array]:
+        """Applies the norms of queries and keys, if there are any, to heads whose features are ordered by `order`."""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q, order), self.k_norm(k, order)
+
     def _heads(self, project: Callable[[jax.Array], jax.Array], x_BxLxD: jax.Array) -> jax.Array:
-        heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], self.options.n_heads, -1)
+        heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], -1, self.options.head_dim)
         return constrain(heads, "batch", None, "heads", None)

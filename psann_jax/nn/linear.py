@@ -10,6 +10,13 @@ from psann_jax.nn.partition import param
 from psann_jax.ops.linear import matmul
 from psann_jax.ops.mixed_precision import add_bias
 
+Order = Callable[[jax.Array], jax.Array]
+
+
+def same_order(features: jax.Array) -> jax.Array:
+    """Returns features as they are."""
+    return features
+
 
 class Linear(nnx.Module):
     """x @ kernel (+ bias), in the dtype of x."""
@@ -43,7 +50,7 @@ class Linear(nnx.Module):
             param(rngs, initial.bias(shape[0]), shape[1:], bias_kind, axes[1:], trainable=bias_learns) if bias else None
         )
 
-    def __call__(self, x: jax.Array, order: Callable[[jax.Array], jax.Array] = lambda features: features) -> jax.Array:
+    def __call__(self, x: jax.Array, order: Order = same_order) -> jax.Array:
         """Maps x (..., in) to (..., out).
 
         Args:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from psann_jax.nn.linear import Order, same_order
 from psann_jax.nn.partition import constant, param
 
 
@@ -13,11 +14,11 @@ class RMSNorm(nnx.Module):
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.scale = param(rngs, constant(1.0), (features,), "norm", (None,))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x (..., D); the result has the dtype of x."""
+    def __call__(self, x: jax.Array, order: Order = same_order) -> jax.Array:
+        """Normalises x (..., D) whose features are ordered by `order`; the result has the dtype of x."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)
-        return (wide * inverse * self.scale[...]).astype(x.dtype)
+        return (wide * inverse * order(self.scale[...])).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -40,6 +40,8 @@ class AttentionCase(NamedTuple):
       dropout: dropout rate of the attention weights.
       shard_size: elements of the queries on one device; 0 if it is not known.
       uneven: why the mesh cannot split the arrays into equal parts; empty if it can.
+      group: heads of queries per head of keys and values.
+      window: tokens that a query sees, itself included; 0: all.
     """
 
     dtype: Any
@@ -49,6 +51,12 @@ class AttentionCase(NamedTuple):
     dropout: float = 0.0
     shard_size: int = 0
     uneven: str = ""
+    group: int = 1
+    window: int = 0
+
+    def example(self, kernel: str) -> str:
+        """Returns the name of the example of a kernel that covers grouped heads and the sliding window, if in use."""
+        return f"{kernel}_window" if self.window else f"{kernel}_grouped" if self.group > 1 else kernel
 
 
 class _Limit(NamedTuple):
@@ -68,17 +76,17 @@ def candidates(case: AttentionCase) -> tuple[Candidate, ...]:
         case "gpu":
             return *_on_gpu(case, architecture(kernels.device_kind())), xla
         case "tpu":
-            return _candidate("splash", *_splash_limits(case)), xla
+            return _candidate(case, "splash", *_splash_limits(case)), xla
     return (xla,)
 
 
-def _candidate(name: str, *limits: _Limit) -> Candidate:
+def _candidate(case: AttentionCase, name: str, *limits: _Limit) -> Candidate:
     """Returns the candidate with the first limit that applies; the last is whether this JAX has its module."""
     reason = next((limit.reason for limit in limits if limit.applies), "")
     module = _MODULES.get(name)
     if not reason and module is not None and not _exists(module):
         reason = f"needs {module}, which this version of JAX does not have"
-    return Candidate(name, reason)
+    return Candidate(name, reason, example=case.example(name))
 
 
 def _exists(module: str) -> bool:
@@ -99,10 +107,10 @@ def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
         _Limit("needs a GPU of the generation of Hopper or newer to mask packed documents", not hopper),
         offsets,
     )
-    first = _candidate("cudnn_packed", *packed) if case.has_segment_ids else _candidate("cudnn", *cudnn)
+    first = _candidate(case, "cudnn_packed", *packed) if case.has_segment_ids else _candidate(case, "cudnn", *cudnn)
     types = _types(case, jnp.bfloat16, jnp.float16, jnp.float32)
     size = _Limit(f"needs a head size of at most 256, not {case.head_dim}", case.head_dim > 256)
-    return first, _candidate("triton", generation, types, size, offsets, *_options(case, drops=True))
+    return first, _candidate(case, "triton", generation, types, size, offsets, *_options(case, drops=True))
 
 
 def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers, lengths_and_starts
-from psann_jax.ops.attention_reference import exact_attention
+from psann_jax.ops.attention_reference import EXAMPLE_OPTIONS, exact_attention
 
 # The version that is assumed where no GPU is, to compile programs for those of other machines.
 _ASSUMED_CUDNN = 91000
@@ -33,22 +33,38 @@ def documents_per_pass(length: int) -> int:
     return max(2, min(length, max(16, length // 32), 64))
 
 
-def cudnn_attention(q_BxLxHxK: Array, k_BxLxHxK: Array, v_BxLxHxK: Array, segment_ids_BxL: Array | None) -> Array:
+class _Packing(NamedTuple):
+    """Static options of a call for packed documents.
+
+    Attributes:
+      documents: of each row that a call processes.
+      window: tokens that a query sees; 0: all.
+    """
+
+    documents: int
+    window: int
+
+
+def cudnn_attention(
+    q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array, segment_ids_BxL: Array | None, *, window: int = 0
+) -> Array:
     """Computes `causal_attention` in bf16 or fp16 by cuDNN, for packed documents on Hopper and newer only.
 
     Args:
       q_BxLxHxK: queries; K is a multiple of 8.
-      k_BxLxHxK: keys.
-      v_BxLxHxK: values.
+      k_BxLxGxK: keys.
+      v_BxLxGxK: values.
       segment_ids_BxL: document of each token, see `attention_documents`; None: one document per row.
+      window: tokens that a query sees; 0: all.
     """
     L = q_BxLxHxK.shape[1]
+    window = window if window < L else 0
     # JAX refuses to differentiate windows of odd length. No query sees a token that is added after the last one.
-    q, k, v = (jnp.pad(x, ((0, 0), (0, L % 2), (0, 0), (0, 0))) for x in (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, L % 2), (0, 0), (0, 0))) for x in (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK))
     if segment_ids_BxL is None:
-        return _whole_rows(q, k, v)[:, :L]
+        return _whole_rows(window, q, k, v)[:, :L]
     numbers = jnp.pad(document_numbers(segment_ids_BxL), ((0, 0), (0, L % 2)), mode="edge")
-    return _packed(documents_per_pass(L), q, k, v, numbers)[:, :L]
+    return _packed(_Packing(documents_per_pass(L), window), q, k, v, numbers)[:, :L]
 
 
 @contextlib.contextmanager
@@ -79,26 +95,29 @@ def _without_device(fused: ModuleType) -> Iterator[None]:
 # --- whole rows -----------------------------------------------------------------------------------------
 
 
-def _causal_call(q: Array, k: Array, v: Array) -> Array:
+def _causal_call(window: int, q: Array, k: Array, v: Array) -> Array:
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
+    local = (window - 1, 0) if window else None
     with _without_device(fused):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
 
 
-@jax.custom_vjp
-def _whole_rows(q: Array, k: Array, v: Array) -> Array:
-    return _causal_call(q, k, v)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _whole_rows(window: int, q: Array, k: Array, v: Array) -> Array:
+    return _causal_call(window, q, k, v)
 
 
 # JAX's own rules are called here and not by JAX, because they check the device as well.
-_whole_rows.defvjp(lambda q, k, v: jax.vjp(_causal_call, q, k, v), lambda pull, dout: pull(dout))
+_whole_rows.defvjp(
+    lambda window, q, k, v: jax.vjp(partial(_causal_call, window), q, k, v), lambda window, pull, dout: pull(dout)
+)
 
 
 # --- packed documents -----------------------------------------------------------------------------------
 
 
-def _packed_call(layout: tuple[Array, Array], q: Array, k: Array, v: Array) -> Array:
+def _packed_call(window: int, layout: tuple[Array, Array], q: Array, k: Array, v: Array) -> Array:
     """Attends within the documents of a layout; the result is not defined for tokens of other documents."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
@@ -115,6 +134,7 @@ def _packed_call(layout: tuple[Array, Array], q: Array, k: Array, v: Array) -> A
             kv_offsets=offsets_BxM,
             scale=1 / math.sqrt(q.shape[-1]),
             mask_type=fused.MaskType.PADDING_CAUSAL,
+            sliding_window_length=window or None,
         )
     return out
 
@@ -158,29 +178,34 @@ def _other_documents(n: int, numbers_BxL: Array, run: Any, arrays: tuple[Array, 
     return lax.while_loop(lambda carry: carry[0] < ends_B[-1], step, (jnp.int32(0), found))[1]
 
 
-def _gradients(layout: tuple[Array, Array], q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
-    gradients: tuple[Array, ...] = jax.vjp(partial(_packed_call, layout), q, k, v)[1](dout)
+def _gradients(
+    window: int, layout: tuple[Array, Array], q: Array, k: Array, v: Array, dout: Array
+) -> tuple[Array, ...]:
+    gradients: tuple[Array, ...] = jax.vjp(partial(_packed_call, window, layout), q, k, v)[1](dout)
     return gradients
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _packed(n: int, q: Array, k: Array, v: Array, numbers_BxL: Array) -> Array:
-    first = _packed_call(lengths_and_starts(numbers_BxL, 0, n), q, k, v)
-    out: Array = _other_documents(n, numbers_BxL, _packed_call, (q, k, v), first)
+def _packed(packing: _Packing, q: Array, k: Array, v: Array, numbers_BxL: Array) -> Array:
+    n, window = packing
+    first = _packed_call(window, lengths_and_starts(numbers_BxL, 0, n), q, k, v)
+    out: Array = _other_documents(n, numbers_BxL, partial(_packed_call, window), (q, k, v), first)
     return out
 
 
-def _packed_forward(n: int, q: Array, k: Array, v: Array, numbers_BxL: Array) -> tuple[Array, Any]:
-    first, pull = jax.vjp(partial(_packed_call, lengths_and_starts(numbers_BxL, 0, n)), q, k, v)
-    out = _other_documents(n, numbers_BxL, _packed_call, (q, k, v), first)
+def _packed_forward(packing: _Packing, q: Array, k: Array, v: Array, numbers_BxL: Array) -> tuple[Array, Any]:
+    n, window = packing
+    first, pull = jax.vjp(partial(_packed_call, window, lengths_and_starts(numbers_BxL, 0, n)), q, k, v)
+    out = _other_documents(n, numbers_BxL, partial(_packed_call, window), (q, k, v), first)
     # `pull` reads the tokens of the first documents only, which are equal in both, so one of them need not be saved.
     pull = jax.tree.map(lambda leaf: out if leaf is first else leaf, pull)
     return out, (pull, q, k, v, numbers_BxL)
 
 
-def _packed_backward(n: int, saved: Any, dout: Array) -> tuple[Array | None, ...]:
+def _packed_backward(packing: _Packing, saved: Any, dout: Array) -> tuple[Array | None, ...]:
     pull, q, k, v, numbers_BxL = saved
-    return (*_other_documents(n, numbers_BxL, _gradients, (q, k, v, dout), pull(dout)), None)
+    gradients = partial(_gradients, packing.window)
+    return (*_other_documents(packing.documents, numbers_BxL, gradients, (q, k, v, dout), pull(dout)), None)
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
@@ -189,9 +214,9 @@ _packed.defvjp(_packed_forward, _packed_backward)
 # --- examples for the check on a device -----------------------------------------------------------------
 
 
-def _inputs(documents: bool, key: Array) -> tuple[Any, ...]:
-    shape = (2, 191, 2, 64)
-    q, k, v = jax.random.normal(key, (3, *shape), jnp.bfloat16)
+def _inputs(group: int, documents: bool, key: Array) -> tuple[Any, ...]:
+    q, k, v = jax.random.normal(key, (3, 2, 191, 2 * group, 64), jnp.bfloat16)
+    k, v = k[:, :, :2], v[:, :, :2]
     if not documents:
         return q, k, v
     # The first row has more documents than one pass; the second one document and padding.
@@ -199,13 +224,12 @@ def _inputs(documents: bool, key: Array) -> tuple[Any, ...]:
     return q, k, v, jnp.stack([many, (jnp.arange(191) < 150).astype(many.dtype)])
 
 
-@kernels.example("attention.cudnn")
-def _whole_rows_example() -> kernels.Example:
-    return kernels.Example(
-        partial(cudnn_attention, segment_ids_BxL=None), exact_attention, partial(_inputs, False), 0.03
-    )
+def _example(documents: bool, group: int, window: int) -> kernels.Example:
+    options: dict[str, Any] = {"window": window} if documents else {"window": window, "segment_ids_BxL": None}
+    kernel, reference = (partial(attend, **options) for attend in (cudnn_attention, exact_attention))
+    return kernels.Example(kernel, reference, partial(_inputs, group, documents), 0.03)
 
 
-@kernels.example("attention.cudnn_packed")
-def _packed_example() -> kernels.Example:
-    return kernels.Example(cudnn_attention, exact_attention, partial(_inputs, True), 0.03)
+for _suffix, _options in EXAMPLE_OPTIONS.items():
+    kernels.example(f"attention.cudnn{_suffix}")(partial(_example, False, *_options))
+    kernels.example(f"attention.cudnn_packed{_suffix}")(partial(_example, True, *_options))

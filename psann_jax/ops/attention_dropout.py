@@ -59,7 +59,7 @@ def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Ar
 
     Args:
       form: of the masks.
-      words: references to the row's and head's element of `MaskWords.first_BxH` and to `MaskWords.words_N`.
+      words: the row's and head's element of `MaskWords.first_BxH`, and a reference to `MaskWords.words_N`.
       T: tokens of the tile, which can touch several tiles of the masks.
       query: position of its first query, int32.
       key: position of its first key.
@@ -74,6 +74,6 @@ def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Ar
     i, j = (jnp.minimum(x // form.span, form.n - 1) for x in ((query_Tx1, key_1xT) if crossed else (query, key)))
     place = 2 * (i * form.n + j)
     in_mask_TxT = (query_Tx1 - i * form.span) * form.span + (key_1xT - j * form.span)
-    index_TxT = first[...] + in_mask_TxT.astype(jnp.uint32)
+    index_TxT = first + in_mask_TxT.astype(jnp.uint32)
     kept_TxT = keep_by_index(index_TxT, (words_N[place], words_N[place + 1]), form.rate)
     return jnp.where(kept_TxT, jnp.float32(1 / keep_probability(form.rate)), 0)

@@ -2,74 +2,112 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from psann_jax.ops import online_softmax, tiles
+from psann_jax.ops.attention_reference import Static
 from psann_jax.ops.tiles import Dropout
 
 
-def _tile_scores(
-    q_BxHxTxK: Array, k_BxHxTxK: Array, i: Array, j: Array, segment_ids_nxBxT: Array | None, slopes_H: Array | None
-) -> Array:
-    """Returns the masked scores of tile (i, j), (B, H, T, T)."""
-    T, K = q_BxHxTxK.shape[2:]
-    wide = jnp.promote_types(q_BxHxTxK.dtype, jnp.float32)
-    s = jnp.einsum("bhik,bhjk->bhij", q_BxHxTxK, k_BxHxTxK, preferred_element_type=wide) / math.sqrt(K)
-    lag_TxT, visible_BxHxTxT = tiles.visible(i, j, T, segment_ids_nxBxT)
-    if slopes_H is not None:
-        s -= slopes_H[None, :, None, None] * lag_TxT[None, None]
-    return jnp.where(visible_BxHxTxT, s, tiles.MASK_VALUE)
+class _Scores(NamedTuple):
+    """Queries, keys and options of the scores; heads of queries that share one of keys lie one after another.
+
+    Attributes:
+      q_nxBxGxMxK: queries, M = R * T for R heads of queries per head of keys.
+      k_nxBxGxTxK: keys.
+      segment_ids_nxBxT: document of each token, or None.
+      slopes_H: of ALiBi, or None.
+      window: see `Static`.
+    """
+
+    q_nxBxGxMxK: Array
+    k_nxBxGxTxK: Array
+    segment_ids_nxBxT: Array | None
+    slopes_H: Array | None
+    window: int
+
+    def tile(self, i: Array, j: Array) -> Array:
+        """Returns the masked scores of tile (i, j), (B, G, M, T)."""
+        q_BxGxMxK, k_BxGxTxK = self.q_nxBxGxMxK[i], self.k_nxBxGxTxK[j]
+        B, G, M, K = q_BxGxMxK.shape
+        T = k_BxGxTxK.shape[2]
+        wide = jnp.promote_types(q_BxGxMxK.dtype, jnp.float32)
+        s = jnp.einsum("bhik,bhjk->bhij", q_BxGxMxK, k_BxGxTxK, preferred_element_type=wide) / math.sqrt(K)
+        s = s.reshape(B, -1, T, T)
+        lag_TxT, visible_BxHxTxT = tiles.visible(i, j, T, self.segment_ids_nxBxT, self.window)
+        if self.slopes_H is not None:
+            s -= self.slopes_H[None, :, None, None] * lag_TxT[None, None]
+        return jnp.where(visible_BxHxTxT, s, tiles.MASK_VALUE).reshape(B, G, M, T)
+
+
+def _split(x_BxLxHxK: Array, n_groups: int) -> Array:
+    """Splits queries into tiles, (n, B, G, M, K)."""
+    x_nxBxHxTxK = tiles.split(x_BxLxHxK)
+    n, B, _, _, K = x_nxBxHxTxK.shape
+    return x_nxBxHxTxK.reshape(n, B, n_groups, -1, K)
+
+
+def _join(x_nxBxGxMxK: Array, shape: tuple[int, ...]) -> Array:
+    """Inverts `_split`, for queries of shape (B, L, H, K)."""
+    _, L, H, K = shape
+    n, B = x_nxBxGxMxK.shape[:2]
+    return tiles.join(x_nxBxGxMxK.reshape(n, B, H, -1, K), L)
+
+
+def _options(static: Static, dropout_key: Array | None, q_nxBxGxMxK: Array, T: int) -> online_softmax.Options:
+    n, M = q_nxBxGxMxK.shape[0], q_nxBxGxMxK.shape[3]
+    back = tiles.tiles_back(static.window, T) if static.window else n
+    dropout = Dropout(dropout_key, static.dropout_rate)
+    return online_softmax.Options(dropout, M // T, back if back < n - 1 else None)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def tiled_attention(
-    dropout_rate: float,
+    static: Static,
     q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
+    k_BxLxGxK: Array,
+    v_BxLxGxK: Array,
     segment_ids_BxL: Array | None,
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> Array:
     """Computes what `causal_attention` describes; the arguments are its own, the slopes those of ALiBi."""
-    return _tiled_forward(dropout_rate, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key)[0]
+    return _tiled_forward(static, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, slopes_H, dropout_key)[0]
 
 
 def _tiled_forward(
-    dropout_rate: float,
+    static: Static,
     q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
+    k_BxLxGxK: Array,
+    v_BxLxGxK: Array,
     segment_ids_BxL: Array | None,
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    q, k, v = tiles.split(q_BxLxHxK), tiles.split(k_BxLxHxK), tiles.split(v_BxLxHxK)
-    segment_ids_nxBxT = tiles.split_rows(segment_ids_BxL)
-
-    def scores(i: Array, j: Array) -> Array:
-        return _tile_scores(q[i], k[j], i, j, segment_ids_nxBxT, slopes_H)
-
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    out, lse = online_softmax.forward(scores, v, Dropout(dropout_key, dropout_rate), wide)
-    out_BxLxHxK = tiles.join(out, q_BxLxHxK.shape[1])
-    return out_BxLxHxK, (q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
+    q, k, v = _split(q_BxLxHxK, k_BxLxGxK.shape[2]), tiles.split(k_BxLxGxK), tiles.split(v_BxLxGxK)
+    scores = _Scores(q, k, tiles.split_rows(segment_ids_BxL), slopes_H, static.window)
+    options = _options(static, dropout_key, q, k.shape[3])
+    out, lse = online_softmax.forward(scores.tile, v, options, jnp.promote_types(q.dtype, jnp.float32))
+    out_BxLxHxK = _join(out, q_BxLxHxK.shape)
+    return out_BxLxHxK, (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
 
 
-def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
-    *inputs, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
-    q, k, v, out, dout = (tiles.split(x) for x in (*inputs, out_BxLxHxK, dout_BxLxHxK))
+def _tiled_backward(static: Static, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
+    q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
+    L, G = k_BxLxGxK.shape[1:3]
+    q, out, dout = (_split(x, G) for x in (q_BxLxHxK, out_BxLxHxK, dout_BxLxHxK))
+    k, v = tiles.split(k_BxLxGxK), tiles.split(v_BxLxGxK)
     qT = online_softmax.transposed(q)
-    segment_ids_nxBxT = tiles.split_rows(segment_ids_BxL)
+    scores = _Scores(q, k, tiles.split_rows(segment_ids_BxL), slopes_H, static.window)
     wide = lse.dtype
     dot = partial(jnp.einsum, preferred_element_type=wide)
 
     def tile(i: Array, j: Array) -> tuple[Array, None]:
-        return _tile_scores(q[i], k[j], i, j, segment_ids_nxBxT, slopes_H), None
+        return scores.tile(i, j), None
 
     def add_gradients(sums: tuple[Array, Array], i: Array, j: Array, _: None, p: Array, slope: Array) -> Any:
         dq, dkT = sums
@@ -77,13 +115,13 @@ def _tiled_backward(dropout_rate: float, saved: tuple[Any, ...], dout_BxLxHxK: A
         dq = tiles.set_tile(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
         return dq, tiles.set_tile(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
 
-    init = jnp.zeros(q.shape, wide), jnp.zeros(qT.shape, wide)
-    dropout = Dropout(dropout_key, dropout_rate)
-    (dq, dkT), dv = online_softmax.backward(tile, add_gradients, init, v, dropout, (out, lse), dout)
+    init = jnp.zeros(q.shape, wide), jnp.zeros(k.swapaxes(3, 4).shape, wide)
+    options = _options(static, dropout_key, q, k.shape[3])
+    (dq, dkT), dv = online_softmax.backward(tile, add_gradients, init, v, options, (out, lse), dout)
     scale = 1 / math.sqrt(q.shape[-1])
-    grads = (scale * dq, scale * online_softmax.transposed(dkT), dv)
-    dq, dk, dv = (tiles.join(g, x.shape[1]).astype(x.dtype) for g, x in zip(grads, inputs, strict=True))
-    return dq, dk, dv, None, None, None
+    dq_BxLxHxK = _join(scale * dq, q_BxLxHxK.shape).astype(q.dtype)
+    dk_BxLxGxK = tiles.join(scale * online_softmax.transposed(dkT), L).astype(k.dtype)
+    return dq_BxLxHxK, dk_BxLxGxK, tiles.join(dv, L).astype(v.dtype), None, None, None
 
 
 tiled_attention.defvjp(_tiled_forward, _tiled_backward)

@@ -19,8 +19,8 @@ from jax import Array, lax
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers
 from psann_jax.ops.attention_dropout import MaskForm, MaskWords, mask_factors, mask_form, mask_words
-from psann_jax.ops.attention_reference import exact_attention
-from psann_jax.ops.tiles import MASK_VALUE, NO_DROPOUT, Dropout
+from psann_jax.ops.attention_reference import EXAMPLE_OPTIONS, exact_attention
+from psann_jax.ops.tiles import MASK_VALUE, NO_DROPOUT, Dropout, tiles_back, within
 
 _LOG2_E = math.log2(math.e)
 
@@ -31,24 +31,28 @@ class _Tiling(NamedTuple):
     Attributes:
       tile: T, tokens of a tile; the padded window is a multiple of it.
       scale: factor of the scores.
+      window: tokens that a query sees; 0: all.
       interpret: runs the kernels in Python.
       masks: of dropout; None: no weights are dropped.
     """
 
     tile: int
     scale: float
+    window: int
     interpret: bool
     masks: MaskForm | None = None
 
 
 class _Rows(NamedTuple):
-    """Documents of the padded window, by token and by tile, and what determines the dropped weights.
+    """Documents of the padded rows, by token and by tile, and what determines the dropped weights.
 
     Attributes:
       numbers_BxL: document of each token.
-      first_Bxn: first tile of the documents that the first token of each tile belongs to.
-      last_Bxn: last tile of the document that the last token of each tile belongs to.
-      words: see `MaskWords`; None: no weights are dropped.
+      first_Bxn: first tile that the queries of each tile see: where the document of its first token begins, or later
+        with a sliding window.
+      last_Bxn: last tile whose queries see the keys of each tile: where the document of its last token ends, or
+        earlier.
+      words: see `MaskWords`, for heads of queries; None: no weights are dropped.
     """
 
     numbers_BxL: Array
@@ -63,13 +67,14 @@ def tile_length(head_dim: int, dtype: Any) -> int:
     return most if head_dim <= 128 else most // 2
 
 
-def triton_attention(
+def triton_attention(  # noqa: PLR0913 - keywords of one operation
     q_BxLxHxK: Array,
-    k_BxLxHxK: Array,
-    v_BxLxHxK: Array,
+    k_BxLxGxK: Array,
+    v_BxLxGxK: Array,
     segment_ids_BxL: Array | None,
     words: MaskWords | None = None,
     *,
+    window: int = 0,
     dropout_rate: float = 0.0,
     interpret: bool = False,
 ) -> Array:
@@ -77,10 +82,11 @@ def triton_attention(
 
     Args:
       q_BxLxHxK: queries.
-      k_BxLxHxK: keys.
-      v_BxLxHxK: values.
+      k_BxLxGxK: keys.
+      v_BxLxGxK: values.
       segment_ids_BxL: document of each token, see `attention_documents`; None: one document per row.
-      words: `attention_dropout.mask_words` of these rows and heads; None: no weights are dropped.
+      words: `attention_dropout.mask_words` of these rows and heads of queries; None: no weights are dropped.
+      window: tokens that a query sees; 0: all.
       dropout_rate: fraction of the weights to drop.
       interpret: runs the kernels in Python, for tests on a CPU.
     """
@@ -92,19 +98,23 @@ def triton_attention(
         return jnp.pad(x_BxLxHxK, ((0, 0), (0, -L % T), (0, 0), (0, width - K)))
 
     numbers_BxL = jnp.zeros((B, L), jnp.int32) if segment_ids_BxL is None else document_numbers(segment_ids_BxL)
-    rows = _rows(jnp.pad(numbers_BxL, ((0, 0), (0, -L % T)), constant_values=-1), T)._replace(words=words)
-    tiling = _Tiling(T, 1 / math.sqrt(K), interpret, None if words is None else mask_form(dropout_rate, L))
-    return _attend(tiling, padded(q_BxLxHxK), padded(k_BxLxHxK), padded(v_BxLxHxK), rows)[:, :L, :, :K]
+    rows = _rows(jnp.pad(numbers_BxL, ((0, 0), (0, -L % T)), constant_values=-1), T, window)._replace(words=words)
+    tiling = _Tiling(T, 1 / math.sqrt(K), window, interpret, None if words is None else mask_form(dropout_rate, L))
+    return _attend(tiling, padded(q_BxLxHxK), padded(k_BxLxGxK), padded(v_BxLxGxK), rows)[:, :L, :, :K]
 
 
-def _rows(numbers_BxL: Array, T: int) -> _Rows:
+def _rows(numbers_BxL: Array, T: int, window: int) -> _Rows:
     index = jnp.arange(numbers_BxL.shape[1], dtype=jnp.int32)
     border_BxL = numbers_BxL[:, 1:] != numbers_BxL[:, :-1]
     begins_BxL = jnp.pad(border_BxL, ((0, 0), (1, 0)), constant_values=True)
     ends_BxL = jnp.pad(border_BxL, ((0, 0), (0, 1)), constant_values=True)
     start_BxL = lax.cummax(jnp.where(begins_BxL, index, 0), axis=1)
     stop_BxL = lax.cummin(jnp.where(ends_BxL, index, index[-1]), axis=1, reverse=True)
-    return _Rows(numbers_BxL, start_BxL[:, ::T] // T, stop_BxL[:, T - 1 :: T] // T)
+    first_Bxn, last_Bxn = start_BxL[:, ::T] // T, stop_BxL[:, T - 1 :: T] // T
+    if window:
+        tile, back = index[::T] // T, tiles_back(window, T)
+        first_Bxn, last_Bxn = jnp.maximum(first_Bxn, tile - back), jnp.minimum(last_Bxn, tile + back)
+    return _Rows(numbers_BxL, first_Bxn, last_Bxn)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -121,14 +131,25 @@ def _forward(tiling: _Tiling, q: Array, k: Array, v: Array, rows: _Rows) -> tupl
 
 def _backward(tiling: _Tiling, saved: Any, dout: Array) -> tuple[Any, ...]:
     q, k, v, rows, out, lse = saved
+    (B, L, H, K), G = q.shape, k.shape[2]
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
-    like = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    dk, dv = _call(_key_kernel, tiling, (q, k, v, dout), (lse, delta), rows, (like, like))
-    (dq,) = _call(_query_kernel, tiling, (q, k, v, dout), (lse, delta), rows, (like,))
+    grouped_q, grouped_dout = (x.reshape(B, L, G, H // G, K) for x in (q, dout))
+    grouped = tuple(x.reshape(B, G, H // G, L) for x in (lse, delta))
+    like_k, like_q = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, q))
+    dk, dv = _call(_key_kernel, tiling, (grouped_q, k, v, grouped_dout), grouped, _grouped(rows, G), (like_k, like_k))
+    (dq,) = _call(_query_kernel, tiling, (q, k, v, dout), (lse, delta), rows, (like_q,))
     return dq, dk, dv, None
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _grouped(rows: _Rows, G: int) -> _Rows:
+    """Returns the rows with the words of the R heads of queries of each head of keys together, (B, G, R)."""
+    if rows.words is None:
+        return rows
+    first_BxH, words_N = rows.words
+    return rows._replace(words=MaskWords(first_BxH.reshape(first_BxH.shape[0], G, -1), words_N))
 
 
 def _call(
@@ -139,31 +160,40 @@ def _call(
     rows: _Rows,
     results: tuple[jax.ShapeDtypeStruct, ...],
 ) -> tuple[Array, ...]:
-    """Runs a kernel on the grid (tiles, H, B).
+    """Runs a kernel on the grid (tiles, heads of the results, B).
 
     Args:
-      kernel: takes the tiling and references: to a head of each array (L, K), of each statistic (L,), to the numbers
-        (L,), first and last tile of its row (scalars, of its tile), to the words if there are any (a scalar and all
-        N), and to its tile of each result.
+      kernel: takes the tiling and references: to a head of each array (L, K) or a group (L, R, K), of each statistic
+        (L,) or (R, L), to the numbers (L,), first and last tile of its row (scalars, of its tile), to the words if
+        there are any (a scalar or (R,), and all N), and to its tile of each result.
       tiling: static sizes.
-      arrays: (B, L, H, K).
-      statistics: (B, H, L).
+      arrays: (B, L, heads, K), with as many heads as the results or fewer, each of which then serves several
+        neighbours; or groups of heads, (B, L, heads, R, K).
+      statistics: (B, heads, L) or (B, heads, R, L).
       rows: of the documents.
-      results: shapes of the results, (B, L, H, K) or (B, H, L).
+      results: shapes of the results, (B, L, heads, K) or (B, heads, L).
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    B, L, H, K = arrays[0].shape
+    B, L, H, K = results[0].shape
     T = tiling.tile
-    whole = pl.BlockSpec((None, L, None, K), lambda i, h, b: (b, 0, h, 0))
-    row = pl.BlockSpec((None, None, L), lambda i, h, b: (b, h, 0))
+
+    def whole(x: Any) -> pl.BlockSpec:
+        if len(x.shape) == 5:
+            return pl.BlockSpec((None, L, None, x.shape[3], K), lambda i, h, b: (b, 0, h, 0, 0))
+        share = H // x.shape[2]
+        return pl.BlockSpec((None, L, None, K), lambda i, h, b: (b, 0, h // share, 0))
+
+    def row(x: Any) -> pl.BlockSpec:
+        shape = x.shape[2:]
+        return pl.BlockSpec((None, None, *shape), lambda i, h, b: (b, h, *(0,) * len(shape)))
+
     numbers = pl.BlockSpec((None, L), lambda i, h, b: (b, 0))
     scalar = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
-    words: list[pl.BlockSpec] = []
+    words: tuple[pl.BlockSpec, ...] = ()
     if rows.words is not None:
-        words.append(pl.BlockSpec((None, None), lambda i, h, b: (b, h)))
-        words.append(pl.BlockSpec(rows.words.words_N.shape, lambda i, h, b: (0,)))
+        words = row(rows.words.first_BxH), pl.BlockSpec(rows.words.words_N.shape, lambda i, h, b: (0,))
     part = {
         4: pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, i, h, 0)),
         3: pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, i)),
@@ -172,7 +202,7 @@ def _call(
     run = pl.pallas_call(
         partial(kernel, tiling),
         grid=(L // T, H, B),
-        in_specs=[*[whole] * len(arrays), *[row] * len(statistics), numbers, scalar, scalar, *words],
+        in_specs=[*map(whole, arrays), *map(row, statistics), numbers, scalar, scalar, *words],
         out_specs=[part[len(result.shape)] for result in results],
         out_shape=list(results),
         # Two stages load the next tile during the work on one; wide tiles have no room for that in a backward pass.
@@ -203,7 +233,7 @@ def _scores(tiling: _Tiling, q_TxK: Array, k_TxK: Array, numbers: Any, i: Any, j
     T = tiling.tile
     s_TxT = _dot(tiling, q_TxK, k_TxK, (1, 1)) * (tiling.scale * _LOG2_E)
     index = jnp.arange(T)
-    visible = (i * T + index)[:, None] >= (j * T + index)[None]
+    visible = within((i * T + index)[:, None] - (j * T + index)[None], tiling.window)
     visible &= numbers[_tile(i, T)][:, None] == numbers[_tile(j, T)][None]
     return jnp.where(visible, s_TxT, MASK_VALUE)
 
@@ -215,6 +245,11 @@ def _dropped(tiling: _Tiling, arrays_TxT: tuple[Array, ...], words: Any, i: Any,
     T = tiling.tile
     factors_TxT = mask_factors(tiling.masks, words, T, i * T, j * T)
     return tuple(x_TxT * factors_TxT for x_TxT in arrays_TxT)
+
+
+def _words_of(words: list[Any], head: Any = ...) -> tuple[Any, ...]:
+    """Returns the arguments of `mask_factors` for one head of queries of a program; none without dropout."""
+    return (words[0][head], words[1]) if words else ()
 
 
 def _tile(i: Any, T: int) -> Any:
@@ -241,7 +276,7 @@ def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None
         p_TxT = jnp.exp2(s_TxT - new_max_T[:, None])
         rescale_T = jnp.exp2(max_T - new_max_T)
         v_TxK = v[_tile(j, T), :]
-        (kept_TxT,) = _dropped(tiling, (p_TxT,), words, i, j)
+        (kept_TxT,) = _dropped(tiling, (p_TxT,), _words_of(words), i, j)
         acc_TxK = acc_TxK * rescale_T[:, None] + _dot(tiling, kept_TxT.astype(v_TxK.dtype), v_TxK, (1, 0))
         return new_max_T, sum_T * rescale_T + jnp.sum(p_TxT, axis=1), acc_TxK
 
@@ -251,14 +286,14 @@ def _forward_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, *refs: Any) -> None
     lse[...] = max_T + jnp.log2(sum_T)
 
 
-def _slopes(tiling: _Tiling, refs: tuple[Any, ...], tiles_TxK: tuple[Array, ...], i: Any, j: Any) -> Any:
+def _slopes(tiling: _Tiling, rows: tuple[Any, ...], tiles_TxK: tuple[Array, ...], i: Any, j: Any) -> Any:
     """Returns the weights of tile (i, j) and the gradient of its scores without the scale, both (T, T) float32."""
-    lse, delta, numbers, *words = refs
+    lse_T, delta_T, numbers, words = rows
     q_TxK, k_TxK, v_TxK, dout_TxK = tiles_TxK
     s_TxT = _scores(tiling, q_TxK, k_TxK, numbers, i, j)
-    p_TxT = jnp.exp2(s_TxT - lse[_tile(i, tiling.tile)][:, None])
+    p_TxT = jnp.exp2(s_TxT - lse_T[:, None])
     kept_TxT, dp_TxT = _dropped(tiling, (p_TxT, _dot(tiling, dout_TxK, v_TxK, (1, 1))), words, i, j)
-    return kept_TxT, p_TxT * (dp_TxT - delta[_tile(i, tiling.tile)][:, None])
+    return kept_TxT, p_TxT * (dp_TxT - delta_T[:, None])
 
 
 def _key_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any) -> None:
@@ -266,14 +301,18 @@ def _key_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any) 
     T, j = tiling.tile, _own_tile()
     k_TxK, v_TxK = k[_tile(j, T), :], v[_tile(j, T), :]
 
-    def step(i: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        q_TxK, dout_TxK = q[_tile(i, T), :], dout[_tile(i, T), :]
-        p_TxT, ds_TxT = _slopes(tiling, (lse, delta, numbers, *words), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
+    def step(head: Any, i: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        q_TxK, dout_TxK = q[_tile(i, T), head, :], dout[_tile(i, T), head, :]
+        rows = lse[head, _tile(i, T)], delta[head, _tile(i, T)], numbers, _words_of(words, head)
+        p_TxT, ds_TxT = _slopes(tiling, rows, (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
         dv_TxK = sums[1] + _dot(tiling, p_TxT.astype(dout_TxK.dtype), dout_TxK, (0, 0))
         return sums[0] + _dot(tiling, ds_TxT.astype(q_TxK.dtype), q_TxK, (0, 0)), dv_TxK
 
+    def add_head(head: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        return lax.fori_loop(j, last[...] + 1, partial(step, head), sums)
+
     zeros = jnp.zeros(k_TxK.shape, jnp.float32)
-    dk_TxK, dv_TxK = lax.fori_loop(j, last[...] + 1, step, (zeros, zeros))
+    dk_TxK, dv_TxK = lax.fori_loop(0, q.shape[1], add_head, (zeros, zeros))
     dk[...] = (tiling.scale * dk_TxK).astype(dk.dtype)
     dv[...] = dv_TxK.astype(dv.dtype)
 
@@ -282,10 +321,11 @@ def _query_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any
     lse, delta, numbers, first, _, *words, dq = refs
     T, i = tiling.tile, _own_tile()
     q_TxK, dout_TxK = q[_tile(i, T), :], dout[_tile(i, T), :]
+    rows = lse[_tile(i, T)], delta[_tile(i, T)], numbers, _words_of(words)
 
     def step(j: Any, dq_TxK: Array) -> Array:
         k_TxK, v_TxK = k[_tile(j, T), :], v[_tile(j, T), :]
-        _, ds_TxT = _slopes(tiling, (lse, delta, numbers, *words), (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
+        _, ds_TxT = _slopes(tiling, rows, (q_TxK, k_TxK, v_TxK, dout_TxK), i, j)
         return dq_TxK + _dot(tiling, ds_TxT.astype(k_TxK.dtype), k_TxK, (1, 0))
 
     dq_TxK = lax.fori_loop(first[...], i + 1, step, jnp.zeros(q_TxK.shape, jnp.float32))
@@ -310,17 +350,21 @@ def _cases(attend: Callable[..., Array]) -> Callable[..., Array]:
     return run
 
 
-@kernels.example("attention.triton")
-def _example() -> kernels.Example:
-    B, L, H, K = 2, 300, 2, 64  # borders of the masks of dropout are not those of the kernel's tiles
+def _example(group: int, window: int) -> kernels.Example:
+    B, L, G, K = 2, 300, 2, 64  # borders of the masks of dropout are not those of the kernel's tiles
 
     def inputs(key: Array) -> tuple[Array, ...]:
-        q, k, v = jax.random.normal(key, (3, B, L, H, K), jnp.float32)
+        q, k, v = jax.random.normal(key, (3, B, L, G * group, K), jnp.float32)
         index = jnp.arange(L)
-        return q, k, v, jnp.stack([index // 100 + 1, jnp.where(index < 250, index // 64 + 1, 0)])
+        segment_ids_BxL = jnp.stack([index // 100 + 1, jnp.where(index < 250, index // 64 + 1, 0)])
+        return q, k[:, :, :G], v[:, :, :G], segment_ids_BxL
 
     def attend(q: Array, k: Array, v: Array, segment_ids_BxL: Array, dropout: Dropout) -> Array:
-        words = None if dropout.key is None else mask_words(dropout.key, B, H, L)
-        return triton_attention(q, k, v, segment_ids_BxL, words, dropout_rate=dropout.rate)
+        words = None if dropout.key is None else mask_words(dropout.key, B, G * group, L)
+        return triton_attention(q, k, v, segment_ids_BxL, words, window=window, dropout_rate=dropout.rate)
 
-    return kernels.Example(_cases(attend), _cases(exact_attention), inputs, 1e-4)
+    return kernels.Example(_cases(attend), _cases(partial(exact_attention, window=window)), inputs, 1e-4)
+
+
+for _suffix, _options in EXAMPLE_OPTIONS.items():
+    kernels.example(f"attention.triton{_suffix}")(partial(_example, *_options))

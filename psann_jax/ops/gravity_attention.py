@@ -200,8 +200,8 @@ def _tiled(form: GravityForm, x: GravityInputs) -> Array:
 
 def _tiled_forward(form: GravityForm, x: GravityInputs) -> tuple[Array, tuple[Any, ...]]:
     split, v = _split(form, x), tiles.split(x.v_BxLxHxK)
-    dropout = Dropout(x.dropout_key, form.dropout_rate)
-    out, lse = online_softmax.forward(lambda i, j: _tile(form, x, split, i, j).s, v, dropout, x.a_BxLxHxC.dtype)
+    options = online_softmax.Options(Dropout(x.dropout_key, form.dropout_rate))
+    out, lse = online_softmax.forward(lambda i, j: _tile(form, x, split, i, j).s, v, options, x.a_BxLxHxC.dtype)
     out_BxLxHxK = tiles.join(out, x.v_BxLxHxK.shape[1])
     return out_BxLxHxK, (x, split["self_score"], out_BxLxHxK, lse)
 
@@ -242,8 +242,8 @@ def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Arr
     }
     if x.mass_BxL is not None:
         init |= {"mass_i": jnp.zeros_like(split["mass"]), "mass_j": jnp.zeros_like(split["mass"])}
-    dropout = Dropout(x.dropout_key, form.dropout_rate)
-    sums, dv = online_softmax.backward(tile, add_gradients, init, v, dropout, (out, lse), dout)
+    options = online_softmax.Options(Dropout(x.dropout_key, form.dropout_rate))
+    sums, dv = online_softmax.backward(tile, add_gradients, init, v, options, (out, lse), dout)
     Ga = sums["Ga"] + online_softmax.transposed(sums["GaT"])
     da = tiles.join(2 * (split["a"] * Ga[..., -1:] - Ga[..., :-1]), L)
     dv = tiles.join(dv, L).astype(x.v_BxLxHxK.dtype)

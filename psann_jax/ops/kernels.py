@@ -32,11 +32,13 @@ class Candidate(NamedTuple):
       reason: why it cannot be used here; empty if it can.
       is_kernel: whether it is code for special devices, which model.kernels=plain turns off and which is compared with
         the reference before its first use.
+      example: name of the `Example` that covers the options in use; empty: that of the implementation.
     """
 
     name: str
     reason: str = ""
     is_kernel: bool = True
+    example: str = ""
 
 
 def platform() -> str:
@@ -98,7 +100,7 @@ def choose(operation: str, *candidates: Candidate) -> str:
     def usable(candidate: Candidate) -> bool:
         if candidate.reason or not candidate.is_kernel:
             return not candidate.reason
-        return not plain and _is_sound(f"{operation}.{candidate.name}")
+        return not plain and _is_sound(f"{operation}.{candidate.example or candidate.name}")
 
     name = next((candidate.name for candidate in candidates if usable(candidate)), candidates[-1].name)
     found = _chosen.get()
@@ -116,7 +118,7 @@ def _is_sound(kernel: str) -> bool:
 
 
 def example(kernel: str) -> Callable[[Callable[[], Example]], Callable[[], Example]]:
-    """Decorator that registers the function which makes the `Example` of the kernel "OPERATION.NAME"."""
+    """Decorator that registers the function which makes the `Example` "OPERATION.NAME" of a kernel."""
 
     def register(make: Callable[[], Example]) -> Callable[[], Example]:
         EXAMPLES[kernel] = make

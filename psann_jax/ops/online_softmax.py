@@ -1,14 +1,15 @@
 """Causal softmax attention over tiles of scores, in memory linear in length.
 
 Every attention that can compute the masked scores of one tile and differentiate them gets its forward and backward
-pass here. B batch, H heads, n tiles of T tokens, K features per head.
+pass here. B batch, H heads of keys and values, n tiles of T tokens, K features per head. A tile has M queries per head:
+T, or a multiple if several heads of queries share one of keys and values.
 
 Source: Dao, "FlashAttention-2", 2023.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -19,47 +20,64 @@ Tile = TypeVar("Tile")
 Sums = TypeVar("Sums")
 
 
+class Options(NamedTuple):
+    """What is computed of all pairs of tiles.
+
+    Attributes:
+      dropout: dropout of the softmax weights.
+      group: M / T.
+      back: number of key tiles before its own that a query tile meets; None: all.
+    """
+
+    dropout: Dropout
+    group: int = 1
+    back: int | None = None
+
+
 def forward(
-    scores: Callable[[Array, Array], Array], v_nxBxHxTxK: Array, dropout: Dropout, dtype: Any
+    scores: Callable[[Array, Array], Array], v_nxBxHxTxK: Array, options: Options, dtype: Any
 ) -> tuple[Array, Array]:
     """Computes softmax(scores) @ v with a running maximum, sum and accumulator per query.
 
     Args:
-      scores: returns the scores of query tile i and key tile j, (B, H, T, T), with `MASK_VALUE` where masked. Each
+      scores: returns the scores of query tile i and key tile j, (B, H, M, T), with `MASK_VALUE` where masked. Each
         query must see at least one key of the tile on the diagonal.
       v_nxBxHxTxK: values.
-      dropout: dropout of the softmax weights.
+      options: see `Options`.
       dtype: type of scores, softmax and accumulator.
 
     Returns:
-      The output, (n, B, H, T, K) in the type of the values, and the logsumexp of the scores, (n, B, H, T).
+      The output, (n, B, H, M, K) in the type of the values, and the logsumexp of the scores, (n, B, H, M).
     """
     n, B, H, T, K = v_nxBxHxTxK.shape
+    dropout, group, back = options
+    M = group * T
 
     def step(carry: Any, pair: Any) -> tuple[Any, None]:
-        max_BxHxT, sum_BxHxT, acc_BxHxTxK, out, lse = carry
+        max_BxHxM, sum_BxHxM, acc_BxHxMxK, out, lse = carry
         i, j = pair
-        first = j == 0
-        s_BxHxTxT = scores(i, j)
-        previous_max_BxHxT = jnp.where(first, MASK_VALUE, max_BxHxT)
-        max_BxHxT = jnp.maximum(previous_max_BxHxT, s_BxHxTxT.max(-1))
-        p_BxHxTxT = jnp.exp(s_BxHxTxT - max_BxHxT[..., None])
-        rescale_BxHxT = jnp.where(first, 0, jnp.exp(previous_max_BxHxT - max_BxHxT))
-        sum_BxHxT = sum_BxHxT * rescale_BxHxT + p_BxHxTxT.sum(-1)
+        first = j == 0 if back is None else (j == 0) | (j == i - back)
+        s_BxHxMxT = scores(i, j)
+        previous_max_BxHxM = jnp.where(first, MASK_VALUE, max_BxHxM)
+        max_BxHxM = jnp.maximum(previous_max_BxHxM, s_BxHxMxT.max(-1))
+        p_BxHxMxT = jnp.exp(s_BxHxMxT - max_BxHxM[..., None])
+        rescale_BxHxM = jnp.where(first, 0, jnp.exp(previous_max_BxHxM - max_BxHxM))
+        sum_BxHxM = sum_BxHxM * rescale_BxHxM + p_BxHxMxT.sum(-1)
         if dropout.key is not None:
-            p_BxHxTxT *= dropout_factors(dropout.key, dropout.rate, p_BxHxTxT.shape, i, j)
-        p_BxHxTxT = p_BxHxTxT.astype(v_nxBxHxTxK.dtype)
-        pv_BxHxTxK = jnp.einsum("bhij,bhjk->bhik", p_BxHxTxT, v_nxBxHxTxK[j], preferred_element_type=dtype)
-        acc_BxHxTxK = acc_BxHxTxK * rescale_BxHxT[..., None] + pv_BxHxTxK
+            p_BxHxMxT *= dropout_factors(dropout.key, dropout.rate, p_BxHxMxT.shape, i, j)
+        p_BxHxMxT = p_BxHxMxT.astype(v_nxBxHxTxK.dtype)
+        pv_BxHxMxK = jnp.einsum("bhij,bhjk->bhik", p_BxHxMxT, v_nxBxHxTxK[j], preferred_element_type=dtype)
+        acc_BxHxMxK = acc_BxHxMxK * rescale_BxHxM[..., None] + pv_BxHxMxK
         # Each key tile overwrites the result of the one before it; the last one, on the diagonal, is final.
-        out = set_tile(out, (acc_BxHxTxK / sum_BxHxT[..., None]).astype(out.dtype), i)
-        lse = set_tile(lse, max_BxHxT + jnp.log(sum_BxHxT), i)
-        return (max_BxHxT, sum_BxHxT, acc_BxHxTxK, out, lse), None
+        out = set_tile(out, (acc_BxHxMxK / sum_BxHxM[..., None]).astype(out.dtype), i)
+        lse = set_tile(lse, max_BxHxM + jnp.log(sum_BxHxM), i)
+        return (max_BxHxM, sum_BxHxM, acc_BxHxMxK, out, lse), None
 
-    row = jnp.zeros((B, H, T), dtype)
-    init = (row, row, jnp.zeros((B, H, T, K), dtype), jnp.zeros_like(v_nxBxHxTxK), jnp.zeros((n, B, H, T), dtype))
-    (*_, out_nxBxHxTxK, lse_nxBxHxT), _ = lax.scan(step, init, tile_pairs(n))
-    return out_nxBxHxTxK, lse_nxBxHxT
+    row = jnp.zeros((B, H, M), dtype)
+    out = jnp.zeros((n, B, H, M, K), v_nxBxHxTxK.dtype)
+    init = (row, row, jnp.zeros((B, H, M, K), dtype), out, jnp.zeros((n, B, H, M), dtype))
+    (*_, out_nxBxHxMxK, lse_nxBxHxM), _ = lax.scan(step, init, tile_pairs(n, back))
+    return out_nxBxHxMxK, lse_nxBxHxM
 
 
 def backward(
@@ -67,9 +85,9 @@ def backward(
     add_gradients: Callable[[Sums, Array, Array, Tile, Array, Array], Sums],
     init: Sums,
     v_nxBxHxTxK: Array,
-    dropout: Dropout,
+    options: Options,
     saved: tuple[Array, Array],
-    dout_nxBxHxTxK: Array,
+    dout_nxBxHxMxK: Array,
 ) -> tuple[Sums, Array]:
     """Differentiates `forward`, with the scores recomputed tile by tile.
 
@@ -77,38 +95,40 @@ def backward(
       tile: returns the scores of tile (i, j), equal to those of the forward pass, and anything that `add_gradients`
         needs besides.
       add_gradients: takes (sums, i, j, tile, p, slope) and returns the sums with the gradients from tile (i, j) added.
-        p is the softmax and p * slope the gradient of the scores, both (B, H, T, T).
+        p is the softmax and p * slope the gradient of the scores, both (B, H, M, T).
       init: initial sums, a pytree.
       v_nxBxHxTxK: values.
-      dropout: as in the forward pass.
+      options: as in the forward pass.
       saved: output and logsumexp of the forward pass.
-      dout_nxBxHxTxK: gradient of the output.
+      dout_nxBxHxMxK: gradient of the output.
 
     Returns:
       The sums over all tiles, and the gradient of the values, (n, B, H, T, K) in the type of the logsumexp.
     """
-    out_nxBxHxTxK, lse_nxBxHxT = saved
-    dtype = lse_nxBxHxT.dtype
-    delta_nxBxHxT = (dout_nxBxHxTxK.astype(dtype) * out_nxBxHxTxK).sum(-1)
-    doutT_nxBxHxKxT = transposed(dout_nxBxHxTxK)
+    out_nxBxHxMxK, lse_nxBxHxM = saved
+    dropout, _, back = options
+    dtype = lse_nxBxHxM.dtype
+    delta_nxBxHxM = (dout_nxBxHxMxK.astype(dtype) * out_nxBxHxMxK).sum(-1)
+    doutT_nxBxHxKxM = transposed(dout_nxBxHxMxK)
     dot = partial(jnp.einsum, preferred_element_type=dtype)
 
     def step(carry: Any, pair: Any) -> tuple[Any, None]:
         sums, dvT = carry
         i, j = pair
-        s_BxHxTxT, rest = tile(i, j)
-        p_BxHxTxT = dropped_BxHxTxT = jnp.exp(s_BxHxTxT - lse_nxBxHxT[i][..., None])
-        dp_BxHxTxT = dot("bhik,bhjk->bhij", dout_nxBxHxTxK[i], v_nxBxHxTxK[j])
+        s_BxHxMxT, rest = tile(i, j)
+        p_BxHxMxT = dropped_BxHxMxT = jnp.exp(s_BxHxMxT - lse_nxBxHxM[i][..., None])
+        dp_BxHxMxT = dot("bhik,bhjk->bhij", dout_nxBxHxMxK[i], v_nxBxHxTxK[j])
         if dropout.key is not None:
-            factors_BxHxTxT = dropout_factors(dropout.key, dropout.rate, p_BxHxTxT.shape, i, j)
-            dropped_BxHxTxT, dp_BxHxTxT = p_BxHxTxT * factors_BxHxTxT, dp_BxHxTxT * factors_BxHxTxT
-        dropped_BxHxTxT = dropped_BxHxTxT.astype(dout_nxBxHxTxK.dtype)
-        dvT = set_tile(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT_nxBxHxKxT[i], dropped_BxHxTxT), j)
-        slope_BxHxTxT = dp_BxHxTxT - delta_nxBxHxT[i][..., None]
-        return (add_gradients(sums, i, j, rest, p_BxHxTxT, slope_BxHxTxT), dvT), None
+            factors_BxHxMxT = dropout_factors(dropout.key, dropout.rate, p_BxHxMxT.shape, i, j)
+            dropped_BxHxMxT, dp_BxHxMxT = p_BxHxMxT * factors_BxHxMxT, dp_BxHxMxT * factors_BxHxMxT
+        dropped_BxHxMxT = dropped_BxHxMxT.astype(dout_nxBxHxMxK.dtype)
+        dvT = set_tile(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT_nxBxHxKxM[i], dropped_BxHxMxT), j)
+        slope_BxHxMxT = dp_BxHxMxT - delta_nxBxHxM[i][..., None]
+        return (add_gradients(sums, i, j, rest, p_BxHxMxT, slope_BxHxMxT), dvT), None
 
-    zeros = jnp.zeros(doutT_nxBxHxKxT.shape, dtype)
-    (sums, dvT_nxBxHxKxT), _ = lax.scan(step, (init, zeros), tile_pairs(v_nxBxHxTxK.shape[0]))
+    n, B, H, T, K = v_nxBxHxTxK.shape
+    zeros = jnp.zeros((n, B, H, K, T), dtype)
+    (sums, dvT_nxBxHxKxT), _ = lax.scan(step, (init, zeros), tile_pairs(n, back))
     return sums, transposed(dvT_nxBxHxKxT)
 
 

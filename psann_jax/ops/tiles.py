@@ -1,4 +1,7 @@
-"""Square tiles on and below the diagonal of causal attention: query tile i meets key tiles 0 to i."""
+"""Square tiles on and below the diagonal of causal attention: query tile i meets key tiles 0 to i.
+
+With a sliding window, tiles before it are left out.
+"""
 
 import math
 from functools import partial
@@ -38,10 +41,16 @@ def tiling(length: int) -> tuple[int, int]:
     return n, math.ceil(length / n)
 
 
-def tile_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices (i, j) of all tiles with j <= i < n, row by row."""
+def tiles_back(window: int, T: int) -> int:
+    """Returns how many tiles of T tokens before its own the queries of a tile see with a sliding window."""
+    return math.ceil((window - 1) / T)
+
+
+def tile_pairs(n: int, back: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices (i, j) of all tiles with j <= i < n, row by row; with `back`, those with i - back <= j."""
     i, j = np.tril_indices(n)
-    return i.astype(np.int32), j.astype(np.int32)
+    seen = slice(None) if back is None else i - j <= back
+    return i[seen].astype(np.int32), j[seen].astype(np.int32)
 
 
 def split(x_BxLxHxK: Array) -> Array:
@@ -92,17 +101,22 @@ def window_dropout_factors(key: Array, rate: float, B: int, H: int, L: int) -> A
     return factors.transpose(2, 3, 0, 4, 1, 5).reshape(B, H, n * T, n * T)[:, :, :L, :L]
 
 
-def visible(i: Array, j: Array, T: int, segment_ids_nxBxT: Array | None) -> tuple[Array, Array]:
+def within(lag: Array, window: int) -> Array:
+    """Returns whether a key that lies `lag` tokens before a query is visible; window 0: whatever the lag."""
+    return (lag >= 0) & (lag < window) if window else lag >= 0
+
+
+def visible(i: Array, j: Array, T: int, segment_ids_nxBxT: Array | None, window: int = 0) -> tuple[Array, Array]:
     """Returns the lag (query index - key index) in tile (i, j), (T, T), and the visible keys, (B or 1, 1, T, T)."""
     lag_TxT = (i - j) * T + jnp.arange(T)[:, None] - jnp.arange(T)[None]
-    visible_BxHxTxT = (lag_TxT >= 0)[None, None]
+    visible_BxHxTxT = within(lag_TxT, window)[None, None]
     if segment_ids_nxBxT is not None:
         visible_BxHxTxT &= (segment_ids_nxBxT[i][:, :, None] == segment_ids_nxBxT[j][:, None, :])[:, None]
     return lag_TxT, visible_BxHxTxT
 
 
-def window_visible(L: int, segment_ids_BxL: Array | None) -> tuple[Array, Array]:
-    """Returns `visible` for a whole window, (L, L) and (B or 1, 1, L, L)."""
+def window_visible(L: int, segment_ids_BxL: Array | None, window: int = 0) -> tuple[Array, Array]:
+    """Returns `visible` for all L tokens, (L, L) and (B or 1, 1, L, L)."""
     segment_ids = None if segment_ids_BxL is None else jnp.asarray(segment_ids_BxL)[None]
     zero = jnp.zeros((), jnp.int32)
-    return visible(zero, zero, L, segment_ids)
+    return visible(zero, zero, L, segment_ids, window)

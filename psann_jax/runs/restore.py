@@ -142,7 +142,7 @@ def _restore(saved: _Saved, mesh: tuple[int, int, int], ema_params: bool) -> Loa
     network, path = saved.network, saved.checkpoints.path(saved.step)
     if ema_params and not saved.config.train.ema_decay:
         raise UserError(f"{path}: has no EMA weights, because train.ema_decay was 0")
-    check_heads(devices, saved.config.model.n_heads)
+    check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,

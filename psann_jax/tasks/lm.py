@@ -140,7 +140,7 @@ class LanguageModel:
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises ConfigError if the mesh does not divide the heads or the window."""
-        check_heads(mesh, self.config.model.n_heads)
+        check_heads(mesh, self.config.model.n_heads, getattr(self.config.model, "n_kv_heads", 0))
         if self.config.mesh.sequence:
             check_window(mesh, self.config.data.max_length)
 

@@ -54,10 +54,17 @@ def local_batch_shard(sharding: NamedSharding) -> BatchShard:
     return BatchShard(tuple(sorted(parts)), count)
 
 
-def check_heads(mesh: Mesh, n_heads: int) -> None:
-    """Raises ConfigError if tensor parallelism would split an attention head."""
+def check_heads(mesh: Mesh, n_heads: int, n_kv_heads: int = 0) -> None:
+    """Raises ConfigError if tensor parallelism would split an attention head.
+
+    Args:
+      mesh: the devices.
+      n_heads: attention heads.
+      n_kv_heads: heads of keys and values; 0: n_heads.
+    """
     parts = mesh.shape["tensor"]
-    require(n_heads % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.n_heads={n_heads}")
+    for name, n in (("n_heads", n_heads), ("n_kv_heads", n_kv_heads)):
+        require(n % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.{name}={n}")
 
 
 def check_window(mesh: Mesh, max_length: int) -> None:

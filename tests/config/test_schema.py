@@ -69,6 +69,9 @@ REFUSED = {
     "model.logit_softcap": (-1.0, "model.logit_softcap: is -1.0, must be at least 0"),
     "model.d_model": (100, "model.d_model: is 100, must be divisible by model.n_heads=8"),
     "model.n_heads": (0, "model.n_heads: is 0, must be at least 1"),
+    "model.n_kv_heads": (3, "model.n_kv_heads: is 3, must divide model.n_heads=8"),
+    "model.qk_norm": (1, "model.qk_norm: is 1, must be of type bool"),
+    "model.sliding_window": (1024, "has no effect with data.max_length=1024; leave it at 0"),
     "model.dropout": (1.0, "model.dropout: is 1.0, must be at least 0 and below 1"),
     "model.wave.kernel": (5, "has no effect without model.wave.interleave or model.wave.replace"),
     "model.spectral.k_fft": (8, "has no effect with base waveresnet, only with sgrpsann"),
@@ -101,6 +104,22 @@ def test_a_value_that_cannot_be_used_is_named(name):
         parse_with(name, value)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["n_kv_heads", "sliding_window"])
+def test_negative_sizes_of_attention_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"^model\.{name}: is -1, must be at least 0$"):
+        parse_with(f"model.{name}", -1)
+
+
+@pytest.mark.parametrize("base", ["ngt", "vanilla", "sudoku"])
+@pytest.mark.parametrize("name", ["n_kv_heads", "qk_norm", "sliding_window"])
+def test_options_of_a_decoders_attention_are_unknown_elsewhere(base, name):
+    config = default_config(base)
+    mapping = config.to_dict()
+    mapping["model"][name] = 1
+    with pytest.raises(ConfigError, match=rf"^model\.{name}: unknown key"):
+        parse(mapping)
 
 
 def test_options_of_another_activation_are_refused():
@@ -161,6 +180,15 @@ def test_every_base_resolves_what_its_config_leaves_open():
         assert None not in dataclasses.astuple(resolved)
     gelu = dataclasses.replace(Config().model, mlp_activation="gelu")
     assert gelu.resolve().mlp_activation == "gelu"
+
+
+@pytest.mark.parametrize("base", PRESETS)
+def test_only_modern_normalises_queries_and_keys_by_default(base):
+    assert DecoderConfig(base=base).resolve().qk_norm is (base == "modern")
+    for asked in (True, False):
+        config = default_config(base)
+        config.model.qk_norm = asked
+        assert parse(config).model.resolve().qk_norm is asked
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 
 from psann_jax.config.families import families
 from psann_jax.config.io import default_config, parse
-from psann_jax.models.flops import filter_taps, flops_per_token, matmul_params, training_flops
+from psann_jax.models.flops import attended_length, filter_taps, flops_per_token, matmul_params, training_flops
 from psann_jax.models.network import make_network
 from tests.support.variants import SIZES
 
@@ -72,6 +72,25 @@ def test_a_gated_mlp_has_three_matrices_and_a_tied_head_costs_as_much_as_an_unti
     gated = cost_of("modern", mlp_activation="swiglu") - cost_of("modern", mlp_activation="silu")
     assert gated == 6 * c.n_layers * c.d_model * c.d_mlp
     assert cost_of("modern", tied_embeddings=True, logit_softcap=30.0) == cost_of("modern")
+
+
+def test_a_sliding_window_counts_the_tokens_that_are_attended_to():
+    length = default_config("transformer").data.max_length
+    c = small("transformer").model
+    projections = 6 * matmul_params(make_network(small("transformer")))
+    for window in (1, 64, 1000):
+        attended = sum(min(t + 0.5, window) for t in range(length)) / length
+        # Two products (scores and values) of multiply and add, forward and twice that backward.
+        attention = 3 * 2 * 2 * c.n_layers * c.d_model * attended
+        assert cost_of("transformer", sliding_window=window) == pytest.approx(projections + attention)
+    assert attended_length(c, length) == length
+
+
+def test_fewer_heads_of_keys_and_values_have_smaller_projections_and_equal_scores():
+    c = small("transformer").model
+    saved = cost_of("transformer") - cost_of("transformer", n_kv_heads=1)
+    assert saved == 6 * c.n_layers * 2 * c.d_model * (c.n_heads - 1) * (c.d_model // c.n_heads)
+    assert cost_of("transformer", qk_norm=True) == cost_of("transformer")
 
 
 @pytest.mark.parametrize("base", ["transformer", "sudoku"])

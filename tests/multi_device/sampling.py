@@ -14,13 +14,17 @@ from psann_jax.sample.settings import Sampling
 from tests.support.variants import SIZES, variant
 
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "tensor": (1, 1, 4), "all": (2, 2, 2)}
-VOCABULARIES = {"waveresnet_dilated": 32, "sgrpsann": 31}  # no mesh divides 31
+MODELS = {
+    "waveresnet_dilated": {"vocab_size": 32},
+    "sgrpsann": {"vocab_size": 31},  # no mesh divides 31
+    "waveresnet_interleave_window": {"vocab_size": 32, "d_model": 32, "n_heads": 8, "n_kv_heads": 4},
+}
 COMPILED = []  # one entry per compilation
 
 
 def model_of(name):
     """Returns a network and random parameters."""
-    network = registry.build(variant(name, vocab_size=VOCABULARIES[name], n_layers=1))
+    network = registry.build(variant(name, **MODELS[name], n_layers=1))
     rng = np.random.default_rng(0)
     return network, jax.tree.map(lambda a: (0.3 * rng.normal(size=a.shape)).astype(np.float32), network.abstract)
 
@@ -36,7 +40,7 @@ def texts_on(sizes, name):
     before = len(COMPILED)
     tokens += [row.tokens for row in generate(sampler, prompts, Sampling(temperature=1.5, top_p=0.9), **options)]
     recompiled = len(COMPILED) - before
-    state = sampler.init_state(np.zeros(8, np.int32), np.zeros((8, VOCABULARIES[name]), bool), 24)
+    state = sampler.init_state(np.zeros(8, np.int32), np.zeros((8, MODELS[name]["vocab_size"]), bool), 24)
     return {
         "tokens": tokens,
         "recompiled": recompiled,
@@ -57,4 +61,4 @@ if __name__ == "__main__":
             COMPILED.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
         )
     )
-    print(json.dumps({mesh: {name: texts_on(sizes, name) for name in VOCABULARIES} for mesh, sizes in MESHES.items()}))
+    print(json.dumps({mesh: {name: texts_on(sizes, name) for name in MODELS} for mesh, sizes in MESHES.items()}))

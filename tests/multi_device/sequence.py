@@ -27,12 +27,12 @@ jax.config.update("jax_enable_x64", True)
 network_module.DTYPES["fp32"] = jnp.float64
 
 
-def config_of(name, sequence):
+def config_of(name, sequence, tensor):
     """Returns the config of a variant with enough layers for the activations between them to matter."""
     config = default_config("waveresnet")
     config.data.max_length = LENGTH
     config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
-    config.mesh.update(tensor=4, sequence=sequence)
+    config.mesh.update(tensor=tensor, sequence=sequence)
     model = variant(name, vocab_size=32, d_model=32, n_layers=4, dropout=0.1)
     if hasattr(model, "n_positions"):
         model = dataclasses.replace(model, n_positions=LENGTH)
@@ -50,9 +50,9 @@ def batch_of():
     return {name: rows.astype(np.int32) for name, rows in batch.items()}
 
 
-def measured(name, sequence):
-    """Returns loss and gradients, and the bytes of temporary memory on a device."""
-    config, mesh = config_of(name, sequence), make_mesh(MeshConfig(2, 1, 4), all_devices=False)
+def measured(name, sequence, sizes=(2, 1, 4)):
+    """Returns loss and gradients on a mesh, and the bytes of temporary memory on a device."""
+    config, mesh = config_of(name, sequence, sizes[-1]), make_mesh(MeshConfig(*sizes), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)
     params = param_shardings(mesh, task.network.abstract, task.network.infos)
@@ -71,11 +71,16 @@ def measured(name, sequence):
     return jax.device_get(found), compiled.memory_analysis().temp_size_in_bytes
 
 
-def compare(name):
-    """Returns the largest relative difference of loss and gradients, and the bytes without and with the split."""
-    (want, plain), (got, split) = measured(name, False), measured(name, True)
+def difference(got, want):
+    """Returns the largest relative difference of loss and gradients."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return {"difference": float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)), "bytes": [plain, split]}
+    return float(max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs))
+
+
+def compare(name):
+    """Returns the difference, and the bytes without and with the split."""
+    (want, plain), (got, split) = measured(name, False), measured(name, True)
+    return {"difference": difference(got, want), "bytes": [plain, split]}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The rotation of queries and keys on TPUs, where their features are reordered in the parameters."""
+"""Attention: its rotation on TPUs, norm of queries and keys, grouped heads, and a kernel with all options at once."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from psann_jax.nn import attention as nn_attention
 from psann_jax.nn.attention import Attention, AttentionOptions
 from psann_jax.nn.context import make_context
 from psann_jax.nn.positions import halves_first, rope_tables, rotate, rotate_halves
 from psann_jax.ops import kernels
+from psann_jax.ops.attention import KERNELS
+from psann_jax.ops.attention_triton import triton_attention
 
 B, L, D, H = 2, 7, 24, 3
 
@@ -44,9 +48,11 @@ def test_exchanging_halves_does_not_round(dtype):
     np.testing.assert_array_equal(pull(dy)[0], jnp.concatenate([b, -a], axis=-1))
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_with_reordered_parameters_equals_that_with_pairs(causal, monkeypatch):
-    layer, params = nnx.split(Attention(AttentionOptions(D, H, causal=causal, bias=True), rngs=nnx.Rngs(params=0)))
+@pytest.mark.parametrize(
+    "options", [{"bias": True}, {"bias": True, "causal": False}, {"qk_norm": True, "n_kv_heads": 1}]
+)
+def test_attention_with_reordered_parameters_equals_that_with_pairs(options, monkeypatch):
+    layer, params = nnx.split(Attention(AttentionOptions(D, H, **options), rngs=nnx.Rngs(params=0)))
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     x, dy = jax.random.normal(jax.random.key(1), (2, B, L, D))
     context = rotary_context()
@@ -62,11 +68,75 @@ def test_attention_with_reordered_parameters_equals_that_with_pairs(causal, monk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
-def test_the_cache_holds_the_features_in_the_same_order(monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "n_kv_heads": 1}])
+def test_the_cache_holds_the_features_in_the_same_order(options, monkeypatch):
     """Keys of a prefill, by halves, meet queries of a decoding step, by pairs."""
-    attention = Attention(AttentionOptions(D, H), rngs=nnx.Rngs(params=0))
+    attention = Attention(AttentionOptions(D, H, **options), rngs=nnx.Rngs(params=0))
+    if options:
+        attention.k_norm.scale[...] = jnp.linspace(0.5, 2, D // H)
     x = jax.random.normal(jax.random.key(1), (B, L, D))
     context = rotary_context()
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     keys = [attention._queries_and_keys(x, context, cached=cached)[1] for cached in (True, False)]
     np.testing.assert_allclose(*keys, atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_before_the_rotation():
+    attention = Attention(AttentionOptions(D, H, n_kv_heads=1, qk_norm=True), rngs=nnx.Rngs(params=0))
+    attention.q_norm.scale[...], attention.k_norm.scale[...] = jax.random.normal(jax.random.key(2), (2, D // H))
+    x = jax.random.normal(jax.random.key(1), (B, L, D))
+    context = rotary_context()
+    for got, linear, norm in zip(
+        attention._queries_and_keys(x, context, cached=False),
+        (attention.q, attention.k),
+        (attention.q_norm, attention.k_norm),
+        strict=True,
+    ):
+        heads = np.asarray(linear(x)).reshape(B, L, -1, D // H)
+        expected = heads / np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-6) * np.asarray(norm.scale[...])
+        np.testing.assert_allclose(got, rotate(expected, context.rope), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_size_of_the_input_with_normalised_queries_and_keys():
+    attention = Attention(AttentionOptions(D, H, qk_norm=True), rngs=nnx.Rngs(params=0))
+    x = jax.random.normal(jax.random.key(1), (B, L, D))
+    out, larger = (attention(factor * x, rotary_context(), None, None)[0] for factor in (1.0, 100.0))
+    np.testing.assert_allclose(larger, 100 * out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 3])
+def test_projections_and_cache_have_the_heads_of_keys_and_values_only(n_kv_heads):
+    attention = Attention(AttentionOptions(D, H, n_kv_heads=n_kv_heads), rngs=nnx.Rngs(params=0))
+    width = n_kv_heads * D // H
+    shapes = [getattr(attention, name).kernel[...].shape for name in "qkvo"]
+    assert shapes == [(D, D), (D, width), (D, width), (D, D)]
+    assert attention.q_norm is attention.k_norm is None
+
+
+@pytest.mark.parametrize("n_heads", [4, 6])
+def test_dropout_window_and_grouped_heads_in_a_kernel_equal_plain(n_heads, monkeypatch):
+    """Values and gradients of the layer; the masks of 150 tokens have borders within the row."""
+    options = AttentionOptions(D, n_heads, n_kv_heads=2, qk_norm=True, window=40, dropout=0.3, output_dropout=0.1)
+    layer, params = nnx.split(Attention(options, rngs=nnx.Rngs(params=0)))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    x, dy = jax.random.normal(jax.random.key(1), (2, 2, 150, D))
+    context = make_context(jnp.zeros((2, 150), jnp.int32), jnp.stack([jnp.arange(150) // 60 + 1, jnp.ones(150, int)]))
+    context = replace(context, rope=rope_tables(context.reach_BxL, D // n_heads, jnp.float32))
+    monkeypatch.setitem(KERNELS, "triton", partial(triton_attention, interpret=True))
+    cases = []
+
+    def outputs(name, dropout_key):
+        monkeypatch.setattr(nn_attention, "choose_attention", lambda _, case: cases.append(case) or name)
+
+        def run(params, x):
+            return nnx.merge(layer, params)(x, context, None, dropout_key)[0]
+
+        y, pull = jax.vjp(run, params, x)
+        return y, *pull(dy)
+
+    key = jax.random.key(5)
+    (got, want, undropped) = (outputs(*given) for given in (("triton", key), ("plain", key), ("plain", None)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+    assert np.abs(want[0] - undropped[0]).max() > 0.1
+    assert [case.dropout for case in cases] == [0.3, 0.3, 0]
+    assert {(case.group, case.window) for case in cases} == {(n_heads // 2, 40)}

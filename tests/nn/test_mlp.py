@@ -63,6 +63,13 @@ def test_with_zero_outputs_every_block_starts_as_the_identity():
     assert all(params["blocks"]["attn"][part]["kernel"].any() for part in "qkv")
 
 
+@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("base", ["modern", "transformer"])
+def test_the_base_decides_about_the_norms_of_queries_and_keys_unless_the_config_does(base, asked):
+    attention = decoder(base=base, qk_norm=asked).init(jax.random.key(0))["blocks"]["attn"]
+    assert ({"q_norm", "k_norm"} <= attention.keys()) is (base == "modern" if asked is None else asked)
+
+
 def test_other_parameters_are_drawn_alike_for_both_kinds_of_initial_weights():
     plain, zero = (decoder(base="transformer", init=init).init(jax.random.key(3)) for init in ("xavier", "zero_output"))
     for path, array in jax.tree_util.tree_leaves_with_path(plain):

@@ -41,6 +41,8 @@ def test_a_dimension_that_cannot_be_divided_is_named():
         param_shardings(abstract_mesh(1, 1, 2), network.abstract, network.infos)
     with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide model\.n_heads=3"):
         check_heads(abstract_mesh(1, 1, 2), 3)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor: is 2, which does not divide model\.n_kv_heads=1"):
+        check_heads(abstract_mesh(1, 1, 2), 4, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """ops/attention.py: the tiled implementation against the plain one, the plain one against numpy."""
 
+import re
 from functools import partial
 
 import jax
@@ -16,10 +17,11 @@ from psann_jax.ops.tiles import Dropout
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 
-def draw(B, L, H, K, seed=0, n=4):
-    """q, k, v and the gradient of the output."""
+def draw(B, L, H, K, seed=0, n=4, G=None):
+    """q, k, v and the gradient of the output; k and v of G heads."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal((B, L, H, K)) for _ in range(n)]
+    heads = (H, G or H, G or H, H)
+    return [rng.standard_normal((B, L, H, K))[:, :, :some] for some in heads[:n]]
 
 
 def documents(B, L, seed):
@@ -40,14 +42,15 @@ def value_and_gradients(q, k, v, dout, **kwargs):
     return run(q, k, v, dout)
 
 
-def by_loop(q, k, v, segment_ids, slopes):
+def by_loop(q, k, v, segment_ids, slopes, window=99):
     """Attention with a loop over queries."""
-    out = np.zeros_like(q)
+    out, group = np.zeros_like(q), q.shape[2] // k.shape[2]
     for b, i, h in np.ndindex(q.shape[:3]):
-        seen = [j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i]]
-        s = np.array([q[b, i, h] @ k[b, j, h] / q.shape[3] ** 0.5 - slopes[h] * (i - j) for j in seen])
+        seen = [j for j in range(max(0, i + 1 - window), i + 1) if segment_ids[b, j] == segment_ids[b, i]]
+        g = h // group
+        s = np.array([q[b, i, h] @ k[b, j, g] / q.shape[3] ** 0.5 - slopes[h] * (i - j) for j in seen])
         p = np.exp(s - s.max())
-        out[b, i, h] = (p / p.sum()) @ v[b, seen, h]
+        out[b, i, h] = (p / p.sum()) @ v[b, seen, g]
     return out
 
 
@@ -60,6 +63,18 @@ def test_equals_a_loop_over_queries(implementation, x64, monkeypatch):
     close(got, by_loop(q, k, v, segment_ids, slopes))
     got = causal_attention(q, k, v, implementation=implementation)
     close(got, by_loop(q, k, v, np.ones((2, 13)), np.zeros(3)))
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+@pytest.mark.parametrize(("G", "window"), [(1, 0), (2, 1), (2, 5), (4, 6), (1, 4), (2, 40)])
+def test_grouped_heads_and_sliding_windows_equal_a_loop_over_queries(G, window, implementation, x64, monkeypatch):
+    monkeypatch.setattr(tiles, "_CPU_TILE", 5)
+    q, k, v = draw(2, 13, 4, 3, n=3, G=G)
+    segment_ids, slopes = documents(2, 13, 3), np.array(alibi_slopes(4), "float64")
+    options = {"window": window, "implementation": implementation}
+    got = causal_attention(q, k, v, segment_ids_BxL=segment_ids, alibi_slopes_H=slopes, **options)
+    close(got, by_loop(q, k, v, segment_ids, slopes, window or 99))
+    close(causal_attention(q, k, v, **options), by_loop(q, k, v, np.ones((2, 13)), np.zeros(4), window or 99))
 
 
 @settings(deadline=None, max_examples=6)
@@ -85,6 +100,84 @@ def test_tiled_equals_plain(B, L, H, K, tile, packed, alibi, dropout):
         plain = value_and_gradients(*inputs, **options, implementation="plain")
         tiled = value_and_gradients(*inputs, **options, implementation="xla")
     jax.tree.map(close, tiled, plain)
+
+
+@settings(deadline=None, max_examples=6)
+@given(
+    L=st.integers(1, 40),
+    heads=st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3)]),
+    window=st.sampled_from([1, 2, 7, 8, 9, 10, 15, 16, 17, 39, 40, 41]),  # beside the borders of tiles of 8, and L
+    packed=st.booleans(),
+    alibi=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.4]),
+)
+def test_tiled_equals_plain_with_grouped_heads_and_a_sliding_window(L, heads, window, packed, alibi, dropout):
+    H, G = heads
+    options = {
+        "segment_ids_BxL": documents(2, L, L) if packed else None,
+        "alibi_slopes_H": alibi_slopes(H) if alibi else None,
+        "dropout": Dropout(jax.random.key(L) if dropout else None, dropout),
+        "window": window,
+    }
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "_CPU_TILE", 8)
+        inputs = draw(2, L, H, 3, seed=L, G=G)
+        plain = value_and_gradients(*inputs, **options, implementation="plain")
+        tiled = value_and_gradients(*inputs, **options, implementation="xla")
+    jax.tree.map(close, tiled, plain)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+def test_a_shared_head_of_keys_gets_the_gradients_of_all_that_share_it(implementation, x64):
+    q, k, v, dout = draw(1, 20, 6, 4, G=2)
+    options = {"window": 7, "implementation": implementation}
+    out, (dq, dk, dv) = value_and_gradients(q, k, v, dout, **options)
+    repeated = (np.repeat(a, 3, axis=2) for a in (k, v))
+    want, (dq_each, dk_each, dv_each) = value_and_gradients(q, *repeated, dout, **options)
+    close(out, want)
+    close(dq, dq_each)
+    close(dk, dk_each.reshape(1, 20, 2, 3, 4).sum(3))
+    close(dv, dv_each.reshape(1, 20, 2, 3, 4).sum(3))
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+@pytest.mark.parametrize("window", [1, 4, 100, 129, 250])
+def test_a_token_changes_the_outputs_of_exactly_its_window(window, implementation):
+    q, k, v = (jnp.asarray(a, "float32") for a in draw(1, 300, 2, 8, n=3, G=1))
+    attend = jax.jit(partial(causal_attention, window=window, implementation=implementation))
+    before, after = attend(q, k, v), attend(q, k.at[:, 100].add(1), v.at[:, 100].add(1))
+    changed = (np.asarray(before) != after).any(axis=(0, 2, 3))
+    np.testing.assert_array_equal(changed, (np.arange(300) >= 100) & (np.arange(300) < 100 + window))
+
+
+def test_tiles_outside_the_sliding_window_are_not_computed():
+    """The lengths of the loops over pairs of tiles, forward and backward."""
+    inputs = [jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)] * 4
+
+    def pairs(window):
+        def run(q, k, v, dout):
+            return jax.vjp(partial(causal_attention, window=window, implementation="xla"), q, k, v)[1](dout)
+
+        return [int(n) for n in re.findall(r"length=(\d+)", str(jax.make_jaxpr(run)(*inputs)))]
+
+    assert pairs(0) == pairs(1024) == [36, 36]
+    assert pairs(1) == [8, 8]
+    assert pairs(129) == [15, 15]
+    assert pairs(130) == [21, 21]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.05)])
+def test_lower_precision_with_grouped_heads_and_a_sliding_window(dtype, tolerance):
+    inputs = [jnp.asarray(a, dtype) for a in draw(2, 301, 4, 16, G=2)]
+    options = {"segment_ids_BxL": documents(2, 301, 1), "window": 130}
+    with jax.enable_x64(True):
+        wide = [np.asarray(a, "float64") for a in inputs]
+        want = value_and_gradients(*wide, **options, implementation="plain")
+    for implementation in ("plain", "xla"):
+        got = value_and_gradients(*inputs, **options, implementation=implementation)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(np.asarray(a, "float64"), b, atol=tolerance * np.abs(b).max())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.05), ("float16", 0.005)])
@@ -201,17 +294,18 @@ def test_under_checkpoint_scan_and_vmap():
 
 
 @pytest.mark.parametrize("alibi", [False, True])
-def test_cached_attention_equals_the_full_forward_pass(alibi, x64):
+@pytest.mark.parametrize(("G", "window"), [(4, 0), (1, 0), (2, 1), (2, 3), (4, 6), (1, 30)])
+def test_cached_attention_equals_the_full_forward_pass(alibi, G, window, x64):
     B, L, S = 2, 9, 14
-    q, k, v = draw(B, S, 3, 4, n=3)
-    slopes = alibi_slopes(3) if alibi else None
-    full = causal_attention(q, k, v, alibi_slopes_H=slopes, implementation="plain")
+    q, k, v = draw(B, S, 4, 4, n=3, G=G)
+    slopes = alibi_slopes(4) if alibi else None
+    full = causal_attention(q, k, v, window=window, alibi_slopes_H=slopes, implementation="plain")
     index = np.array([np.arange(L), np.arange(L) + 4])  # rows at different positions of their sequences
     queries = np.take_along_axis(q, index[:, :, None, None], axis=1)
-    got = cached_attention(queries, k, v, index, alibi_slopes_H=slopes)
+    got = cached_attention(queries, k, v, index, window=window, alibi_slopes_H=slopes)
     close(got, np.take_along_axis(np.asarray(full), index[:, :, None, None], axis=1))
     k[0, L:], v[0, L:] = 99.0, -99.0  # slots not yet written by row 0
-    close(cached_attention(queries, k, v, index, alibi_slopes_H=slopes), got)
+    close(cached_attention(queries, k, v, index, window=window, alibi_slopes_H=slopes), got)
 
 
 def test_alibi_slopes():

@@ -115,7 +115,9 @@ def test_other_nvidia_gpus_and_float32_run_triton(on):
 def test_gpus_drop_weights_in_triton(on, kind, dtype):
     on("gpu", kind)
     dropped = CASE._replace(dtype=dtype, dropout=0.1)
-    for case in (dropped, dropped._replace(has_segment_ids=True)):
+    packed = dropped._replace(has_segment_ids=True)
+    options = {"group": 4}, {"window": 7}, {"group": 4, "window": 7}
+    for case in (dropped, packed, *(packed._replace(**option) for option in options)):
         assert choose_attention("auto", case) == choose_attention("triton", case) == "triton"
     assert choose_attention("auto", dropped._replace(has_alibi=True)) == "xla"
 
@@ -149,5 +151,15 @@ def test_the_config_offers_what_can_be_chosen(config):
     assert set(get_args(get_type_hints(config)["attention"])) == set(attention_choice.IMPLEMENTATIONS)
 
 
-def test_each_kernel_has_an_example():
-    assert {f"attention.{name}" for name in KERNELS} <= set(kernels.EXAMPLES)
+def test_each_kernel_has_examples_of_all_options():
+    for case in (CASE, CASE._replace(group=4), CASE._replace(window=7), CASE._replace(group=2, window=1)):
+        assert {f"attention.{case.example(name)}" for name in KERNELS} <= set(kernels.EXAMPLES)
+
+
+def test_a_kernel_that_fails_with_an_option_is_used_without_it(on, monkeypatch):
+    on("gpu", H100)
+    monkeypatch.setattr(kernels, "_is_sound", lambda example: not example.endswith("_window"))
+    grouped = CASE._replace(group=4, has_segment_ids=True)
+    assert choose_attention("auto", grouped) == "cudnn_packed"
+    assert choose_attention("auto", grouped._replace(window=64)) == "xla"
+    assert "failed its check" in describe_attention("auto", grouped._replace(window=64))

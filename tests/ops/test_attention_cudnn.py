@@ -1,6 +1,7 @@
 """ops/attention_cudnn.py: what cuDNN is given, with an interpreter in its place."""
 
 import inspect
+import re
 from functools import partial
 
 import jax
@@ -34,6 +35,23 @@ def test_equals_plain_for_any_number_of_documents(B, L, n, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_cudnn, "documents_per_pass", lambda length: n)
         compare(documents(B, L, seed), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("L", "G", "window"), [(20, 1, 0), (21, 2, 1), (20, 4, 5), (33, 2, 6), (33, 1, 32), (33, 2, 33), (8, 1, 99)]
+)
+def test_grouped_heads_and_sliding_windows(L, G, window, monkeypatch):
+    monkeypatch.setattr(attention_cudnn, "documents_per_pass", lambda length: 3)
+    inputs = draw(2, L, 4, 8, G=G)
+    compare_with_plain(cudnn_attention, inputs, documents(2, L, 3), "float32", 2e-6, window)
+
+
+@pytest.mark.parametrize(("G", "window"), [(1, 0), (2, 1), (2, 7), (4, 20)])
+def test_grouped_heads_and_sliding_windows_of_whole_rows(G, window, monkeypatch):
+    """With JAX's own implementation in place of its call of cuDNN."""
+    original = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: original(*a, **k))
+    compare_with_plain(cudnn_attention, draw(2, 20, 4, 8, G=G), None, "float32", 2e-6, window)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.03), ("float16", 0.005)])
@@ -87,16 +105,18 @@ def test_documents_per_pass():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("L", [1, 63, 64])
-def test_a_program_can_be_traced_where_no_gpu_is(packed, L, monkeypatch):
+@pytest.mark.parametrize(("L", "G", "window"), [(1, 2, 0), (63, 2, 0), (64, 2, 0), (63, 1, 0), (63, 1, 9)])
+def test_a_program_can_be_traced_where_no_gpu_is(packed, L, G, window, monkeypatch):
     monkeypatch.undo()
-    x = jax.ShapeDtypeStruct((2, L, 2, 64), jnp.bfloat16)
+    x, kv = (jax.ShapeDtypeStruct((2, L, n, 64), jnp.bfloat16) for n in (2, G))
     segment_ids = jnp.ones((2, L), jnp.int32) if packed else None
 
     def run(q, k, v, dout):
-        return jax.vjp(lambda q, k, v: cudnn_attention(q, k, v, segment_ids), q, k, v)[1](dout)
+        return jax.vjp(lambda q, k, v: cudnn_attention(q, k, v, segment_ids, window=window), q, k, v)[1](dout)
 
-    text = jax.jit(run).trace(x, x, x, x).lower(lowering_platforms=("cuda",)).as_text()
+    text = jax.jit(run).trace(x, kv, kv, x).lower(lowering_platforms=("cuda",)).as_text()
+    lengths = re.findall(r"sliding_window_length\\22: (\d+)", text)
+    assert set(map(int, lengths)) == {window}
     assert text.count("__cudnn$fmhaSoftmaxBackward") >= 1
     assert ("PADDING_CAUSAL" in text) == packed
     with pytest.raises((RuntimeError, NotImplementedError)):  # the checks of JAX are back
@@ -125,18 +145,20 @@ def test_signature_of_the_private_function(monkeypatch):
     monkeypatch.undo()
     parameters = inspect.signature(fused.dot_product_attention).parameters
     assert list(parameters)[:3] == ["query", "key", "value"]
-    assert {"q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets", "scale", "mask_type"} <= set(parameters)
+    used = {"q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets", "scale", "mask_type", "sliding_window_length"}
+    assert used <= set(parameters)
     assert fused.MaskType.PADDING_CAUSAL.value == 3
     assert fused.has_padding(fused.MaskType.PADDING_CAUSAL)
     for name in ("check_cudnn_version", "check_compute_capability", "is_cuda_compute_capability_equal"):
         assert callable(getattr(fused, name))
 
 
+@pytest.mark.parametrize("options", ["", "_window"])
 @pytest.mark.parametrize("name", ["attention.cudnn", "attention.cudnn_packed"])
-def test_examples(name, monkeypatch):
+def test_examples(name, options, monkeypatch):
     original = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: original(*a, **k))
-    example = kernels.EXAMPLES[name]()
+    example = kernels.EXAMPLES[name + options]()
     check_example(example, example.kernel)
 
 

@@ -31,23 +31,28 @@ CUDNN = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
         (("cpu", "cpu"), "cpu", "float32", True, "xla", []),
     ],
 )
-def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls):
-    check(platforms, kind, dtype, packed, (name, calls), NO_DROPOUT)
+@pytest.mark.parametrize(("G", "window"), [(2, 0), (1, 9)])
+def test_kernels_in_the_program(platforms, kind, dtype, packed, name, calls, G, window):
+    options = AttentionOptions(128, 2, n_kv_heads=G, window=window)
+    check(platforms, kind, dtype, packed, (name, calls), options)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_dropout_runs_in_the_kernel_on_gpus(dtype):
-    dropout = Dropout(jax.random.key(0), 0.1)
-    check(GPU, "NVIDIA H100 80GB HBM3", dtype, True, ("triton", ["__gpu$xla.gpu.triton"]), dropout)
+@pytest.mark.parametrize(("G", "window"), [(2, 0), (1, 9)])
+def test_dropout_runs_in_the_kernel_on_gpus(dtype, G, window):
+    options = AttentionOptions(128, 2, n_kv_heads=G, window=window, dropout=0.1)
+    check(GPU, "NVIDIA H100 80GB HBM3", dtype, True, ("triton", ["__gpu$xla.gpu.triton"]), options)
 
 
-def check(platforms, kind, dtype, packed, expected, dropout):
+def check(platforms, kind, dtype, packed, expected, options):
     """Lowers a layer and its gradients for a device; checks the implementation and the calls of its kernels."""
     name, calls = expected
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platforms[0])
     mesh = AbstractMesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
-    x, segment_ids = jax.ShapeDtypeStruct((2, 299, 2, 64), dtype), jax.ShapeDtypeStruct((2, 299), jnp.int32)
-    layer = SimpleNamespace(options=AttentionOptions(128, 2))
+    x, kv = (jax.ShapeDtypeStruct((2, 299, n, 64), dtype) for n in (2, options.kv_heads))
+    segment_ids = jax.ShapeDtypeStruct((2, 299), jnp.int32)
+    layer = SimpleNamespace(options=options)
+    dropout = Dropout(jax.random.key(0), options.dropout) if options.dropout else NO_DROPOUT
 
     def run(q, k, v, segment_ids, dout):
         context = SimpleNamespace(segment_ids_BxL=segment_ids if packed else None, alibi_H=None)
@@ -55,6 +60,6 @@ def check(platforms, kind, dtype, packed, expected, dropout):
         return out, *vjp(dout)
 
     with jax.sharding.use_abstract_mesh(mesh), kernels.recorded() as found:
-        lowered = jax.jit(run).trace(x, x, x, segment_ids, x).lower(lowering_platforms=(platforms[1],))
+        lowered = jax.jit(run).trace(x, kv, kv, segment_ids, x).lower(lowering_platforms=(platforms[1],))
     assert found == {"attention": {name}}
     assert sorted(set(re.findall(r"@(__cudnn[\w$]+|__gpu[\w$.]+|tpu_custom_call)", lowered.as_text()))) == calls

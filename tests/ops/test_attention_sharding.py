@@ -35,7 +35,6 @@ B, L, H, K = 8, 40, 4, 8
 q, k, v, dout = jax.random.normal(jax.random.key(0), (4, B, L, H, K))
 segment_ids = jnp.cumsum(jax.random.bernoulli(jax.random.key(1), 0.1, (B, L)), 1).astype(jnp.int32)
 batch, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor", None)
-layer = SimpleNamespace(options=AttentionOptions(H * K, H))
 
 
 def value_and_gradients(attend):
@@ -45,23 +44,23 @@ def value_and_gradients(attend):
     return run
 
 
-def of_the_layer(dropout, q, k, v, segment_ids):
+def of_the_layer(options, dropout, q, k, v, segment_ids):
     context = SimpleNamespace(segment_ids_BxL=segment_ids, alibi_H=None)
-    return Attention._causal(layer, q, k, v, context, dropout)
-
-
-def plain(dropout, q, k, v, segment_ids):
-    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, dropout=dropout, implementation="plain")
+    return Attention._causal(SimpleNamespace(options=options), q, k, v, context, dropout)
 
 
 specs = (heads, heads, heads, batch, heads)
-args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((q, k, v, segment_ids, dout), specs)]
-dropped = Dropout(jax.random.key(2), 0.3)
-for name, dropout in (*((name, NO_DROPOUT) for name in ("cudnn_packed", "triton", "splash")), ("triton", dropped)):
+names, dropped = ("cudnn_packed", "triton", "splash"), Dropout(jax.random.key(2), 0.3)
+cases = [(name, H, 0, NO_DROPOUT) for name in names] + [(name, 2, 7, NO_DROPOUT) for name in (*names, "xla")]
+for name, G, window, dropout in [*cases, ("triton", H, 0, dropped), ("triton", 2, 7, dropped)]:
+    arrays = q, k[:, :, :G], v[:, :, :G], segment_ids, dout
+    plain = partial(causal_attention, window=window, dropout=dropout, implementation="plain")
+    want = jax.jit(value_and_gradients(lambda q, k, v, s: plain(q, k, v, segment_ids_BxL=s)))(*arrays)
+    args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
     attention.choose_attention = lambda implementation, case: name
-    want = jax.jit(value_and_gradients(partial(plain, dropout)))(q, k, v, segment_ids, dout)
+    layer = partial(of_the_layer, AttentionOptions(H * K, H, n_kv_heads=G, window=window), dropout)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(value_and_gradients(partial(of_the_layer, dropout))).lower(*args).compile()
+        compiled = jax.jit(value_and_gradients(layer)).lower(*args).compile()
     for a, b in zip(compiled(*args), want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
         assert a.sharding.is_equivalent_to(NamedSharding(mesh, heads), 4)

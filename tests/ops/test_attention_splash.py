@@ -27,6 +27,17 @@ def test_equals_plain(L, K, dtype, tolerance, fused, monkeypatch):
     compare_with_plain(interpreted, draw(2, L, 1, K, seed=L), segment_ids, dtype, tolerance)
 
 
+@pytest.mark.parametrize(
+    ("L", "G", "window", "fused"),
+    [(131, 1, 0, True), (256, 2, 127, False), (300, 2, 128, True), (300, 4, 129, True), (9, 2, 50, True)],
+)
+def test_grouped_heads_and_sliding_windows(L, G, window, fused, monkeypatch):
+    monkeypatch.setattr(attention_splash, "_LARGEST_BLOCK", 128)
+    monkeypatch.setattr(attention_splash, "_FUSED_BLOCKS", 9 if fused else 0)
+    segment_ids = at_borders(L, 128) if window != 128 else None
+    compare_with_plain(interpreted, draw(2, L, 4, 8, seed=L, G=G), segment_ids, "float32", 2e-6, window)
+
+
 def test_no_document_reads_another():
     """Each document has the values that it has alone, although those of the others are huge."""
     q, k, v, _ = (jnp.asarray(a, "float32") for a in draw(1, 140, 1, 16))
@@ -52,5 +63,6 @@ def test_blocks_are_multiples_of_128():
     ]
 
 
-def test_example():
-    check_example(kernels.EXAMPLES["attention.splash"](), interpreted)
+@pytest.mark.parametrize(("name", "window"), [("splash", 0), ("splash_window", 50)])
+def test_examples(name, window):
+    check_example(kernels.EXAMPLES[f"attention.{name}"](), partial(interpreted, window=window))

@@ -44,10 +44,10 @@ def test_borders_on_and_beside_those_of_tiles(dtype, tolerance, monkeypatch):
 def dropping(dropout):
     """The kernel, with these weights dropped."""
 
-    def attend(q, k, v, segment_ids):
+    def attend(q, k, v, segment_ids, window):
         B, L, H, _ = q.shape
         words = mask_words(dropout.key, B, H, L)
-        return interpreted(q, k, v, segment_ids, words, dropout_rate=dropout.rate)
+        return interpreted(q, k, v, segment_ids, words, window=window, dropout_rate=dropout.rate)
 
     return attend
 
@@ -66,7 +66,7 @@ def test_dropout_equals_plain(B, L, K, tile, rate, packed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_triton, "tile_length", lambda *_: tile)
         segment_ids = documents(B, L, L) if packed else None
-        compare_with_plain(dropping(dropout), draw(B, L, 2, K, seed=L), segment_ids, "float32", 3e-6, dropout)
+        compare_with_plain(dropping(dropout), draw(B, L, 2, K, seed=L), segment_ids, "float32", 3e-6, dropout=dropout)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.9])
@@ -75,7 +75,45 @@ def test_dropout_equals_plain(B, L, K, tile, rate, packed):
 def test_dropout_with_documents_and_padding(L, dtype, tolerance, rate, monkeypatch):
     monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 32)
     dropout = Dropout(jax.random.key(1), rate)
-    compare_with_plain(dropping(dropout), draw(2, L, 2, 16), at_borders(L, 32), dtype, tolerance, dropout)
+    compare_with_plain(dropping(dropout), draw(2, L, 2, 16), at_borders(L, 32), dtype, tolerance, dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    ("L", "G", "window", "dtype", "tolerance"),
+    [
+        (49, 1, 0, "float32", 2e-6),
+        (50, 2, 1, "float32", 2e-6),
+        (49, 2, 15, "bfloat16", 0.02),
+        (50, 4, 16, "float32", 2e-6),
+        (33, 1, 17, "float16", 0.003),
+        (50, 2, 18, "float32", 2e-6),
+        (33, 2, 99, "float32", 2e-6),
+    ],
+)
+def test_grouped_heads_and_sliding_windows(L, G, window, dtype, tolerance, monkeypatch):
+    """Windows on and beside the borders of tiles, and longer than the row."""
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 16)
+    segment_ids = None if L == 49 else at_borders(L, 16)
+    compare_with_plain(interpreted, draw(2, L, 4, 16, G=G), segment_ids, dtype, tolerance, window)
+
+
+@pytest.mark.parametrize(
+    ("L", "G", "window", "rate", "dtype", "tolerance"),
+    [
+        (131, 1, 40, 0.5, "float32", 3e-6),
+        (131, 2, 33, 0.1, "bfloat16", 0.02),
+        (150, 2, 0, 0.9, "float32", 3e-6),
+        (150, 4, 65, 0.5, "float32", 3e-6),
+        (256, 2, 129, 0.5, "float32", 3e-6),
+        (50, 1, 1, 0.5, "float32", 3e-6),
+    ],
+)
+def test_dropout_with_grouped_heads_and_sliding_windows(L, G, window, rate, dtype, tolerance, monkeypatch):
+    """Each head of queries of a group has its own mask."""
+    monkeypatch.setattr(attention_triton, "tile_length", lambda *_: 32)
+    dropout, segment_ids = Dropout(jax.random.key(L), rate), None if L == 150 else at_borders(L, 32)
+    inputs = draw(2, L, 4, 16, seed=G, G=G)
+    compare_with_plain(dropping(dropout), inputs, segment_ids, dtype, tolerance, window, dropout)
 
 
 def test_no_document_reads_another(monkeypatch):
@@ -93,9 +131,17 @@ def test_no_document_reads_another(monkeypatch):
 
 def test_only_tiles_of_own_documents_are_read():
     numbers = jnp.array([[0] * 5 + [1] * 3 + [2] * 4 + [-1] * 4])
-    rows = attention_triton._rows(numbers, 4)
+    rows = attention_triton._rows(numbers, 4, 0)
     assert rows.first_Bxn.tolist() == [[0, 0, 2, 3]]  # tile 1 begins in document 0
     assert rows.last_Bxn.tolist() == [[1, 1, 2, 3]]  # tile 0 ends in document 0
+
+
+def test_only_tiles_of_the_sliding_window_are_read():
+    numbers = jnp.zeros((1, 20), jnp.int32)
+    for window, back in ((1, 0), (2, 1), (5, 1), (6, 2), (99, 4)):
+        rows = attention_triton._rows(numbers, 4, window)
+        assert rows.first_Bxn.tolist() == [[max(0, i - back) for i in range(5)]]
+        assert rows.last_Bxn.tolist() == [[min(4, i + back) for i in range(5)]]
 
 
 def test_tile_length():
@@ -109,8 +155,9 @@ def test_float32_does_not_use_tf32_alone():
     assert text.count("dot_general[") == text.count("precision=TF32_TF32_F32_X3") > 0
 
 
-def test_example(monkeypatch):
+@pytest.mark.parametrize("name", ["triton", "triton_grouped", "triton_window"])
+def test_examples(name, monkeypatch):
     """In bf16 and float32, whose tolerances differ, and with dropout."""
     monkeypatch.setattr(attention_triton, "triton_attention", interpreted)
-    example = kernels.EXAMPLES["attention.triton"]()
+    example = kernels.EXAMPLES[f"attention.{name}"]()
     check_example(example, example.kernel)

@@ -10,9 +10,10 @@ from psann_jax.ops.attention import causal_attention
 from psann_jax.ops.tiles import NO_DROPOUT
 
 
-def plain(q, k, v, segment_ids, dropout=NO_DROPOUT):
+def plain(q, k, v, segment_ids, window=0, dropout=NO_DROPOUT):
     """The reference, with the arguments of a kernel."""
-    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, dropout=dropout, implementation="plain")
+    options = {"window": window, "dropout": dropout, "implementation": "plain"}
+    return causal_attention(q, k, v, segment_ids_BxL=segment_ids, **options)
 
 
 def value_and_gradients(attend, segment_ids, q, k, v, dout):
@@ -26,7 +27,7 @@ def value_and_gradients(attend, segment_ids, q, k, v, dout):
     return run(q, k, v, dout)
 
 
-def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance, dropout=NO_DROPOUT):
+def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance, window=0, dropout=NO_DROPOUT):
     """Compares values and gradients with those that float32 gives for the same inputs.
 
     Args:
@@ -35,11 +36,12 @@ def compare_with_plain(attend, inputs, segment_ids, dtype, tolerance, dropout=NO
       segment_ids: (B, L), or None.
       dtype: of the kernel's arrays.
       tolerance: of the largest difference, as a fraction of the largest absolute value, or of 1.
+      window: tokens that a query sees; 0: all.
       dropout: of the reference's weights; the kernel has its own.
     """
     inputs = [jnp.asarray(a, dtype) for a in inputs]
-    got = value_and_gradients(attend, segment_ids, *inputs)
-    reference = partial(plain, dropout=dropout)
+    got = value_and_gradients(partial(attend, window=window), segment_ids, *inputs)
+    reference = partial(plain, window=window, dropout=dropout)
     want = value_and_gradients(reference, segment_ids, *(a.astype("float32") for a in inputs))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == dtype

@@ -1,12 +1,18 @@
 """A plain interpreter of JAX's wrapper of cuDNN for packed documents."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax._src.cudnn.fused_attention_stablehlo import MaskType
 
 
-def interpreter(query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type):
+def interpreter(
+    query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask_type, sliding_window_length
+):
     """Attends causally within the documents of a layout; NaN for tokens of none, as cuDNN leaves them undefined.
+
+    A query sees the last `sliding_window_length` tokens up to its own, or all (None), as JAX's function says.
 
     All results are NaN if the layout is not one that cuDNN understands.
     """
@@ -17,12 +23,13 @@ def interpreter(query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets
     B, M = q_seqlen.shape
     assert q_offsets.shape == (B, M + 1)
     assert q_seqlen.dtype == q_offsets.dtype == jnp.int32
-    return _attend(query, key, value, q_seqlen, q_offsets, scale)
+    assert sliding_window_length is None or 0 < sliding_window_length < query.shape[1]
+    return _attend(sliding_window_length or query.shape[1], query, key, value, q_seqlen, q_offsets, scale)
 
 
-@jax.custom_vjp
-def _attend(q, k, v, lengths, offsets, scale):
-    return _masked(q, k, v, lengths, offsets, scale)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(window, q, k, v, lengths, offsets, scale):
+    return _masked(window, q, k, v, lengths, offsets, scale)
 
 
 def _documents(q, lengths, offsets):
@@ -37,28 +44,29 @@ def _documents(q, lengths, offsets):
     return jnp.where(valid, found, -2)
 
 
-def _masked(q, k, v, lengths, offsets, scale):
+def _masked(window, q, k, v, lengths, offsets, scale):
     document = _documents(q, lengths, offsets)
-    L = q.shape[1]
-    seen = (document[:, :, None] == document[:, None]) & (jnp.arange(L)[:, None] >= jnp.arange(L))[None]
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    lag = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    seen = (document[:, :, None] == document[:, None]) & ((lag >= 0) & (lag < window))[None]
     scores = scale * jnp.einsum("blhk,bshk->bhls", q, k, preferred_element_type=jnp.float32)
     p = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf)).astype(q.dtype)
     out = jnp.einsum("bhls,bshk->blhk", p, v)
     return jnp.where((document >= 0)[:, :, None, None], out, jnp.nan)
 
 
-def _forward(q, k, v, lengths, offsets, scale):
-    out = _masked(q, k, v, lengths, offsets, scale)
+def _forward(window, q, k, v, lengths, offsets, scale):
+    out = _masked(window, q, k, v, lengths, offsets, scale)
     return out, (q, k, v, lengths, offsets, scale, out)
 
 
-def _backward(saved, dout):
+def _backward(window, saved, dout):
     q, k, v, lengths, offsets, scale, out = saved
     known = (_documents(q, lengths, offsets) >= 0)[:, :, None, None]
-    attend = lambda q, k, v: jnp.where(known, _masked(q, k, v, lengths, offsets, scale), 0)  # noqa: E731
+    attend = lambda q, k, v: jnp.where(known, _masked(window, q, k, v, lengths, offsets, scale), 0)  # noqa: E731
     gradients = jax.vjp(attend, q, k, v)[1](jnp.where(known, dout, 0))
     # Reads the saved output, as cuDNN does, so that a wrong one shows.
-    same = jnp.where(known, out == _masked(q, k, v, lengths, offsets, scale), True).all()
+    same = jnp.where(known, out == _masked(window, q, k, v, lengths, offsets, scale), True).all()
     return (*(jnp.where(known & same, g, jnp.nan) for g in gradients), None, None, None)
 
 

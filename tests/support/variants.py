@@ -27,6 +27,13 @@ VARIANTS = {
         "norm": "rmsnorm",
         "residual_alpha": True,
     },
+    "transformer_grouped_qk_norm": {"base": "transformer", "n_kv_heads": 2, "qk_norm": True},
+    "transformer_one_kv_head_window_alibi": {
+        "base": "transformer",
+        "n_kv_heads": 1,
+        "sliding_window": 5,
+        "positional_encoding": "alibi",
+    },
     "respsann": {"base": "respsann"},
     "respsann_alibi": {"base": "respsann", "positional_encoding": "alibi"},
     "respsann_sinusoidal": {"base": "respsann", "positional_encoding": "sinusoidal"},
@@ -44,6 +51,13 @@ VARIANTS = {
     "waveresnet": {"base": "waveresnet"},
     "waveresnet_interleave": {"base": "waveresnet", "wave": WaveConfig(interleave=True)},
     "waveresnet_dilated": {"base": "waveresnet", "wave": WaveConfig(interleave=True, kernel=4, dilation_growth=2)},
+    "waveresnet_interleave_window": {
+        "base": "waveresnet",
+        "n_kv_heads": 2,
+        "qk_norm": True,
+        "sliding_window": 9,
+        "wave": WaveConfig(interleave=True),
+    },
     "waveresnet_replace": {"base": "waveresnet", "wave": WaveConfig(replace=True, kernel=2, dilation_growth=3)},
     "waveresnet_interleave_snake_no_bias": {
         "base": "waveresnet",
