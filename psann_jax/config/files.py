@@ -15,16 +15,18 @@ from psann_jax.config.checks import ConfigError, require
 from psann_jax.config.io import flatten, parse
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
+from psann_jax.config.yaml_files import is_yaml, load_yaml
 from psann_jax.utils.errors import UserError, one_line
 
 
 def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
-    """Runs ``get_config`` of a Python file.
+    """Runs ``get_config`` of a Python file, or reads a YAML file.
 
-    A file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import w3_25m``.
+    A Python file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import
+    w3_25m``. Settings of a YAML file that have no counterpart here are reported on standard error.
 
     Args:
-      path_and_argument: "FILE" or "FILE:ARGUMENT"; the argument is passed to ``get_config``.
+      path_and_argument: "FILE" or, for Python, "FILE:ARGUMENT"; the argument is passed to ``get_config``.
 
     Raises:
       UserError: no such file, or it fails.
@@ -32,6 +34,13 @@ def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
     path, _, argument = path_and_argument.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such config file")
+    if is_yaml(path):
+        if argument:
+            raise UserError(f"{path}: is a YAML file, which takes no argument; omit :{argument}")
+        config, notes = load_yaml(path)
+        for note in notes:
+            print(f"note: {path}{note}", file=sys.stderr)
+        return config
     _make_neighbours_importable(Path(path))
     try:
         get_config = runpy.run_path(path).get("get_config")
