@@ -219,8 +219,7 @@ def _with_settings(path: str, base: str, settings: Mapping[str, tuple[str, Any, 
         try:
             typed = read_setting(base, name, _as_written(value, setting_type(base, name)))
         except ConfigError as error:
-            why = str(error).removeprefix(name).removeprefix(": ")
-            raise UserError(f"{path}:{line}: {key}: {why}") from error
+            raise UserError(f"{path}:{line}: {key}{str(error).removeprefix(name)}") from error
         *sections, leaf = name.split(".")
         section = config
         for each in sections:
