@@ -15,7 +15,7 @@ from psann_jax.config.checks import ConfigError, require
 from psann_jax.config.io import flatten, parse
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
-from psann_jax.config.yaml_files import is_yaml, load_yaml
+from psann_jax.config.yaml_files import is_yaml, load_yaml, place
 from psann_jax.utils.errors import UserError, one_line
 
 
@@ -84,6 +84,20 @@ def load_experiment(
     settings = load_config_file(path_and_argument)
     if "contenders" in settings:
         raise UserError(f"--{flag}: {path_and_argument} is a sweep; run it with psann-jax sweep, or name an experiment")
+    try:
+        return _overridden(settings, overrides, flag)
+    except ConfigError as error:
+        name = str(error).partition(":")[0]
+        overridden = any(override_key(override, (name,)) == name for override in overrides)
+        where = place(path_and_argument, name) if is_yaml(path_and_argument) and not overridden else ""
+        if not where:
+            raise
+        raise ConfigError(f"{error}{where}") from error
+
+
+def _overridden(
+    settings: config_dict.ConfigDict, overrides: Sequence[str], flag: str
+) -> tuple[Config, dict[str, object]]:
     base = dict(override.partition("=")[::2] for override in overrides).get("model.base")
     if base is None or "model" not in settings or base == settings.model.get("base"):
         apply_overrides(settings, overrides, flag)

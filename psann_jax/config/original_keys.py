@@ -107,6 +107,8 @@ def _psannlm_tokenizer(value: Any) -> Mapping[str, Any]:
 def _length_psannlm(settings: Settings) -> list[str]:
     """Replaces epochs, steps per epoch and tokens by updates; returns remarks."""
     epochs, per_epoch = settings.pop("EPOCHS", None), settings.pop("STEPS_PER_EPOCH", None)
+    if epochs is not None:
+        _whole(epochs, "epochs")
     tokens = settings.pop("TOKENS", None)
     if tokens is not None and "train.steps" not in settings:
         batch = _whole(settings.get("train.batch_tokens", _PSANNLM_DEFAULTS["train.batch_tokens"]), "batch_tokens")
@@ -127,7 +129,12 @@ def _complete_psannlm(settings: Settings) -> tuple[Settings, list[str]]:
         settings["model.vocab_size"] = settings.pop("data.tokenizer.vocab_size")
     settings = _defaults(settings, _PSANNLM_DEFAULTS)
     activation = settings.get("model.mlp_activation") or PRESETS.get(settings["model.base"], {}).get("mlp_activation")
-    return ({**_PSANNLM_SINE, **settings} if activation == "sine" else settings), remarks
+    if activation == "sine":
+        return {**_PSANNLM_SINE, **settings}, remarks
+    kept = {name: value for name, value in settings.items() if not name.startswith("model.sine.")}
+    if kept != settings:
+        remarks.append(f"sine_params is not used: mlp_activation is {activation}")
+    return kept, remarks
 
 
 # Defaults of psannlm that differ from those of this project.
@@ -384,6 +391,13 @@ SUDOKU = Original(
         "seed": "seed",
     },
 )
+
+# Keys that many programs have: a file with only these has no original. They are missing or misplaced settings of here.
+_COMMON = (
+    "seed lr LR learning_rate weight_decay WD betas schedule grad_clip warmup_steps max_steps batch_size BS dropout "
+    "d_model n_layers n_heads d_mlp vocab_size activation tokenizer dataset"
+).split()
+GENERIC = {*_COMMON, *(name.replace("_", "-") for name in _COMMON)}
 
 # Looked up in this order where several originals know the same number of a file's keys.
 ORIGINALS = {original.name: original for original in (PSANNLM, NGT, SUDOKU)}

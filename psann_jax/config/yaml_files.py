@@ -3,6 +3,7 @@
 Only what ``yaml.safe_load`` accepts is read. Aliases of lists and sections are refused: they can hide what a file says.
 """
 
+import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from psann_jax.config.decoder import DecoderConfig
 from psann_jax.config.families import families
 from psann_jax.config.io import default_config, flatten, read_setting, setting_type
 from psann_jax.config.names import nearest
-from psann_jax.config.original_keys import ORIGINALS, Original, Unused
+from psann_jax.config.original_keys import GENERIC, ORIGINALS, Original, Unused
 from psann_jax.utils.errors import UserError, one_line
 
 _OWN = "psann_jax"
@@ -43,11 +44,15 @@ class Entry:
     line: int
 
 
+# Settings by dotted name: the key that stands for each in the file, its value, and its line, 0 if none does.
+_Located = dict[str, tuple[str, Any, int]]
+
+
 def load_yaml(path: str) -> tuple[config_dict.ConfigDict, list[str]]:
     """The experiment of a YAML file.
 
     Types of values are checked here, with the line in the message. The rest is checked with the whole experiment, after
-    overrides.
+    overrides; see `place`.
 
     Returns:
       The experiment; and notes on the keys of an original that are not used, each beginning with ":LINE: " or ": ".
@@ -56,16 +61,25 @@ def load_yaml(path: str) -> tuple[config_dict.ConfigDict, list[str]]:
       UserError: the file cannot be read, has an unknown or repeated key, keys of several programs, or a value of a
         wrong type; the message begins with file and line.
     """
-    entries = read_entries(path)
+    settings, notes = _located(path)
+    return _with_settings(path, settings), notes
+
+
+def place(path: str, name: str) -> str:
+    """Returns which key of a YAML file stands for a setting, " (FILE:LINE: KEY)"; "" if none does."""
+    key, _, line = _located(path)[0].get(name, ("", None, 0))
+    return f" ({path}:{line}: {key})" if line else ""
+
+
+def _located(path: str) -> tuple[_Located, list[str]]:
+    entries = [e for e in read_entries(path) if not (e.value in (None, {}) and _is_section(e.key))]
     format_name = _format(entries)
     known = _known_keys()[format_name]
-    entries = [e for e in entries if not (e.value in (None, {}) and _is_section(e.key, known))]
     for entry in entries:
         if entry.key not in known:
             raise UserError(f"{path}:{entry.line}: {_why_unknown(entry.key, format_name, entries)}")
     if format_name == _OWN:
-        base = next((str(e.value) for e in entries if e.key == "model.base"), DecoderConfig.base)
-        return _with_settings(path, base, {e.key: (e.key, e.value, e.line) for e in entries}), []
+        return {e.key: (e.key, e.value, e.line) for e in entries}, []
     return _translated(path, entries, ORIGINALS[format_name])
 
 
@@ -141,6 +155,7 @@ def _entries(path: str, loader: yaml.SafeLoader, node: yaml.MappingNode, prefix:
 # --- whose keys they are --------------------------------------------------------------------------------
 
 
+@functools.cache
 def _known_keys() -> dict[str, set[str]]:
     """The keys of this project and of each original."""
     own = {name for base in families() for name, _ in flatten(default_config(base).to_dict())}
@@ -150,11 +165,14 @@ def _known_keys() -> dict[str, set[str]]:
 def _format(entries: Sequence[Entry]) -> str:
     """The program whose keys the file has; the one that knows most of them, this project if several do."""
     known = _known_keys()
-    return max(known, key=lambda name: sum(entry.key in known[name] for entry in entries))
+    keys = {entry.key for entry in entries}
+    candidates = [name for name in known if name == _OWN or (keys & known[name]) - GENERIC - known[_OWN]]
+    return max(candidates, key=lambda name: len(keys & known[name]))
 
 
-def _is_section(key: str, known: set[str]) -> bool:
-    return any(name.startswith(f"{key}.") for name in known)
+def _is_section(key: str) -> bool:
+    """Returns whether a key is a section, in this project or an original; an empty one says nothing."""
+    return any(name.startswith(f"{key}.") for known in _known_keys().values() for name in known)
 
 
 def _why_unknown(key: str, format_name: str, entries: Sequence[Entry]) -> str:
@@ -162,11 +180,11 @@ def _why_unknown(key: str, format_name: str, entries: Sequence[Entry]) -> str:
     names = known[format_name]
     if key.partition(".")[0] in ("bench", "sweep"):
         return f"{key}: a sweep is a Python file here, as configs/sweeps/bases_cpu.py is"
-    if _is_section(key, names):
-        example = next(name for name in sorted(names) if name.startswith(f"{key}."))
+    example = next((name for name in sorted(names) if name.startswith(f"{key}.")), None)
+    if example is not None:
         return f"{key}: is a section; indent its settings below it, such as {example}"
     other = next((name for name, keys in known.items() if key in keys), None)
-    if other is None:
+    if other is None or (format_name == _OWN and key in GENERIC):
         return f"{key}: unknown key{nearest(key, sorted(names))}"
     example = next((e.key for e in entries if e.key in names - known[other]), "others")
     return f"{key}: is a key of {other}, but {example} is one of {format_name}; use the keys of one program"
@@ -175,9 +193,9 @@ def _why_unknown(key: str, format_name: str, entries: Sequence[Entry]) -> str:
 # --- settings -------------------------------------------------------------------------------------------
 
 
-def _translated(path: str, entries: Sequence[Entry], original: Original) -> tuple[config_dict.ConfigDict, list[str]]:
-    """The experiment of a file with an original's keys, and notes on keys that are not used."""
-    settings: dict[str, tuple[str, Any, int]] = {}
+def _translated(path: str, entries: Sequence[Entry], original: Original) -> tuple[_Located, list[str]]:
+    """The settings of a file with an original's keys, and notes on keys that are not used."""
+    settings: _Located = {}
     notes = [f": read as settings of {original.name}; --print_config shows them as settings of {_OWN}"]
     for entry in entries:
         rule = original.keys[entry.key]
@@ -195,7 +213,7 @@ def _translated(path: str, entries: Sequence[Entry], original: Original) -> tupl
         raise UserError(f"{path}: {error}") from error
     places = {name: settings.get(name, (name, None, 0)) for name in values}
     located = {name: (places[name][0], value, places[name][2]) for name, value in values.items()}
-    return _with_settings(path, values["model.base"], located), [*notes, *(f": {remark}" for remark in remarks)]
+    return located, [*notes, *(f": {remark}" for remark in remarks)]
 
 
 def _apply(path: str, rule: str | Callable[[Any], Mapping[str, Any]], entry: Entry) -> Mapping[str, Any]:
@@ -208,13 +226,14 @@ def _apply(path: str, rule: str | Callable[[Any], Mapping[str, Any]], entry: Ent
         raise UserError(f"{path}:{entry.line}: {entry.key}: {error}") from error
 
 
-def _with_settings(path: str, base: str, settings: Mapping[str, tuple[str, Any, int]]) -> config_dict.ConfigDict:
-    """The default experiment of a base with settings, by dotted name: (key in the file, value, line)."""
-    lines = {name: line for name, (_, _, line) in settings.items()}
+def _with_settings(path: str, settings: _Located) -> config_dict.ConfigDict:
+    """The default experiment of the base that the settings choose, with the settings."""
+    _, chosen, line = settings.get("model.base", ("", DecoderConfig.base, 0))
+    base = str(chosen)
     try:
         config = default_config(base)
     except ConfigError as error:
-        raise UserError(f"{path}:{lines.get('model.base', 0)}: {error}") from error
+        raise UserError(f"{path}:{line}: {error}") from error
     for name, (key, value, line) in settings.items():
         try:
             typed = read_setting(base, name, _as_written(value, setting_type(base, name)))

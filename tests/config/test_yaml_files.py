@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.cli import sweep as sweep_command
+from psann_jax.config import ConfigError
 from psann_jax.config.families import families
 from psann_jax.config.files import load_config_file, load_experiment
 from psann_jax.config.io import default_config, flatten, parse, setting_type, to_dict
@@ -151,6 +152,11 @@ REFUSED = {
     "hidden_dim: 64\nnum_layers: 2\nd_ff: 8\n": "c.yaml:3: d_ff: is a key of Sudoku study, but hidden_dim is one",
     "rope: 1\n": "c.yaml:1: rope: is 1, must be one of true, false",
     "rope: true\npositional_encoding: alibi\n": "c.yaml:2: positional_encoding: contradicts line 1",
+    "seed: 1\nlr: 1e-3\n": "c.yaml:2: lr: unknown key, did you mean train.lr?",
+    "learning_rate: 1e-3\n": "c.yaml:1: learning_rate: unknown key, did you mean train.lr?",
+    "d_model: 64\nn_layers: 2\n": "c.yaml:1: d_model: unknown key, did you mean model.d_model?",
+    "soft_cutoff: true\nno_radius_cutoff: true\n": "c.yaml:2: no_radius_cutoff: contradicts line 1",
+    "train: {epochs: x, lr: 1}\n": "c.yaml: epochs: is 'x', must be a whole number of at least 1",
     "bench:\n  bases: [a]\n": "c.yaml:2: bench.bases: a sweep is a Python file here",
     "hidden_dim: 64\nbatch_size: x\n": "c.yaml: batch_size: is 'x', must be a whole number of at least 1",
     "model_type: vanilla\ncoord_dim: 8\n": "c.yaml:2: coord_dim: is no setting of base vanilla",
@@ -162,6 +168,27 @@ REFUSED = {
 @pytest.mark.parametrize("text", REFUSED)
 def test_an_error_names_file_and_line(text, refusal):
     assert refusal(text).startswith(REFUSED[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\ntrain:\n  steps: 0\n", "train.steps: is 0, must be at least 1 (c.yaml:3: train.steps)"),
+        ("rope: true\ntrain.grad_accum_steps: 0\n", "train.grad_accum: is 0, must be at least 1 (c.yaml:2: "),
+        ("model.wave.kernel: 5\n", "model.wave.kernel: has no effect without model.wave.interleave or "),
+    ],
+)
+def test_a_value_that_does_not_fit_the_others_is_located(text, expected, load, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        load(text)
+    message = str(raised.value).replace(f"{tmp_path}/", "")
+    assert message.startswith(expected)
+    assert message.endswith(")")
+
+
+def test_an_error_in_an_override_names_no_line(load):
+    with pytest.raises(ConfigError, match=r"^train\.steps: is 0, must be at least 1$"):
+        load("train.steps: 5\n", "train.steps=0")
 
 
 def test_nesting_without_end_is_one_line(refusal):
@@ -264,7 +291,16 @@ sine_params:
     assert left_out.positional_encoding == "sinusoidal"
     sine = left_out.sine
     assert (sine.amp_init, sine.freq_init, sine.freq_init_std, sine.damp_init) == (2.0, 1.0, 0.0, 0.01)
-    assert load("base: transformer\nrope: true\n").model.sine == parse(default_config("ngt")).model.sine
+
+
+def test_a_transformer_of_psannlm_has_no_sine(load, capsys):
+    model = load("model: {base: transformer, sine_params: {freq_init: 2.0}}\n").model
+    assert model == parse(default_config("transformer")).model
+    assert "sine_params is not used: mlp_activation is gelu" in capsys.readouterr().err
+
+
+def test_empty_sections_say_nothing(load):
+    assert load("model:\ndata:\n  tokenizer:\ntrain: {}\nseed: 3\n") == load("seed: 3\n")
 
 
 def test_lengths_in_psannlm(load):
