@@ -100,10 +100,6 @@ def _distillation(value: Any) -> Mapping[str, Any]:
     return {}
 
 
-def _psannlm_tokenizer(value: Any) -> Mapping[str, Any]:
-    return _is("data.tokenizer.kind", {"auto": "auto", "sentencepiece": "sentencepiece", "tokenizers": "bpe"})(value)
-
-
 def _length_psannlm(settings: Settings) -> list[str]:
     """Replaces epochs, steps per epoch and tokens by updates; returns remarks."""
     epochs, per_epoch = settings.pop("EPOCHS", None), settings.pop("STEPS_PER_EPOCH", None)
@@ -146,6 +142,7 @@ _PSANNLM_DEFAULTS = {
 }
 _PSANNLM_SINE = {"model.sine.freq_init": 1.0, "model.sine.freq_init_std": 0.0, "model.sine.damp_init": 0.01}
 
+_PSANNLM_TOKENIZER = _is("data.tokenizer.kind", {"auto": "auto", "sentencepiece": "sentencepiece", "tokenizers": "bpe"})
 _PSANNLM_MODEL: dict[str, Translation | Unused] = {
     **{name: f"model.{name}" for name in ("base", "d_model", "n_layers", "n_heads", "d_mlp", "dropout")},
     "positional_encoding": "model.positional_encoding",
@@ -165,7 +162,7 @@ _PSANNLM_MODEL: dict[str, Translation | Unused] = {
     "wave_kernel_size": "model.wave.kernel",
     "wave_dilation_growth": "model.wave.dilation_growth",
     "wave_dropout": "model.wave.dropout",
-    **{f"{n}": f"model.spectral.{n}" for n in ("k_fft", "gate_type", "gate_groups", "gate_init", "gate_strength")},
+    **{n: f"model.spectral.{n}" for n in ("k_fft", "gate_type", "gate_groups", "gate_init", "gate_strength")},
 }
 
 _ALL_DEVICES = Unused("all devices train; --config.mesh.fsdp=N divides the parameters over N of them")
@@ -196,13 +193,13 @@ PSANNLM = Original(
         **{f"model.{name}": rule for name, rule in _PSANNLM_MODEL.items()},
         **_PSANNLM_MODEL,
         "data.sources": _sources,
-        "data.tokenizer": _psannlm_tokenizer,
+        "data.tokenizer": _PSANNLM_TOKENIZER,
         "data.tokenizer_model_path": "data.tokenizer.path",
         "data.max_length": "data.max_length",
         "data.pack_sequences": "data.pack",
         "data.val_split": "data.valid_fraction",
         "data.seed": "data.split_seed",
-        "tokenizer.backend": _psannlm_tokenizer,
+        "tokenizer.backend": _PSANNLM_TOKENIZER,
         "tokenizer.vocab_size": "data.tokenizer.vocab_size",
         "tokenizer.model_path": "data.tokenizer.path",
         "tokenizer.min_frequency": "data.tokenizer.min_frequency",
@@ -359,8 +356,6 @@ _SUDOKU_DEFAULTS: dict[str, Any] = {
     "checkpoint.every": 1000,
 }
 
-_CURRICULA = ("reverse", "regular", "mixed")
-
 SUDOKU = Original(
     name="Sudoku study",
     complete=_complete_sudoku,
@@ -373,7 +368,7 @@ SUDOKU = Original(
         "dropout": "model.dropout",
         "activation": _is("model.mlp_activation", {name: name for name in ("relu", "gelu", "relu2")}),
         "pos_embedding": _is("model.positional_encoding", {"additive": "additive", "2d_rope": "rope2d"}),
-        "curriculum": _is("data.curriculum", {name: name for name in _CURRICULA}),
+        "curriculum": _is("data.curriculum", {name: name for name in ("reverse", "regular", "mixed")}),
         "batch_size": lambda value: {"BATCH": value},
         "BS": lambda value: {"BATCH": value},
         "lr": "train.lr",
@@ -392,11 +387,12 @@ SUDOKU = Original(
     },
 )
 
-# Keys that many programs have: a file with only these has no original. They are missing or misplaced settings of here.
+# Keys that many programs have. A file that has no other keys of an original is none of the original's.
 _COMMON = (
-    "seed lr LR learning_rate weight_decay WD betas schedule grad_clip warmup_steps max_steps batch_size BS dropout "
-    "d_model n_layers n_heads d_mlp vocab_size activation tokenizer dataset"
-).split()
+    *("seed", "lr", "LR", "learning_rate", "weight_decay", "WD", "betas", "schedule", "grad_clip", "warmup_steps"),
+    *("max_steps", "batch_size", "BS", "dropout", "d_model", "n_layers", "n_heads", "d_mlp", "vocab_size"),
+    *("activation", "tokenizer", "dataset"),
+)
 GENERIC = {*_COMMON, *(name.replace("_", "-") for name in _COMMON)}
 
 # Looked up in this order where several originals know the same number of a file's keys.

@@ -390,3 +390,19 @@ def test_every_setting_that_a_key_stands_for_exists():
         targets = {rule for rule in original.keys.values() if isinstance(rule, str)}
         assert targets <= names, original.name
         assert all(rule.why for rule in original.keys.values() if isinstance(rule, Unused))
+
+
+WRONG = (None, True, "x", 0, 2**70, [], [{"path": 3}])
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_any_value_of_an_original_is_used_or_refused_in_one_line(value, tmp_path):
+    path = tmp_path / "c.yaml"
+    for original, marker in zip(ORIGINALS.values(), ("model.rope", "hidden_dim", "d_ff"), strict=True):
+        for key in original.keys:
+            mark = {marker: True if marker == "model.rope" else 64}
+            path.write_text(yaml.safe_dump({**mark, key: value}))
+            try:
+                load_experiment(str(path), [])
+            except UserError as error:
+                assert "\n" not in str(error), key  # noqa: PT017
