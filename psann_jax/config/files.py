@@ -15,16 +15,18 @@ from psann_jax.config.checks import ConfigError, require
 from psann_jax.config.io import flatten, parse
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
+from psann_jax.config.yaml_files import is_yaml, load_yaml, place
 from psann_jax.utils.errors import UserError, one_line
 
 
 def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
-    """Runs ``get_config`` of a Python file.
+    """Runs ``get_config`` of a Python file, or reads a YAML file.
 
-    A file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import w3_25m``.
+    A Python file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import
+    w3_25m``. Settings of a YAML file that have no counterpart here are reported on standard error.
 
     Args:
-      path_and_argument: "FILE" or "FILE:ARGUMENT"; the argument is passed to ``get_config``.
+      path_and_argument: "FILE" or, for Python, "FILE:ARGUMENT"; the argument is passed to ``get_config``.
 
     Raises:
       UserError: no such file, or it fails.
@@ -32,6 +34,13 @@ def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
     path, _, argument = path_and_argument.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such config file")
+    if is_yaml(path):
+        if argument:
+            raise UserError(f"{path}: is a YAML file, which takes no argument; omit :{argument}")
+        config, notes = load_yaml(path)
+        for note in notes:
+            print(f"note: {path}{note}", file=sys.stderr)
+        return config
     _make_neighbours_importable(Path(path))
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -75,6 +84,20 @@ def load_experiment(
     settings = load_config_file(path_and_argument)
     if "contenders" in settings:
         raise UserError(f"--{flag}: {path_and_argument} is a sweep; run it with psann-jax sweep, or name an experiment")
+    try:
+        return _overridden(settings, overrides, flag)
+    except ConfigError as error:
+        name = str(error).partition(":")[0]
+        overridden = any(override_key(override, (name,)) == name for override in overrides)
+        where = place(path_and_argument, name) if is_yaml(path_and_argument) and not overridden else ""
+        if not where:
+            raise
+        raise ConfigError(f"{error}{where}") from error
+
+
+def _overridden(
+    settings: config_dict.ConfigDict, overrides: Sequence[str], flag: str
+) -> tuple[Config, dict[str, object]]:
     base = dict(override.partition("=")[::2] for override in overrides).get("model.base")
     if base is None or "model" not in settings or base == settings.model.get("base"):
         apply_overrides(settings, overrides, flag)

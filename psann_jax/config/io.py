@@ -80,22 +80,43 @@ def field_types(section: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(section)}
 
 
-def is_choice(base: str, name: str, value: Any) -> bool:
-    """Returns whether a base has a setting and its type allows a value; other checks of the value are not made.
+def setting_type(base: str, name: str) -> Any:
+    """Returns the type annotation of a setting.
 
     Args:
       base: a base.
-      name: the dotted name of a setting.
-      value: of the setting.
+      name: the dotted name of the setting.
+
+    Raises:
+      ConfigError: the base has no such setting.
     """
     section: Any = Config
     for key in name.split("."):
-        hints = {**field_types(section), **(_sections(base) if section is Config else {})}
-        if key not in hints:
-            return False
+        is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
+        hints = {**field_types(section), **(_sections(base) if section is Config else {})} if is_section else {}
+        require(key in hints, name, f"is no setting of base {base}")
         section = hints[key]
+    return section
+
+
+def read_setting(base: str, name: str, value: Any) -> Any:
+    """Returns a value as the type of a setting; other checks of the value are not made.
+
+    Args:
+      base: a base.
+      name: the dotted name of the setting.
+      value: the value, with lists for tuples.
+
+    Raises:
+      ConfigError: the base has no such setting, or the value is of another type; the message begins with `name`.
+    """
+    return _coerce(value, setting_type(base, name), name)
+
+
+def is_choice(base: str, name: str, value: Any) -> bool:
+    """Returns whether a base has a setting and its type allows a value; arguments as in `read_setting`."""
     try:
-        _coerce(value, section, name)
+        read_setting(base, name, value)
     except ConfigError:
         return False
     return True

@@ -1,0 +1,408 @@
+"""YAML config files: the same settings as in Python, the originals' keys, and errors with file and line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psann_jax.cli import sweep as sweep_command
+from psann_jax.config import ConfigError
+from psann_jax.config.families import families
+from psann_jax.config.files import load_config_file, load_experiment
+from psann_jax.config.io import default_config, flatten, parse, setting_type, to_dict
+from psann_jax.config.original_keys import ORIGINALS, Unused
+from psann_jax.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Reads a text as a YAML config with overrides."""
+
+    def read(text, *overrides):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return load_experiment(str(path), overrides)[0]
+
+    return read
+
+
+@pytest.fixture
+def refusal(load, tmp_path):
+    """The message of the error for a text, without the directory."""
+
+    def read(text, *overrides):
+        with pytest.raises(UserError) as raised:
+            load(text, *overrides)
+        message = str(raised.value)
+        assert "\n" not in message
+        return message.removeprefix(f"{tmp_path}/")
+
+    return read
+
+
+# --- this project's settings ------------------------------------------------------------------------------
+
+
+def test_the_yaml_file_of_the_repository_is_the_quickstart():
+    quickstart, _ = load_experiment(str(CONFIGS / "quickstart.py"), [])
+    assert load_experiment(str(CONFIGS / "yaml" / "waveresnet.yaml"), [])[0] == quickstart
+
+
+def test_nested_and_dotted_keys_mean_the_same(load):
+    nested = "model:\n  base: respsann\n  sine:\n    freq_init: 2\ntrain:\n  lr: 1e-3\neval:\n"
+    dotted = "model.base: respsann\nmodel.sine.freq_init: 2.0\ntrain.lr: 0.001\n"
+    assert (
+        load(nested) == load(dotted) == load("model.sine: {freq_init: 2}\ntrain: {lr: 1e-3}\nmodel: {base: respsann}")
+    )
+    assert load(nested).model.sine.freq_init == 2.0
+
+
+def test_overrides_act_on_top(load):
+    text = "model: {base: waveresnet, wave: {interleave: true}}\ntrain.lr: 0.1\n"
+    assert load(text, "train.lr=0.2").train.lr == 0.2
+    assert load(text, "model.base=vanilla").model.base == "vanilla"
+    assert load("train.steps: 0\n", "train.steps=3").train.steps == 3
+
+
+def test_lists_are_tuples_and_one_value_is_a_tuple_of_one(load):
+    assert load("data.sources: [a.txt, b.txt]\ndata.weights: [1, 3e-1]\n").data.weights == (1.0, 0.3)
+    assert load("data.sources: a.txt\n").data.sources == ("a.txt",)
+    assert load("train.betas: [0.8, 9e-1]\n").train.betas == (0.8, 0.9)
+    assert load("data.text_field: '1e3'\n").data.text_field == "1e3"
+    assert load("model: {norm: null, residual_alpha: yes}\n").model.residual_alpha is True
+
+
+def values(hint, default):
+    """Random values of a setting's type."""
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, int):
+        return st.integers(-(2**70), 2**70)
+    if isinstance(default, float):
+        return st.floats(allow_nan=False, allow_infinity=False)
+    if isinstance(default, str) and hint is str:
+        return st.text()
+    if hint == tuple[str, ...]:
+        return st.lists(st.text()).map(tuple)
+    return st.just(default)
+
+
+NAMES = {base: dict(flatten(default_config(base).to_dict())) for base in families()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_settings_survive_yaml(tmp_path_factory, data):
+    base = data.draw(st.sampled_from(sorted(families())))
+    changeable = sorted(NAMES[base].keys() - {"model.base"})
+    chosen = data.draw(st.lists(st.sampled_from(changeable), unique=True, max_size=8))
+    given_values = {n: data.draw(values(setting_type(base, n), NAMES[base][n])) for n in chosen}
+    nested = {"model": {"base": base}}
+    for name, value in given_values.items():
+        *sections, leaf = name.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+    dotted = dict(flatten(nested))
+    written = {name: list(value) if isinstance(value, tuple) else value for name, value in dotted.items()}
+    path = tmp_path_factory.getbasetemp() / "round_trip.yml"
+    for content in (nested, written):
+        path.write_text(yaml.safe_dump(content))
+        assert dict(flatten(load_config_file(str(path)).to_dict())) == {**NAMES[base], **dotted}
+
+
+@pytest.mark.parametrize("base", families())
+def test_the_settings_of_every_base_survive_yaml(base, load):
+    config = parse(default_config(base))
+    as_lists = {n: list(v) if isinstance(v, tuple) else v for n, v in flatten(to_dict(config))}
+    assert load(yaml.safe_dump(as_lists)) == config
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "train:\n  lrr: 1\n": "c.yaml:2: train.lrr: unknown key, did you mean train.lr?",
+    "train:\n  lr: fast\n": "c.yaml:2: train.lr: is 'fast', must be of type float",
+    "train.steps: 1.5\n": "c.yaml:1: train.steps: is 1.5, must be of type int",
+    "train.steps: true\n": "c.yaml:1: train.steps: is True, must be of type int",
+    "seed: 1\ntrain: 5\n": "c.yaml:2: train: is a section; indent its settings below it, such as train.batch_tokens",
+    "seed: 1\nseed: 2\n": "c.yaml:2: seed: is set twice, also in line 1",
+    "train.lr: 1\ntrain:\n  lr: 1\n": "c.yaml:3: train.lr: is set twice, also in line 1",
+    "model:\n  base: gpt2\n": "c.yaml:2: model.base: unknown base 'gpt2'; choose from ",
+    "model:\n  base: ngt\n  norm: rmsnorm\n": "c.yaml:3: model.norm: is no setting of base ngt",
+    "model.norm: batchnorm\n": "c.yaml:1: model.norm: is 'batchnorm', must be one of rmsnorm, layernorm",
+    "a: &a {lr: 1}\ntrain: *a\n": "c.yaml:1: is used again by an alias (*NAME); write the settings out instead",
+    "a: &a [*a]\n": "c.yaml:1: is used again by an alias",
+    "? [a]\n: 1\n": "c.yaml:1: a key must be the name of a setting",
+    "train: [\n": "c.yaml:2: is not YAML: ",
+    "a: 1\n---\nb: 2\n": "c.yaml:2: is not YAML: ",
+    "data.text_field: !!python/object/apply:os.system [true]\n": "c.yaml:1: data.text_field: has a value that cannot",
+    "seed: !!timestamp x\n": "c.yaml:1: seed: has a value that cannot be read",
+    "": "c.yaml: holds no settings; write KEY: VALUE lines",
+    "- seed: 1\n": "c.yaml: holds no settings; write KEY: VALUE lines",
+    "a: \x01\n": "c.yaml: is not YAML: ",
+    "data: {sources: [{path: a.txt}], pack: true}\n": "c.yaml:1: data.sources[0]: is {'path': 'a.txt'}, must be",
+    "model.rope: true\ntrain.steps: 3\n": "c.yaml:1: model.rope: is a key of psannlm, but train.steps is one of",
+    "hidden_dim: 64\nnum_layers: 2\nd_ff: 8\n": "c.yaml:3: d_ff: is a key of Sudoku study, but hidden_dim is one",
+    "rope: 1\n": "c.yaml:1: rope: is 1, must be one of true, false",
+    "rope: true\npositional_encoding: alibi\n": "c.yaml:2: positional_encoding: contradicts line 1",
+    "seed: 1\nlr: 1e-3\n": "c.yaml:2: lr: unknown key, did you mean train.lr?",
+    "learning_rate: 1e-3\n": "c.yaml:1: learning_rate: unknown key, did you mean train.lr?",
+    "d_model: 64\nn_layers: 2\n": "c.yaml:1: d_model: unknown key, did you mean model.d_model?",
+    "soft_cutoff: true\nno_radius_cutoff: true\n": "c.yaml:2: no_radius_cutoff: contradicts line 1",
+    "train: {epochs: x, lr: 1}\n": "c.yaml: epochs: is 'x', must be a whole number of at least 1",
+    "bench:\n  bases: [a]\n": "c.yaml:2: bench.bases: a sweep is a Python file here",
+    "hidden_dim: 64\nbatch_size: x\n": "c.yaml: batch_size: is 'x', must be a whole number of at least 1",
+    "model_type: vanilla\ncoord_dim: 8\n": "c.yaml:2: coord_dim: is no setting of base vanilla",
+    "train: {distill_alpha: 0.5, epochs: 1}\n": "c.yaml:1: train.distill_alpha: is 0.5, must be 0",
+    "base: geosparse\nrope: true\n": "c.yaml: model.base: unknown base 'geosparse'",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_an_error_names_file_and_line(text, refusal):
+    assert refusal(text).startswith(REFUSED[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\ntrain:\n  steps: 0\n", "train.steps: is 0, must be at least 1 (c.yaml:3: train.steps)"),
+        ("rope: true\ntrain.grad_accum_steps: 0\n", "train.grad_accum: is 0, must be at least 1 (c.yaml:2: "),
+        ("model.wave.kernel: 5\n", "model.wave.kernel: has no effect without model.wave.interleave or "),
+    ],
+)
+def test_a_value_that_does_not_fit_the_others_is_located(text, expected, load, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        load(text)
+    message = str(raised.value).replace(f"{tmp_path}/", "")
+    assert message.startswith(expected)
+    assert message.endswith(")")
+
+
+def test_an_error_in_an_override_names_no_line(load):
+    with pytest.raises(ConfigError, match=r"^train\.steps: is 0, must be at least 1$"):
+        load("train.steps: 5\n", "train.steps=0")
+
+
+def test_nesting_without_end_is_one_line(refusal):
+    assert "nested too deeply" in refusal("a: " + "[" * 5000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab:-{}[]&*!#'\"|>?%@, \n\tmodeltrain.1"), max_size=60))
+def test_any_text_is_settings_or_one_line(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text)
+    try:
+        load_config_file(str(path))
+    except UserError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_yaml_file_takes_no_argument_and_is_no_sweep(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"c\.yaml: is a YAML file, which takes no argument; omit :small"):
+        load_config_file(f"{path}:small")
+    with pytest.raises(UserError, match=r"^--config: .*c\.yaml: a sweep is a Python file"):
+        sweep_command.main([f"--config={path}"])
+    path.write_bytes(b"seed: \xff\n")
+    with pytest.raises(UserError, match=r"c\.yaml: is not YAML"):
+        load_config_file(str(path))
+
+
+# --- the originals' keys ------------------------------------------------------------------------------------
+
+PSANNLM_SMALL = """\
+model:
+  base: waveresnet
+  d_model: 512
+  n_layers: 8
+  n_heads: 8
+  d_mlp: 2048
+  vocab_size: 32000
+  rope: true
+  sine_params:
+    amp_init: 1.0
+    freq_init: 1.0
+    damp_init: 0.01
+    trainable: true
+
+data:
+  sources:
+    - path: data/sample_texts.txt
+  tokenizer: auto
+  max_length: 1024
+  pack_sequences: true
+  val_split: 0.01
+  seed: 1337
+
+train:
+  epochs: 1
+  batch_tokens: 131072
+  lr: 0.0002
+  warmup_steps: 2000
+  weight_decay: 0.01
+  amp: bf16
+  grad_clip: 1.0
+  grad_accum_steps: 1
+  ddp: auto
+  checkpoint_dir: runs/lm/wrn_small
+  log_interval_steps: 50
+  save_interval_steps: 500
+"""
+
+
+def test_the_example_of_psannlm(load, capsys):
+    config = load(PSANNLM_SMALL)
+    expected = default_config("waveresnet")
+    expected.model.sine.update(freq_init=1.0, freq_init_std=0.0, damp_init=0.01)
+    expected.data.sources = ("data/sample_texts.txt",)
+    expected.train.update(batch_tokens=131_072, warmup_steps=2000, end_lr_ratio=0.0, log_every=50)
+    assert config == parse(expected)
+    notes = capsys.readouterr().err.splitlines()
+    assert all(re.match(r"note: \S+c\.yaml(:\d+)?: ", note) for note in notes)
+    named = [re.sub(r"^note: \S+: ", "", note).split(" ")[0] for note in notes]
+    assert named == ["read", "train.ddp", "train.checkpoint_dir", "epochs=1"]
+
+
+def test_the_recommended_settings_of_the_base_sweeps(load):
+    """Also written without the section `model`, and with the defaults of psannlm for what is left out."""
+    text = """
+base: waveresnet
+mlp_activation: sine
+sine_params:
+  amp_init: 1.0
+  freq_init: 2.25
+  freq_init_std: 0.25
+  damp_init: 0.001
+  trainable: true
+"""
+    assert load(text).model == parse(default_config("waveresnet")).model.__class__(mlp_activation="sine")
+    left_out = load("base: respsann\nrope: false\nsine_params: {amp_init: 2}\n").model
+    assert left_out.positional_encoding == "sinusoidal"
+    sine = left_out.sine
+    assert (sine.amp_init, sine.freq_init, sine.freq_init_std, sine.damp_init) == (2.0, 1.0, 0.0, 0.01)
+
+
+def test_a_transformer_of_psannlm_has_no_sine(load, capsys):
+    model = load("model: {base: transformer, sine_params: {freq_init: 2.0}}\n").model
+    assert model == parse(default_config("transformer")).model
+    assert "sine_params is not used: mlp_activation is gelu" in capsys.readouterr().err
+
+
+def test_empty_sections_say_nothing(load):
+    assert load("model:\ndata:\n  tokenizer:\ntrain: {}\nseed: 3\n") == load("seed: 3\n")
+
+
+def test_lengths_in_psannlm(load):
+    text = "model: {base: respsann}\ntrain: {%s, batch_tokens: 32768, warmup_steps: 1}\n"
+    assert load(text % "epochs: 3, steps_per_epoch: 7").train.steps == 21
+    assert load(text % "epochs: 3, max_steps: 9").train.steps == 9
+    assert load(text % "tokens_target: 16380000").train.steps == 499
+
+
+NGT_W3_25M = """\
+dataset: wikitext103
+tokenizer: bpe
+bpe-vocab-size: 8192
+block_size: 512
+batch_size: 16
+gradient_accumulation_steps: 2
+learning_rate: 3e-4
+grad_clip: 1.0
+dropout: 0.1
+eval_interval: 500
+seed: 42
+use_cosine_schedule: true
+warmup_steps: 2000
+max_steps: 15000
+eval_iters: 20
+use_rsqrt: true
+repulsion_interval: 4
+vis_interval: 0
+hidden_dim: 512
+coord_dim: 64
+num_layers: 8
+num_heads: 8
+mlp_dim: 2048
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ("", "ngt"),
+        ("mass_in_value: true", "mass_in_value"),
+        ("no_radius_cutoff: true", "no_radius"),
+        ("soft_cutoff: true", "soft_cutoff"),
+        ("no_repulsion: true", "no_repulsion"),
+    ],
+)
+def test_the_runs_of_the_gravity_screening(flags, file, load):
+    expected, _ = load_experiment(str(CONFIGS / "w3_25m" / f"{file}.py"), [])
+    # The file of this project names the number of positions, which is data.max_length by default.
+    assert load(f"{NGT_W3_25M}{flags}\n", "model.n_positions=512") == expected
+
+
+def test_the_baseline_of_the_gravity_screening(load):
+    expected, _ = load_experiment(str(CONFIGS / "w3_25m" / "vanilla.py"), [])
+    assert load("model_type: vanilla\nmax_seq_len: 512\nmlp_dim: 1536\n") == expected
+
+
+def test_without_a_cosine_there_is_no_warmup(load, capsys):
+    train = load("hidden_dim: 64\nuse_cosine_schedule: false\nwarmup_steps: 9\nuse_amp: true\n").train
+    assert (train.schedule, train.warmup_steps, train.precision) == ("constant", 0, "fp16")
+    assert "warmup_steps is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("n_iterations: 16\nBS: 4096", "cosine_no_sam"),
+        ("d_ff: 512\nsam: true", "cosine"),
+        ("sam: true\ncurriculum: mixed", "mixed"),
+        ("curriculum: regular\nsam: true", "regular"),
+        ("d_ff: 512\nWD: 1.0", "weight_decay"),
+        ("d_ff: 512\nactivation: gelu", "gelu"),
+        ("d_ff: 512\nactivation: relu2", "relu2"),
+        ("d_ff: 512\nema_decay: 0.999", "ema"),
+        ("d_ff: 512\ntotal_steps: 50000\nwarmup_steps: 1400", "steps_50k"),
+        ("d_model: 144\nd_ff: 576\ntotal_steps: 50000\nwarmup_steps: 1400", "params_1m"),
+    ],
+)
+def test_the_runs_of_the_sudoku_study(text, file, load):
+    expected, _ = load_experiment(str(CONFIGS / "sudoku" / f"{file}.py"), [])
+    assert load(text + "\n") == expected
+
+
+def test_every_setting_that_a_key_stands_for_exists():
+    names = {name for known in NAMES.values() for name in known}
+    for original in ORIGINALS.values():
+        targets = {rule for rule in original.keys.values() if isinstance(rule, str)}
+        assert targets <= names, original.name
+        assert all(rule.why for rule in original.keys.values() if isinstance(rule, Unused))
+
+
+WRONG = (None, True, "x", 0, 2**70, [], [{"path": 3}])
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_any_value_of_an_original_is_used_or_refused_in_one_line(value, tmp_path):
+    path = tmp_path / "c.yaml"
+    for original, marker in zip(ORIGINALS.values(), ("model.rope", "hidden_dim", "d_ff"), strict=True):
+        for key in original.keys:
+            mark = {marker: True if marker == "model.rope" else 64}
+            path.write_text(yaml.safe_dump({**mark, key: value}))
+            try:
+                load_experiment(str(path), [])
+            except UserError as error:
+                assert "\n" not in str(error), key  # noqa: PT017
