@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import DataError
 from psann_jax.utils.files import atomic_path
 
 SIDES = ("train", "valid")
@@ -207,7 +207,7 @@ class ShardFile:
         """Returns the tokens [start, stop) of one side.
 
         Raises:
-          UserError: the file is damaged; it is deleted, so that the next start prepares it again.
+          DataError: the file is damaged; it is deleted, so that the next start prepares it again.
         """
         return self._section(SIDES.index(side), start, stop)
 
@@ -215,7 +215,7 @@ class ShardFile:
         """Returns the offsets of the documents of one side, then the number of tokens.
 
         Raises:
-          UserError: as `tokens`.
+          DataError: as `tokens`.
         """
         return self._offsets[side]
 
@@ -251,13 +251,13 @@ class ShardFile:
         return _Mapped(content[body:], starts, checksums, bytearray(n_blocks))
 
     def _refuse(self) -> NoReturn:
-        """Raises UserError, and makes the next start prepare the file again."""
+        """Raises DataError, and makes the next start prepare the file again."""
         hint = "start again"
         try:
             self.path.unlink(missing_ok=True)
         except OSError:
             hint = "delete it and start again"
-        raise UserError(f"{self.path}: is damaged or missing; {hint}, which prepares this part of the text again")
+        raise DataError(f"{self.path}: is damaged or missing; {hint}, which prepares this part of the text again")
 
 
 class _Mapped(NamedTuple):

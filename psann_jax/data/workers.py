@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -31,14 +32,15 @@ def run_in_processes(jobs: int) -> Run:
 
 def _run(jobs: int, tasks: list[PieceTask], progress: PrepareProgress) -> None:
     context = multiprocessing.get_context("spawn")
-    counts = context.Array("q", 2)
+    counts = context.Array("q", 2)  # starts the resource tracker of multiprocessing, which unblocks SIGINT
     with contextlib.ExitStack() as stack:
         alive, owner = context.Pipe(duplex=False)
         arguments = (alive, counts, max((os.cpu_count() or 1) // jobs, 1))
         pool = ProcessPoolExecutor(min(jobs, len(tasks) or 1), context, _start_worker, arguments)
         stack.callback(pool.shutdown, cancel_futures=True)
         stack.callback(owner.close)  # ends the workers; called before the pool waits for them
-        waiting = {pool.submit(_do, task) for task in tasks}
+        with _without_interrupts():
+            waiting = {pool.submit(_do, task) for task in tasks}
         while waiting:
             done, waiting = wait(waiting, _POLL_S, FIRST_EXCEPTION)
             progress.set(*counts[:])
@@ -52,6 +54,19 @@ def _run(jobs: int, tasks: list[PieceTask], progress: PrepareProgress) -> None:
                 ) from error
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Blocks SIGINT, also in processes that are started meanwhile.
+
+    Ctrl-C goes to all processes of a terminal. This one ends the others, which would show their tracebacks.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 _counts: Any = None  # in a worker: bytes of text and tokens so far, of all workers
 
 
@@ -59,7 +74,6 @@ def _start_worker(alive: Connection, counts: Any, threads: int) -> None:
     """Prepares a worker process."""
     global _counts
     _counts = counts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one ends the others
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizers library
     threading.Thread(target=_end_with_owner, args=(alive,), daemon=True).start()
 

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require, text_data
+from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import open_source
@@ -70,6 +71,8 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     Raises:
       UserError: the text is missing or has changed.
     """
+    if is_of_earlier_version(run.data):
+        return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
     text = load_text(text_data(run.config), progress)
     if text.fingerprint != run.data:
         raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
