@@ -36,6 +36,12 @@ class Shard:
         """Number of documents."""
         return len(self.offsets) - 1
 
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns the positions of the first tokens of the documents that have some of the tokens [start, stop)."""
+        if isinstance(cast(Any, self.offsets), FileOffsets):
+            return cast(FileOffsets, self.offsets).starts(start, stop)
+        return _starts(self.offsets, start, stop)
+
     def documents(self, first: int, last: int) -> "Shard":
         """Returns the documents [first, last) as a shard, with `text_bytes` 0."""
         start, end = int(self.offsets[first]), int(self.offsets[last])
@@ -43,6 +49,10 @@ class Shard:
         if isinstance(tokens, FileTokens):  # they have no slices that read nothing
             return Shard(cast(Any, tokens.part(start, end)), offsets.part(first, last), 0)
         return Shard(tokens[start:end], offsets[first : last + 1] - start, 0)
+
+
+def _starts(offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return offsets[offsets.searchsorted(start, "right") - 1 : offsets.searchsorted(stop, "left")]
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,10 @@ class _Files:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the tokens [start, stop)."""
-        parts, i = [], bisect.bisect_right(self.token_starts, start) - 1
+        i = bisect.bisect_right(self.token_starts, start) - 1
+        if i < len(self.files) and stop <= self.token_starts[i + 1]:
+            return self.files[i].tokens(self.side, start - self.token_starts[i], stop - self.token_starts[i])
+        parts = []
         while start < stop:
             first, end = self.token_starts[i], self.token_starts[i + 1]
             parts.append(self.files[i].tokens(self.side, start - first, min(stop, end) - first))
@@ -106,6 +119,21 @@ class _Files:
             parts.append(local + self.token_starts[i])
             first, i = end, i + 1
         return _concatenate(parts, np.dtype(np.int64)) if self.files else np.zeros(last - first, np.int64)
+
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns what `Shard.starts` returns."""
+        i = bisect.bisect_right(self.token_starts, start) - 1
+        first = self.token_starts[i]
+        found = _starts(self.files[i].offsets(self.side), start - first, stop - first) + first
+        if stop <= self.token_starts[i + 1]:
+            return found
+        parts = [found]
+        while stop > self.token_starts[i + 1]:
+            parts[-1] = parts[-1][parts[-1] < self.token_starts[i + 1]]  # without the end
+            i += 1
+            first = self.token_starts[i]
+            parts.append(_starts(self.files[i].offsets(self.side), 0, stop - first) + first)
+        return _concatenate(parts, np.dtype(np.int64))
 
     def search(self, position: int, side: Any) -> int:
         """Returns what `searchsorted` of all offsets returns."""
@@ -161,6 +189,10 @@ class FileOffsets:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self[:], dtype, copy=copy)
+
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns what `Shard.starts` returns."""
+        return self._files.starts(start + self._base, stop + self._base) - self._base
 
     def searchsorted(self, position: int, side: Any = "left", sorter: None = None) -> int:
         """Returns where a position would have to be inserted, as NumPy does."""
