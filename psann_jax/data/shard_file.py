@@ -41,7 +41,7 @@ class Counts:
       tokens: number of tokens, including bos and eos.
       documents: number of documents.
       text_bytes: length of their text in bytes of UTF-8.
-      files: pairs of the index of a file in its source and the number of its documents, in order.
+      files: pairs of the index of a file in its source and the number of its documents, in order; () for training text.
     """
 
     tokens: int
@@ -159,7 +159,8 @@ def write_shard_file(path: Path, source: int, is_last: bool, train: Documents, v
     body = b"".join(_pad(x.tobytes()) for x in arrays)
     sums = np.array([zlib.crc32(body[i : i + BLOCK]) for i in range(0, len(body), BLOCK)], np.uint32).tobytes()
     dtype = "uint32" if train.wide else "uint16"
-    header = Header(source, dtype, is_last, train.counts(), valid.counts(), zlib.crc32(sums))
+    trained = dataclasses.replace(train.counts(), files=())  # nobody asks, and there may be 100,000
+    header = Header(source, dtype, is_last, trained, valid.counts(), zlib.crc32(sums))
     with atomic_path(path, fsync=True) as temporary, open(temporary, "wb") as file:
         file.writelines((header.encode(), _pad(sums), body))
     return header

@@ -149,5 +149,5 @@ def test_a_header_can_be_read_alone(tmp_path):
     files, _ = write_files(tmp_path, [[300, 4]])
     header = read_header(files[0].path)
     assert header == files[0].header
-    assert header.train.files == ((0, 2),)
+    assert (header.train.files, header.valid.files) == ((), ((0, 2),))
     assert (header.train.tokens, header.valid.tokens, header.n_documents) == (304, 6, 4)
