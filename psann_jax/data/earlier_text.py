@@ -62,7 +62,8 @@ def _open(directory: Path, fingerprint: str) -> Prepared:
             if found != crc32:
                 raise ValueError(f"{name}: its checksum differs")
         train, valid = (_open_shard(directory, name, counts[name]) for name in ("train", "valid"))
-        return Prepared(train, valid, tuple(counts["source_documents"]), fingerprint)
+        names = tuple((str(name), int(n)) for name, n in counts.get("valid_names", ()))
+        return Prepared(train, valid, tuple(counts["source_documents"]), fingerprint, names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
