@@ -10,9 +10,11 @@ the text is seen several times.
 
 from ml_collections import config_dict
 
-from configs.shared import proxy_13m
+from configs.shared import BUILTIN_FRACTION, proxy_13m
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the experiment."""
-    return proxy_13m("waveresnet")
+    config = proxy_13m("waveresnet")
+    config.data.valid_fraction = BUILTIN_FRACTION
+    return config

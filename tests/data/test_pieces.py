@@ -60,6 +60,41 @@ def test_every_format(tmp_path, piece_bytes):
     assert len(open_source(str(tmp_path / "b.txt.gz"), DataConfig()).pieces(100)) == 1
 
 
+def wikitext(n_articles: int) -> list[str]:
+    """Returns articles of several paragraphs in the format of WikiText, without the blank lines at their ends."""
+    return [f" = Title {i} = \n \n one of {i} \n \n = = Part = = \n \n two of {i}" for i in range(n_articles)]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1000, 10**6])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet", "hf"])
+def test_articles_are_never_cut(tmp_path, name, piece_bytes):
+    texts = wikitext(20)
+    lines = "\n \n".join(["", *texts, ""]).removeprefix("\n").split("\n")
+    path = tmp_path / name
+    spec = str(path)
+    if name == "hf":
+        pytest.importorskip("datasets").Dataset.from_dict({"text": lines}).save_to_disk(path)
+        spec = f"hf:{path}"
+    elif name == "a.parquet":
+        pq.write_table(pa.table({"text": lines}), path, row_group_size=7)
+    elif name == "a.jsonl":
+        path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    else:
+        path.write_bytes((gzip.compress if name.endswith(".gz") else bytes)("\n".join(lines).encode()))
+    source = open_source(spec, DataConfig(document="article"))
+    assert of_pieces(source, piece_bytes) == list(source.documents()) == texts
+    assert [len(source.pieces(piece_bytes)), source.unit] == [1, "article"]
+    if name in ("a.jsonl", "a.parquet", "hf"):
+        assert len(open_source(spec, DataConfig()).pieces(piece_bytes)) > 1 or piece_bytes > 1000
+
+
+def test_chapters_are_never_cut(tmp_path):
+    texts = [f"# Title {i}\n\n```sh\n# no title\n```\n\ntext of {i}" for i in range(20)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    source = open_source(str(tmp_path / "a.txt"), DataConfig(document="heading"))
+    assert of_pieces(source, 50) == texts
+
+
 def test_many_files_are_grouped(tmp_path):
     for i in range(40):
         (tmp_path / f"{i:02d}.txt").write_text(f"{i:02d}" * (500 if i == 17 else 5))

@@ -86,7 +86,7 @@ def test_a_run_continues_on_its_text(folder, tmp_path):
     assert {row["step"]: row["loss"] for row in rows(workdir) if row["kind"] == "train"} == losses
     run = load_text_run(workdir)
     assert run.data == FINGERPRINT
-    loss = evaluate(run, validation_text(run))["loss"]
+    loss = evaluate(run, validation_text(run)).results["loss"]
     np.testing.assert_allclose(loss, rows(workdir)[-1]["loss"], rtol=1e-6)
 
 
@@ -121,4 +121,5 @@ def test_text_without_checksums_is_used(tmp_path):
     text = load_earlier_text(config.data, FINGERPRINT, byte_tokenizer(), progress=False)
     assert (text.n_train_documents, text.n_valid_documents) == (370, 30)
     assert isinstance(text._prepared.train, Shard)
+    assert set(text.target_parts().names) == {"position"}, "version 0.1 did not keep the names of the files"
     assert text.document == load_text(config.data, progress=False).document == "line"
