@@ -160,7 +160,7 @@ class FileTokens:
 
     def __getitem__(self, item: slice) -> np.ndarray:
         start, stop, _ = item.indices(len(self))
-        return self._files.tokens(self._start + start, self._start + stop)
+        return self._files.tokens(self._start + start, self._start + max(start, stop))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self[:], dtype, copy=copy)
