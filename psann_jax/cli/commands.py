@@ -10,6 +10,7 @@ from psann_jax.config.names import nearest
 # What a user wants to do -> command -> what it does. Command "a b" is psann_jax.cli.a.b.
 COMMANDS = {
     "Train": {
+        "prepare": "prepares the text of a config file ahead of training",
         "train": "trains the experiment of a config file, or resumes it",
     },
     "Use a trained run": {

@@ -44,7 +44,7 @@ class TokenizerConfig:
     path: str = ""  # a tokenizer.json or sentencepiece .model to use; "": train one on the text
     vocab_size: int = 32000  # of a trained tokenizer, including special tokens
     min_frequency: int = 2  # of the pairs that a trained bpe or wordpiece tokenizer merges
-    sample_bytes: int = 50_000_000  # of text to train the tokenizer on; 0: all
+    sample_bytes: int = 50_000_000  # of text, drawn at random, to train the tokenizer on; 0: all
     pad_token: str = "<pad>"  # fills rows
     bos_token: str = "<bos>"  # begins a document
     eos_token: str = "<eos>"  # ends a document
@@ -76,8 +76,8 @@ class DataConfig:
     sources: tuple[str, ...] = ("builtin:python",)  # files, builtin:, hf: or tfds: names, see the page on data
     weights: tuple[float, ...] = ()  # fraction of each source in training, normalised; (): by size
     valid_sources: tuple[str, ...] = ()  # fixed validation text; (): a split of the sources
-    valid_fraction: float = 0.01  # of the documents, when valid_sources is empty
-    split_seed: int = 1337  # of the choice of validation documents
+    valid_fraction: float = 0.01  # about this part of the documents, when valid_sources is empty
+    split_seed: int = 1337  # of the hash that chooses validation documents
     text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
     # what is one document in a .txt file; article: of WikiText, also in records; heading: below "# ", as in Markdown
     document: Literal["auto", "line", "paragraph", "file", "article", "heading"] = "auto"
@@ -85,7 +85,7 @@ class DataConfig:
     max_length: int = 1024  # tokens in a window
     pack: bool = True  # False: one padded document per row
     document_mask: bool = True  # False: a token attends to earlier documents in its window
-    cache_dir: str = ""  # of token shards; "": the user's cache directory
+    cache_dir: str = ""  # of prepared text; "": the user's cache directory
     num_workers: int = 2  # threads that read windows ahead of training
 
     @property

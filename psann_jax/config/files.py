@@ -12,11 +12,14 @@ from ml_collections import config_dict
 
 from psann_jax.config.bases import parse_active, with_base
 from psann_jax.config.checks import ConfigError, require
+from psann_jax.config.data import DataConfig
 from psann_jax.config.io import flatten, parse
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
 from psann_jax.config.yaml_files import is_yaml, load_yaml, place
 from psann_jax.utils.errors import UserError, one_line
+
+_VALID_SOURCES, _VALID_FRACTION = "data.valid_sources", "data.valid_fraction"
 
 
 def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
@@ -112,6 +115,8 @@ def _overridden(
 def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str], flag: str = "config") -> None:
     """Changes settings in place; values are read as the type of the setting.
 
+    An override that names a validation text replaces the split of the file: data.valid_fraction returns to its default.
+
     Args:
       config: from `load_config_file` or `psann_jax.config.io.default_config`.
       overrides: "KEY=VALUE" with the dotted name of a setting; for a boolean also "KEY" and "noKEY". A tuple is written
@@ -134,6 +139,9 @@ def apply_overrides(config: config_dict.ConfigDict, overrides: Sequence[str], fl
         require(not is_off or (kind is bool and not equals), option, f"write --{flag}.{key}=VALUE, with {_FORMS[kind]}")
         require(bool(equals) or kind is bool, option, f"has no value; must be {_FORMS[kind]}")
         section[leaf] = _read_value(text, kind, option) if equals else not is_off
+    changed = {override_key(override, names) for override in overrides}
+    if _VALID_SOURCES in changed and config.data.valid_sources and _VALID_FRACTION not in changed:
+        config.data.valid_fraction = DataConfig.valid_fraction
 
 
 # How values of each type are written, for error messages.

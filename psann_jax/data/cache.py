@@ -16,6 +16,8 @@ import platformdirs
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import fsync_path, given_path, storage_errors
 
+STORAGE_HINT = "free some space or set data.cache_dir to another directory"
+
 
 def cache_root(cache_dir: str) -> Path:
     r"""Returns the directory of prepared data: `cache_dir`, or a directory in the user's cache if that is "".
@@ -70,9 +72,9 @@ def get_or_make(
     with contextlib.suppress(FileNotFoundError):
         if final.is_dir() and find_damage(final) is None:
             return final
-    with storage_errors(root, hint="free some space or set data.cache_dir to another directory"):
+    with storage_errors(root, hint=STORAGE_HINT):
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{name}.lock", announce):
+        with locked(root / f"{name}.lock", announce):
             if final.is_dir():
                 damage = find_damage(final)  # checked again: another process may have rebuilt it
                 if damage is None:
@@ -105,7 +107,16 @@ def _make(final: Path, make: Callable[[Path], None]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, announce: bool) -> Iterator[None]:
+def locked(path: Path, announce: bool) -> Iterator[None]:
+    """Holds the lock of a cache entry, a file NAME.lock, while the context lasts; waits for it if necessary.
+
+    Args:
+      path: of the lock file.
+      announce: print a message to stderr before waiting for another process.
+
+    Raises:
+      OSError: the lock file cannot be created.
+    """
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -2,39 +2,46 @@
 
 import dataclasses
 import functools
-import itertools
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-
-import numpy as np
-from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.cache import key_of
-from psann_jax.data.sources import Source, open_source
-from psann_jax.utils.errors import UserError
-from psann_jax.utils.progress_stream import progress_stream, updates_in_place
+from psann_jax.data.pieces import Piece
+from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
+from psann_jax.data.split import TRAIN, VALID, Split, document_hash, find_split
+
+SAMPLE_PIECE_BYTES = 1 << 20
+# At most so many times the bytes of a sample are read to draw it, and so many more documents than needed are drawn.
+_MAX_READ, _SURPLUS = 4, 1.25
 
 
 class Document(NamedTuple):
-    """A text, the index and the part (see `Source.parts`) of its source, and whether it is validation text."""
+    """A text, the index of its source, and whether it is validation text."""
 
     source: int
     is_valid: bool
     text: str
-    part: str
+
+
+class CorpusPiece(NamedTuple):
+    """A piece, the index of its source, and the rule that splits its documents."""
+
+    source: int
+    split: Split
+    piece: Piece
 
 
 class Corpus:
     """The training and validation documents, in a fixed order.
 
-    The validation documents are those of `data.valid_sources` if given. Otherwise `choose_validation` draws a fraction
-    `data.valid_fraction` of the documents of `data.sources`, the same with every tokenizer.
+    The validation documents are those of `data.valid_sources` if given. Otherwise they are a fraction
+    `data.valid_fraction` of the documents of `data.sources`, see `psann_jax.data.split`.
 
     Attributes:
       sources: the sources of `data.sources`.
+      valid_sources: the sources of `data.valid_sources`.
       document: `data.document`, with "auto" replaced by what it chooses if that is the same for all .txt sources.
         Validation sources are read in the same way.
       fingerprint: a hash that changes with any document and with the split.
@@ -47,96 +54,108 @@ class Corpus:
           UserError: a source cannot be found, or a setting has no effect on these sources.
         """
         require(config.split_seed >= 0, "data.split_seed", f"is {config.split_seed}, must not be negative")
-        self.sources = [open_source(spec, config) for spec in config.sources]
+        self.sources = [open_source(spec, config, progress=progress) for spec in config.sources]
         units = {source.unit for source in self.sources if source.unit}
         self.document = units.pop() if len(units) == 1 else config.document
         alike = dataclasses.replace(config, document=self.document)
-        self._valid_sources = [open_source(spec, alike, "data.valid_sources") for spec in config.valid_sources]
-        _refuse_inactive(config, [*self.sources, *self._valid_sources])
+        self.valid_sources = [open_source(spec, alike, "data.valid_sources", progress) for spec in config.valid_sources]
+        _refuse_inactive(config, [*self.sources, *self.valid_sources])
         self._fraction, self._seed = config.valid_fraction, config.split_seed
-        self._progress = progress
-        texts, valid_texts = [[s.fingerprint for s in group] for group in (self.sources, self._valid_sources)]
-        self.fingerprint = key_of(texts, valid_texts or (self._fraction, self._seed))
+        texts, valid_texts = [[s.fingerprint for s in group] for group in (self.sources, self.valid_sources)]
+        self.fingerprint = key_of(texts, valid_texts or ("by hash", self._fraction, self._seed))
 
-    def documents(self, label: str) -> Iterator[Document]:
-        """Yields every document, source after source; those of `data.valid_sources` come last.
-
-        Args:
-          label: text of the progress bar.
+    def pieces(self, piece_bytes: int = PIECE_BYTES) -> list[CorpusPiece]:
+        """Returns the pieces of all sources, in order; those of `data.valid_sources` come last.
 
         Raises:
-          UserError: a source cannot be read or has no text, or it has changed since it was first read.
+          UserError: a source cannot be read, or the text is too short to be split.
         """
-        n_bytes, is_valid = self._n_bytes, self.is_valid
-        with self._bar(label, total=sum(int(lengths.sum()) for lengths in n_bytes)) as bar:
-            first = 0
-            for source, lengths in enumerate(n_bytes):
-                texts = ((text, part) for part, texts in self._all_sources[source].parts() for text in texts)
-                for i, (found, length) in enumerate(itertools.zip_longest(texts, lengths)):
-                    if found is None or length != len(found[0].encode()):
-                        raise UserError(f"{self._all_sources[source].name}: changed while it was read; start again")
-                    yield Document(source, bool(is_valid[first + i]), *found)
-                    bar.update(int(length))
-                first += len(lengths)
+        return [
+            *(CorpusPiece(i, self.split, piece) for i, piece in _pieces(self.sources, piece_bytes)),
+            *(
+                CorpusPiece(len(self.sources) + i, VALID, piece)
+                for i, piece in _pieces(self.valid_sources, piece_bytes)
+            ),
+        ]
+
+    def documents(self) -> Iterator[Document]:
+        """Yields every document, source after source; those of `data.valid_sources` come last.
+
+        Raises:
+          UserError: as `pieces`, or a source has changed since it was opened.
+        """
+        for source, split, piece in self.pieces():
+            for _, text in read_piece(piece):
+                yield Document(source, split.is_valid(text), text)
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """The split of `data.sources`.
+
+        Raises:
+          UserError: as `pieces`.
+        """
+        if self.valid_sources:
+            return TRAIN
+        pieces = _in_random_order([piece for _, piece in _pieces(self.sources, SAMPLE_PIECE_BYTES)], self._seed)
+        return find_split((text for piece in pieces for _, text in read_piece(piece)), self._fraction, self._seed)
 
     def training_sample(self, n_bytes: int) -> Iterator[str]:
-        """Yields randomly drawn training documents, `n_bytes` in total (0: all of them), in the order of the text.
+        """Yields training documents, drawn at random if they have more than `n_bytes` bytes in total (0: all of them).
 
-        The document that was drawn last is truncated to fit.
+        The last document is truncated to fit. If the text is much larger than the sample, the documents are drawn from
+        randomly chosen MiBs of it. Of a file that is never cut (see `file_pieces`), only the beginning may be read.
 
         Raises:
           UserError: as `documents`.
         """
-        lengths, train = np.concatenate(self._n_bytes), ~self.is_valid
-        order = np.flatnonzero(train)[np.argsort(_random_bits(self._seed, int(train.sum())), kind="stable")]
-        ends = np.cumsum(lengths[order])
-        n_drawn = len(order) if not n_bytes else min(int(np.searchsorted(ends, n_bytes)) + 1, len(order))
-        drawn = np.zeros(len(lengths), bool)
-        drawn[order[:n_drawn]] = True
-        excess = int(ends[n_drawn - 1]) - n_bytes if n_bytes else 0
-        for i, document in enumerate(self.documents("drawing a sample")):
-            if drawn[i]:
-                truncated = excess > 0 and i == order[n_drawn - 1]
-                yield document.text.encode()[:-excess].decode(errors="ignore") if truncated else document.text
+        pieces = [piece for _, piece in _pieces(self.sources, SAMPLE_PIECE_BYTES)]
+        if not n_bytes:
+            return self._in_order(pieces)
+        is_small = sum(piece.n_bytes for piece in pieces) <= n_bytes
+        return _truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes), n_bytes)
 
-    @functools.cached_property
-    def is_valid(self) -> np.ndarray:
-        """Whether each document is validation text, (documents,) bool."""
-        counts = [len(lengths) for lengths in self._n_bytes]
-        if self._valid_sources:
-            return np.repeat(np.arange(len(counts)) >= len(self.sources), counts)
-        source = np.repeat(np.arange(len(counts)), counts)
-        return choose_validation(source, np.concatenate(self._n_bytes), self._fraction, self._seed)
+    def _in_order(self, pieces: list[Piece]) -> Iterator[str]:
+        return (text for piece in pieces for _, text in read_piece(piece) if not self.split.is_valid(text))
 
-    @property
-    def _all_sources(self) -> list[Source]:
-        return [*self.sources, *self._valid_sources]
+    def _drawn(self, pieces: list[Piece], n_bytes: int) -> Iterator[str]:
+        fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / sum(piece.n_bytes for piece in pieces))
+        limit = 2 * n_bytes // len(pieces) + SAMPLE_PIECE_BYTES
+        for is_drawn in (True, False):  # the others only if those that are drawn are too few
+            for piece in _in_random_order(pieces, self._seed):
+                for text in _until(limit, read_piece(piece)):
+                    below = document_hash(text, self._seed, "sample") < fraction * (1 << 64)
+                    if below == is_drawn and not self.split.is_valid(text):
+                        yield text
 
-    @functools.cached_property
-    def _n_bytes(self) -> list[np.ndarray]:
-        """The lengths of the documents of each source, in bytes of UTF-8."""
-        out = []
-        for source in self._all_sources:
-            lengths = array("q")
-            with self._bar(f"reading {source.name}") as bar:
-                for text in source.documents():
-                    lengths.append(len(text.encode()))
-                    bar.update(lengths[-1])
-            if not lengths:
-                raise UserError(f"{source.name}: has no text, only blank lines")
-            out.append(np.array(lengths, np.int64))
-        return out
 
-    def _bar(self, label: str, total: int | None = None) -> "tqdm[None]":
-        return tqdm(
-            desc=label,
-            total=total,
-            disable=not self._progress,
-            unit="B",
-            unit_scale=True,
-            file=progress_stream(),
-            mininterval=0.1 if updates_in_place(progress_stream()) else 30,
-        )
+def _pieces(sources: Iterable[Source], piece_bytes: int) -> Iterator[tuple[int, Piece]]:
+    return ((i, piece) for i, source in enumerate(sources) for piece in source.pieces(piece_bytes))
+
+
+def _until(n_bytes: int, documents: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yields the first texts, up to the one with which they have `n_bytes` bytes."""
+    for _, text in documents:
+        yield text
+        n_bytes -= len(text.encode())
+        if n_bytes <= 0:
+            return
+
+
+def _truncated(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
+    """Yields the first `n_bytes` bytes of texts."""
+    for text in texts:
+        encoded = text.encode()
+        if len(encoded) >= n_bytes:
+            yield encoded[:n_bytes].decode(errors="ignore")
+            return
+        yield text
+        n_bytes -= len(encoded)
+
+
+def _in_random_order(pieces: list[Piece], seed: int) -> list[Piece]:
+    order = sorted(range(len(pieces)), key=lambda i: document_hash(str(i), seed, "pieces"))
+    return [pieces[i] for i in order]
 
 
 def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
@@ -151,41 +170,3 @@ def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
         refuse_inactive(config, "data", "with data.valid_sources", "valid_fraction")
     if len(config.sources) == 1:
         refuse_inactive(config, "data", "with one source", "weights")
-
-
-def choose_validation(source: np.ndarray, n_bytes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Draws validation documents evenly from all sources and lengths.
-
-    The documents are sorted by source and length and cut into equal groups, as many as there are validation documents
-    to draw. One document is drawn from each group.
-
-    Args:
-      source: index of each document's source, (documents,).
-      n_bytes: length of each document, (documents,).
-      fraction: fraction of the documents to draw; at least one is drawn, and never all.
-      seed: the same seed draws the same documents on every machine.
-
-    Returns:
-      Whether each document is validation text, (documents,) bool.
-
-    Raises:
-      UserError: there are fewer than two documents.
-    """
-    n = len(n_bytes)
-    if n < 2:
-        raise UserError(
-            "data.valid_sources: is empty, but one document cannot be split into training and validation text; "
-            "name a validation text (or set data.document to line or paragraph)"
-        )
-    n_valid = min(max(round(n * fraction), 1), n - 1)
-    order = np.lexsort((n_bytes, source))  # stable: documents of equal length stay in order
-    bounds = np.arange(n_valid + 1) * n // n_valid
-    drawn = bounds[:-1] + (_random_bits(seed, n_valid) % np.diff(bounds).astype(np.uint64)).astype(np.int64)
-    is_valid = np.zeros(n, bool)
-    is_valid[order[drawn]] = True
-    return is_valid
-
-
-def _random_bits(seed: int, n: int) -> np.ndarray:
-    # NumPy keeps the raw stream of a bit generator in all later versions, but not the distributions made from it.
-    return np.random.PCG64(seed).random_raw(n)

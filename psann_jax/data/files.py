@@ -3,15 +3,15 @@
 import contextlib
 import functools
 import gzip
-import hashlib
 import io
 import json
 import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +21,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
 TEXT_FORMATS = (".txt", ".jsonl")
-# Larger files are identified by size, time and both ends: a restart need not read a terabyte to find its shards.
-_HASH_WHOLE_BELOW = 1 << 26
-_END_BYTES = 1 << 20
+_BLOCK = 1 << 20
 # Files that stand for others: how they begin, and the command that fetches the others.
 _POINTERS = {
     b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pull"),
@@ -98,23 +96,6 @@ def text_head(path: Path, n_bytes: int) -> str:
     return data.decode("utf-8-sig", errors="ignore")
 
 
-def file_fingerprint(path: Path) -> str:
-    """Returns a hash of a file's content; for files of 64 MiB and more, of its size, time and first and last MiB.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    with read_errors(path), open(path, "rb") as file:
-        stat = os.fstat(file.fileno())
-        if stat.st_size < _HASH_WHOLE_BELOW:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-        digest.update(file.read(_END_BYTES))
-        file.seek(-_END_BYTES, os.SEEK_END)
-        digest.update(file.read())
-        return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Converts the errors of reading a possibly compressed file to a UserError that names it.
@@ -134,13 +115,20 @@ def read_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: its zstd window is larger than 128 MiB; {hint}") from e
 
 
-def read_documents(path: Path, document: Unit, text_field: str) -> Iterator[str]:
-    """Yields the documents of a file in order, without blank ones.
+def read_documents(
+    path: Path, document: Unit, text_field: str, start: int = 0, stop: int | None = None
+) -> Iterator[str]:
+    """Yields the documents of a file, or of a range of it, in order, without blank ones.
+
+    Ranges that follow each other give the documents of the whole file: a document belongs to the range in which it
+    starts.
 
     Args:
       path: a file with an extension that `split_extension` accepts.
       document: what one document of a .txt file is; with "article", records are lines of articles, too.
       text_field: the key or column of .jsonl and .parquet records that holds the text.
+      start: first byte of the range, or first row group of a .parquet file; above 0 only if `has_ranges`.
+      stop: end of the range; None: the end of the file.
 
     Raises:
       UserError: the file cannot be read or is not UTF-8, or a record has no such field.
@@ -148,14 +136,27 @@ def read_documents(path: Path, document: Unit, text_field: str) -> Iterator[str]
     kind, compression = split_extension(path)
     with read_errors(path):
         if kind == ".txt":
-            texts = _txt(path, compression, document)
+            texts = _txt(path, compression, document, start, stop)
+        elif kind == ".parquet":
+            texts = _parquet(path, text_field, start, stop)
         else:
-            texts = _parquet(path, text_field) if kind == ".parquet" else _jsonl(path, compression, text_field)
-            if document == "article":
-                texts = record_articles(texts, str(path))
+            texts = _jsonl(path, compression, text_field, start, stop)
+        if kind != ".txt" and document == "article":
+            texts = record_articles(texts, str(path))
         for text in texts:
             if text and not text.isspace():
                 yield text
+
+
+def _txt(path: Path, compression: str, document: Unit, start: int, stop: int | None) -> Iterator[str]:
+    if document == "file":
+        return _whole_file(path, compression)
+    if document == "paragraph":
+        return paragraphs(_paragraph_lines(path, compression, start, stop))
+    lines = (line.text for line in _lines(path, compression, start, stop))
+    if document == "line":
+        return lines
+    return (articles if document == "article" else chapters)(lines, str(path))
 
 
 def record_articles(texts: Iterable[str], where: str) -> Iterator[str]:
@@ -164,13 +165,19 @@ def record_articles(texts: Iterable[str], where: str) -> Iterator[str]:
     return articles(lines, where)
 
 
-def _txt(path: Path, compression: str, document: Unit) -> Iterator[str]:
-    if document == "file":
-        return _whole_file(path, compression)
-    lines = (text for _, text in _lines(path, compression))
-    if document in ("article", "heading"):
-        return (articles if document == "article" else chapters)(lines, str(path))
-    return paragraphs(lines) if document == "paragraph" else lines
+def has_ranges(path: Path, document: Unit) -> bool:
+    """Returns whether `read_documents` can read ranges of a file: bytes, or row groups of a .parquet file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    kind, compression = split_extension(path)
+    if compression or document == "article" or (kind == ".txt" and document not in ("line", "paragraph")):
+        return False
+    if kind == ".parquet":
+        return True
+    with read_errors(path), open(path, "rb") as file:
+        return b"\n" in file.read(_BLOCK)  # else "\r" may end its lines
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -184,47 +191,114 @@ def csv_lines(path: Path) -> Iterator[tuple[int, str]]:
     compression = _compression(path)
     if not path.name.lower().endswith(f".csv{compression}"):
         raise UserError(f"{path}: unknown file type; use .csv, plain or with .gz, .xz or .zst")
-    return _lines(path, compression)
+    return ((line.number, line.text) for line in _lines(path, compression))
 
 
-def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    r"""Yields (line number from 1, line without its end) of a UTF-8 file.
+class _Line(NamedTuple):
+    """A line without its end, the offset of its first byte, and its number from 1, or 0 if the number is unknown."""
+
+    offset: int
+    number: int
+    text: str
+
+
+def _lines(path: Path, compression: str, start: int = 0, stop: int | None = None) -> Iterator[_Line]:
+    r"""Yields the lines of a UTF-8 file that start in a byte range.
 
     Lines end with "\n" or "\r\n", or with "\r" in a file that has no "\n".
     """
-    offset = 0
     with _OPEN[compression](path) as file:
-        for number, line in enumerate(file, 1):
-            text = _decode(line, path, offset, number)
-            offset += len(line)
+        if start:
+            file.seek(start - 1)
+            file.readline()  # the end of a line that starts before the range
+        offset = file.tell() if start else 0
+        for index, line in enumerate(file, 1):
+            if stop is not None and offset >= stop:
+                return
+            number = 0 if start else index
+            text = _decode(line, _Place(path, offset, number))
             if number == 1 and not text.endswith("\n"):  # the whole file
-                yield from enumerate(text.removesuffix("\r").split("\r"), 1)
+                yield from (_Line(0, i, part) for i, part in enumerate(text.removesuffix("\r").split("\r"), 1))
             else:
-                yield number, text.rstrip("\r\n")
+                yield _Line(offset, number, text.rstrip("\r\n"))
+            offset += len(line)
+
+
+def _paragraph_lines(path: Path, compression: str, start: int, stop: int | None) -> Iterator[str]:
+    """Yields the lines of the paragraphs that start in a byte range."""
+    in_text = in_earlier = start > 0 and _follows_text(path, start)
+    for line in _lines(path, compression, start):
+        is_text = bool(line.text.strip())
+        in_earlier = in_earlier and is_text
+        if stop is not None and line.offset >= stop and not (is_text and in_text):
+            return
+        in_text = is_text
+        if not in_earlier:
+            yield line.text
+        elif stop is not None and line.offset >= stop:
+            return  # a paragraph that starts before the range and ends after it
+
+
+def _follows_text(path: Path, start: int) -> bool:
+    """Returns whether the line before the first one that starts at `start` or later is not blank."""
+    with open(path, "rb") as file:
+        file.seek(start - 1)
+        file.readline()
+        end, size = file.tell(), _BLOCK
+        while True:
+            file.seek(max(end - size, 0))
+            before = file.read(end - file.tell()).removesuffix(b"\n")
+            line = before[before.rfind(b"\n") + 1 :]
+            # Only the first line of a file may begin with a byte order mark.
+            encoding = "utf-8-sig" if size >= end and len(line) == len(before) else "utf-8"
+            is_text = bool(line.decode(encoding, errors="ignore").strip())
+            if is_text or size >= end or len(line) < len(before):
+                return is_text
+            size *= 2
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A line of a file, for error messages. Lines before a range are counted only when there is a message."""
+
+    path: Path
+    offset: int
+    number: int
+
+    def line(self) -> int:
+        """Returns the number of the line from 1."""
+        if self.number:
+            return self.number
+        with open(self.path, "rb") as file:
+            sizes = [_BLOCK] * (self.offset // _BLOCK) + [self.offset % _BLOCK]
+            return 1 + sum(file.read(size).count(b"\n") for size in sizes)
+
+    def __str__(self) -> str:
+        return f"{self.path}: line {self.line()}"
 
 
 def _whole_file(path: Path, compression: str) -> Iterator[str]:
     with _OPEN[compression](path) as file:
-        yield _decode(file.read(), path, 0, 1).replace("\r\n", "\n").replace("\r", "\n")
+        yield _decode(file.read(), _Place(path, 0, 1)).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _decode(data: bytes, path: Path, offset: int, line: int) -> str:
+def _decode(data: bytes, place: _Place) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
-        line += data.count(b"\n", 0, e.start)
+        line = place.line() + data.count(b"\n", 0, e.start)
         raise UserError(
-            f"{path}: byte 0x{data[e.start]:02x} at offset {offset + e.start} (line {line}) is not UTF-8; "
+            f"{place.path}: byte 0x{data[e.start]:02x} at offset {place.offset + e.start} (line {line}) is not UTF-8; "
             "convert the file to UTF-8"
         ) from None
-    return text.removeprefix("\ufeff") if offset == 0 else text
+    return text.removeprefix("\ufeff") if place.offset == 0 else text
 
 
-def _jsonl(path: Path, compression: str, text_field: str) -> Iterator[str]:
-    for number, line in _lines(path, compression):
+def _jsonl(path: Path, compression: str, text_field: str, start: int, stop: int | None) -> Iterator[str]:
+    for offset, number, line in _lines(path, compression, start, stop):
         if not line.strip():
             continue
-        where = f"{path}: line {number}"
+        where = _Place(path, offset, number)
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:  # ValueError: also a number of more digits than Python converts
@@ -237,13 +311,24 @@ def _jsonl(path: Path, compression: str, text_field: str) -> Iterator[str]:
         yield text
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def row_group_sizes(path: Path) -> list[int]:
+    """Returns the bytes of the values of each row group of a .parquet file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with read_errors(path), pq.ParquetFile(path) as file:
+        return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+
+
+def _parquet(path: Path, text_field: str, start: int, stop: int | None) -> Iterator[str]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if text_field not in names:
             record_text(dict.fromkeys(names), text_field, str(path))
-        row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+        groups = range(start, file.num_row_groups if stop is None else stop)
+        row = sum(file.metadata.row_group(i).num_rows for i in range(start))
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field], row_groups=groups):
             for value in _as_bytes(batch.column(0)).to_pylist():
                 yield record_text({text_field: value}, text_field, f"{path}: row {row}")
                 row += 1
@@ -258,13 +343,13 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
 
 
-def record_text(record: dict[str, Any], text_field: str, where: str) -> str:
+def record_text(record: dict[str, Any], text_field: str, where: object) -> str:
     """Returns the text of a record, "" if it is null.
 
     Args:
       record: field names -> values.
       text_field: the field that holds the text, a string or UTF-8 bytes.
-      where: the file and line, for error messages.
+      where: str(where) names the file and line in error messages.
 
     Raises:
       UserError: the record has no such field, or the field does not hold text.

@@ -18,7 +18,8 @@ from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
-from psann_jax.data.shards import Prepared, Shard, prepare
+from psann_jax.data.preparation import Run, prepare, run_here
+from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import Source
 from psann_jax.data.target_parts import TextParts
 from psann_jax.data.text_checks import unit_warnings, unknown_word_warnings
@@ -32,7 +33,7 @@ _TOKENIZER_FILE = "tokenizer.json"
 _FEW_WINDOWS, _FEW_TOKENS, _SHORT_DOCUMENTS = 2, 1000, 8
 
 
-def load_text(config: DataConfig, progress: bool = True) -> "TextData":
+def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) -> "TextData":
     """Reads and tokenises the text, or finds it prepared in the cache; trains or loads the tokenizer.
 
     Processes that share a cache directory may call this at the same time: one does the work, the others wait.
@@ -40,6 +41,7 @@ def load_text(config: DataConfig, progress: bool = True) -> "TextData":
     Args:
       config: the `data` section.
       progress: show progress on stderr.
+      run: does the tasks of preparing the text, see `psann_jax.data.workers`.
 
     Raises:
       UserError: a source, the tokenizer or the cache cannot be used, or there is too little text.
@@ -48,7 +50,7 @@ def load_text(config: DataConfig, progress: bool = True) -> "TextData":
     root = cache_root(config.cache_dir)
     corpus = Corpus(config, progress)
     tokenizer = _tokenizer(corpus, config, root, progress)
-    prepared = prepare(corpus, tokenizer, root, progress)
+    prepared = prepare(corpus, tokenizer, root, progress, run)
     return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, corpus.sources)
 
 

@@ -1,26 +1,14 @@
 """Token shards: text that is tokenised once and then read from disk by position."""
 
-import json
-import zlib
-from array import array
-from collections.abc import Iterator
+import bisect
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, cast
 
 import numpy as np
 
-from psann_jax.data.cache import get_or_make, key_of
-from psann_jax.data.corpus import Corpus, Document
-from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.utils.checksums import file_crc32
-from psann_jax.utils.errors import UserError
-
-_FORMAT = 1
-# Characters that are encoded together: the tokenizers library needs over 100 bytes of memory for each byte of text.
-_BATCH_CHARACTERS = 1 << 21
-_COUNTS, _CHECKSUMS = "counts.json", "crc32"
+from psann_jax.data.shard_file import ShardFile, Side
 
 
 @dataclass(frozen=True)
@@ -28,8 +16,9 @@ class Shard:
     """Documents ``[bos] ids [eos]``, one after another.
 
     Attributes:
-      tokens_N: token ids, uint16 or uint32, memory-mapped.
-      offsets: position of the first token of each document, then the number of tokens; int64, (documents + 1,).
+      tokens_N: token ids, uint16 or uint32: an array, or `FileTokens`.
+      offsets: position of the first token of each document, then the number of tokens; int64, (documents + 1,): an
+        array, or `FileOffsets`.
       text_bytes: length of the text of all documents in bytes of UTF-8.
     """
 
@@ -40,17 +29,30 @@ class Shard:
     @property
     def n_tokens(self) -> int:
         """Number of tokens, including bos and eos."""
-        return int(self.offsets[-1])
+        return len(self.tokens_N)
 
     @property
     def n_documents(self) -> int:
         """Number of documents."""
         return len(self.offsets) - 1
 
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns the positions of the first tokens of the documents that have some of the tokens [start, stop)."""
+        if isinstance(cast(Any, self.offsets), FileOffsets):
+            return cast(FileOffsets, self.offsets).starts(start, stop)
+        return _starts(self.offsets, start, stop)
+
     def documents(self, first: int, last: int) -> "Shard":
         """Returns the documents [first, last) as a shard, with `text_bytes` 0."""
         start, end = int(self.offsets[first]), int(self.offsets[last])
-        return Shard(self.tokens_N[start:end], self.offsets[first : last + 1] - start, 0)
+        tokens, offsets = cast(Any, self.tokens_N), cast(Any, self.offsets)
+        if isinstance(tokens, FileTokens):  # they have no slices that read nothing
+            return Shard(cast(Any, tokens.part(start, end)), offsets.part(first, last), 0)
+        return Shard(tokens[start:end], offsets[first : last + 1] - start, 0)
+
+
+def _starts(offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return offsets[offsets.searchsorted(start, "right") - 1 : offsets.searchsorted(stop, "left")]
 
 
 @dataclass(frozen=True)
@@ -73,137 +75,131 @@ class Prepared:
     valid_names: tuple[tuple[str, int], ...] = ()
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = True) -> Prepared:
-    """Tokenises a corpus, or finds its shards in the cache.
-
-    Every process verifies the checksums of cached shards at every start, because a changed byte would silently train
-    another model. At 2 bytes per token, this takes 0.7 s for 10^9 tokens that are in the page cache (3 GB/s on one core
-    of an AMD EPYC). If they are not, it takes the time of one pass over the files, which training then saves. Damaged
-    shards are rebuilt. Shards of versions without checksums are checked for their length only.
-
-    Args:
-      corpus: the text.
-      tokenizer: encodes the text.
-      root: the cache directory.
-      progress: show progress on stderr.
-
-    Raises:
-      UserError: the text cannot be read, the cache cannot be written, or its files change while they are read.
-    """
-    key = key_of(_FORMAT, corpus.fingerprint, tokenizer.fingerprint)
-    path = get_or_make(root, f"shards-{key}", lambda empty: _write(empty, corpus, tokenizer), progress, _find_damage)
-    try:
-        return _open(path, key)
-    except _READ_ERRORS as e:
-        raise UserError(f"{path}: the prepared text is damaged ({e}); delete this directory") from e
+def join_files(files: Sequence[ShardFile], side: Side) -> Shard:
+    """Returns one side of several files, one after another, as a shard. Files are opened when they are read."""
+    joined = _Files(files, side)
+    text_bytes = sum(getattr(file.header, side).text_bytes for file in files)
+    tokens = FileTokens(joined, 0, joined.token_starts[-1])
+    offsets = FileOffsets(joined, 0, joined.document_starts[-1])
+    # They have what arrays have as far as windows and loader use it; typed as arrays, so that arrays do as well.
+    return Shard(cast(np.ndarray, tokens), cast(np.ndarray, offsets), text_bytes)
 
 
-def _write(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    source_documents = [0] * len(corpus.sources)
-    valid_names: list[tuple[str, int]] = []
-    with _Writer(directory, "train", dtype) as train, _Writer(directory, "valid", dtype) as valid:
-        for batch in _batches(corpus):
-            ids = tokenizer.encode_batch([document.text for document in batch])
-            for document, text_ids in zip(batch, ids, strict=True):
-                writer = valid if document.is_valid else train
-                writer.add([tokenizer.bos_id, *text_ids, tokenizer.eos_id], document.text)
-                if not document.is_valid:
-                    source_documents[document.source] += 1
-                elif valid_names and valid_names[-1][0] == document.part:
-                    valid_names[-1] = document.part, valid_names[-1][1] + 1
-                else:
-                    valid_names.append((document.part, 1))
-    counts: dict[str, Any] = {"train": train.counts(), "valid": valid.counts(), "source_documents": source_documents}
-    counts["valid_names"] = valid_names
-    checksums = {path.name: file_crc32(path) for path in sorted(directory.iterdir())} | {_COUNTS: _crc32_of(counts)}
-    (directory / _COUNTS).write_text(json.dumps({**counts, _CHECKSUMS: checksums}))
+class _Files:
+    """The files that have documents of one side, and the positions of their first tokens and documents among all."""
+
+    def __init__(self, files: Sequence[ShardFile], side: Side):
+        self.side = side
+        self.files = [file for file in files if getattr(file.header, side).documents]
+        self.dtype = np.dtype(files[0].header.dtype)
+        counts = [getattr(file.header, side) for file in self.files]
+        self.token_starts = [0, *itertools.accumulate(count.tokens for count in counts)]
+        self.document_starts = [0, *itertools.accumulate(count.documents for count in counts)]
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Returns the tokens [start, stop)."""
+        i = bisect.bisect_right(self.token_starts, start) - 1
+        if i < len(self.files) and stop <= self.token_starts[i + 1]:
+            return self.files[i].tokens(self.side, start - self.token_starts[i], stop - self.token_starts[i])
+        parts = []
+        while start < stop:
+            first, end = self.token_starts[i], self.token_starts[i + 1]
+            parts.append(self.files[i].tokens(self.side, start - first, min(stop, end) - first))
+            start, i = end, i + 1
+        return _concatenate(parts, self.dtype)
+
+    def offsets(self, first: int, last: int) -> np.ndarray:
+        """Returns the positions of the first tokens of the documents [first, last); that of the end is n_tokens."""
+        parts, i = [], min(bisect.bisect_right(self.document_starts, first), len(self.files)) - 1
+        while first < last and i >= 0:
+            start, end = self.document_starts[i], self.document_starts[i + 1]
+            if i == len(self.files) - 1:
+                end += 1  # the last file has the end of all
+            local = self.files[i].offsets(self.side)[first - start : min(last, end) - start]
+            parts.append(local + self.token_starts[i])
+            first, i = end, i + 1
+        return _concatenate(parts, np.dtype(np.int64)) if self.files else np.zeros(last - first, np.int64)
+
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns what `Shard.starts` returns."""
+        i = bisect.bisect_right(self.token_starts, start) - 1
+        first = self.token_starts[i]
+        found = _starts(self.files[i].offsets(self.side), start - first, stop - first) + first
+        if stop <= self.token_starts[i + 1]:
+            return found
+        parts = [found]
+        while stop > self.token_starts[i + 1]:
+            parts[-1] = parts[-1][parts[-1] < self.token_starts[i + 1]]  # without the end
+            i += 1
+            first = self.token_starts[i]
+            parts.append(_starts(self.files[i].offsets(self.side), 0, stop - first) + first)
+        return _concatenate(parts, np.dtype(np.int64))
+
+    def search(self, position: int, side: Any) -> int:
+        """Returns what `searchsorted` of all offsets returns."""
+        i = min(bisect.bisect_right(self.token_starts, position), len(self.files)) - 1
+        if i < 0:
+            return int(np.zeros(1, np.int64).searchsorted(position, side))
+        local = self.files[i].offsets(self.side).searchsorted(position - self.token_starts[i], side)
+        return self.document_starts[i] + int(local)
 
 
-def _batches(corpus: Corpus) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in corpus.documents("tokenising"):
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _concatenate(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])
 
 
-class _Writer:
-    """Writes a shard: NAME.tokens and NAME.offsets.npy."""
+class FileTokens:
+    """The tokens [start, stop) of several files, read by slices as from an array."""
 
-    def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]):
-        self._directory, self._name, self._dtype = directory, name, dtype
-        self._offsets = array("q", [0])
-        self._text_bytes = 0
-        self._file = open(directory / f"{name}.tokens", "wb")  # noqa: SIM115
+    def __init__(self, files: _Files, start: int, stop: int):
+        self._files, self._start, self._stop = files, start, stop
+        self.dtype = files.dtype
 
-    def add(self, ids: list[int], text: str) -> None:
-        self._file.write(np.array(ids, self._dtype).tobytes())
-        self._offsets.append(self._offsets[-1] + len(ids))
-        self._text_bytes += len(text.encode())
+    def __len__(self) -> int:
+        return self._stop - self._start
 
-    def counts(self) -> dict[str, str | int]:
-        return {
-            "dtype": np.dtype(self._dtype).name,
-            "tokens": self._offsets[-1],
-            "documents": len(self._offsets) - 1,
-            "text_bytes": self._text_bytes,
-        }
+    def __getitem__(self, item: slice) -> np.ndarray:
+        start, stop, _ = item.indices(len(self))
+        return self._files.tokens(self._start + start, self._start + max(start, stop))
 
-    def __enter__(self) -> Self:
-        return self
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype, copy=copy)
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if kind is None:
-            np.save(self._directory / f"{self._name}.offsets.npy", np.array(self._offsets, np.int64))
+    def part(self, start: int, stop: int) -> "FileTokens":
+        """Returns the tokens [start, stop) without reading them."""
+        return FileTokens(self._files, self._start + start, self._start + stop)
 
 
-# Errors that reading damaged files can raise.
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+class FileOffsets:
+    """The offsets of the documents [first, last) of several files, read as from an array."""
 
+    def __init__(self, files: _Files, first: int, last: int):
+        self._files, self._first, self._last = files, first, last
+        self._base = int(files.offsets(first, first + 1)[0]) if first else 0
 
-def _find_damage(path: Path) -> str | None:
-    """Returns what is wrong with the shards in a directory, or None if they are intact."""
-    try:
-        _open(path, "")
-        counts = json.loads((path / _COUNTS).read_text(encoding="utf-8"))
-        checksums = counts.pop(_CHECKSUMS, None)
-        if checksums is None and counts.keys() == {"train", "valid", "source_documents"}:
-            return None  # written by a version without checksums
-        for name, crc32 in checksums.items():
-            if crc32 != (_crc32_of(counts) if name == _COUNTS else file_crc32(path / name)):
-                return f"{name}: its checksum differs"
-    except OSError as e:
-        return f"{Path(e.filename).name if e.filename else path.name}: {e.strerror or e}"
-    except _READ_ERRORS as e:
-        return " ".join(str(e).split()) or type(e).__name__
-    return None
+    def __len__(self) -> int:
+        return self._last - self._first + 1
 
+    def __getitem__(self, item: int | slice) -> Any:
+        if not isinstance(item, slice):
+            i = int(item) + len(self) if item < 0 else int(item)
+            return self[i : i + 1][0]
+        first, last, _ = item.indices(len(self))
+        return self._files.offsets(self._first + first, self._first + last) - self._base
 
-def _crc32_of(counts: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(counts).encode())
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype, copy=copy)
 
+    def starts(self, start: int, stop: int) -> np.ndarray:
+        """Returns what `Shard.starts` returns."""
+        return self._files.starts(start + self._base, stop + self._base) - self._base
 
-def _open(path: Path, key: str) -> Prepared:
-    counts = json.loads((path / _COUNTS).read_text(encoding="utf-8"))
-    train, valid = (_open_shard(path, name, counts[name]) for name in ("train", "valid"))
-    names = tuple((str(name), int(n)) for name, n in counts.get("valid_names", ()))
-    return Prepared(train, valid, tuple(counts["source_documents"]), key, names)
+    def searchsorted(self, position: int, side: Any = "left", sorter: None = None) -> int:
+        """Returns where a position would have to be inserted, as NumPy does."""
+        del sorter
+        found = self._files.search(int(position) + self._base, side) - self._first
+        return min(max(found, 0), len(self))
 
-
-def _open_shard(path: Path, name: str, counts: dict[str, Any]) -> Shard:
-    tokens = path / f"{name}.tokens"
-    dtype = np.dtype(counts["dtype"])
-    if tokens.stat().st_size != counts["tokens"] * dtype.itemsize:
-        raise ValueError(f"{tokens.name} has {tokens.stat().st_size} bytes for {counts['tokens']} tokens")
-    tokens_N = np.asarray(np.memmap(tokens, dtype, "r"))
-    offsets = np.asarray(np.load(path / f"{name}.offsets.npy", mmap_mode="r"))
-    if len(offsets) != counts["documents"] + 1:
-        raise ValueError(f"{name}.offsets.npy has {len(offsets)} entries for {counts['documents']} documents")
-    return Shard(tokens_N, offsets, counts["text_bytes"])
+    def part(self, first: int, last: int) -> "FileOffsets":
+        """Returns the offsets of the documents [first, last)."""
+        return FileOffsets(self._files, self._first + first, self._first + last)

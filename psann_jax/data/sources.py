@@ -13,7 +13,6 @@ SPLIT defaults to `train`; name a validation split in `data.valid_sources`. The 
 
 import glob
 import hashlib
-import itertools
 import json
 import platform
 import sys
@@ -24,13 +23,18 @@ from typing import Any, cast
 
 from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
+from psann_jax.data.cache import cache_root
+from psann_jax.data.content import file_contents
+from psann_jax.data.pieces import Part, Piece, file_pieces, record_pieces
 from psann_jax.data.text_units import Unit, choose_unit, suggest_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import given_path, storage_errors
 
 _HEADS, _HEADS_BYTES = 64, 1 << 20  # files whose beginning is read to choose the unit, and bytes of all of these
-_NAMED_FILES = 32  # of a source; losses of more files are not reported one by one
+_NAMED_FILES = 32  # of a source; more files are not told apart in results
+PIECE_BYTES = 1 << 26  # of input
+_TFDS_FORM = "tfds:NAME[/CONFIG][:VERSION][@SPLIT]"
 _DIRECTORY = ("/", ".", "~")  # first character of a directory's name, which tells it from the name of a data set
 
 
@@ -41,8 +45,8 @@ class Source:
     Attributes:
       name: the string that names the source.
       fingerprint: a hash that changes with the documents.
-      parts: returns a new iterator over names and documents of the parts: files, or else the source as a whole; reading
-        may raise UserError.
+      pieces: cuts the source into pieces of about as many bytes; may raise UserError.
+      files: names of its files if they are few, else the name of the source for each file; the source if it has none.
       settings: which of the settings `document` and `text_field` affect the documents.
       unit: what one document is in its .txt files, or, if it is an article, in its records; otherwise None.
       suggested: what may suit its .txt files better than the unit that `data.document=auto` chose.
@@ -50,23 +54,71 @@ class Source:
 
     name: str
     fingerprint: str
-    parts: Callable[[], Iterator[tuple[str, Iterator[str]]]]
+    pieces: Callable[[int], list[Piece]]
+    files: tuple[str, ...]
     settings: frozenset[str] = frozenset()
     unit: Unit | None = None
     suggested: Unit | None = None
 
     def documents(self) -> Iterator[str]:
-        """Returns a new iterator over the documents; reading may raise UserError."""
-        return itertools.chain.from_iterable(texts for _, texts in self.parts())
+        """Yields the documents.
+
+        Raises:
+          UserError: the text cannot be read, or has changed since the source was opened.
+        """
+        for piece in self.pieces(PIECE_BYTES):
+            for _, text in read_piece(piece):
+                yield text
 
 
-def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> Source:
+def read_piece(piece: Piece) -> Iterator[tuple[int, str]]:
+    """Yields the documents of a piece, each with the index of its file in the source.
+
+    Raises:
+      UserError: the text cannot be read, or has changed since the source was opened.
+    """
+    for part in piece.parts:
+        if part.kind == "file":
+            texts = _read_file(part, piece)
+        elif part.kind == "builtin":
+            texts = builtin.python_documents()
+        else:
+            texts = _read_records(part, piece)
+        for text in texts:
+            yield part.file, text
+
+
+def _read_file(part: Part, piece: Piece) -> Iterator[str]:
+    path = Path(part.name)
+    _refuse_change(path, part.stamp)
+    yield from files.read_documents(path, piece.document, piece.text_field, part.start, part.stop)
+    _refuse_change(path, part.stamp)
+
+
+def _read_records(part: Part, piece: Piece) -> Iterator[str]:
+    records = _opened[part.name] if part.name in _opened else _open_records(part.name, "data.sources")
+    read = _tfds_texts if part.kind == "tfds" else _hugging_face_texts
+    texts = read(part.name, records, piece.text_field, range(part.start, part.stop or 0))
+    if piece.document == "article":
+        return files.record_articles(texts, part.name)
+    return (text for text in texts if text and not text.isspace())
+
+
+def _refuse_change(path: Path, stamp: tuple[int, int] | None) -> None:
+    with storage_errors(path, "read"):
+        stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) != stamp:
+        raise UserError(f"{path}: changed while it was read; start again")
+
+
+def open_source(spec: str, config: DataConfig, field: str = "data.sources", progress: bool = False) -> Source:
     """Returns the source that `spec` names; the module docstring lists the forms.
 
     Args:
       spec: the name of the source.
-      config: its `document` and `text_field` are used.
+      config: its `document`, `text_field` and `cache_dir` are used.
       field: the setting to name in error messages.
+      progress: show progress on stderr if hashing the files takes long.
 
     Raises:
       UserError: there is no such source, or a library that it needs is not installed.
@@ -75,10 +127,10 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources") -> S
     if colon and kind == "builtin":
         return _builtin(name, field)
     if colon and kind == "tfds":
-        return _tfds(spec, name, config, field)
+        return _tfds(spec, config, field, progress)
     if colon and kind == "hf":
-        return _hugging_face(spec, name, config, field)
-    return _files(spec, config, field)
+        return _hugging_face(spec, config, field, progress)
+    return _files(spec, config, field, progress)
 
 
 def _fingerprint(*parts: Any) -> str:
@@ -88,18 +140,16 @@ def _fingerprint(*parts: Any) -> str:
 def _builtin(name: str, field: str) -> Source:
     if name != "python":
         raise UserError(f"{field}: unknown built-in text {name!r}; the only one is builtin:python")
-    digest = hashlib.sha256(platform.python_version().encode())
+    digest, n_bytes = hashlib.sha256(platform.python_version().encode()), 0
     for text in builtin.python_documents():
-        digest.update(f"\0{len(text)}\0{text}".encode())
-    return Source("builtin:python", digest.hexdigest(), _whole("builtin:python", builtin.python_documents))
+        encoded = f"\0{len(text)}\0{text}".encode()
+        digest.update(encoded)
+        n_bytes += len(encoded)
+    piece = Piece((Part("builtin", "builtin:python"),), "file", "", n_bytes)
+    return Source("builtin:python", digest.hexdigest(), lambda _: [piece], ("builtin:python",))
 
 
-def _whole(spec: str, documents: Callable[[], Iterator[str]]) -> Callable[[], Iterator[tuple[str, Iterator[str]]]]:
-    """Returns `Source.parts` of a source without files."""
-    return lambda: iter(((spec, documents()),))
-
-
-def _files(spec: str, config: DataConfig, field: str) -> Source:
+def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     paths = _paths(spec, field)
     kinds = [files.split_extension(path) for path in paths]
     for path in paths:
@@ -117,19 +167,20 @@ def _files(spec: str, config: DataConfig, field: str) -> Source:
     elif texts or config.document == "article":
         unit = cast(Unit, config.document)
 
-    def parts() -> Iterator[tuple[str, Iterator[str]]]:
-        for path in paths:
-            name = str(path) if len(paths) <= _NAMED_FILES else spec
-            yield name, files.read_documents(path, unit or "file", config.text_field)
+    found = file_contents(paths, cache_root(config.cache_dir), progress)
 
-    contents: list[Any] = [(kind, files.file_fingerprint(path)) for kind, path in zip(kinds, paths, strict=True)]
+    def pieces(piece_bytes: int) -> list[Piece]:
+        return file_pieces(paths, found, unit or "file", config.text_field, piece_bytes)
+
+    contents: list[Any] = [(kind, content.sha256) for kind, content in zip(kinds, found, strict=True)]
     if any("\r" in head and (unit == "file" or "\n" not in head) for head in heads):
         contents.append("line ends")  # version 0.1 kept these characters
     affected_by: dict[str, str] = {"document": unit} if unit else {}
     if len(texts) < len(paths):
         affected_by["text_field"] = config.text_field
     fingerprint = _fingerprint([affected_by[name] for name in sorted(affected_by)], contents)
-    return Source(spec, fingerprint, parts, frozenset(affected_by), unit, suggested)
+    names = tuple(map(str, paths)) if len(paths) <= _NAMED_FILES else (spec,) * len(paths)
+    return Source(spec, fingerprint, pieces, names, frozenset(affected_by), unit, suggested)
 
 
 def _paths(spec: str, field: str) -> list[Path]:
@@ -161,70 +212,97 @@ def _unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _tfds(spec: str, name: str, config: DataConfig, field: str) -> Source:
+# Data sets by the names of their sources, so that a process does not open one again for each piece.
+_opened: dict[str, Any] = {}
+
+
+def _open_records(spec: str, field: str) -> Any:
+    """Returns a data set, opened anew.
+
+    Raises:
+      UserError: it cannot be loaded, or its library is not installed.
+    """
+    kind, _, name = spec.partition(":")
+    _opened[spec] = (_open_tfds if kind == "tfds" else _open_hugging_face)(spec, name, field)
+    return _opened[spec]
+
+
+def _open_tfds(spec: str, name: str, field: str) -> Any:
     require_extra(f"{field}: {spec}", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     name, split = _parse_split(name)
     try:
         if name.startswith(_DIRECTORY):
-            records = tfds.builder_from_directory(given_path(name, field)).as_data_source(split)
-        else:
-            # Called without a directory or options, data_source chooses array_record, which needs no TensorFlow.
-            records = tfds.data_source(name, split=split)
-        info = records.dataset_info
-        shards = [files.file_fingerprint(Path(part.filename)) for part in info.splits[split].file_instructions]
+            return tfds.builder_from_directory(given_path(name, field)).as_data_source(split)
+        # Called without a directory or options, data_source chooses array_record, which needs no TensorFlow.
+        return tfds.data_source(name, split=split)
     except UserError:
         raise
     except Exception as e:  # tfds has no common base class for its errors
-        raise _load_error(field, spec, e, "tfds:NAME[/CONFIG][:VERSION][@SPLIT]") from e
-
-    def texts() -> Iterator[str]:
-        return _texts(spec, (records[i] for i in range(len(records))), config.text_field)
-
-    return _record_source(spec, (info.full_name, split, config.text_field, shards), texts, config)
+        raise _load_error(field, spec, e, _TFDS_FORM) from e
 
 
-def _hugging_face(spec: str, name: str, config: DataConfig, field: str) -> Source:
+def _tfds(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
+    records = _open_records(spec, field)
+    info, split = records.dataset_info, _parse_split(spec.partition(":")[2])[1]
+    try:
+        parts = [Path(part.filename) for part in info.splits[split].file_instructions]
+        n_records = len(records)
+    except Exception as e:  # as above
+        raise _load_error(field, spec, e, _TFDS_FORM) from e
+    shards = file_contents(parts, cache_root(config.cache_dir), progress)
+    content = (info.full_name, split, config.text_field, [shard.sha256 for shard in shards])
+    return _record_source(spec, content, n_records, sum(shard.size for shard in shards), config)
+
+
+def _tfds_texts(spec: str, records: Any, text_field: str, indices: range) -> Iterator[str]:
+    return _texts(spec, ((i, records[i]) for i in indices), text_field)
+
+
+def _open_hugging_face(spec: str, name: str, field: str) -> Any:
     require_extra(f"{field}: {spec}", "datasets")
     import datasets
 
     name, split = _parse_split(name)
-    dataset, subset = _parse_config(name, field)
+    dataset, config = _parse_config(name, field)
     try:
         if _is_saved(Path(dataset)):
-            records = _load_saved(datasets.load_from_disk(dataset), split)
-        else:
-            records = datasets.load_dataset(dataset, subset, split=split)
+            return _load_saved(datasets.load_from_disk(dataset), split)
+        return datasets.load_dataset(dataset, config, split=split)
     except Exception as e:  # datasets has no common base class for its errors
         raise _load_error(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
-    arrow = [files.file_fingerprint(Path(file["filename"])) for file in records.cache_files]
-
-    text_field = config.text_field
-
-    def texts() -> Iterator[str]:
-        if text_field not in records.column_names:
-            files.record_text(dict.fromkeys(records.column_names), text_field, spec)
-        batches = records.select_columns([text_field]).iter(batch_size=1000)
-        return _texts(spec, ({text_field: text} for batch in batches for text in batch[text_field]), text_field)
-
-    return _record_source(spec, (split, text_field, records.num_rows, arrow), texts, config)
 
 
-def _record_source(
-    spec: str, content: tuple[Any, ...], texts: Callable[[], Iterator[str]], config: DataConfig
-) -> Source:
+def _hugging_face(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
+    records = _open_records(spec, field)
+    split = _parse_split(spec.partition(":")[2])[1]
+    paths = [Path(file["filename"]) for file in records.cache_files]
+    arrow = [content.sha256 for content in file_contents(paths, cache_root(config.cache_dir), progress)]
+    content = (split, config.text_field, records.num_rows, arrow)
+    return _record_source(spec, content, records.num_rows, records.data.nbytes, config)
+
+
+def _hugging_face_texts(spec: str, records: Any, text_field: str, indices: range) -> Iterator[str]:
+    if text_field not in records.column_names:
+        files.record_text(dict.fromkeys(records.column_names), text_field, spec)
+    column = records.select_columns([text_field])
+    batches = (column[i : min(i + 1000, indices.stop)][text_field] for i in indices[::1000])
+    texts = ({text_field: text} for batch in batches for text in batch)
+    return _texts(spec, zip(indices, texts, strict=True), text_field)
+
+
+def _record_source(spec: str, content: tuple[Any, ...], n_records: int, n_bytes: int, config: DataConfig) -> Source:
     """Returns a source of records; `content` identifies their texts."""
-    if config.document == "article":
-        fingerprint, settings = _fingerprint(*content, "article"), frozenset({"text_field", "document"})
-        return Source(
-            spec, fingerprint, _whole(spec, lambda: files.record_articles(texts(), spec)), settings, "article"
-        )
+    part = Part("tfds" if spec.startswith("tfds:") else "hf", spec)
+    unit: Unit | None = "article" if config.document == "article" else None
 
-    def documents() -> Iterator[str]:
-        return (text for text in texts() if text and not text.isspace())
+    def pieces(piece_bytes: int) -> list[Piece]:
+        return record_pieces(part, n_records, n_bytes, unit or "file", config.text_field, piece_bytes)
 
-    return Source(spec, _fingerprint(*content), _whole(spec, documents), frozenset({"text_field"}))
+    fingerprint = _fingerprint(*content, unit) if unit else _fingerprint(*content)
+    settings = frozenset({"text_field", "document"} if unit else {"text_field"})
+    return Source(spec, fingerprint, pieces, (spec,), settings, unit)
 
 
 def _is_saved(directory: Path) -> bool:
@@ -262,6 +340,6 @@ def _load_error(field: str, spec: str, e: Exception, form: str) -> UserError:
     return UserError(f"{field}: cannot load {spec} (the form is {form}): {reason}")
 
 
-def _texts(spec: str, records: Iterable[dict[str, Any]], text_field: str) -> Iterator[str]:
-    for i, record in enumerate(records):
+def _texts(spec: str, records: Iterable[tuple[int, dict[str, Any]]], text_field: str) -> Iterator[str]:
+    for i, record in records:
         yield files.record_text(record, text_field, f"{spec}: record {i}")

@@ -72,9 +72,7 @@ class PackedWindows:
         stop = min(start + self._length + 1, self._shard.n_tokens)
         starts = np.zeros(1, np.int64)
         if self._document_mask:
-            offsets = self._shard.offsets
-            first, last = np.searchsorted(offsets, start, "right") - 1, np.searchsorted(offsets, stop, "left")
-            starts = np.maximum(offsets[first:last] - start, 0)
+            starts = np.maximum(self._shard.starts(start, stop) - start, 0)
         element = _element(self._shard.tokens_N[start:stop], starts, self._length, self._pad_id)
         return element | _scored(self._length, self._stride, is_first=i == 0)
 
@@ -170,8 +168,9 @@ def _element(ids: np.ndarray, starts: np.ndarray, length: int, pad_id: int) -> E
     """Pads `ids` to length + 1 and numbers its segments, which begin at `starts`."""
     n = len(ids)
     tokens, segment_ids, positions = np.full(length + 1, pad_id, np.int32), *np.zeros((2, length + 1), np.int32)
-    sizes = np.diff(starts, append=n)
+    sizes = np.empty_like(starts)  # np.diff(starts, append=n), which would take a quarter of the time
+    sizes[:-1], sizes[-1:] = starts[1:] - starts[:-1], n - starts[-1:]
     tokens[:n] = ids
     segment_ids[:n] = np.repeat(np.arange(1, len(starts) + 1), sizes)
-    positions[:n] = np.arange(n) - np.repeat(starts, sizes)
+    positions[:n] = np.arange(n) - starts.repeat(sizes)
     return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}

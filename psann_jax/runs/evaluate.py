@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require, text_data
+from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.shards import Prepared, Shard
-from psann_jax.data.sources import Source, open_source
+from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import TextRun
@@ -92,6 +93,8 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     Raises:
       UserError: the text is missing or has changed.
     """
+    if is_of_earlier_version(run.data):
+        return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
     text = load_text(text_data(run.config), progress)
     if text.fingerprint != run.data:
         raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
@@ -114,22 +117,22 @@ def text_of(run: TextRun, source: str, *, document: str | None = None, text_fiel
     names: dict[str, Any] = {"document": document or data.document, "text_field": text_field or data.text_field}
     config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
-    counts: list[tuple[str, int]] = []
-    valid = _shard(_counted(opened, counts), run.tokenizer)
+    names_of_files: list[str] = []
+    valid = _shard(_documents(opened, names_of_files), run.tokenizer)
     if not valid.n_documents:
         raise UserError(f"{source}: has no text, only blank lines")
     training = _unused_training_text(config, run.tokenizer)
-    prepared = Prepared(training, valid, (1,), opened.fingerprint, tuple(counts))
+    counts = tuple((name, len(list(same))) for name, same in itertools.groupby(names_of_files))
+    prepared = Prepared(training, valid, (1,), opened.fingerprint, counts)
     return TextData(config, run.tokenizer, prepared)
 
 
-def _counted(source: Source, counts: list[tuple[str, int]]) -> Iterator[str]:
-    """Yields the documents of a source, and adds the name of each of its parts and the number of its documents."""
-    for name, texts in source.parts():
-        n = 0
-        for n, text in enumerate(texts, 1):  # noqa: B007
+def _documents(source: Source, names: list[str]) -> Iterator[str]:
+    """Yields the documents of a source, and appends the name of the file of each."""
+    for piece in source.pieces(PIECE_BYTES):
+        for file, text in read_piece(piece):
+            names.append(source.files[file])
             yield text
-        counts.append((name, n))
 
 
 def _unused_training_text(config: DataConfig, tokenizer: Tokenizer) -> Shard:

@@ -7,13 +7,19 @@ from typing import Any
 
 import jax
 
-from psann_jax.config import Config
+from psann_jax.config import Config, DataConfig
 from psann_jax.config.families import family
+from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
+from psann_jax.data.loader import TextData
+from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Params
 from psann_jax.plots.loss_curve import plot_loss_curve
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.task import Task
+from psann_jax.train.workdir import CHECKPOINTS
+from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
 LOSS_CURVE = "loss_curve.png"
@@ -32,7 +38,9 @@ def train_run(
     curve = _LossCurve(workdir)
 
     def make_task() -> Task:
-        curve.task = family(config.model.base).get("task").load(config)
+        earlier = _earlier_text(config, workdir)
+        kind = family(config.model.base).get("task")
+        curve.task = kind.load(config) if earlier is None else kind(config, earlier)
         return curve.task
 
     summary = train(
@@ -47,6 +55,23 @@ def train_run(
         with storage_errors(workdir / LOSS_CURVE):
             curve.draw()
     return summary
+
+
+def _earlier_text(config: Config, workdir: Path) -> TextData | None:
+    """Returns the text of the run in a workdir if an earlier version prepared it, in the format of that version."""
+    if not isinstance(config.data, DataConfig):
+        return None
+    checkpoints = CheckpointReader(workdir / CHECKPOINTS)
+    for step in reversed(checkpoints.steps()):
+        with contextlib.suppress(UserError):  # a damaged checkpoint; the loop reports it
+            fingerprint = checkpoints.metadata(step)["data"]
+            if not is_of_earlier_version(fingerprint):
+                return None
+            tokenizer = Tokenizer.from_bytes(checkpoints.tokenizer(step))
+            break
+    else:
+        return None
+    return load_earlier_text(config.data, fingerprint, tokenizer, jax.process_index() == 0)
 
 
 class _LossCurve:

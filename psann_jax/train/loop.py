@@ -33,7 +33,7 @@ from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
 from psann_jax.train.update import State
 from psann_jax.train.workdir import CHECKPOINTS, SUMMARY, lock, read_summary, write_config
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import DataError, UserError
 from psann_jax.utils.files import write_json
 
 
@@ -175,7 +175,13 @@ class _Run:
             self._header()
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
-            stopped = not (self._evaluate_if_due() and self._steps())
+            try:
+                stopped = not (self._evaluate_if_due() and self._steps())
+            except DataError:
+                if jax.process_count() == 1:  # other processes would wait for this one's part of the next update
+                    self._report_last_step()
+                    self._save(final=True)
+                raise
             self._save(final=True)
             if stopped:
                 self.progress.message(

@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class DataError(UserError):
+    """Prepared data that are damaged. Nothing was computed from them; the run can save its state."""
+
+
 def one_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, at most 300 characters; its type if the message is empty."""
     lines = str(error).strip().splitlines()

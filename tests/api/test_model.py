@@ -42,7 +42,7 @@ def test_three_lines_train_a_model():
     model = psannLM(base="waveresnet")
     model.fit(psannLMDataPrep(texts))
     first, *_, last = (row["loss"] for row in model.history if row["kind"] == "eval")
-    assert last < first - 2
+    assert last < first - 1.5
     train = [row["loss"] for row in model.history if row["kind"] == "train"]
     assert train[-1] < train[0] - 3
     assert set(model.generate("the sun", max_new_tokens=30, seed=1).split()) & set(WORDS)

@@ -80,6 +80,20 @@ def test_any_text_is_a_value_or_a_config_error(name, text):
         assert str(error).startswith(f"--config.{name}: ")  # noqa: PT017
 
 
+@pytest.mark.parametrize(
+    ("overrides", "fraction"),
+    [
+        ((), 0.03),
+        (("data.valid_sources=v.txt",), 0.01),
+        (("data.valid_sources=v.txt", "data.valid_fraction=0.2"), 0.2),  # refused when the text is opened
+        (("data.valid_sources=()",), 0.03),
+        (("data.sources=a.txt",), 0.03),
+    ],
+)
+def test_a_validation_text_replaces_the_split_of_the_file(overrides, fraction):
+    assert load_experiment(QUICKSTART, overrides)[0].data.valid_fraction == fraction
+
+
 @pytest.mark.parametrize("base", families())
 def test_printed_settings_are_overrides(base):
     """Each line of --print_config, as an override, restores its setting."""

@@ -142,14 +142,3 @@ def test_unreadable_files(tmp_path):
     assert "gone.txt: cannot be read: No such file" in message(tmp_path / "gone.txt")
     (tmp_path / "a.parquet").write_bytes(b"not a Parquet file")
     assert "a.parquet: cannot be read: Parquet" in message(tmp_path / "a.parquet")
-
-
-@pytest.mark.parametrize("limit", [1 << 26, 4])
-def test_fingerprint_follows_the_content_of_small_and_large_files(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(files, "_HASH_WHOLE_BELOW", limit)
-    monkeypatch.setattr(files, "_END_BYTES", 4)
-    path, copy = tmp_path / "a.txt", tmp_path / "b.txt"
-    path.write_text("some text here")
-    copy.write_text("some Text here")
-    assert files.file_fingerprint(path) == files.file_fingerprint(path)
-    assert files.file_fingerprint(path) != files.file_fingerprint(copy)

@@ -1,179 +1,90 @@
-"""Token shards: content, cache keys and storage failures."""
-
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
+"""Several shard files as one array, and damage that is found when they are read."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from psann_jax.config import DataConfig
-from psann_jax.data import shards
-from psann_jax.data.corpus import Corpus
-from psann_jax.data.shards import prepare
-from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+from psann_jax.data.shard_file import Documents, ShardFile, read_header, write_shard_file
+from psann_jax.data.shards import Shard, join_files
+from psann_jax.data.windows import DocumentRows, PackedWindows
 from psann_jax.utils.errors import UserError
 
-TEXTS = [["a", "bé", "c" * 300, "two words", "five"], ["x", "yy", "zzz", "wwww"]]
+
+def write_files(folder, lengths: list[list[int]], wide: bool = False) -> tuple[list[ShardFile], Shard]:
+    """Writes documents of these lengths into one file for each list; returns the files and all training tokens."""
+    rng = np.random.default_rng(0)
+    tokens, offsets, files = [np.zeros(0, np.int64)], [0], []
+    for i, sizes in enumerate(lengths):
+        train, valid = Documents(wide), Documents(wide)
+        for n in sizes:
+            ids = rng.integers(0, 70_000 if wide else 65_536, n)
+            train.add(ids.tolist(), 3 * n, file=i)
+            valid.add([1, i, 2], 1, file=i)
+            tokens.append(ids)
+            offsets.append(offsets[-1] + n)
+        path = folder / f"{i}.shard"
+        files.append(ShardFile(path, write_shard_file(path, 0, True, train, valid)))
+    return files, Shard(np.concatenate(tokens), np.array(offsets), 3 * offsets[-1])
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    return make_corpus(tmp_path)
+LENGTHS = st.lists(st.lists(st.integers(2, 30), max_size=6), min_size=1, max_size=5).filter(any)
 
 
-def make_corpus(tmp_path, **settings) -> Corpus:
-    for i, texts in enumerate(TEXTS):
-        (tmp_path / f"{i}.txt").write_text("\n".join(texts))
-    sources = tuple(str(tmp_path / f"{i}.txt") for i in range(2))
-    return Corpus(DataConfig(sources=sources, **{"valid_fraction": 0.3} | settings), progress=False)
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS, st.booleans(), st.integers(2, 20), st.data())
+def test_files_are_read_like_one_array(tmp_path_factory, lengths, wide, length, data):
+    files, plain = write_files(tmp_path_factory.mktemp("files"), lengths, wide)
+    joined = join_files(files, "train")
+    assert joined.tokens_N.dtype == (np.uint32 if wide else np.uint16)
+    assert (joined.n_tokens, joined.n_documents, joined.text_bytes) == (
+        plain.n_tokens, plain.n_documents, plain.text_bytes,
+    )  # fmt: skip
+    np.testing.assert_array_equal(joined.tokens_N, plain.tokens_N)
+    np.testing.assert_array_equal(joined.offsets, plain.offsets)
+    first, last = sorted(data.draw(st.integers(0, plain.n_documents)) for _ in range(2))
+    for a, b in ((joined, plain), (joined.documents(first, last), plain.documents(first, last))):
+        np.testing.assert_array_equal(a.tokens_N, b.tokens_N)
+        np.testing.assert_array_equal(a.offsets, b.offsets)
+        for position in range(b.n_tokens + 1):
+            for side in ("left", "right"):
+                assert np.searchsorted(a.offsets, position, side) == np.searchsorted(b.offsets, position, side)
+        start, stop = sorted(data.draw(st.integers(-2, b.n_tokens + 2)) for _ in range(2))
+        np.testing.assert_array_equal(a.tokens_N[start:stop], b.tokens_N[start:stop])
+        np.testing.assert_array_equal(a.offsets[-1], b.offsets[-1])
+        for kind in (PackedWindows, DocumentRows):
+            mine, expected = kind(a, length, 0), kind(b, length, 0)
+            assert len(mine) == len(expected)
+            for i in range(len(expected)):
+                for name, array in expected[i].items():
+                    np.testing.assert_array_equal(mine[i][name], array)
 
 
-class WideTokenizer(Tokenizer):
-    """A byte tokenizer whose ids need 32 bits."""
-
-    def __init__(self):
-        model = byte_tokenizer()._model
-        super().__init__(model, byte_tokenizer()._names)
-        self.vocab_size = 70_000
-
-    def encode_batch(self, texts):
-        return [[i + 65_600 for i in ids] for ids in super().encode_batch(texts)]
+def test_a_part_of_a_part(tmp_path):
+    files, plain = write_files(tmp_path, [[3, 4], [5, 6, 7], [8]])
+    part = join_files(files, "train").documents(1, 5).documents(1, 3)
+    np.testing.assert_array_equal(part.tokens_N, plain.tokens_N[7:18])
+    np.testing.assert_array_equal(part.offsets, [0, 5, 11])
 
 
-def documents(shard) -> list[list[int]]:
-    return [shard.tokens_N[a:b].tolist() for a, b in zip(shard.offsets[:-1], shard.offsets[1:], strict=True)]
+def test_files_without_documents_of_a_side(tmp_path):
+    files, _ = write_files(tmp_path, [[], []])
+    empty = join_files(files, "train")
+    assert (empty.n_tokens, empty.n_documents) == (0, 0)
+    assert len(np.asarray(empty.tokens_N)) == 0
+    np.testing.assert_array_equal(empty.offsets, [0])
 
 
-@pytest.mark.parametrize("batch", [1, 12, 1 << 21])
-@pytest.mark.parametrize(("tokenizer", "dtype"), [(byte_tokenizer(), np.uint16), (WideTokenizer(), np.uint32)])
-def test_shards_hold_every_document_with_bos_and_eos(tmp_path, corpus, monkeypatch, batch, tokenizer, dtype):
-    monkeypatch.setattr(shards, "_BATCH_CHARACTERS", batch)
-    prepared = prepare(corpus, tokenizer, tmp_path / "cache", progress=False)
-    for shard, is_valid in ((prepared.train, False), (prepared.valid, True)):
-        texts = [document.text for document in corpus.documents("reading") if document.is_valid == is_valid]
-        assert documents(shard) == [[1, *tokenizer.encode_batch([text])[0], 2] for text in texts]
-        assert shard.tokens_N.dtype == dtype
-        assert shard.n_documents == len(texts)
-        assert shard.n_tokens == len(shard.tokens_N)
-        assert shard.text_bytes == sum(len(text.encode()) for text in texts)
-    assert sum(prepared.source_documents) == prepared.train.n_documents == 6
-    assert prepared.source_documents == tuple(
-        sum(document.source == source and not document.is_valid for document in corpus.documents("reading"))
-        for source in range(2)
-    )
-
-
-def test_a_range_of_documents(tmp_path, corpus):
-    train = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train
-    assert documents(train.documents(2, 5)) == documents(train)[2:5]
-    assert documents(train.documents(0, 0)) == []
-
-
-def test_shards_in_the_cache_are_not_tokenised_again(tmp_path, corpus, monkeypatch):
-    first = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised again"))
-    second = prepare(make_corpus(tmp_path), byte_tokenizer(), tmp_path / "cache", progress=False)
-    assert documents(second.train) == documents(first.train)
-    assert second.fingerprint == first.fingerprint
-
-
-def test_fingerprint_follows_text_split_and_tokenizer(tmp_path, corpus):
-    def fingerprint(c: Corpus, t: Tokenizer) -> str:
-        return prepare(c, t, tmp_path / "cache", progress=False).fingerprint
-
-    other = Tokenizer(byte_tokenizer()._model, dict.fromkeys(("pad", "bos", "eos", "unk"), "<unk>"))
-    found = {
-        fingerprint(corpus, byte_tokenizer()),
-        fingerprint(corpus, other),
-        fingerprint(make_corpus(tmp_path, split_seed=1), byte_tokenizer()),
-        fingerprint(make_corpus(tmp_path, valid_fraction=0.6), byte_tokenizer()),
-        fingerprint(make_corpus(tmp_path, document="file"), byte_tokenizer()),
-    }
-    (tmp_path / "0.txt").write_text("another text\nof two lines")
-    sources = tuple(str(tmp_path / f"{i}.txt") for i in range(2))
-    edited = Corpus(DataConfig(sources=sources, valid_fraction=0.3), progress=False)
-    found.add(fingerprint(edited, byte_tokenizer()))
-    assert len(found) == 6
-
-
-PREPARE = """
-import os, signal, sys
-from pathlib import Path
-from psann_jax.config import DataConfig
-from psann_jax.data import shards
-from psann_jax.data.corpus import Corpus
-from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
-
-folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-shards._BATCH_CHARACTERS = 1
-calls, encode = [], Tokenizer.encode_batch
-def encode_batch(self, texts):
-    calls.append(1)
-    if len(calls) == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(self, texts)
-Tokenizer.encode_batch = encode_batch
-sources = tuple(str(folder / f"{i}.txt") for i in range(2))
-corpus = Corpus(DataConfig(sources=sources, valid_fraction=0.3), progress=False)
-print(shards.prepare(corpus, byte_tokenizer(), folder / "cache", False).train.tokens_N.tobytes().hex(), len(calls))
-"""
-
-
-def start(tmp_path, kill_at: int) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, str(tmp_path), str(kill_at)], stdout=subprocess.PIPE, text=True
-    )
-
-
-def test_a_killed_process_leaves_no_shards(tmp_path, corpus):
-    process = start(tmp_path, kill_at=4)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    cache = tmp_path / "cache"
-    assert [path.name.partition(".tmp-")[1] for path in cache.iterdir() if path.is_dir()] == [".tmp-"]
-    prepared = prepare(corpus, byte_tokenizer(), cache, progress=False)
-    assert prepared.train.n_documents == 6
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
-
-
-def test_of_several_processes_one_tokenises(tmp_path, corpus):
-    processes = [start(tmp_path, kill_at=0) for _ in range(3)]
-    outputs = [process.communicate()[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
-    expected = prepare(corpus, byte_tokenizer(), tmp_path / "elsewhere", progress=False).train.tokens_N
-    assert {tokens for tokens, _ in outputs} == {expected.tobytes().hex()}
-    assert sorted(int(calls) for _, calls in outputs) == [0, 0, 9]
-
-
-def test_a_full_disk_is_a_user_error_and_leaves_no_shards(tmp_path, corpus):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+def test_no_file_stays_open(tmp_path):
+    files, plain = write_files(tmp_path, [[9]] * 40)
+    joined = join_files(files, "train")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (30, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"cache.*: cannot be written: File too large; free some space") as e:
-            prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+        np.testing.assert_array_equal(joined.tokens_N, plain.tokens_N)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(e.value)
-    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
-    assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
-
-
-def test_text_that_cannot_be_read_leaves_no_shards(tmp_path):
-    (tmp_path / "bad.txt").write_bytes(b"one\ntwo\n\xff\n")
-    corpus = Corpus(DataConfig(sources=(str(tmp_path / "bad.txt"),)), progress=False)
-    with pytest.raises(UserError, match=r"bad.txt: byte 0xff at offset 8 \(line 3\)"):
-        prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
-
-
-def entry_of(cache):
-    """Returns the only entry of a cache."""
-    (entry,) = (path for path in cache.iterdir() if path.is_dir())
-    return entry
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def flip(path, position):
@@ -182,81 +93,61 @@ def flip(path, position):
     path.write_bytes(content)
 
 
-DAMAGE = {
-    "truncate": (lambda entry: os.truncate(entry / "train.tokens", 10), "train.tokens has 10 bytes for 3"),
-    "counts": (lambda entry: (entry / "counts.json").write_text("{"), "Expecting property name"),
-    "counts of another type": (lambda entry: (entry / "counts.json").write_text("[]"), "list indices"),
-    "offsets": (lambda entry: np.save(entry / "train.offsets.npy", np.zeros(3, np.int64)), "train.offsets.npy has 3"),
-    "missing": (lambda entry: (entry / "valid.tokens").unlink(), "valid.tokens: No such file or directory"),
-    "first bit": (lambda entry: flip(entry / "train.tokens", 0), "train.tokens: its checksum differs"),
-    "last bit": (lambda entry: flip(entry / "valid.tokens", -1), "valid.tokens: its checksum differs"),
-    "bit of an offset": (
-        lambda entry: flip(entry / "valid.offsets.npy", -8),
-        "valid.offsets.npy: its checksum differs",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_shards_are_rebuilt(tmp_path, corpus, capsys, damage):
-    cache = tmp_path / "cache"
-    before = prepare(corpus, byte_tokenizer(), cache, progress=False)
-    expected = documents(before.train), documents(before.valid), before.source_documents
-    entry = entry_of(cache)
-    spoil, reason = DAMAGE[damage]
-    spoil(entry)
-    assert capsys.readouterr().err == ""
-    after = prepare(corpus, byte_tokenizer(), cache, progress=False)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{entry}: damaged ({reason}")
-    assert line.endswith("); rebuilding it")
-    assert (documents(after.train), documents(after.valid), after.source_documents) == expected
-    assert after.fingerprint == before.fingerprint
-    assert entry_of(cache) == entry  # the damaged entry was removed
-    prepare(corpus, byte_tokenizer(), cache, progress=False)
-    assert capsys.readouterr().err == ""
-
-
-def test_any_changed_character_of_the_counts_is_detected(tmp_path, corpus, capsys):
-    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    counts = entry_of(tmp_path / "cache") / "counts.json"
-    whole = counts.read_bytes()
-    for position in range(len(whole)):
-        flip(counts, position)
-        if json_or_none(counts) != json.loads(whole):  # otherwise the changed bit was in white space
-            assert shards._find_damage(counts.parent) is not None, counts.read_bytes()
-        counts.write_bytes(whole)
-    assert shards._find_damage(counts.parent) is None
-
-
-def json_or_none(path):
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
-
-
-def test_shards_without_checksums_are_used(tmp_path, corpus, monkeypatch):
-    """Versions without checksums wrote them, and their runs must still resume."""
-    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    counts = entry_of(tmp_path / "cache") / "counts.json"
-    content = json.loads(counts.read_text())
-    del content["crc32"], content["valid_names"]
-    counts.write_text(json.dumps(content))
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised again"))
-    assert prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False).train.n_documents == 6
-
-
-def test_files_damaged_after_the_check_are_a_user_error(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(shards, "_find_damage", lambda path: None)
-    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    entry = entry_of(tmp_path / "cache")
-    os.truncate(entry / "train.tokens", 10)
-    with pytest.raises(UserError, match=f"^{entry}: the prepared text is damaged .*; delete this directory") as e:
-        prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
+def test_damage_is_found_before_tokens_are_used(tmp_path):
+    """A block has 32,768 tokens."""
+    files, plain = write_files(tmp_path, [[40_000, 40_000], [9]])
+    size = files[0].path.stat().st_size
+    body = size - files[0].header.n_bytes()
+    flip(files[0].path, body + 2 * 50_000)
+    joined = join_files(files, "train")
+    np.testing.assert_array_equal(joined.tokens_N[:100], plain.tokens_N[:100])
+    np.testing.assert_array_equal(joined.tokens_N[70_000:70_100], plain.tokens_N[70_000:70_100])
+    np.testing.assert_array_equal(joined.tokens_N[80_000:], plain.tokens_N[80_000:])
+    with pytest.raises(UserError, match=r"0.shard: is damaged or missing; start again, which prepares this part") as e:
+        joined.tokens_N[49_000:49_100]
     assert "\n" not in str(e.value)
+    assert not files[0].path.exists(), "the next start must not use it"
 
 
-def test_counts_are_plain_json(tmp_path, corpus):
-    prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
-    assert json.loads((entry_of(tmp_path / "cache") / "counts.json").read_text())["valid"]["documents"] == 3
+def read_all(files):
+    for side in ("train", "valid"):
+        shard = join_files(files, side)
+        np.asarray(shard.tokens_N)
+        np.asarray(shard.offsets)
+
+
+@pytest.mark.parametrize("where", [0, 0.01, 0.3, 0.6, 0.9, -1])
+def test_no_flipped_bit_goes_unnoticed(tmp_path, where):
+    files, _ = write_files(tmp_path, [[300, 5, 5]])
+    path = files[0].path
+    path_size = path.stat().st_size
+    flip(path, int(where * path_size) if where >= 0 else path_size - 1)
+    with pytest.raises(UserError, match=r"0.shard: is damaged"):
+        read_all(files)
+
+
+@pytest.mark.parametrize("size", [0, 10, 100, 700])
+def test_a_file_that_is_cut_off(tmp_path, size):
+    files, _ = write_files(tmp_path, [[300]])
+    content = files[0].path.read_bytes()
+    files[0].path.write_bytes(content[:size])
+    assert not files[0].has_size()
+    assert read_header(files[0].path) is None
+    with pytest.raises(UserError, match=r"0.shard: is damaged"):
+        join_files(files, "train").tokens_N[:5]
+
+
+def test_a_file_that_is_missing(tmp_path):
+    files, _ = write_files(tmp_path, [[300]])
+    files[0].path.unlink()
+    assert not files[0].has_size()
+    with pytest.raises(UserError, match=r"0.shard: is damaged or missing"):
+        join_files(files, "train").tokens_N[:5]
+
+
+def test_a_header_can_be_read_alone(tmp_path):
+    files, _ = write_files(tmp_path, [[300, 4]])
+    header = read_header(files[0].path)
+    assert header == files[0].header
+    assert (header.train.files, header.valid.files) == ((), ((0, 2),))
+    assert (header.train.tokens, header.valid.tokens, header.n_documents) == (304, 6, 4)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from psann_jax.config import DataConfig, TokenizerConfig
-from psann_jax.data import loader, shards
 from psann_jax.data.loader import load_text
 from psann_jax.data.shards import Shard
 from psann_jax.data.target_parts import TextParts
@@ -87,16 +86,3 @@ def test_many_files_are_one_source(tmp_path, monkeypatch):
     monkeypatch.setattr("psann_jax.data.sources._NAMED_FILES", 2)
     text = load_text(data_config(tmp_path, valid_fraction=0.2), progress=False)
     assert text.target_parts().names["source"] == (str(tmp_path / "*.txt"),)
-
-
-def test_shards_of_versions_without_names_have_positions_only(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("\n".join(["a" * 5] * 20))
-    config = data_config(tmp_path, valid_fraction=0.2)
-    write = shards._open
-
-    def without_names(path, key):
-        found = write(path, key)
-        return type(found)(found.train, found.valid, found.source_documents, found.fingerprint)
-
-    monkeypatch.setattr(shards, "_open", without_names)
-    assert set(loader.load_text(config, progress=False).target_parts().names) == {"position"}

@@ -78,7 +78,7 @@ def test_paragraphs_of_hard_wrapped_prose_are_documents(tmp_path, line_end):
     assert data.n_train_documents + data.n_valid_documents == 40
     assert f"documents   each paragraph of {path}" in data.describe().split("\n")
     corpus = Corpus(config, progress=False)
-    assert [document.text for document in corpus.documents("")] == wrapped(40).split("\n\n")
+    assert [document.text for document in corpus.documents()] == wrapped(40).split("\n\n")
 
 
 def test_a_chosen_unit_gives_the_same_data_as_the_setting(tmp_path):
@@ -98,7 +98,7 @@ def test_validation_text_is_read_like_the_training_text(tmp_path):
     (tmp_path / "v.txt").write_text("two\nlines\n\nand\nmore\n")
     names = str(tmp_path / "a.txt"), str(tmp_path / "v.txt")
     corpus = Corpus(DataConfig(sources=names[:1], valid_sources=names[1:]), progress=False)
-    assert [d.text for d in corpus.documents("") if d.is_valid] == ["two\nlines", "and\nmore"]
+    assert [d.text for d in corpus.documents() if d.is_valid] == ["two\nlines", "and\nmore"]
 
 
 def test_sources_with_different_units(tmp_path):

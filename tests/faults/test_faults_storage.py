@@ -79,11 +79,13 @@ def test_a_damaged_token_shard_is_rebuilt(experiment, tmp_path):
         shutil.rmtree(workdir / "checkpoints" / f"step_{step}")
     cache = tmp_path / "cache"
     shutil.copytree(experiment.folder / "cache", cache)
-    (shard,) = cache.glob("*/train.tokens")
+    (shard,) = cache.glob("shards-*/*.shard")
     whole = shard.read_bytes()
     flip_bit(shard)
+    error = experiment.fails(workdir, f"--config.data.cache_dir={cache}")
+    assert error.startswith(f"{shard}: is damaged or missing; start again, which prepares this part")
     shown = experiment.finish(workdir, f"--config.data.cache_dir={cache}")
-    assert f"{shard.parent}: damaged (train.tokens: its checksum differs); rebuilding it\n" in shown
+    assert f"{shard.parent}: files are damaged or missing; preparing them again\n" in shown
     assert shard.read_bytes() == whole
     experiment.assert_uninterrupted(workdir)
 

@@ -15,7 +15,8 @@ import numpy as np
 from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
-from psann_jax.data.files import file_fingerprint, refuse_pointer
+from psann_jax.data.content import file_contents
+from psann_jax.data.files import refuse_pointer
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.generator import generate, grid_keys
@@ -82,7 +83,8 @@ def _read(files: tuple[str, ...], config: PuzzlesConfig, root: Path, progress: b
     for name in files:
         path = given_path(name, "data.files")
         refuse_pointer(path)
-        keys.append(key_of("file", file_fingerprint(path), config.ratings))
+        (content,) = file_contents([path], root, progress)
+        keys.append(key_of("file", content.sha256, config.ratings))
 
         def make(path: Path = path) -> tuple[Puzzles, None]:
             return read_puzzles(path, ratings=config.ratings, progress=progress), None
