@@ -3,8 +3,8 @@
   python -m psann_jax.main --config=configs/bases/modern.py
 
 2 CPU cores (AMD EPYC), shared with other programs, with the split of version 0.1: validation loss 8.34 before training
-and 4.14 after 300 updates (ppl 63) on Python 3.11; 2,200 to 14,000 tokens/s. After 200 updates (--config.train.steps=200
---config.train.warmup_steps=20, one seed each, a difference of two runs is no verdict):
+and 4.14 after 300 updates (ppl 63) on Python 3.11; 2,200 to 14,000 tokens/s. After 200 updates
+(--config.train.steps=200 --config.train.warmup_steps=20; one seed each, a difference of two runs is no verdict):
 
   modern                                                              4.43
   modern, qk_norm=False                                               4.41
