@@ -59,6 +59,10 @@ class MarkovText:
         del max_tokens
         return self._length - 1
 
+    def target_parts(self, max_tokens: int = 0) -> None:
+        """The loss is not divided into parts."""
+        del max_tokens
+
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, shard: BatchShard = WHOLE_BATCH
     ) -> Iterator[dict[str, np.ndarray]]:

@@ -9,11 +9,12 @@ import pytest
 
 from psann_jax.bench.random_task import random_task
 from psann_jax.config.io import default_config, parse
+from psann_jax.data.batches import WHOLE_BATCH
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.ops import kernels
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop, micro_batches
-from psann_jax.train.mesh import WHOLE_BATCH, batch_sharding, bytes_per_device, put_batch
+from psann_jax.train.mesh import batch_sharding, bytes_per_device, put_batch
 from psann_jax.train.metrics import read_metrics
 from psann_jax.train.micro_batches import MicroBatches, OneProgram, compile_update
 from psann_jax.train.step import init_state, make_train_step, state_spec
