@@ -113,7 +113,7 @@ def ladder_rungs() -> dict[str, dict[str, Any]]:
     }
 
 
-_INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
+_INTERLEAVED: dict[str, dict[str, Any]] = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
 
 
 def _by_base(*bases: str) -> dict[str, dict[str, Any]]:
