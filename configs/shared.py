@@ -113,7 +113,7 @@ def ladder_rungs() -> dict[str, dict[str, Any]]:
     }
 
 
-_INTERLEAVED: dict[str, dict[str, Any]] = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
+_INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
 
 
 def _by_base(*bases: str) -> dict[str, dict[str, Any]]:
@@ -172,12 +172,12 @@ def sine_ablations() -> dict[str, dict[str, Any]]:
         "layer_norm": {"model.norm": "layernorm"},
         "no_alpha": {"model.residual_alpha": False},
     }
-    other_bases = {
+    other_bases: dict[str, dict[str, Any]] = {
         "wave_interleave": {"model.base": "waveresnet", "model.wave.interleave": True},
         "wave_replace": {"model.base": "waveresnet", "model.wave.replace": True},
         "gate": {"model.base": "sgrpsann"},
     }
-    return {"respsann": base, **{name: base | dict(change) for name, change in changes.items()}, **other_bases}
+    return {"respsann": base, **{name: {**base, **change} for name, change in changes.items()}, **other_bases}
 
 
 def fair_contenders() -> dict[str, dict[str, Any]]:
