@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.cli.test_train import run_main
-from tests.config.test_yaml_files import CONFIGS, PSANNLM_SMALL
+from tests.config.test_original_keys import CONFIGS, PSANNLM_SMALL
 from tests.support.tiny import write_text
 
 TINY = {

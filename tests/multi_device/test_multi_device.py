@@ -29,7 +29,8 @@ def test_losses_and_gradients_equal_those_of_one_device(on_meshes, mesh):
     for kind, parts in on_meshes["one"]["parts"].items():
         for (name, loss, stderr, tokens), expected in zip(on_meshes[mesh]["parts"][kind], parts, strict=True):
             assert [name, tokens] == [expected[0], expected[3]]
-            np.testing.assert_allclose([loss, stderr], expected[1:3], rtol=1e-4)
+            np.testing.assert_allclose(loss, expected[1], rtol=2e-5)
+            np.testing.assert_allclose(stderr, expected[2], rtol=1e-3)  # of differences between nearly equal losses
 
 
 @KINDS
