@@ -2,7 +2,7 @@
 
   psann-jax sweep --config=configs/sweeps/sudoku_study_cpu.py
 
-The reference is the quickstart with puzzles of all ratings: cosine schedule, AdamW, ReLU, all ratings at once. Every
+The reference is the quickstart with puzzles of all ratings: cosine schedule, AdamW, ReLU, all ratings mixed. Every
 other contender changes one thing. Notes on the report:
 
 - Its losses are means over the iterations of a run, so those of iterations_2 and iterations_8 mean something else;

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         exists = destination.exists()
     if exists and destination.suffix == _FILE and not flags.overwrite:
         raise UserError(f"{destination}: exists; name another file, or give --overwrite")
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.convert.psannlm import PsannlmWarning
     from psann_jax.convert.read import read_weights
     from psann_jax.convert.run import write_run

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the page and prints its path."""
     flags = _parse(argv)
     require_extra("coordinates page", "plotly")
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.runs.coordinates import write_coordinates
     from psann_jax.runs.restore import load_text_run
 

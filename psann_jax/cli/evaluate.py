@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Prints loss, perplexity, accuracy, bits per byte and number of tokens, and losses by position and source."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.runs.evaluate import evaluate, text_of, validation_text
     from psann_jax.runs.restore import load_text_run
 

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     sampling.check()
     options.check()
     prompts = _read_prompts(flags)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.runs.restore import load_text_run
     from psann_jax.sample.text import TextSampler
 

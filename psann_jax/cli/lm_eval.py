@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints lm_eval's table; with --json also writes its results to a file."""
     flags = _parse(argv)
     require_extra("lm_eval", "lm_eval")
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table

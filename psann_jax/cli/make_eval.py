@@ -14,7 +14,7 @@ from psann_jax.utils.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """Writes the file and prints its hash."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from tqdm import tqdm
 
     from psann_jax.config import DataConfig

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
     """Trains the tokenizer and tokenises the text of --config, or finds both in the cache; prints what they are."""
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.config import DataConfig
     from psann_jax.data.loader import load_text
     from psann_jax.data.workers import run_in_processes

@@ -14,7 +14,7 @@ from psann_jax.cli.flags import RunParser, load_options
 def main(argv: Sequence[str]) -> None:
     """Writes the texts and prints the path of their file."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.runs.restore import load_text_run
     from psann_jax.runs.samples import SAMPLES, write_samples
 

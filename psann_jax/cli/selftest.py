@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     ids = _select(flags.only)
     now = datetime.datetime.now(datetime.UTC)
     out = Path(flags.out or f"reports/selftest/{now:%Y%m%d_%H%M%S}-{socket.gethostname()}")
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.selftest.basics import system
     from psann_jax.selftest.check import Machine, run_checks
     from psann_jax.selftest.child import in_child

@@ -15,7 +15,7 @@ from psann_jax.utils.files import storage_errors
 def main(argv: Sequence[str]) -> None:
     """Writes the figure, prints the medians and its path."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     import numpy as np
 
     from psann_jax.plots.sine import VALUES, draw_sine

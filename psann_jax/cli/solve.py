@@ -32,7 +32,7 @@ _OF_ONE, _OF_MANY = ("watch", "delay", "pictures"), ("max_puzzles", "batch_size"
 def main(argv: Sequence[str]) -> None:
     """Prints a grid or a table; exits with code 1 if the one puzzle is not solved."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.data.sudoku.rules import parse_grid
     from psann_jax.data.sudoku.solver import solve_one
 

@@ -17,7 +17,7 @@ from psann_jax.utils.files import storage_errors, write_json
 def main(argv: Sequence[str]) -> None:
     """Writes both files, prints the tables and their paths."""
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.config import PuzzlesConfig
     from psann_jax.plots.sudoku_stability import draw_stability
     from psann_jax.runs.restore import load_run
@@ -50,7 +50,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="FILE", help="a CSV with question, answer and rating; default the run's validation puzzles")
     add("--iterations", type=int, default=256, metavar="N", help="number of iterations; default 256")
     add("--max_puzzles", type=int, metavar="N", help="only N puzzles, of all ratings in proportion; default all")
-    add("--batch_size", type=int, default=256, metavar="N", help="puzzles at once; default 256")
+    add("--batch_size", type=int, default=256, metavar="N", help="puzzles per batch; default 256")
     add("--radii", type=int, default=8, metavar="N", help="spectral radii of N puzzles of each kind; default 8")
     add("--out", metavar="DIR", help="where to write stability.json and stability.png; default the workdir")
     flags = parser.parse_strictly(argv)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     if is_yaml(flags.config_file):
         raise UserError(f"--config: {flags.config_file}: a sweep is a Python file, as configs/sweeps/bases_cpu.py is")
     sweep = load_config_file(flags.config_file)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.experiments.run import LmEval
     from psann_jax.experiments.runner import run_sweep
     from psann_jax.experiments.stages import SweepOptions

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.print_config:
         print("\n".join(f"{name}={value}" for name, value in flatten(to_dict(config))))
         return
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.data.cache import cache_root
     from psann_jax.runs.training import train_run
     from psann_jax.train.compilation import enable_compilation_cache

@@ -68,7 +68,7 @@ def follow(
       run: from `load_run`.
       puzzles: at least one, with their solutions.
       iterations: T.
-      batch_size: puzzles at once.
+      batch_size: puzzles per batch.
       progress: whether to show a progress bar on a terminal.
     """
     n = len(puzzles)

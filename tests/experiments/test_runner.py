@@ -127,6 +127,21 @@ def test_a_missing_plotly_is_announced(trained_names, sweep, monkeypatch, capsys
     assert "they need plotly" not in capsys.readouterr().out
 
 
+def test_the_reference_of_a_report_can_be_chosen(trained_names, sweep, tmp_path):
+    sweep("--bases=transformer,waveresnet")
+    assert "| waveresnet | transformer |" in (tmp_path / "out" / "report.md").read_text()
+    trained_names.clear()
+    sweep("--bases=transformer,waveresnet", "--reference=waveresnet")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| transformer | waveresnet |" in report
+    assert "| waveresnet | transformer |" not in report
+    assert trained_names == []
+    with pytest.raises(UserError, match=r"^--reference: 'waverestnet' is not compared, did you mean waveresnet\?$"):
+        sweep("--bases=transformer,waveresnet", "--reference=waverestnet")
+    with pytest.raises(UserError, match=r"^--reference: 'waveresnet' is not compared"):
+        sweep("--bases=transformer", "--reference=waveresnet")
+
+
 def test_noresume_refuses_a_used_workdir(trained_names, sweep):
     sweep("--bases=transformer", "--seeds=1", "--noresume")
     with pytest.raises(UserError, match=r"--workdir: .*out holds runs of this sweep"):

@@ -1,4 +1,4 @@
-"""Attention: its rotation on TPUs, norm of queries and keys, grouped heads, and a kernel with all options at once."""
+"""Attention: its rotation on TPUs, norm of queries and keys, grouped heads, and a kernel with all options combined."""
 
 from dataclasses import replace
 from functools import partial

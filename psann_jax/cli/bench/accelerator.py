@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
       SystemExit: with code 1, a stage failed.
     """
     flags = _parse(argv)
-    # Imported late, so that an error in the command line shows at once.
+    # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.bench.accelerator import report, run_stages
     from psann_jax.bench.accelerator_stages import stages
 

@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints tokens/s and efficiency for each number of devices."""
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.devices import measure, report
 
     result = measure(config, flags.count or [1, 2, 4, 8], n_steps=flags.steps)

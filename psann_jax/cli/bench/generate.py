@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
     config = read_config(flags)
     sampling = Sampling(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p)
     sampling.check()
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.generate import measure, report
 
     result = measure(

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.kernel_agreement import measure, report
 
     result = measure(config)

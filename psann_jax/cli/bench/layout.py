@@ -9,7 +9,7 @@ from psann_jax.cli.flags import ConfigParser, read_config
 def main(argv: Sequence[str]) -> None:
     """Prints tables of arrays, memory and collectives."""
     config = read_config(_parse(argv))
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.layout import describe_layout, simulate_devices
 
     simulate_devices(config.mesh)

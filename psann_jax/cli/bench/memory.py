@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the memory of a training step for each batch size and rematerialisation."""
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.memory import all_remats, measure, report
 
     remats = all_remats(config) if flags.remats == ["all"] else flags.remats or [config.train.remat]

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints compute, communication and memory for each number of devices."""
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.scaling import Cluster, estimate, report
 
     cluster = Cluster(

@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the seconds to the first step, without and with a filled cache."""
     flags = _parse(argv)
     config = read_config(flags)
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.start import measure, report
 
     result = measure(config, flags.starts)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
         configs.append(read_experiment(flags.against, flags.against_overrides, "against"))
     # Without this, the first process on a GPU, which may be this one, would take its whole memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Imported late, so that an error in a config shows at once.
+    # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.bench.throughput import measure, report, sized
 
     configs = [sized(config, flags.batch_tokens, compared=len(configs) > 1) for config in configs]
