@@ -95,7 +95,7 @@ def weighted_values(form: GravityForm, x: GravityInputs, words_BxHx2: Array | No
     if words_BxHx2 is not None:
         index = jnp.arange(L, dtype=jnp.int32)
         first, second = (words_BxHx2[:, :, None, None, n] for n in range(2))
-        p *= dropout_factors(form.dropout_rate, L, index[:, None], index, first, second)
+        p *= dropout_factors(form.dropout_rate, index[:, None], index, first, second)
     return jnp.einsum("bhls,bshk->blhk", p, x.v_BxLxHxK.astype(p.dtype), precision="highest").astype(x.v_BxLxHxK.dtype)
 
 
@@ -130,7 +130,7 @@ def _pack(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Arra
     scalars = {"params": Operand("scalars", params_Hx3[None, :, None])}
     if words_BxHx2 is not None:
         scalars["words"] = Operand("scalars", words_BxHx2[:, :, None])
-    setup = Setup(form, target, L, C, x.mass_BxL is not None, words_BxHx2 is not None)
+    setup = Setup(form, target, C, x.mass_BxL is not None, words_BxHx2 is not None)
     v = _values(target, x.v_BxLxHxK, padded)
     return _Packed(setup, (B, H, padded), tokens, v, scalars, causal_visits(target.T, padded, segment_ids))
 
