@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--config: {flags.config_file}: a sweep is a Python file, as configs/sweeps/bases_cpu.py is")
     sweep = load_config_file(flags.config_file)
     # Imported here, so that errors in the command line are reported before JAX loads.
+    from psann_jax.engines.local import LocalEngine
     from psann_jax.experiments.run import LmEval
     from psann_jax.experiments.runner import run_sweep
     from psann_jax.experiments.stages import SweepOptions
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
         lm_eval=lm_eval if flags.with_lm_eval else None,
         resume=not flags.noresume,
         dry_run=flags.dry_run,
+        engine=LocalEngine(flags.jobs),
     )
     run_sweep(sweep, default.name, flags.workdir or default, options)
 
@@ -48,6 +50,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", type=Path, metavar="DIR", help="where runs and reports go; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
+    add(
+        "--jobs",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="runs at once, each with its part of the machine; default 1",
+    )
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
     add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
     add("--reference", default="", metavar="NAME", help="compare the others with this contender; default the first")
