@@ -6,12 +6,11 @@ from typing import Any, Protocol, TypeVar
 from psann_jax.engines.place import Place
 
 K = TypeVar("K", bound=Hashable)
-R = TypeVar("R")
 K_contra = TypeVar("K_contra", bound=Hashable, contravariant=True)
-R_contra = TypeVar("R_contra", contravariant=True)
+Job = Callable[[Place], str | None]  # returns its error, or None
 
 
-class Watch(Protocol[K_contra, R_contra]):
+class Watch(Protocol[K_contra]):
     """What is called while jobs run, always in the thread that called `Engine.run`."""
 
     def started(self, key: K_contra) -> None:
@@ -20,7 +19,7 @@ class Watch(Protocol[K_contra, R_contra]):
     def refresh(self) -> None:
         """Called a few times a second."""
 
-    def ended(self, key: K_contra, result: R_contra) -> None:
+    def ended(self, key: K_contra, error: str | None) -> None:
         """Called after a job with what it returned, but not after a request to stop."""
 
 
@@ -33,7 +32,7 @@ class NoWatch:
     def refresh(self) -> None:
         """See `Watch`."""
 
-    def ended(self, key: Any, result: Any) -> None:
+    def ended(self, key: Any, error: str | None) -> None:
         """See `Watch`."""
 
 
@@ -43,11 +42,11 @@ class Engine(Protocol):
     def at_once(self, n_jobs: int) -> bool:
         """Returns whether any of so many jobs run side by side, so that their output goes to log files."""
 
-    def run(self, jobs: Mapping[K, Callable[[Place], R]], watch: Watch[K, R]) -> None:
+    def run(self, jobs: Mapping[K, Job], watch: Watch[K]) -> None:
         """Runs jobs, in this order as far as they wait for each other.
 
         Args:
-          jobs: key -> what to call, with the part of the machine that the job may use.
+          jobs: what to call, by key, with the part of the machine that the job may use.
           watch: is called while they run.
 
         Raises:

@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from psann_jax.engines.engine import K, R, Watch
+from psann_jax.engines.engine import Job, K, Watch
 from psann_jax.engines.place import Place
 from psann_jax.engines.sharing import divide, find_devices
 from psann_jax.engines.stop import Stop
@@ -28,7 +28,7 @@ class LocalEngine:
         """See `Engine`."""
         return min(self.n, n_jobs) > 1
 
-    def run(self, jobs: Mapping[K, Callable[[Place], R]], watch: Watch[K, R]) -> None:
+    def run(self, jobs: Mapping[K, Job], watch: Watch[K]) -> None:
         """See `Engine`."""
         if not jobs:
             return
@@ -44,10 +44,10 @@ class LocalEngine:
         return [place(False, share.shares, share.cores, share.environment) for share in shares]
 
 
-def _run(jobs: Mapping[K, Callable[[Place], R]], watch: Watch[K, R], stop: Stop, free: list[Place]) -> None:
+def _run(jobs: Mapping[K, Job], watch: Watch[K], stop: Stop, free: list[Place]) -> None:
     """Runs jobs in as many threads as there are places."""
     waiting, alone = list(jobs)[::-1], len(free) == 1
-    running: dict[Future[R], tuple[K, Place]] = {}
+    running: dict[Future[str | None], tuple[K, Place]] = {}
     with ThreadPoolExecutor(len(free)) as pool, _stopped_by_errors(stop):
 
         def fill() -> None:
@@ -63,8 +63,8 @@ def _run(jobs: Mapping[K, Callable[[Place], R]], watch: Watch[K, R], stop: Stop,
             free += [running.pop(future)[1] for future in done]
             if not alone:  # what `watch` does must neither delay the next jobs nor slow down one that runs alone
                 fill()
-            for key, result in ended.items() if not stop.requested.is_set() else ():
-                watch.ended(key, result)
+            for key, error in ended.items() if not stop.requested.is_set() else ():
+                watch.ended(key, error)
             watch.refresh()
             fill()
 

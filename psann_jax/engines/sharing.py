@@ -49,15 +49,18 @@ def divide(n_jobs: int, platform: str, n_devices: int) -> list[Share]:
 
 
 def _share(i: int, n_jobs: int, cores: list[int], gpus: list[str]) -> Share:
-    first, last = (k * len(cores) // n_jobs for k in (i, i + 1))  # neighbours, which share caches
-    own_cores = cores[first:last] or cores[i % len(cores) : i % len(cores) + 1] if cores else []
+    if n_jobs <= len(cores):
+        first, last = (k * len(cores) // n_jobs for k in (i, i + 1))
+        own_cores = cores[first:last]  # neighbours, which share caches
+    else:
+        own_cores = [cores[i % len(cores)]] if cores else []
     environment = {} if cores else {"NPROC": str(max(usable_cores() // n_jobs, 1))}
-    own_gpus = gpus[i::n_jobs] or gpus[i % len(gpus) : i % len(gpus) + 1] if gpus else []
+    own_gpus = gpus[i::n_jobs] or [gpus[i % len(gpus)]] if gpus else []
     on_one_gpu = len(range(i % len(gpus), n_jobs, len(gpus))) if gpus else 0
     if own_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus)
     if on_one_gpu > 1:
-        environment |= dict.fromkeys(_FRACTIONS, f"{_memory_fraction() / on_one_gpu:.4f}")
+        environment |= part_of_gpu(1 / on_one_gpu)
     return Share(tuple(own_cores), environment, shares=not gpus or on_one_gpu > 1)
 
 
@@ -66,11 +69,15 @@ def _gpus(n_devices: int) -> list[str]:
     return [name.strip() for name in visible.split(",")] if visible else [str(i) for i in range(n_devices)]
 
 
-def _memory_fraction() -> float:
-    """Returns the fraction of a GPU's memory that one job alone would use."""
+def part_of_gpu(part: float) -> dict[str, str]:
+    """Returns variables with which a job uses a part of the memory that JAX would use of a GPU alone.
+
+    Raises:
+      UserError: the user's own fraction is not a number.
+    """
     given = next((os.environ[name] for name in _FRACTIONS if os.environ.get(name)), _DEFAULT_FRACTION)
     try:
-        return float(given)
+        return dict.fromkeys(_FRACTIONS, f"{part * float(given):.4f}")
     except ValueError as error:
         raise UserError(f"{_FRACTIONS[1]}: is {given!r}, must be a number") from error
 

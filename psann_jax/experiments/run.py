@@ -3,6 +3,7 @@
 import hashlib
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,13 +21,14 @@ from psann_jax.runs.samples import SAMPLES, SETTINGS
 from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
-from psann_jax.train.workdir import read_config, read_summary
+from psann_jax.train.workdir import is_locked, read_config, read_summary
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
 # Settings that do not affect a run's results.
 _FREE = ("data.cache_dir", "data.num_workers")
+_WAIT_S, _WAIT_POLL_S = 60.0, 0.5  # for a process that still trains in a run's folder
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
 
@@ -151,11 +153,19 @@ def train(case: Case, folder: Path, place: Place) -> str | None:
     """Trains a run unless that is done; returns the error if it fails. Arguments are those of `run_case`."""
     if trained(case, folder):
         return None
+    _wait_for_earlier(folder, place)
     _record_start(folder, place)
     error = _with_config(
         case, lambda config: place.run_module(["psann_jax.main", config, f"--workdir={folder}"], folder)
     )
     return STOPPED if error is None and not trained(case, folder) else error
+
+
+def _wait_for_earlier(folder: Path, place: Place) -> None:
+    """Waits while a process trains in the folder: one whose sweep or node was killed may still save its state."""
+    end = time.monotonic() + _WAIT_S
+    while is_locked(folder) and time.monotonic() < end and not place.stopping():
+        time.sleep(_WAIT_POLL_S)
 
 
 def prepare_text(case: Case, folder: Path, place: Place) -> str | None:
