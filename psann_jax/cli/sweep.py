@@ -63,13 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", type=Path, metavar="DIR", help="where runs and reports go; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
-    add(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="runs at once, each with its part of the machine; default 1",
-    )
+    _add_engine(parser)
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
     add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
     add("--reference", default="", metavar="NAME", help="compare the others with this contender; default the first")
@@ -85,9 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         elif not flags.with_lm_eval:
             raise UserError(f"--{name}: has no effect without --with_lm_eval")
     if flags.engine == "ray" and flags.jobs is not None:
-        raise UserError(
-            "--jobs: has no effect with --engine=ray; --cpus_per_run and --gpus_per_run decide how many run"
-        )
+        raise UserError("--jobs: has no effect with --engine=ray; set --cpus_per_run or --gpus_per_run")
     for name in ("address", "cpus_per_run", "gpus_per_run"):
         if flags.engine == "local" and getattr(flags, name) is not None:
             raise UserError(f"--{name}: has no effect without --engine=ray")
