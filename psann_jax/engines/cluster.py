@@ -6,12 +6,13 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from psann_jax.engines.engine import Job, K, Watch
-from psann_jax.engines.place import Place
+from psann_jax.engines.place import STOPPED, Place
 from psann_jax.engines.sharing import part_of_gpu
 from psann_jax.engines.stop import Stop
 from psann_jax.utils.errors import UserError, one_line
@@ -139,8 +140,10 @@ def _run(jobs: Mapping[K, Job], watch: Watch[K], stop: Stop, tasks: _Tasks) -> N
     try:
         while running:
             ended, _ = ray.wait(list(running), num_returns=len(running), timeout=_REFRESH_S)
-            if stop.requested.is_set():
+            if stop.requested.is_set() and tasks.marker.is_seen():
                 tasks.marker.path.unlink(missing_ok=True)
+                for ref in running:  # those that wait for a node; the others ignore it and save
+                    ray.cancel(ref)
             for ref in ended:
                 key, error = running.pop(ref), _result(ref)
                 if not stop.requested.is_set():
@@ -161,6 +164,8 @@ def _result(ref: Any) -> str | None:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from error
+    except ray.exceptions.TaskCancelledError:
+        return STOPPED
     except ray.exceptions.RayError as error:
         return f"its node or worker died {_RETRIES + 1} times: {one_line(error)}"
 
@@ -176,7 +181,12 @@ def _do(job: Job, marker: _Marker, environment: Mapping[str, str], shares: bool)
         workdir = marker.path.parent
         return f"--workdir: {workdir} is not the same folder on {socket.gethostname()}; choose one that all nodes see"
     place = Place(_Polled(marker), shows_output=False, shares=shares, environment=environment)
-    return job(place)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(job, place)
+        while not future.done():
+            with contextlib.suppress(KeyboardInterrupt):  # Ray raises it in this thread when it cancels the task
+                wait([future], _REFRESH_S)
+    return future.result()
 
 
 class _Polled:
