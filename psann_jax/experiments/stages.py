@@ -105,7 +105,7 @@ def _prepare_texts(missing: Mapping[Path, Case], engine: Engine) -> None:
 
     Errors are ignored, because the runs that need the text report them.
     """
-    texts = {case.config.data: (case, folder) for folder, case in reversed(missing.items())}  # the first one's folder
+    texts = {case.config.data: (case, folder) for folder, case in list(missing.items())[::-1]}  # the first one's folder
     texts = {data: first for data, first in texts.items() if isinstance(data, DataConfig)}
     jobs = {folder: functools.partial(prepare_text, case, folder) for case, folder in texts.values()}
     engine.run(jobs, NoWatch())
