@@ -18,7 +18,7 @@ ROWS = (
     ("models",),
     ("nn",),
     ("ops",),
-    ("config",),
+    ("config", "engines"),
     ("utils",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -58,6 +58,22 @@ def lock(workdir: Path, config: Config) -> Iterator[None]:
         yield
 
 
+def is_locked(workdir: Path) -> bool:
+    """Returns whether a process is training in a workdir.
+
+    Raises:
+      UserError: the lock cannot be opened.
+    """
+    if not (workdir / _LOCK).exists():
+        return False
+    with storage_errors(workdir):
+        try:
+            with filelock.FileLock(workdir / _LOCK).acquire(timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
+
+
 def write_config(workdir: Path, config: Config) -> None:
     """Writes config.json, in one process. Once there are metrics or a checkpoint too, other runs are refused.
 

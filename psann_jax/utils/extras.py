@@ -12,6 +12,7 @@ EXTRA_OF = {
     "plotly": "coordinates",
     "psann": "parity",
     "psannlm": "parity",
+    "ray": "ray",
     "sentencepiece": "sentencepiece",
     "tensorflow_datasets": "tfds",
     "torch": "torch",

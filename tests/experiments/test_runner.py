@@ -21,7 +21,7 @@ def trained_names(monkeypatch):
     """Replaces training by the files that it leaves, and returns the names of the runs; contender ngt fails."""
     names = []
 
-    def run_case(case, folder, lm_eval):
+    def run_case(case, folder, place, lm_eval):
         names.append(case.name)
         if case.contender == "ngt":
             return "out of memory"
