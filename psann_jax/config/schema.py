@@ -75,6 +75,7 @@ class TrainConfig:
     scan_layers: bool | None = None  # compile one layer and scan over all; False: unroll; None: by device
     max_bad_steps: int = 10  # consecutive non-finite updates that end the run
     log_every: int = 10  # steps between lines of metrics.jsonl
+    loggers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()  # services that receive the metrics, too
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -82,6 +83,7 @@ class TrainConfig:
         at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
+        require(len({*self.loggers}) == len(self.loggers), f"{prefix}.loggers", f"is {self.loggers}, which repeats one")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):

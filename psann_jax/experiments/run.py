@@ -27,7 +27,7 @@ from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
 # Settings that do not affect a run's results.
-_FREE = ("data.cache_dir", "data.num_workers")
+_FREE = ("data.cache_dir", "data.num_workers", "train.loggers")
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
 
