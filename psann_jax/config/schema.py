@@ -5,6 +5,7 @@ files and JSON to these dataclasses.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -108,10 +109,16 @@ class EvalConfig:
 
     every: int = 0  # steps between evaluations; 0: only before the first and after the last
     max_tokens: int = 0  # evaluate a fixed prefix of the validation set; 0: all
+    prompts: tuple[str, ...] = ()  # continued at every evaluation at temperatures 0 and 0.8, for sample texts
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         at_least(0, self, prefix, "every", "max_tokens")
+        for i, prompt in enumerate(self.prompts):
+            valid = not re.search("[\ud800-\udfff]", prompt)
+            require(valid, f"{prefix}.prompts[{i}]", "has an unpaired surrogate, which is not a character")
+        repeated = len({*self.prompts}) < len(self.prompts)
+        require(not repeated, f"{prefix}.prompts", f"is {self.prompts}, which repeats one")
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,8 @@ class Config:
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
         self.model.check_data(self.data)
+        if not isinstance(self.model, TextModelConfig):
+            refuse_inactive(self.eval, "eval", f"with base {self.model.base}", "prompts")
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

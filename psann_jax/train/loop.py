@@ -305,9 +305,10 @@ class _Run:
         result = self._evaluate()
         if result is None:
             return False
+        texts = self._sample_texts()
         best = min((row["loss"] for row in self.evaluations), default=float("inf"))
         self.evaluations.append({"step": self.step, **result})
-        self.reports.evaluation(self.step, result, self.statistics)
+        self.reports.evaluation(self.step, result, self.statistics, texts)
         if self.step and (self.saved_step == self.step or result["loss"] < best):
             self._save()
         return True
@@ -334,6 +335,16 @@ class _Run:
         results = {kind: self.task.summarise(found.totals) for kind, found in sums.items()}
         ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
         return results["params"] | ema
+
+    def _sample_texts(self) -> list[dict[str, Any]]:
+        if not self.config.eval.prompts:
+            return []
+        self.signals.waiting_for = "the sample texts"
+        try:
+            return self.task.sample_texts(self.state["params"], self.mesh)
+        except UserError as error:
+            self.progress.message(f"warning: eval.prompts: {error}")
+            return []
 
     def _save(self, *, final: bool = False) -> None:
         self.signals.waiting_for = "the checkpoint"

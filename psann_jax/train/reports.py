@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,12 +112,21 @@ class Reports:
             self.loggers.log("train", step, metrics)
         self.callbacks.call("on_step_end", step, metrics)
 
-    def evaluation(self, step: int, results: Mapping[str, float], statistics: Mapping[str, Any]) -> None:
-        """Reports an evaluation, with statistics of the layers.
+    def evaluation(
+        self,
+        step: int,
+        results: Mapping[str, float],
+        statistics: Mapping[str, Any],
+        texts: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Reports an evaluation, with statistics of the layers and sample texts.
 
         Raises:
           UserError: the row cannot be written.
         """
+        if texts:
+            self.writer.write_texts(step, texts)
+            self.loggers.log_texts(step, texts)
         row = {**results, **statistics}
         self.writer.write("eval", step, row)
         self.loggers.log("eval", step, row)

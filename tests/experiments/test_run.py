@@ -11,7 +11,7 @@ from psann_jax.config.io import default_config, parse
 from psann_jax.experiments import run
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
-from psann_jax.runs.samples import SETTINGS
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
@@ -44,7 +44,7 @@ def processes(monkeypatch, case):
         elif name == "coordinates":
             Path(flags["out"]).touch()
         elif name == "samples":
-            (folder / "samples.json").write_text(json.dumps({"step": 2, **SETTINGS, "samples": []}))
+            (folder / "samples.json").write_text(json.dumps({"step": 2, **sample_settings(()), "samples": []}))
         elif name == "lm_eval":
             content = {"tasks": flags["tasks"].split(","), "limit": int(flags["limit"])}
             Path(flags["json"]).write_text(json.dumps(content))

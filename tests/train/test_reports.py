@@ -1,16 +1,20 @@
 """What a run reports to loggers and callbacks, and how these can end it."""
 
+import contextlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from psann_jax.config import ConfigError
+from psann_jax.runs.restore import load_text_run
+from psann_jax.runs.samples import write_samples
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loggers, loop
 from psann_jax.train.callbacks import Callback, Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
-from psann_jax.train.metrics import read_metrics
+from psann_jax.train.metrics import MetricsWriter, read_metrics
 from tests.support.tiny import tiny_config
 
 TIMINGS = {"tokens_per_s", "data_wait"}
@@ -31,7 +35,7 @@ def run(base, monkeypatch):
     _, config, task, compiled = base
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
 
-    def train(workdir, *callbacks, config=config):
+    def train(workdir, *callbacks, config=config, task=task):
         hooks = Callbacks(callbacks)
         summary = loop.train(config, lambda: task, workdir, callbacks=hooks)
         hooks.raise_error()
@@ -217,3 +221,64 @@ def test_a_run_may_get_other_loggers(run, base, tmp_path, fake):
     run(tmp_path / "run", At(2, stop))
     run(tmp_path / "run", config=tiny_config(base[0], eval__every=4, train__loggers=("wandb",)))
     assert (tmp_path / "run" / loggers.LOGGERS).exists()
+
+
+# --- sample texts -----------------------------------------------------------------------------------------
+
+
+def samples_of(workdir):
+    return [(row["step"], row["texts"]) for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "samples"]
+
+
+@pytest.fixture(scope="module")
+def prompted(base):
+    """The config of the module with prompts, and its task."""
+    config = tiny_config(base[0], eval__every=4, eval__prompts=("the ", ""))
+    return config, LanguageModel(config, base[2].data)
+
+
+def test_sample_texts_at_every_evaluation_are_those_of_the_checkpoint(run, prompted, tmp_path):
+    config, task = prompted
+    summary = run(tmp_path / "run", config=config, task=task)
+    found = samples_of(tmp_path / "run")
+    assert [step for step, _ in found] == [0, 4, 8]
+    pairs = [(text["prompt"], text["temperature"]) for text in found[0][1]]
+    assert pairs == [("the ", 0.0), ("the ", 0.8), ("", 0.0), ("", 0.8)]
+    assert found[1][1] != found[2][1]
+    write_samples(tmp_path / "samples.json", load_text_run(tmp_path / "run"))
+    written = json.loads((tmp_path / "samples.json").read_text())
+    assert (written["step"], written["prompts"], written["samples"]) == (8, ["the ", ""], found[2][1])
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").iterdir())
+    assert events.count(b"samples/1 temperature 0.8") == 3
+    run(tmp_path / "plain")
+    without = [row for row in rows_of(tmp_path / "run") if row["kind"] != "samples"]
+    np.testing.assert_equal(without, rows_of(tmp_path / "plain"))
+    assert summary["steps"] == 8
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_has_the_same_sample_texts(run, prompted, tmp_path, step, monkeypatch):
+    config, task = prompted
+    run(tmp_path / "whole", config=config, task=task)
+    original = MetricsWriter.write
+
+    def killed(self, kind, now, values):
+        if (kind, now) == ("eval", step):
+            raise KeyboardInterrupt  # between the sample texts and the row of their evaluation
+        original(self, kind, now, values)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(MetricsWriter, "write", killed)
+        assert run(tmp_path / "run", At(step, stop), config=config, task=task)["stopped"]
+    run(tmp_path / "run", config=config, task=task)
+    assert samples_of(tmp_path / "run") == samples_of(tmp_path / "whole")
+
+
+def test_a_diverged_model_is_sampled_with_a_warning_only(run, prompted, tmp_path, monkeypatch, capsys):
+    config, task = prompted
+    original = task.sample_texts
+    broken = lambda params, mesh: original(jax.tree.map(lambda p: p * float("nan"), params), mesh)  # noqa: E731
+    monkeypatch.setattr(task, "sample_texts", broken)
+    assert run(tmp_path / "run", config=config, task=task)["steps"] == 8
+    assert capsys.readouterr().err.count("warning: eval.prompts: ") == 3
+    assert samples_of(tmp_path / "run") == []
