@@ -196,7 +196,8 @@ class psannLM:
                 data = train_data.validated_by(val_data)
                 n_windows = load_text(data).n_train_windows
             self._check_tokenizer(train_data.tokenizer)
-            config = settings.fit_config(self._model, data, n_windows, given, length, directory / CONFIG)
+            model = self._model if self._weights is None else settings.sized_as_in(directory / CONFIG, self._model)
+            config = settings.fit_config(model, data, n_windows, given, length, directory / CONFIG)
             self._train(config, directory, hooks)
         hooks.raise_error()  # outside, where no keyword is looked for in its message
         return self
