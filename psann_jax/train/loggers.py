@@ -25,7 +25,7 @@ from psann_jax.utils.files import read_json, write_json
 
 LOGGERS = "loggers.json"
 _PROJECT = "psann_jax"
-_MAX_WAIT_S = 60.0  # at the end of a run, for what has not been sent yet
+_MAX_WAIT_S = 25.0  # at the end, for what has not been sent yet; JAX lets other processes wait for 30 s
 # Modules that a logger needs; the first has the logger's name.
 _MODULES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
 
@@ -121,13 +121,14 @@ class _MLflow:
         if not uri:
             folder.mkdir(exist_ok=True)
         self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
-        found = self._client.search_runs([self._experiment(None if uri else folder)], f"tags.psann_jax = '{run.id}'")
+        experiment = self._experiment(None if uri else folder)
+        found = self._client.search_runs([experiment], f"tags.{_PROJECT} = '{run.id}'")
         if found:
             self._id = found[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
-            tags = {_PROJECT: run.id}
-            self._id = self._client.create_run(self._experiment_id, tags=tags, run_name=run.name).info.run_id
+            created = self._client.create_run(experiment, tags={_PROJECT: run.id}, run_name=run.name)
+            self._id = created.info.run_id
             params = [Param(name, str(value)) for name, value in flatten(to_dict(run.config))]
             for start in range(0, len(params), 100):  # the most that MLflow takes at once
                 self._client.log_batch(self._id, params=params[start : start + 100])
@@ -137,10 +138,9 @@ class _MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         found = self._client.get_experiment_by_name(name)
         artifacts = None if folder is None else (folder / "artifacts").as_uri()
-        self._experiment_id: str = (
-            self._client.create_experiment(name, artifact_location=artifacts) if found is None else found.experiment_id
-        )
-        return self._experiment_id
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         now = round(time.time() * 1000)
