@@ -169,11 +169,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.workdir, self.checkpoints = self.outputs.workdir, self.outputs.checkpoints
-        self.reports, self.trace, self.progress = (
-            self.outputs.reports,
-            self.outputs.trace,
-            self.outputs.reports.progress,
-        )
+        self.reports, self.trace = self.outputs.reports, self.outputs.trace
+        self.progress = self.reports.progress
         self.step = self.saved_step = self.resumed_from or 0
         self.shard = local_batch_shard(self.compiled.batch)
         self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
