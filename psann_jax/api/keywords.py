@@ -209,6 +209,21 @@ def default_model(given: Mapping[str, Any]) -> dict[str, Any]:
     return sizes | ({"d_mlp": 4 * d_model} if isinstance(d_model, int) else {})
 
 
+def sized_as_in(earlier: Path, model: Any) -> Any:
+    """Returns the `model` section of a trained model with the sizes that a run leaves to its data left to them, too.
+
+    Args:
+      earlier: path of config.json in a workdir, which need not exist.
+      model: the section, with all sizes.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    before = read_json(earlier).get("model", {}) if earlier.exists() else {}
+    left = [name for name in ("vocab_size", "n_positions") if before.get(name) == 0 and hasattr(model, name)]
+    return dataclasses.replace(model, **dict.fromkeys(left, 0))
+
+
 def fit_config(
     model: Any,
     data: DataConfig,

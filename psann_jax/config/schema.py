@@ -5,6 +5,7 @@ files and JSON to these dataclasses.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,6 +76,7 @@ class TrainConfig:
     scan_layers: bool | None = None  # compile one layer and scan over all; False: unroll; None: by device
     max_bad_steps: int = 10  # consecutive non-finite updates that end the run
     log_every: int = 10  # steps between lines of metrics.jsonl
+    loggers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()  # services that receive the metrics, too
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -82,6 +84,7 @@ class TrainConfig:
         at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
+        require(len({*self.loggers}) == len(self.loggers), f"{prefix}.loggers", f"is {self.loggers}, which repeats one")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):
@@ -106,10 +109,16 @@ class EvalConfig:
 
     every: int = 0  # steps between evaluations; 0: only before the first and after the last
     max_tokens: int = 0  # evaluate a fixed prefix of the validation set; 0: all
+    prompts: tuple[str, ...] = ()  # continued at every evaluation at temperatures 0 and 0.8, for sample texts
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         at_least(0, self, prefix, "every", "max_tokens")
+        for i, prompt in enumerate(self.prompts):
+            valid = not re.search("[\ud800-\udfff]", prompt)
+            require(valid, f"{prefix}.prompts[{i}]", "has an unpaired surrogate, which is not a character")
+        repeated = len({*self.prompts}) < len(self.prompts)
+        require(not repeated, f"{prefix}.prompts", f"is {self.prompts}, which repeats one")
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,8 @@ class Config:
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
         self.model.check_data(self.data)
+        if not isinstance(self.model, TextModelConfig):
+            refuse_inactive(self.eval, "eval", f"with base {self.model.base}", "prompts")
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

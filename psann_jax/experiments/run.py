@@ -17,7 +17,8 @@ from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.engines.place import STOPPED, Place
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.runs.samples import SAMPLES, SETTINGS
+from psann_jax.runs.samples import SAMPLES
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
@@ -27,7 +28,7 @@ from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
 # Settings that do not affect a run's results.
-_FREE = ("data.cache_dir", "data.num_workers")
+_FREE = ("data.cache_dir", "data.num_workers", "train.loggers", "eval.prompts")
 _WAIT_S, _WAIT_POLL_S = 60.0, 0.5  # for a process that still trains in a run's folder
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
@@ -110,7 +111,7 @@ def _samples(case: Case, folder: Path) -> dict[str, Any] | None:
     if not (folder / SAMPLES).exists():
         return None
     found = read_json(folder / SAMPLES)
-    expected = {"step": case.config.train.steps, **SETTINGS}
+    expected = {"step": case.config.train.steps, **sample_settings(case.config.eval.prompts)}
     return found if expected.items() <= found.items() else None
 
 

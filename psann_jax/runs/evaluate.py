@@ -45,46 +45,81 @@ class Evaluation:
     parts: dict[str, list[PartLoss]]
 
 
-def evaluate(
-    run: TextRun,
-    text: TextData,
-    *,
-    max_tokens: int = 0,
-    batch_size: int | None = None,
-    stride: int | None = None,
-    progress: bool = False,
-) -> Evaluation:
+class Evaluator:
+    """Evaluates checkpoints of one run on a text, with one compiled program.
+
+    Attributes:
+      text: the text.
+    """
+
+    def __init__(
+        self,
+        run: TextRun,
+        text: TextData,
+        *,
+        max_tokens: int = 0,
+        batch_size: int | None = None,
+        stride: int | None = None,
+    ) -> None:
+        """Builds the evaluation step; it is compiled on first use.
+
+        Args:
+          run: from `load_text_run`; any checkpoint.
+          text: from `validation_text` or `text_of`; its validation part is used.
+          max_tokens: evaluate only the first max_tokens tokens, rounded down to whole windows; 0 means all.
+          batch_size: windows per batch, over all devices; None means as in training.
+          stride: distance of the windows in tokens, see `psann_jax.data.windows.PackedWindows`; None: as in training,
+            L.
+
+        Raises:
+          UserError: max_tokens, batch_size or stride is invalid.
+        """
+        require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
+        config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
+        self._rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size
+        shards = num_batch_shards(run.mesh)
+        valid = self._rows >= 1 and self._rows % shards == 0
+        require(valid, "batch_size", f"is {self._rows}, must be a positive multiple of {shards}")
+        self.text = text
+        self._task = LanguageModel(config, text if stride is None else text.with_stride(stride))
+        network = self._task.network
+        shardings = param_shardings(run.mesh, network.abstract, network.infos)
+        self._mesh, self._batch = run.mesh, batch_sharding(run.mesh)
+        self._step = make_eval_step(
+            self._task, StateSpec({"params": network.abstract}, {"params": shardings}), self._batch
+        )
+
+    def evaluate(self, run: TextRun, *, progress: bool = False) -> Evaluation:
+        """Evaluates a checkpoint.
+
+        Args:
+          run: the checkpoint, loaded on the mesh of the constructor's.
+          progress: whether to show a progress bar on a terminal.
+        """
+        sums = EvaluationSums(self._task.target_parts())
+        with jax.set_mesh(self._mesh):
+            no_bar = not (progress and sys.stderr.isatty())
+            for arrays in tqdm(self._task.valid_batches(self._rows), unit=" batches", disable=no_bar):
+                sums.add(jax.device_get(self._step(run.params, put_batch(arrays, self._batch))))
+        results, windows = self._task.summarise(sums.totals), sums.windows(run.step, self.text.fingerprint)
+        assert windows is not None
+        loss = {"loss": results["loss"], "loss_stderr": standard_error(windows.nll_W, windows.weight_W)}
+        return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
+
+
+def evaluate(run: TextRun, text: TextData, *, progress: bool = False, **options: Any) -> Evaluation:
     """Evaluates a run on the validation part of a text.
 
     Args:
       run: from `load_text_run`.
       text: from `validation_text` or `text_of`.
-      max_tokens: evaluate only the first max_tokens tokens, rounded down to whole windows; 0 means all.
-      batch_size: windows per batch, over all devices; None means as in training.
-      stride: distance of the windows in tokens, see `psann_jax.data.windows.PackedWindows`; None: as in training, L.
       progress: whether to show a progress bar on a terminal.
+      **options: see `Evaluator`.
 
     Raises:
       UserError: max_tokens, batch_size or stride is invalid.
     """
-    require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
-    config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
-    rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size
-    shards = num_batch_shards(run.mesh)
-    require(rows >= 1 and rows % shards == 0, "batch_size", f"is {rows}, must be a positive multiple of {shards}")
-    task = LanguageModel(config, text if stride is None else text.with_stride(stride))
-    shardings = param_shardings(run.mesh, task.network.abstract, task.network.infos)
-    spec, batch = StateSpec({"params": task.network.abstract}, {"params": shardings}), batch_sharding(run.mesh)
-    sums = EvaluationSums(task.target_parts())
-    with jax.set_mesh(run.mesh):
-        step = make_eval_step(task, spec, batch)
-        no_bar = not (progress and sys.stderr.isatty())
-        for arrays in tqdm(task.valid_batches(rows), unit=" batches", disable=no_bar):
-            sums.add(jax.device_get(step(run.params, put_batch(arrays, batch))))
-    results, windows = task.summarise(sums.totals), sums.windows(run.step, text.fingerprint)
-    assert windows is not None
-    loss = {"loss": results["loss"], "loss_stderr": standard_error(windows.nll_W, windows.weight_W)}
-    return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
+    return Evaluator(run, text, **options).evaluate(run, progress=progress)
 
 
 def validation_text(run: TextRun, progress: bool = False) -> TextData:

@@ -14,6 +14,7 @@ from psann_jax.data.loader import TextData
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Params
 from psann_jax.plots.loss_curve import plot_loss_curve
+from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
@@ -28,7 +29,12 @@ _MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
 
 def train_run(
-    config: Config, workdir: Path, *, initial_params: Params | None = None, profile_steps: str = ""
+    config: Config,
+    workdir: Path,
+    *,
+    initial_params: Params | None = None,
+    profile_steps: str = "",
+    callbacks: Callbacks | None = None,
 ) -> dict[str, Any]:
     """Trains the experiment of a config in a workdir and draws its loss curve, also when a signal ended it early.
 
@@ -50,6 +56,7 @@ def train_run(
         initial_params=initial_params,
         profile_steps=profile_steps,
         on_results=curve.update,
+        callbacks=callbacks,
     )
     if jax.process_index() == 0:
         with storage_errors(workdir / LOSS_CURVE):

@@ -77,6 +77,10 @@ class Sampler:
         with jax.set_mesh(self.mesh):
             self._params = self._cast(jax.device_put(params, self._stacked_shardings))
 
+    def release(self) -> None:
+        """Frees the parameters; `update` sets them again."""
+        self._params = None
+
     def rows_for(self, n: int) -> int:
         """Rounds a number of rows up to a power of two and to a multiple of the mesh's batch shards."""
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]

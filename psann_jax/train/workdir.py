@@ -24,6 +24,7 @@ FREE = (
     "train.remat",
     "train.scan_layers",
     "train.log_every",
+    "train.loggers",
     "train.max_bad_steps",
     "model.attention",
     "model.kernels",

@@ -6,16 +6,21 @@ from psann_jax.utils.errors import UserError
 
 # Importable module -> the extra in pyproject.toml that installs it.
 EXTRA_OF = {
+    "alembic": "mlflow",
     "datasets": "hf",
     "lm_eval": "lm_eval",
+    "mlflow": "mlflow",
     "numba": "sudoku",
     "plotly": "coordinates",
     "psann": "parity",
     "psannlm": "parity",
     "ray": "ray",
     "sentencepiece": "sentencepiece",
+    "sqlalchemy": "mlflow",
     "tensorflow_datasets": "tfds",
     "torch": "torch",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 
 

@@ -12,7 +12,7 @@ from psann_jax.engines.place import Place
 from psann_jax.experiments import run
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
-from psann_jax.runs.samples import SETTINGS
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
@@ -46,7 +46,7 @@ def processes(monkeypatch, case):
         elif name == "coordinates":
             Path(flags["out"]).touch()
         elif name == "samples":
-            (folder / "samples.json").write_text(json.dumps({"step": 2, **SETTINGS, "samples": []}))
+            (folder / "samples.json").write_text(json.dumps({"step": 2, **sample_settings(()), "samples": []}))
         elif name == "lm_eval":
             content = {"tasks": flags["tasks"].split(","), "limit": int(flags["limit"])}
             Path(flags["json"]).write_text(json.dumps(content))
