@@ -48,6 +48,12 @@ class TrainConfig:
     """Optimisation: length, learning rate, batch size and precision."""
 
     steps: int = 1000  # updates of the weights
+    # weights to start from: the workdir of a run, or a file that psann-jax convert reads; "": drawn from seed
+    init_from: str = ""
+    init_checkpoint: str = "last"  # of the workdir in init_from: last, best by validation loss, or a step
+    init_ema: bool = False  # start from the EMA weights of init_from
+    # dotted names of model settings that may differ from those of init_from; parameters that it lacks start anew
+    init_changes: tuple[str, ...] = ()
     batch_tokens: int = 32768  # per update, over all devices and micro-batches
     grad_accum: int = 1  # micro-batches per update
     # adafactor: less memory; muon: for matrices, adamw for the rest
@@ -82,6 +88,7 @@ class TrainConfig:
         at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
+        self._check_start(prefix)
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):
@@ -98,6 +105,17 @@ class TrainConfig:
             refuse_inactive(self, prefix, f"with optimizer {self.optimizer}", "muon_momentum")
         if self.optimizer == "adafactor":
             refuse_inactive(self, prefix, "with optimizer adafactor", "betas", "eps")
+
+    def _check_start(self, prefix: str) -> None:
+        if not self.init_from:
+            reason = f"without {prefix}.init_from"
+            refuse_inactive(self, prefix, reason, "init_checkpoint", "init_ema", "init_changes")
+        is_step = self.init_checkpoint.isdecimal() and self.init_checkpoint.isascii()
+        require(
+            is_step or self.init_checkpoint in ("last", "best"),
+            f"{prefix}.init_checkpoint",
+            f"is {self.init_checkpoint!r}, must be last, best or a step",
+        )
 
 
 @dataclass(frozen=True)

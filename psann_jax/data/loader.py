@@ -33,7 +33,9 @@ _TOKENIZER_FILE = "tokenizer.json"
 _FEW_WINDOWS, _FEW_TOKENS, _SHORT_DOCUMENTS = 2, 1000, 8
 
 
-def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) -> "TextData":
+def load_text(
+    config: DataConfig, progress: bool = True, run: Run = run_here, tokenizer: Tokenizer | None = None
+) -> "TextData":
     """Reads and tokenises the text, or finds it prepared in the cache; trains or loads the tokenizer.
 
     Processes that share a cache directory may call this at the same time: one does the work, the others wait.
@@ -42,6 +44,7 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
       config: the `data` section.
       progress: show progress on stderr.
       run: does the tasks of preparing the text, see `psann_jax.data.workers`.
+      tokenizer: the one to use; None: that of `config`.
 
     Raises:
       UserError: a source, the tokenizer or the cache cannot be used, or there is too little text.
@@ -49,7 +52,11 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
     check_settings(config.tokenizer)
     root = cache_root(config.cache_dir)
     corpus = Corpus(config, progress)
-    tokenizer = _tokenizer(corpus, config, root, progress)
+    if tokenizer is None:
+        tokenizer = _tokenizer(corpus, config, root, progress)
+    else:  # no other size was requested, see `TextData.describe`
+        settings = dataclasses.replace(config.tokenizer, vocab_size=tokenizer.vocab_size)
+        config = dataclasses.replace(config, tokenizer=settings)
     prepared = prepare(corpus, tokenizer, root, progress, run)
     return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, corpus.sources)
 

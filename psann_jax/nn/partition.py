@@ -51,6 +51,7 @@ class ShardingRules:
     heads: MeshAxes = "tensor"
     mlp: MeshAxes = "tensor"
     vocab: MeshAxes = "tensor"
+    positions: MeshAxes = None  # rows of a table with one row for each position in a window
 
     def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
         """Returns the PartitionSpec of an array with these logical axes.

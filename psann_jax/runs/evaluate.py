@@ -95,7 +95,7 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     """
     if is_of_earlier_version(run.data):
         return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
-    text = load_text(text_data(run.config), progress)
+    text = load_text(text_data(run.config), progress, tokenizer=run.tokenizer)
     if text.fingerprint != run.data:
         raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
     return text
