@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from psann_jax.config.checks import ConfigError, at_least, fraction, refuse_inactive, require
+from psann_jax.config.checks import ConfigError, at_least, fraction, refuse_inactive, require, require_known
 from psann_jax.config.data import DataConfig, DataSection
 from psann_jax.config.decoder import DecoderConfig
 from psann_jax.config.model import ModelConfig, TextModelConfig
@@ -60,6 +60,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     lr: float = 2e-4  # peak of the learning rate
     lr_scales: LrScales = field(default_factory=LrScales)
+    freeze: tuple[str, ...] = ()  # kinds of parameters, as in lr_scales, that keep their values
     lr_base_width: int = 0  # d_model for which lr is meant: matrices and heads get lr * this / d_model; 0: off
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
     warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
@@ -88,6 +89,9 @@ class TrainConfig:
         at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
+        kinds = [f.name for f in dataclasses.fields(self.lr_scales)]
+        for kind in self.freeze:
+            require_known(kind, kinds, f"{prefix}.freeze", f"{kind!r} is no kind of parameter")
         self._check_start(prefix)
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")

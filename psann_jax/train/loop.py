@@ -197,7 +197,7 @@ class _Run:
         config, compiled = self.config, self.compiled
         facts: dict[str, object] = {
             "workdir": self.workdir,
-            "model": f"{config.model.base}, {self.task.network.n_params:,} parameters",
+            "model": f"{config.model.base}, {self.task.network.size()}",
             **self.task.describe(),
             "device": device_description(),
             "mesh": " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
