@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require, text_data
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
+from psann_jax.data.encoding import encode_documents
 from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.shard_file import Documents
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
 from psann_jax.data.tokenizer import Tokenizer
@@ -130,7 +132,7 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     """
     if is_of_earlier_version(run.data):
         return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
-    text = load_text(text_data(run.config), progress)
+    text = load_text(text_data(run.config), progress, tokenizer=run.tokenizer)
     if text.fingerprint != run.data:
         raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
     return text
@@ -149,7 +151,10 @@ def text_of(run: TextRun, source: str, *, document: str | None = None, text_fiel
       UserError: the text cannot be read or is empty.
     """
     data = text_data(run.config)
-    names: dict[str, Any] = {"document": document or data.document, "text_field": text_field or data.text_field}
+    names: dict[str, Any] = {"document": document or data.document}
+    if text_field:
+        names |= {"prompt_field": "", "completion_field": "", "messages_field": "", "template": ""}
+        names["text_field"] = text_field
     config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
     names_of_files: list[str] = []
@@ -177,13 +182,12 @@ def _unused_training_text(config: DataConfig, tokenizer: Tokenizer) -> Shard:
 
 
 def _shard(documents: Iterable[str], tokenizer: Tokenizer) -> Shard:
-    ids, offsets, text_bytes = [np.zeros(0, np.uint32)], [0], 0
+    found = Documents(wide=True)
     for texts in _groups(documents, _ENCODE_BATCH):
-        for text, plain in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            ids.append(np.array([tokenizer.bos_id, *plain, tokenizer.eos_id], np.uint32))
-            offsets.append(offsets[-1] + len(ids[-1]))
-            text_bytes += len(text.encode())
-    return Shard(np.concatenate(ids), np.array(offsets), text_bytes)
+        for text, document in zip(texts, encode_documents(texts, tokenizer), strict=True):
+            found.add(document.ids, len(text.encode()), 0, document.scored)
+    scored = np.frombuffer(found.scored, np.uint8) if found.has_scored else None
+    return Shard(np.array(found.tokens, np.uint32), np.array(found.offsets), found.text_bytes, scored)
 
 
 def _groups(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -91,7 +91,7 @@ def load_run(
       UserError: no such run or checkpoint, a damaged one, one of another family or without EMA weights, or the mesh
         does not divide the model.
     """
-    return _restore(_open(workdir, step, precision, data_section), mesh, ema_params)
+    return _restore(open_run(workdir, step, precision, data_section), mesh, ema_params)
 
 
 def load_text_run(
@@ -103,15 +103,15 @@ def load_text_run(
     ema_params: bool = False,
 ) -> TextRun:
     """Loads the network, the parameters and the tokenizer of a language model; see `load_run`."""
-    saved = _open(workdir, step, precision, DataConfig)
+    saved = open_run(workdir, step, precision, DataConfig)
     run = _restore(saved, mesh, ema_params)
     fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    return TextRun(**fields, tokenizer=_tokenizer(saved.checkpoints, saved.step))
+    return TextRun(**fields, tokenizer=saved.tokenizer())
 
 
 @dataclass(frozen=True)
-class _Saved:
-    """A checkpoint whose parameters have not been read yet."""
+class SavedRun:
+    """A checkpoint whose parameters have not been read yet; attributes as in `LoadedRun`."""
 
     checkpoints: CheckpointReader
     step: int
@@ -119,9 +119,19 @@ class _Saved:
     network: Network
     data: str
 
+    def tokenizer(self) -> Tokenizer:
+        """Reads the tokenizer; raises UserError if the checkpoint has none or is damaged."""
+        return _tokenizer(self.checkpoints, self.step)
 
-def _open(workdir: str | os.PathLike[str], step: int | str | None, precision: str, section: type | None) -> _Saved:
-    """Finds the checkpoint and builds the network for it."""
+
+def open_run(
+    workdir: str | os.PathLike[str], step: int | str | None, precision: str = "run", section: type | None = None
+) -> SavedRun:
+    """Finds a checkpoint and builds the network for it; the arguments are those of `load_run`.
+
+    Raises:
+      UserError: no such run or checkpoint, or one of another family.
+    """
     checkpoints = CheckpointReader(_checkpoint_directory(Path(workdir)))
     found = _choose(checkpoints, step)
     metadata = checkpoints.metadata(found)
@@ -134,23 +144,38 @@ def _open(workdir: str | os.PathLike[str], step: int | str | None, precision: st
         network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    return _Saved(checkpoints, found, config, network, metadata["data"])
+    return SavedRun(checkpoints, found, config, network, metadata["data"])
 
 
-def _restore(saved: _Saved, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
+def _restore(saved: SavedRun, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
     devices = make_mesh(MeshConfig(*mesh), all_devices=False)
+    check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
+    params = restore_params(saved, devices, ema_params=ema_params)
+    return LoadedRun(saved.config, saved.network, params, saved.step, saved.data, devices)
+
+
+def restore_params(saved: SavedRun, mesh: Mesh, *, ema_params: bool) -> Params:
+    """Reads the parameters of a checkpoint onto a mesh.
+
+    Args:
+      saved: from `open_run`.
+      mesh: the devices.
+      ema_params: read the exponential moving average of the weights instead.
+
+    Raises:
+      UserError: the checkpoint is damaged or has no EMA weights.
+    """
     network, path = saved.network, saved.checkpoints.path(saved.step)
     if ema_params and not saved.config.train.ema_decay:
         raise UserError(f"{path}: has no EMA weights, because train.ema_decay was 0")
-    check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,
-        param_shardings(devices, network.abstract, network.infos),
+        param_shardings(mesh, network.abstract, network.infos),
     )
     item = "ema_params" if ema_params else "params"
-    params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
-    return LoadedRun(saved.config, network, params, saved.step, saved.data, devices)
+    params: Params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
+    return params
 
 
 def _tokenizer(checkpoints: CheckpointReader, step: int) -> Tokenizer:

@@ -166,7 +166,8 @@ class LanguageModel:
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch of `batch_size` windows."""
         shape = (batch_size, self.config.data.max_length + 1)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segment_ids", "positions")}
+        names = ("tokens", "segment_ids", "positions", *(("scored",) if self.data.has_scored else ()))
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
     def train_batches(self, start_step: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
         """Yields a process's rows of the batches from `start_step` on, without end."""

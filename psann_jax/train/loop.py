@@ -30,6 +30,7 @@ from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.reports import Reports
+from psann_jax.train.start import ReadWeights, StartingWeights, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
@@ -44,7 +45,7 @@ def train(
     make_task: Callable[[], Task],
     workdir: Path,
     *,
-    initial_params: Params | None = None,
+    initial_params: Params | ReadWeights | None = None,
     profile_steps: str = "",
     on_results: Callable[[], None] = lambda: None,
     callbacks: Callbacks | None = None,
@@ -56,8 +57,7 @@ def train(
       make_task: returns the model, its loss and its data. It is called after mesh and workdir have been checked,
         because it may prepare data for minutes.
       workdir: directory for all files of the run; created if missing.
-      initial_params: parameters to start from, a nested dict of host or device arrays with the network's shapes and
-        types, the same in all processes; None draws them from config.seed. Ignored when the run resumes.
+      initial_params: of a new run, or a function that reads them (`ReadWeights`); None draws them from config.seed.
       profile_steps: "FIRST:LAST", steps to trace into workdir/profile.
       on_results: called by process 0 after evaluations and checkpoints, when new rows are in metrics.jsonl.
       callbacks: called by process 0. An exception in one of them stops the run as a signal does; raise it with their
@@ -95,6 +95,7 @@ def train(
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
+        start = starting_weights(initial_params, task.network, mesh) if saved_step is None else StartingWeights()
         progress = stack.enter_context(
             Progress(config.train.steps, start=saved_step or 0, log_every=config.train.log_every, enabled=is_leader)
         )
@@ -113,7 +114,7 @@ def train(
             workdir,
         )
         outputs = _Outputs(workdir, checkpoints, reports, trace)
-        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, initial_params)
+        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, start)
         return run.train()
 
 
@@ -165,7 +166,7 @@ class _Run:
     resumed_from: int | None
     compiled: Compiled
     signals: StopSignals
-    initial_params: Params | None
+    start: StartingWeights
 
     def __post_init__(self) -> None:
         self.workdir, self.checkpoints = self.outputs.workdir, self.outputs.checkpoints
@@ -186,10 +187,12 @@ class _Run:
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
         with self.reports, jax.set_mesh(self.mesh):
-            self.reports.header(self.config, self.task, self.compiled, self.step)
+            self.reports.header(self.config, self.task, self.compiled, self.step, self.start.fact)
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
             self.reports.begin(self.config, self.step, self.signals.request)
+            self.start.write_report(self.workdir)
+            self.start = StartingWeights()  # frees the arrays
             try:
                 stopped = not (self._evaluate_if_due() and self._steps())
             except DataError:
@@ -209,7 +212,7 @@ class _Run:
         spec = self.compiled.spec
         if self.resumed_from is not None:
             return self.checkpoints.restore(self.resumed_from, spec.with_shardings())
-        return init_state(self.task.network, self.config.train, spec, self.config.seed, self.initial_params)
+        return init_state(self.task.network, self.config.train, spec, self.config.seed, self.start.params)
 
     # --- steps ----------------------------------------------------------------------------------------
 

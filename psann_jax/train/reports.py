@@ -55,12 +55,20 @@ class Reports:
             stack.push(self.writer)
             self.loggers.__exit__(kind, error, trace)
 
-    def header(self, config: Config, task: Task, compiled: Compiled, step: int) -> None:
-        """Shows facts about the run that begins or resumes after `step` updates, and warnings."""
+    def header(self, config: Config, task: Task, compiled: Compiled, step: int, start: str) -> None:
+        """Shows facts about the run, and warnings.
+
+        Args:
+          config: the settings of the run.
+          task: what it trains.
+          compiled: its programs.
+          step: number of updates done.
+          start: what the weights were read from; "" if they were not.
+        """
         mesh = cast(Mesh, compiled.batch.mesh)
         facts: dict[str, object] = {
             "workdir": self.workdir,
-            "model": f"{config.model.base}, {task.network.n_params:,} parameters",
+            "model": f"{config.model.base}, {task.network.size()}",
             **task.describe(),
             "device": device_description(),
             "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
@@ -74,6 +82,7 @@ class Reports:
             facts["kernels"] = ", ".join(
                 f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()
             )
+        facts |= {"weights": start} if start else {}
         if step:
             facts["resumed"] = f"at step {step}"
         self.progress.header(facts)

@@ -16,6 +16,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, storage_errors, write_json
 
 CONFIG, SUMMARY, CHECKPOINTS, _LOCK = "config.json", "summary.json", "checkpoints", ".lock"
+INITIAL_WEIGHTS = "initial_weights.json"  # where those of a run with train.init_from come from
 
 # Settings that may change when a run resumes: they decide how long, how often and on what it trains, not the result.
 FREE = (
