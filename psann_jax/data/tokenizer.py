@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.files import read_errors
 from psann_jax.data.special_tokens import PROBES
+from psann_jax.data.tokenizer_json import with_special_tokens
 from psann_jax.data.tokenizer_models import ByteModel, Model, SentencePieceModel, TokenizersModel
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import atomic_write, given_path
@@ -136,6 +137,20 @@ class Tokenizer:
         if not 0 <= i < self.vocab_size:
             raise ValueError(f"token id {i} is outside the tokenizer's {self.vocab_size} ids")
         return self._model.piece(i)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the special tokens by role: pad, bos, eos and, if there is one, unk."""
+        return dict(self._names)
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """Returns a tokenizer.json of the `tokenizers` library with the same ids, which puts bos before a text.
+
+        Raises:
+          UserError: the library has no tokenizer with these ids.
+        """
+        ids = {name: self._model.find(name) or 0 for name in self._names.values()}
+        return with_special_tokens(self._model.tokenizer_json(), ids, bos=self._names["bos"])
 
     def to_bytes(self) -> bytes:
         """Serialises the tokenizer for `from_bytes`."""

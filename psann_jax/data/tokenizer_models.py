@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from psann_jax.config import SPECIAL_TOKENS
 from psann_jax.data.special_tokens import hide_in_sentencepiece, hide_in_tokenizer_json
+from psann_jax.data.tokenizer_json import byte_level_tokenizer, sentencepiece_tokenizer
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 
@@ -47,6 +48,9 @@ class Model(Protocol):
 
     def payload(self) -> str:
         """Returns the model as a string, from which its class can be constructed again."""
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """Returns a tokenizer.json of the `tokenizers` library with the same ids, perhaps without special tokens."""
 
     def without(self, names: Collection[str]) -> "Model":
         """Returns a model with the same ids, for encoding only, in which no text gives the tokens of these names."""
@@ -118,6 +122,11 @@ class TokenizersModel:
     def payload(self) -> str:
         """Returns the content of a tokenizer.json file."""
         return self._tokenizer.to_str()
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        content: dict[str, Any] = json.loads(self.payload())
+        return content
 
     def without(self, names: Collection[str]) -> "TokenizersModel":
         """Returns a model for encoding only, in which no text gives the tokens of these names."""
@@ -237,6 +246,10 @@ class SentencePieceModel:
         """Returns the content of the .model file in base64."""
         return base64.b64encode(self._proto).decode()
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        return sentencepiece_tokenizer(self._proto)
+
     def without(self, names: Collection[str]) -> "SentencePieceModel":
         """Returns a model for encoding only, in which no text gives the pieces of these names."""
         return SentencePieceModel(hide_in_sentencepiece(self._proto, names))
@@ -282,6 +295,12 @@ class ByteModel:
     def payload(self) -> str:
         """Returns "": there is nothing to store."""
         return ""
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        names = {self.piece(i).decode(): i for i in range(len(SPECIAL_TOKENS))}
+        characters = {bytes_[0] + len(SPECIAL_TOKENS): name for name, bytes_ in _BYTE_OF.items()}
+        return byte_level_tokenizer({**names, **{name: i for i, name in sorted(characters.items())}}, [])
 
     def without(self, names: Collection[str]) -> "ByteModel":
         """Returns the model itself, in which no text gives a special token."""

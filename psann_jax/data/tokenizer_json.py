@@ -1,0 +1,83 @@
+"""Descriptions of tokenizers in the format of the `tokenizers` library (tokenizer.json)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from psann_jax.utils.errors import UserError
+
+
+def byte_level_tokenizer(
+    vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], pattern: str = r"[\s\S]+"
+) -> dict[str, Any]:
+    """Returns a BPE on the bytes of UTF-8.
+
+    Args:
+      vocabulary: ids by token, in the library's characters for bytes.
+      merges: pairs of tokens, the first to be merged first.
+      pattern: of the parts into which a text is split first, a regular expression of Oniguruma; by default none.
+    """
+    result = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    result.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    result.decoder = decoders.ByteLevel()
+    return _description(result)
+
+
+def _description(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    return content
+
+
+def sentencepiece_tokenizer(proto: bytes) -> dict[str, Any]:
+    """Returns the tokenizer of a unigram model of sentencepiece, with the same ids.
+
+    Raises:
+      UserError: the model is not a unigram model.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    module: Any = sentencepiece_model_pb2
+    model = module.ModelProto.FromString(proto)
+    spec = model.trainer_spec
+    if spec.model_type != spec.UNIGRAM:
+        raise UserError("data.tokenizer.kind: only unigram models of sentencepiece can be written as tokenizer.json")
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == piece.UNKNOWN)
+    result = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=spec.byte_fallback))
+    rules = model.normalizer_spec
+    steps: list[Any] = []
+    if rules.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.remove_extra_whitespaces:
+        steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend(" ")] if rules.add_dummy_prefix else []
+    result.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
+    ending = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
+    result.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *ending]
+    )
+    return _description(result)
+
+
+def with_special_tokens(content: Mapping[str, Any], ids: Mapping[str, int], *, bos: str) -> dict[str, Any]:
+    """Returns a tokenizer.json with these special tokens, that puts bos before each text.
+
+    Args:
+      content: of the tokenizer.
+      ids: of the special tokens, by name; they are in the vocabulary.
+      bos: name of the token before a text.
+    """
+    result = tokenizers.Tokenizer.from_str(json.dumps(content))
+    result.no_truncation()
+    result.no_padding()
+    result.add_special_tokens(list(ids))
+    result.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
+    )
+    return _description(result)
