@@ -1,7 +1,8 @@
 """Descriptions of tokenizers in the format of the `tokenizers` library (tokenizer.json)."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -38,15 +39,18 @@ def sentencepiece_tokenizer(proto: bytes) -> dict[str, Any]:
     """Returns the tokenizer of a unigram model of sentencepiece, with the same ids.
 
     Raises:
-      UserError: the model is not a unigram model.
+      UserError: the model is not a unigram model, or has user-defined pieces.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     module: Any = sentencepiece_model_pb2
     model = module.ModelProto.FromString(proto)
     spec = model.trainer_spec
-    if spec.model_type != spec.UNIGRAM:
-        raise UserError("data.tokenizer.kind: only unigram models of sentencepiece can be written as tokenizer.json")
+    if spec.model_type != spec.UNIGRAM or any(piece.type == piece.USER_DEFINED for piece in model.pieces):
+        raise UserError(
+            "data.tokenizer.kind: of sentencepiece, only unigram models without user-defined pieces can be written as "
+            "tokenizer.json"
+        )
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == piece.UNKNOWN)
     result = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=spec.byte_fallback))
@@ -62,7 +66,17 @@ def sentencepiece_tokenizer(proto: bytes) -> dict[str, Any]:
     result.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *ending]
     )
+    marks = [piece.piece for piece in model.pieces if piece.type != piece.NORMAL]
+    _keep_apart(result, marks)
     return _description(result)
+
+
+def _keep_apart(tokenizer: tokenizers.Tokenizer, names: Collection[str]) -> None:
+    """Cuts these names within a text behind their first character, so that no text gives the tokens of these names."""
+    parts = (f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in sorted(names) if len(name) > 1)
+    split = pre_tokenizers.Split(tokenizers.Regex("|".join(parts)), "merged_with_previous")
+    later = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, *later])
 
 
 def with_special_tokens(content: Mapping[str, Any], ids: Mapping[str, int], *, bos: str) -> dict[str, Any]:
@@ -76,7 +90,13 @@ def with_special_tokens(content: Mapping[str, Any], ids: Mapping[str, int], *, b
     result = tokenizers.Tokenizer.from_str(json.dumps(content))
     result.no_truncation()
     result.no_padding()
+    result.encode_special_tokens = True  # as `split_special_tokens` of `transformers`; not a part of the description
     result.add_special_tokens(list(ids))
+    # Unknown words may be the unknown token, but its name is one of them.
+    marks = {name: i for name, i in ids.items() if name != content["model"].get("unk_token")}
+    found = [name for name, i in marks.items() if i in result.encode(name, add_special_tokens=False).ids]
+    if found:
+        _keep_apart(result, found)
     result.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
     )
