@@ -11,21 +11,38 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from psann_jax.utils.errors import UserError
 
 
+def _byte_characters() -> dict[str, bytes]:
+    """Returns the characters that stand for bytes in byte-level tokenizers: the same if printable, else from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_characters()
+_CHARACTER_OF = {byte[0]: character for character, byte in BYTE_OF.items()}
+
+
+def byte_name(token: bytes) -> str:
+    """Returns the name of a token of a byte-level tokenizer."""
+    return "".join(_CHARACTER_OF[byte] for byte in token)
+
+
 def byte_level_tokenizer(
-    vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], pattern: str = r"[\s\S]+"
+    vocabulary: dict[str, int], merges: Sequence[tuple[str, str]] = (), pattern: str | None = None
 ) -> dict[str, Any]:
     """Returns a BPE on the bytes of UTF-8.
 
     Args:
-      vocabulary: ids by token, in the library's characters for bytes.
+      vocabulary: ids by token, see `byte_name`.
       merges: pairs of tokens, the first to be merged first.
-      pattern: of the parts into which a text is split first, a regular expression of Oniguruma; by default none.
+      pattern: of the parts into which a text is split first, a regular expression of Oniguruma. A part that is a token
+        becomes that token. None does not split.
     """
-    result = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
-    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-    result.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    model = models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=pattern is not None)
+    result = tokenizers.Tokenizer(model)
+    split = [] if pattern is None else [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")]
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    result.pre_tokenizer = pre_tokenizers.Sequence([*split, bytes_only])
     result.decoder = decoders.ByteLevel()
     return _description(result)
 

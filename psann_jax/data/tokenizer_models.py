@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from psann_jax.config import SPECIAL_TOKENS
 from psann_jax.data.special_tokens import hide_in_sentencepiece, hide_in_tokenizer_json
-from psann_jax.data.tokenizer_json import byte_level_tokenizer, sentencepiece_tokenizer
+from psann_jax.data.tokenizer_json import BYTE_OF, byte_level_tokenizer, byte_name, sentencepiece_tokenizer
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 
@@ -116,7 +116,7 @@ class TokenizersModel:
         """Returns the UTF-8 of the text that one token stands for."""
         name = self._tokenizer.id_to_token(i) or ""
         if self._byte_level:
-            return b"".join(_BYTE_OF.get(c, c.encode()) for c in name)
+            return b"".join(BYTE_OF.get(c, c.encode()) for c in name)
         return _piece_bytes(name)
 
     def payload(self) -> str:
@@ -133,14 +133,6 @@ class TokenizersModel:
         return TokenizersModel(hide_in_tokenizer_json(self.payload(), names))
 
 
-def _byte_characters() -> dict[str, bytes]:
-    """Returns the characters that stand for bytes in byte-level tokenizers: the same if printable, else from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)) - set(printable))
-    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_characters()
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # name of a byte-fallback token
 
 
@@ -298,9 +290,9 @@ class ByteModel:
 
     def tokenizer_json(self) -> dict[str, Any]:
         """See `Model`."""
-        names = {self.piece(i).decode(): i for i in range(len(SPECIAL_TOKENS))}
-        characters = {bytes_[0] + len(SPECIAL_TOKENS): name for name, bytes_ in _BYTE_OF.items()}
-        return byte_level_tokenizer({**names, **{name: i for i, name in sorted(characters.items())}}, [])
+        n = len(SPECIAL_TOKENS)
+        names = {self.piece(i).decode() if i < n else byte_name(self.piece(i)): i for i in range(self.size)}
+        return byte_level_tokenizer(names)
 
     def without(self, names: Collection[str]) -> "ByteModel":
         """Returns the model itself, in which no text gives a special token."""

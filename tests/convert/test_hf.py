@@ -85,7 +85,7 @@ def test_the_rotation_turns_halves(tmp_path):
     arrays = safetensors.numpy.load_file(tmp_path / "a" / "model.safetensors")
     q_DxD = ours.params["blocks"]["attn"]["q"]["kernel"][1]
     rows = arrays["model.layers.1.self_attn.q_proj.weight"]
-    assert [np.flatnonzero((q_DxD.T == row).all(1))[0] for row in rows[:4]] == [0, 2, 1, 3]  # K = 4
+    assert [np.flatnonzero((row == q_DxD.T).all(1))[0] for row in rows[:4]] == [0, 2, 1, 3]  # K = 4
 
 
 def test_the_card(tmp_path):
@@ -195,7 +195,9 @@ def pair(request):
     return ours, theirs
 
 
-ALPHABET = st.sampled_from([*"abc the", "\n", "\t", "é", "日", "😀", "\u2581", "\u0301", "\x00", "<eos>", "<unk>", "<0x41>"])
+ALPHABET = st.sampled_from(
+    [*"abc the", "\n", "\t", "é", "日", "😀", "\u2581", "\u0301", "\x00", "<eos>", "<unk>", "<0x41>"]
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,9 +221,7 @@ def test_a_prebuilt_tokenizer_keeps_its_names(tmp_path):
     vocabulary = {"[EOS]": 0, "the": 1, "sun": 2, "[UNK]": 3}
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    library.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A [EOS]", special_tokens=[("[EOS]", 0)]
-    )
+    library.post_processor = tokenizers.processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 0)])
     library.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.load(tmp_path / "tokenizer.json", TokenizerConfig(eos_token="[EOS]"))
     files = tokenizer_files(ours, 32)

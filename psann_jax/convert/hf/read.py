@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from psann_jax.config import Config, ConfigError, DecoderConfig, TokenizerConfig
+from psann_jax.config import Config, ConfigError, DecoderConfig
 from psann_jax.config.io import parse
 from psann_jax.convert.hf.own import from_own, is_own
 from psann_jax.convert.hf.standard import read_settings
@@ -21,7 +20,6 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json
 
 _INDEX = f"{WEIGHTS}.index.json"
-_ROLES = ("pad", "bos", "eos", "unk")
 
 
 def read_folder(folder: str | os.PathLike[str]) -> Weights:
@@ -67,15 +65,4 @@ def _config(content: Mapping[str, Any], path: Path) -> Config:
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     """Returns the tokenizer of a folder, or None if it has no tokenizer.json."""
-    if not (folder / "tokenizer.json").exists():
-        return None
-    path = folder / "tokenizer_config.json"
-    content = read_json(path) if path.exists() else {}
-    names: dict[str, Any] = {}
-    for role in _ROLES:
-        token = content.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token not in names.values():
-            names[role] = token
-    special = {f"{role}_token": name for role, name in names.items()}
-    return Tokenizer.load(folder / "tokenizer.json", replace(TokenizerConfig(), **special))
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
