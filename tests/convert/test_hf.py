@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.config import TokenizerConfig
+from psann_jax.convert.hf import own
 from psann_jax.convert.hf.read import read_folder
 from psann_jax.convert.hf.write import tokenizer_files, write_folder
 from psann_jax.convert.read import read_weights
@@ -92,7 +93,7 @@ def test_the_card(tmp_path):
     ours = replace(weights_of("respsann"), training=Training(7, "f00d", 2.0))
     write_folder(tmp_path / "mine", ours, "runs/a")
     card = (tmp_path / "mine" / "README.md").read_text()
-    for part in ("license: unknown", "`f00d`", "2.0000 nats per token, perplexity 7.39", "`runs/a`", "mine"):
+    for part in ("license: unknown", "`f00d`", "2.0000 nats per token, perplexity 7.39", "`a`, update 7", "mine"):
         assert part in card
     assert f"| parameters | {ours.network().n_params:,} |" in card
 
@@ -169,6 +170,14 @@ def test_an_unknown_parameter_is_named(tmp_path):
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(UserError, match=r"apertus parameter 'model\.layers\.0\.self_attn\.sinks' has no counterpart"):
         read_folder(tmp_path / "a")
+
+
+def test_a_base_without_code_is_named(tmp_path, monkeypatch):
+    """A base of another package, also if its settings equal those of a standard architecture."""
+    monkeypatch.delitem(own._CODE, "modern")
+    with pytest.raises(UserError, match=r"model\.base: is modern, for which there is no PyTorch code"):
+        write_folder(tmp_path / "a", weights_of("modern"), "runs/a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_folder_is_not_written_over(tmp_path):

@@ -1,6 +1,7 @@
 """The model card of a folder for `transformers`."""
 
 import math
+from pathlib import PurePath
 
 from psann_jax.config import TextModelConfig
 from psann_jax.convert.weights import Weights
@@ -30,12 +31,12 @@ def model_card(weights: Weights, model: TextModelConfig, name: str, origin: str,
         "layers, features, heads": f"{model.n_layers}, {model.d_model}, {model.n_heads}",
         "vocabulary": f"{model.vocab_size:,} tokens",
         "context in training": f"{config.data.max_length} tokens",
-        "converted from": f"`{origin}`",
+        "converted from": f"`{_public(origin)}`" + ("" if training is None else f", update {training.step:,}"),
     }
     if training is not None:
         rows |= {
-            "updates": f"{training.step:,} of {config.train.batch_tokens:,} tokens",
-            "training data": f"{config.data.summary()}",
+            "tokens per update": f"{config.train.batch_tokens:,}",
+            "training data": ", ".join(map(_public, config.data.train_names)),
             "fingerprint of the data": f"`{training.data}`",
             "validation loss": _loss(training.val_loss),
         }
@@ -59,7 +60,7 @@ A language model of the base `{model.base}`, trained with psann_jax. {_STANDARD 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))
@@ -76,6 +77,12 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_spec
 
 Unknown: whoever publishes the weights must state it here and above, and check that of the training data.
 """
+
+
+def _public(source: str) -> str:
+    """Returns the name of a file or folder without its place on this machine; other sources as they are."""
+    path = PurePath(source.rpartition(":")[2])
+    return path.name if path.is_absolute() or ":" not in source else source
 
 
 def _loss(loss: float | None) -> str:

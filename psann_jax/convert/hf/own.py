@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from psann_jax.config import DecoderConfig, NGTConfig, TextModelConfig, VanillaConfig
+from psann_jax.config import TextModelConfig
+from psann_jax.config.decoder import PRESETS
 from psann_jax.convert.weights import flat_params, nested_params
 
-# config class of the `model` section -> file, model_type, and the start of the names of its classes.
-_CODE: dict[type[TextModelConfig], tuple[str, str, str]] = {
-    DecoderConfig: ("modeling_psann.py", "psann_jax", "Psann"),
-    VanillaConfig: ("modeling_psann.py", "psann_jax", "Psann"),
-    NGTConfig: ("modeling_ngt.py", "psann_jax_ngt", "NGT"),
+# base -> file, model_type, and the start of the names of its classes.
+_CODE = {
+    **dict.fromkeys((*PRESETS, "vanilla"), ("modeling_psann.py", "psann_jax", "Psann")),
+    "ngt": ("modeling_ngt.py", "psann_jax_ngt", "NGT"),
 }
 _TABLES = ("embed", "positions", "coords", "mass")  # parameters of nn.Embedding
 
 
-def code_file(model: TextModelConfig) -> Path | None:
-    """Returns the file with the PyTorch code of a network, or None if there is none."""
-    return None if type(model) not in _CODE else Path(__file__).with_name(_CODE[type(model)][0])
+def code_file(base: str) -> Path | None:
+    """Returns the file with the PyTorch code of a base, or None if there is none."""
+    return Path(__file__).with_name(_CODE[base][0]) if base in _CODE else None
 
 
 def is_own(content: Mapping[str, Any]) -> bool:
@@ -37,7 +37,7 @@ def own_settings(model: TextModelConfig, section: dict[str, Any], max_length: in
       section: the same as plain values.
       max_length: context length of the training.
     """
-    file, model_type, name = _CODE[type(model)]
+    file, model_type, name = _CODE[model.base]
     module = file.removesuffix(".py")
     return {
         "model_type": model_type,

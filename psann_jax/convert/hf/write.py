@@ -63,11 +63,11 @@ def write_folder(folder: str | os.PathLike[str], weights: Weights, origin: str) 
 def _converted(model: TextModelConfig, weights: Weights) -> tuple[Path | None, dict[str, Any], dict[str, np.ndarray]]:
     """Returns the file of PyTorch code, if it is needed, the content of config.json and the state dict."""
     max_length = weights.config.data.max_length
-    if isinstance(model, DecoderConfig) and (name := standard_type(model)) is not None:
-        return None, standard_settings(model, max_length), to_standard(name, weights.params, model)
-    code = code_file(model)
+    code = code_file(model.base)
     if code is None:
         raise UserError(f"model.base: is {model.base}, for which there is no PyTorch code")
+    if isinstance(model, DecoderConfig) and (name := standard_type(model)) is not None:
+        return None, standard_settings(model, max_length), to_standard(name, weights.params, model)
     section = to_dict(dataclasses.replace(weights.config, model=model))["model"]
     return code, own_settings(model, section, max_length), to_own(weights.params)
 
