@@ -44,7 +44,10 @@ class TokenizerConfig:
 
     # auto: the kind of path, or bpe
     kind: Literal["auto", "bpe", "unigram", "wordpiece", "sentencepiece", "bytes"] = "auto"
-    path: str = ""  # a tokenizer.json or sentencepiece .model to use; "": train one on the text
+    # to use: a tokenizer.json, sentencepiece .model or .tiktoken file, a folder with one of the first two, or a name on
+    # the Hugging Face Hub; "": train one on the text
+    path: str = ""
+    pattern: str = ""  # of the parts of a text, for a .tiktoken file: gpt2, cl100k, o200k or a regular expression
     vocab_size: int = 32000  # of a trained tokenizer, including special tokens
     min_frequency: int = 2  # of the pairs that a trained bpe or wordpiece tokenizer merges
     sample_bytes: int = 50_000_000  # of text, drawn at random, to train the tokenizer on; 0: all
@@ -58,6 +61,8 @@ class TokenizerConfig:
         if self.kind == "bytes" or self.path:
             why = f"with {prefix}.path" if self.path else "with the bytes tokenizer"
             refuse_inactive(self, prefix, why, "vocab_size", "min_frequency", "sample_bytes")
+        if not self.path.endswith(".tiktoken"):
+            refuse_inactive(self, prefix, f"unless {prefix}.path is a .tiktoken file", "pattern")
         at_least(8, self, prefix, "vocab_size")
         at_least(1, self, prefix, "min_frequency")
         at_least(0, self, prefix, "sample_bytes")

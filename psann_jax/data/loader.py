@@ -65,7 +65,9 @@ def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -
     settings = config.tokenizer
     if settings.path:
         return Tokenizer.load(settings.path, settings)
-    key = key_of(corpus.fingerprint, [getattr(settings, name) for name in settings.__dataclass_fields__])
+    # Without `pattern`, which is of a file, and which older versions did not have.
+    names = [name for name in settings.__dataclass_fields__ if name != "pattern"]
+    key = key_of(corpus.fingerprint, [getattr(settings, name) for name in names])
 
     def make(directory: Path) -> None:
         sample = corpus.training_sample(settings.sample_bytes)
