@@ -13,8 +13,10 @@ EXTRA_OF = {
     "psann": "parity",
     "psannlm": "parity",
     "sentencepiece": "sentencepiece",
+    "starlette": "serve",
     "tensorflow_datasets": "tfds",
     "torch": "torch",
+    "uvicorn": "serve",
 }
 
 
