@@ -195,10 +195,9 @@ class Reader:
             self._shown = certain
         return stopped
 
-    def end(self, n_tokens: int) -> int:
-        """Returns the number of characters that the first `n_tokens` tokens complete."""
-        text = self._decode(n_tokens)
-        return len(text) if self._ends_at(n_tokens) else _n_complete(text)
+    def end(self, index: int) -> int:
+        """Returns the number of characters up to the end of a generated token, with one that it begins."""
+        return len(self._decode(index + 1))
 
     def start(self, index: int) -> int:
         """Returns the number of characters before a generated token; a token may continue the last one of them."""

@@ -1,29 +1,38 @@
 """The HTTP application: routes, limits, and errors in OpenAI's form."""
 
 import asyncio
+import functools
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from psann_jax.plots.plotly_page import fill_template
 from psann_jax.serve.completion import Answer
-from psann_jax.serve.errors import ApiError
+from psann_jax.serve.errors import ApiError, reject
 from psann_jax.serve.requests import parse_completion
 from psann_jax.serve.served import Served, find
 from psann_jax.utils.errors import one_line
 
 MAX_BODY_BYTES = 4 * 2**20
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+# The page has its program and its style in itself, and asks nobody but this server.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Endpoints:
@@ -44,6 +53,18 @@ class Endpoints:
     async def get_model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
         return JSONResponse(find(self.models, request.path_params["name"]).card())
+
+    async def page(self, request: Request) -> Response:
+        """GET /: the page to try the models side by side."""
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY, "X-Frame-Options": "DENY"})
+
+    async def coordinates(self, request: Request) -> Response:
+        """GET /coordinates?model=NAME&text=TEXT: the tokens of a text in the coordinates of a gravity model."""
+        query = request.query_params
+        served = find(self.models, query.get("model", ""))
+        if not served.has_coordinates:
+            raise reject("model", f"{served.name} is of base {served.run.config.model.base}, which has no coordinates")
+        return HTMLResponse(await run_in_threadpool(served.coordinates_page, query.get("text", "")))
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 as long as requests are taken."""
@@ -97,6 +118,8 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
         another site can reach the server by a name that it points to 127.0.0.1.
     """
     routes = [
+        Route("/", endpoints.page),
+        Route("/coordinates", endpoints.coordinates),
         Route("/v1/models", endpoints.list_models),
         Route("/v1/models/{name:path}", endpoints.get_model),
         Route("/v1/completions", endpoints.complete, methods=["POST"]),
@@ -110,6 +133,13 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
         Exception: _answer_unforeseen,
     }
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+@functools.cache
+def _page() -> str:
+    files = resources.files("psann_jax.serve")
+    program = (files / "page.js").read_text(encoding="utf-8")
+    return fill_template((files / "page.html").read_text(encoding="utf-8"), {"program": program})
 
 
 async def _read_json(request: Request) -> Any:

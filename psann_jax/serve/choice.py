@@ -89,7 +89,7 @@ class Choice:
             if row.finish == "stop":
                 is_delivered = start < self._shown
             else:
-                is_delivered = row.finish is not None or self._reader.end(i + 1) <= self._shown
+                is_delivered = row.finish is not None or self._reader.end(i) <= self._shown
             if not is_delivered:
                 break
             update.offsets.append(start)

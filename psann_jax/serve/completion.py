@@ -116,7 +116,7 @@ class Answer:
         return {
             "index": index,
             "text": echoed + update.text if is_first else update.text,
-            "logprobs": None if self._request.logprobs is None else self._logprobs(update, len(echoed)),
+            "logprobs": None if self._request.logprobs is None else self._logprobs(update),
             "finish_reason": _REASONS.get(update.finish or ""),
         }
 
@@ -126,7 +126,7 @@ class Answer:
         prompt = self._request.prompts[index // self._request.n]
         return prompt if isinstance(prompt, str) else self._served.tokenizer.decode(prompt)
 
-    def _logprobs(self, update: Update, shift: int) -> dict[str, list[Any]]:
+    def _logprobs(self, update: Update) -> dict[str, list[Any]]:
         name = functools.partial(token_name, self._served.tokenizer)
         tops: list[dict[str, float]] = [{} for _ in update.tokens]
         for found, top, chosen in zip(tops, update.top, zip(update.tokens, update.logprobs, strict=True), strict=True):
@@ -136,7 +136,7 @@ class Answer:
             "tokens": [name(i) for i in update.tokens],
             "token_logprobs": update.logprobs,
             "top_logprobs": tops,
-            "text_offset": [offset + shift for offset in update.offsets],
+            "text_offset": update.offsets,
         }
 
     def _usage(self, n_generated: int) -> dict[str, int]:

@@ -91,6 +91,8 @@ def parse_completion(body: Any) -> CompletionRequest:
         if name not in given:
             raise reject(name, "is missing")
     stream = given.get("stream", False)
+    if given.get("echo") and "logprobs" in given:
+        raise reject("echo", "has no log-probabilities of the prompt here; leave out echo or logprobs")
     return CompletionRequest(
         model=given["model"],
         prompts=_prompts(given["prompt"]),

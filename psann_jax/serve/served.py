@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from psann_jax.runs.coordinates import coordinates_page
 from psann_jax.runs.restore import TextRun
 from psann_jax.sample.slots import SlotRow, Slots
 from psann_jax.sample.text import streams_of
@@ -60,7 +61,7 @@ class Served:
         self.run = run if self.has_coordinates else dataclasses.replace(run, params={})
         self._params_bytes = sampler.nbytes + sum(array.nbytes for array in jax.tree.leaves(self.run.params))
         self._loaded = int(time.time())
-        self.coordinates_lock = threading.Lock()
+        self._coordinates = threading.Lock()
 
     @property
     def max_length(self) -> int:
@@ -89,6 +90,18 @@ class Served:
             "max_model_len": self.max_length,
             "has_coordinates": self.has_coordinates,
         }
+
+    def coordinates_page(self, text: str) -> str:
+        """Returns the page of a text, one at a time, because it takes seconds of all cores.
+
+        Raises:
+          ApiError: the text has no tokens, the run has diverged or plotly is not installed.
+        """
+        with self._coordinates:
+            try:
+                return coordinates_page(self.run, text, name=self.name)
+            except UserError as error:
+                raise ApiError(400, str(error)) from error
 
     def choices(
         self, request: CompletionRequest, deliver: Callable[[int, Update], None]

@@ -15,6 +15,7 @@ from psann_jax.serve.app import Endpoints, make_app
 from psann_jax.serve.served import Served
 from psann_jax.utils.errors import UserError
 
+_BACKLOG = 1024
 _GRACE_S = 60  # for the texts that are in progress when the server ends
 _SENDING_S = 10  # for the answers that are then still being sent
 
@@ -42,6 +43,10 @@ class Server(uvicorn.Server):
 
     It then refuses new requests and finishes those that it has taken on, for at most a minute. A second signal ends it
     at once: texts in progress end with an error.
+
+    Attributes:
+      url: its address.
+      models: by name.
     """
 
     def __init__(self, models: Mapping[str, Served], bound: socket.socket) -> None:
@@ -54,7 +59,7 @@ class Server(uvicorn.Server):
         host, port = bound.getsockname()[:2]
         is_loopback = ipaddress.ip_address(host).is_loopback
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._endpoints, self._bound, self._deadline = Endpoints(models), bound, math.inf
+        self.models, self._endpoints, self._bound, self._deadline = models, Endpoints(models), bound, math.inf
         app = make_app(self._endpoints, is_loopback=is_loopback)
         super().__init__(
             uvicorn.Config(
@@ -68,6 +73,7 @@ class Server(uvicorn.Server):
         )
         for served in models.values():
             served.engine.start()
+        bound.listen(_BACKLOG)  # connections wait for `answer`
 
     def answer(self) -> None:
         """Answers requests until a signal."""
@@ -85,7 +91,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Returns whether to end now; uvicorn calls it every tenth of a second."""
         if self._endpoints.is_ending:
-            engines = [served.engine for served in self._endpoints.models.values()]
+            engines = [served.engine for served in self.models.values()]
             is_late = time.monotonic() > self._deadline
             if is_late or all(engine.is_idle for engine in engines):
                 for engine in engines:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from psann_jax.config.io import default_config, parse
 from tests.support.saved import save_run
 from tests.support.serving import serving
 from tests.support.tiny import tiny_config
@@ -15,8 +16,12 @@ def workdirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     config = tiny_config(folder, model__n_layers=1, data__max_length=LENGTH)
     save_run(folder / "wave", config, {3: 1.0, 6: 2.0})
-    save_run(folder / "second", config, {9: 1.0})
-    return {name: folder / name for name in ("wave", "second")}
+    gravity = default_config("ngt")
+    gravity.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=32, n_positions=LENGTH, d_coord=12, d_head_coord=16)
+    gravity.data.update(sources=config.data.sources, max_length=LENGTH)
+    gravity.data.tokenizer.kind = "bytes"
+    save_run(folder / "gravity", parse(gravity), {9: 1.0})
+    return {name: folder / name for name in ("wave", "gravity")}
 
 
 @pytest.fixture(scope="session")

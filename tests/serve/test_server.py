@@ -81,7 +81,7 @@ def test_the_head_of_an_answer(server):
 
 def test_another_model_gives_another_text(server):
     same = {"temperature": 0, "max_tokens": 12}
-    assert complete(server, **same)["choices"] != complete(server, model="second", **same)["choices"]
+    assert complete(server, **same)["choices"] != complete(server, model="gravity", **same)["choices"]
 
 
 def test_without_a_seed_texts_differ(server):
@@ -106,7 +106,7 @@ def test_a_stop_string_ends_a_text(server):
 
 
 def test_echo_begins_with_the_prompt(server, sampler):
-    same = {"temperature": 0, "max_tokens": 5, "logprobs": 0}
+    same = {"temperature": 0, "max_tokens": 5}
     plain, echoed = complete(server, **same)["choices"][0], complete(server, echo=True, **same)["choices"][0]
     assert echoed["text"] == "a wave" + plain["text"]
 
@@ -147,7 +147,7 @@ def test_a_stop_string_also_ends_the_logprobs(server):
 
 
 def test_a_stream_has_the_same_texts_as_a_whole_answer(server):
-    same = {"n": 3, "seed": 4, "max_tokens": 40, "logprobs": 2, "stop": ["qq"], "echo": True}
+    same = {"n": 3, "seed": 4, "max_tokens": 40, "logprobs": 2, "stop": ["qq"]}
     whole = complete(server, **same)
     pieces = streamed(server, **same)
     for one, choice in zip(joined(pieces), whole["choices"], strict=True):
@@ -160,6 +160,18 @@ def test_a_stream_has_the_same_texts_as_a_whole_answer(server):
     assert last["choices"] == []
     assert last["usage"] == whole["usage"]
     assert all(piece["usage"] is None for piece in pieces)
+
+
+def test_a_token_comes_with_or_after_its_text(server):
+    for seed in range(4):
+        text = ""
+        for piece in streamed(server, seed=seed, max_tokens=50, logprobs=0, temperature=1.5):
+            (choice,) = piece["choices"]
+            text += choice["text"]
+            for token, offset in zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True):
+                is_text = not token.startswith(("bytes:", "<"))
+                assert text[offset : offset + len(token)] == token if is_text else offset <= len(text)
+                assert token == "<eos>" or offset < len(text)
 
 
 def test_texts_do_not_depend_on_what_else_is_asked(server):
@@ -197,7 +209,7 @@ def test_texts_do_not_depend_on_what_else_is_asked(server):
 
 def test_models_are_listed(server):
     _, _, answer = ask(server, "/v1/models")
-    assert [card["id"] for card in answer["data"]] == ["wave", "second"]
+    assert [card["id"] for card in answer["data"]] == ["wave", "gravity"]
     card = answer["data"][0]
     assert (card["object"], card["base"], card["step"], card["max_model_len"]) == ("model", "waveresnet", 6, 64)
     assert ask(server, "/v1/models/wave")[2] == card
@@ -208,7 +220,7 @@ def test_models_are_listed(server):
 @pytest.mark.parametrize(
     ("fields", "status", "param", "message"),
     [
-        ({"model": "gpt"}, 404, "model", "model: 'gpt' is not served; there are wave, second"),
+        ({"model": "gpt"}, 404, "model", "model: 'gpt' is not served; there are wave, gravity"),
         ({"model": None}, 400, "model", "model: is missing"),
         ({"prompt": None}, 400, "prompt", "prompt: is missing"),
         ({"prompt": []}, 400, "prompt", "prompt: is an empty list"),
@@ -231,6 +243,7 @@ def test_models_are_listed(server):
         ({"seed": -1}, 400, "seed", "seed: is -1, must be from 0"),
         ({"stream_options": {}}, 400, "stream_options", "stream_options: has no effect without stream"),
         ({"stream": "yes"}, 400, "stream", "stream: is 'yes', must be true or false"),
+        ({"echo": True, "logprobs": 1}, 400, "echo", "echo: has no log-probabilities of the prompt here"),
         ({"best_of": 3}, 400, "best_of", "best_of: is 3, but this server does not support it"),
         ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "frequency_penalty: is 0.5, but this server"),
         ({"temprature": 1}, 400, "temprature", "temprature: is not a field of this request, did you mean temperature?"),
