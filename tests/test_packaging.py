@@ -90,6 +90,7 @@ def run_without(module, arguments):
         ("numba", ["train", "--config=configs/sudoku/quickstart.py", "--config.data.cache_dir={tmp}"]),
         ("lm_eval", ["lm_eval", "--workdir={tmp}", "--tasks=lambada_openai"]),
         ("plotly", ["coordinates", "--workdir={tmp}"]),
+        ("starlette", ["serve", "--workdir={tmp}"]),
         ("datasets", ["train", "--config=configs/quickstart.py", "--config.data.sources=('hf:a/b',)"]),
     ],
 )

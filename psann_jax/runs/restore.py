@@ -54,14 +54,19 @@ class TextRun(LoadedRun):
 
     tokenizer: Tokenizer
 
-    def sampler(self) -> Sampler:
-        """Returns a sampler whose context is as long as the windows in training."""
+    def sampler(self, n_alternatives: int = 0) -> Sampler:
+        """Returns a sampler whose context is as long as the windows in training.
+
+        Args:
+          n_alternatives: see `Sampler`.
+        """
         return Sampler(
             self.network,
             self.params,
             eos_id=self.tokenizer.eos_id,
             max_length=self.config.data.max_length,
             mesh=self.mesh,
+            n_alternatives=n_alternatives,
         )
 
 

@@ -21,6 +21,10 @@ EXTRA_OF = {
     "torch": "torch",
     "trackio": "trackio",
     "wandb": "wandb",
+    "starlette": "serve",
+    "tensorflow_datasets": "tfds",
+    "torch": "torch",
+    "uvicorn": "serve",
 }
 
 
