@@ -51,6 +51,7 @@ def train_run(
       initial_params: parameters to start from, if the config has no `train.init_from`.
       open_start: opens what `train.init_from` names; called if the config has it and the run does not resume.
       profile_steps: steps to trace.
+      callbacks: called by process 0.
     """
     curve = _LossCurve(workdir)
     start = _make_start(config, workdir, initial_params, open_start)

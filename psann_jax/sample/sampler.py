@@ -90,6 +90,7 @@ class Sampler:
     def release(self) -> None:
         """Frees the parameters; `update` sets them again."""
         self._params = None
+
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""

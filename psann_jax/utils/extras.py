@@ -17,14 +17,12 @@ EXTRA_OF = {
     "ray": "ray",
     "sentencepiece": "sentencepiece",
     "sqlalchemy": "mlflow",
-    "tensorflow_datasets": "tfds",
-    "torch": "torch",
-    "trackio": "trackio",
-    "wandb": "wandb",
     "starlette": "serve",
     "tensorflow_datasets": "tfds",
     "torch": "torch",
+    "trackio": "trackio",
     "uvicorn": "serve",
+    "wandb": "wandb",
 }
 
 
