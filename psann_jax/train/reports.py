@@ -55,8 +55,8 @@ class Reports:
             stack.push(self.writer)
             self.loggers.__exit__(kind, error, trace)
 
-    def header(self, config: Config, task: Task, compiled: Compiled, step: int) -> None:
-        """Shows facts about the run that begins or resumes after `step` updates, and warnings."""
+    def header(self, config: Config, task: Task, compiled: Compiled, start: Mapping[str, object]) -> None:
+        """Shows facts about the run, last those about its start, and warnings."""
         mesh = cast(Mesh, compiled.batch.mesh)
         facts: dict[str, object] = {
             "workdir": self.workdir,
@@ -74,9 +74,7 @@ class Reports:
             facts["kernels"] = ", ".join(
                 f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()
             )
-        if step:
-            facts["resumed"] = f"at step {step}"
-        self.progress.header(facts)
+        self.progress.header({**facts, **start})
         warmup, steps = config.train.warmup_steps, config.train.steps
         if warmup >= steps:
             self.progress.message(
