@@ -109,7 +109,8 @@ class GravityAttention(nn.Module):
         a, v = self.coords(z).view(B, L, self.s["n_heads"], -1).transpose(1, 2).float(), v.transpose(1, 2)
         every_a, every_v = (a, v) if context.cache is None else context.cache.update(a, v, self.layer)
         weights = torch.softmax(self.scores(a, every_a, context), dim=-1)
-        return self.o((weights.to(v.dtype) @ every_v).transpose(1, 2).reshape(B, L, D))
+        out = (weights @ every_v.float()).to(x.dtype)
+        return self.o(out.transpose(1, 2).reshape(B, L, D))
 
     def scores(self, a: Tensor, every_a: Tensor, context: Context) -> Tensor:
         """Returns the scores (B, H, L, S) of coordinates a (B, H, L, C) with every_a (B, H, S, C)."""
