@@ -45,7 +45,7 @@ class Served:
       name: of the model, that of the folder of its run.
       tokenizer: of its training.
       engine: generates its texts.
-      run: its run; the parameters in it are None for bases without coordinates, to save memory.
+      run: its run, without parameters for bases without coordinates, to save memory.
     """
 
     def __init__(self, name: str, run: TextRun, limits: Limits) -> None:
