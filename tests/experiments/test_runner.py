@@ -1,6 +1,7 @@
 """The sweep command: what runs, what is not repeated, and a real sweep end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -162,7 +163,7 @@ def test_the_text_of_runs_that_start_at_once_is_prepared_first(trained_names, sw
     assert prepared == [("transformer_seed1", True, [])]
     assert len(trained_names) == 4
     prepared.clear()
-    (tmp_path / "out/runs/transformer_seed1/config.json").unlink()
+    shutil.rmtree(tmp_path / "out/runs/transformer_seed1")
     sweep("--jobs=2", "--bases=transformer,waveresnet")
     assert prepared == [], "a single run prepares its text itself"
 
@@ -221,6 +222,7 @@ def test_noresume_refuses_a_used_workdir(trained_names, sweep):
         ("--config.train.stepz=3", "--config.train.stepz: unknown key, did you mean train.steps?"),
         ("--jobs=0", "--jobs: is '0', must be a whole number of at least 1"),
         ("--address=a:1", "--address: has no effect without --engine=ray"),
+        ("--address=ray://a:1", "--address: is 'ray://a:1', must be HOST:PORT"),
         ("--gpus_per_run=0.5", "--gpus_per_run: has no effect without --engine=ray"),
         ("--gpus_per_run=1.5", "--gpus_per_run: is '1.5', must be a part of 1 or a whole number, as in 0.5 or 2"),
         ("--engine=slurm", "--engine: invalid choice: 'slurm'"),

@@ -290,14 +290,8 @@ def test_runs_at_once_are_interrupted_and_resumed_with_another_number(default_si
     one = start("one", 1)
     _, errors = one.communicate(timeout=900)
     assert one.returncode == 0, errors
-    losses = [
-        {
-            row["path"].split("/")[-1]: row["val_loss"]
-            for row in csv.DictReader((tmp_path / name / "results.csv").open())
-        }
-        for name in ("out", "one")
-    ]
-    assert losses[0].keys() == losses[1].keys()
-    assert {name: float(loss) for name, loss in losses[0].items()} == pytest.approx(
-        {name: float(loss) for name, loss in losses[1].items()}, rel=1e-4
-    )
+    losses = []
+    for name in ("out", "one"):
+        with (tmp_path / name / "results.csv").open() as file:
+            losses.append({row["path"].split("/")[-1]: float(row["val_loss"]) for row in csv.DictReader(file)})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "sums may be rounded differently on fewer cores"
