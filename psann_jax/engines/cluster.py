@@ -30,7 +30,7 @@ class RayEngine:
 
     Attributes:
       workdir: a folder that all nodes see under this path.
-      address: HOST:PORT of the cluster; None: the one in RAY_ADDRESS or one that this machine is in, else Ray starts one.
+      address: HOST:PORT of the cluster; None: the one in RAY_ADDRESS or that of this machine, else Ray starts one.
       cpus: cores of a job.
       gpus: GPUs of a job, possibly a part of one; None: 1 if the cluster has GPUs, else 0.
     """
