@@ -262,7 +262,7 @@ def test_runs_at_once_are_interrupted_and_resumed_with_another_number(default_si
     """Nothing is prepared at the start, and nothing is done twice."""
     valid = write_text(tmp_path / "valid.txt", n_lines=100, seed=1)
     text = SWEEP.replace("TEXT", str(write_text(tmp_path / "text.txt"))).replace("VALID", str(valid))
-    text = text.replace("steps=30", "steps=600").replace("(1e-3, 1e30)", "(1e-3, 2e-3)")
+    text = text.replace("batch_tokens=64, steps=30", "batch_tokens=4096, steps=500").replace("1e30", "2e-3")
     (tmp_path / "two.py").write_text(text.replace("CACHE", str(tmp_path / "cache")))
     arguments = [sys.executable, "-m", "psann_jax", "sweep", f"--config={tmp_path / 'two.py'}"]
 
@@ -273,14 +273,17 @@ def test_runs_at_once_are_interrupted_and_resumed_with_another_number(default_si
         )
 
     first, tuning = start("out", 2), tmp_path / "out/tuning"
-    while len([path for path in tuning.glob("*/metrics.jsonl") if path.stat().st_size > 500]) < 2:
+    train_both = False
+    while not train_both:
+        rows = [path for path in tuning.glob("*/metrics.jsonl") if path.stat().st_size > 500]
+        train_both = len([path for path in rows if not path.with_name("summary.json").exists()]) == 2
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
     _, errors = first.communicate(timeout=300)
     assert first.returncode == 143
     assert "SIGTERM received: waiting for all runs to save their state\n" in errors
-    assert not [path for path in tuning.glob("*/log.txt") if "state saved" not in path.read_text()]
+    assert sum("state saved" in path.read_text() for path in tuning.glob("*/log.txt")) == 2
     done = start("out", 3)
     _, errors = done.communicate(timeout=900)
     assert done.returncode == 0, errors
