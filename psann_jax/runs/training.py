@@ -130,8 +130,9 @@ class _Start:
 
     def read(self, network: Network, mesh: Mesh) -> StartingWeights:
         """Returns the weights; call `tokenizer` first."""
-        assert self._opened is not None
-        return self._opened.weights(network, mesh, self._config.seed)
+        opened, self._opened = self._opened, None  # frees the arrays of a file
+        assert opened is not None
+        return opened.weights(network, mesh, self._config.seed)
 
 
 class _LossCurve:
