@@ -31,10 +31,18 @@ def read_run(workdir: str | os.PathLike[str], step: int | str | None = None, *, 
     run = load_text_run(workdir, step, ema_params=ema_params)
     model = run.network.config
     params = jax.tree.map(np.asarray, jax.device_get(run.params))
-    rows = read_metrics(Path(workdir) / METRICS)
-    losses = [row.get("loss") for row in rows if row.get("kind") == "eval" and row["step"] == run.step]
-    training = Training(run.step, run.data, losses[-1] if losses else None)
+    training = Training(run.step, run.data, _val_loss(Path(workdir), run.step, "ema_loss" if ema_params else "loss"))
     return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer, training)
+
+
+def _val_loss(workdir: Path, step: int, metric: str) -> float | None:
+    """Returns the validation loss that a run recorded after a step; it is for information only."""
+    try:
+        rows = read_metrics(workdir / METRICS)
+    except UserError:  # a damaged line
+        return None
+    losses = [row.get(metric) for row in rows if row.get("kind") == "eval" and row["step"] == step]
+    return losses[-1] if losses else None
 
 
 def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) -> None:

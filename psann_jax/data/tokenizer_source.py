@@ -88,7 +88,7 @@ def _repository(name: str, revision: str | None) -> _Find:
             if not isinstance(error, errors.LocalEntryNotFoundError):
                 return None
             reason: Exception = error
-        except (OSError, ValueError) as error:  # errors of the Hub and of the connection are OSErrors
+        except Exception as error:  # of the Hub, or of one of several HTTP libraries
             reason = error
         finally:
             logging.set_verbosity(verbosity)

@@ -6,15 +6,18 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from psann_jax.cli import convert
 from psann_jax.cli.flags import fail
+from psann_jax.config.io import to_dict
 from psann_jax.convert.run import read_run, write_run
 from psann_jax.convert.safetensors_file import read_safetensors, write_safetensors
 from psann_jax.convert.weights import Weights, flat_params
-from psann_jax.models.network import build
+from psann_jax.models.network import build, make_network
 from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
+from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.loop import train
 from psann_jax.train.workdir import write_config
 from psann_jax.utils.errors import UserError
@@ -78,6 +81,26 @@ def test_a_run_becomes_a_folder_of_transformers_and_a_run_again(tmp_path, capsys
     with pytest.raises(SystemExit):
         run(f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'folder'}")
     assert "folder: is not an empty directory; choose a new one" in capsys.readouterr().err
+
+
+def test_the_average_of_the_weights_with_its_loss(tmp_path):
+    config = tiny_config(tmp_path, train__ema_decay=0.5)
+    network = make_network(config, TOKENIZER.vocab_size)
+    average = jax.tree.map(lambda a: np.full(a.shape, 0.25, a.dtype), network.abstract)
+    live = jax.tree.map(np.zeros_like, average)
+    metadata = {"config": to_dict(config), "data": "text"}
+    with Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint) as checkpoints:
+        state = {"params": live, "ema_params": average, "step": np.int32(4)}
+        checkpoints.save(4, state, metadata=metadata, tokenizer=TOKENIZER.to_bytes(), final=True)
+    write_config(tmp_path / "run", config)
+    row = '{"kind": "eval", "step": 4, "loss": 1.0, "ema_loss": 0.5}\n'
+    (tmp_path / "run" / "metrics.jsonl").write_text(row)
+    for flags, value, loss in (([], 0.0, "1.0000"), (["--ema"], 0.25, "0.5000")):
+        folder = tmp_path / loss
+        run(f"--from={tmp_path / 'run'}", f"--to=hf:{folder}", *flags)
+        arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+        assert all((a == value).all() for a in arrays.values())
+        assert f"| validation loss | {loss} nats per token" in (folder / "README.md").read_text()
 
 
 def test_a_run_without_an_average_of_the_weights(tmp_path, capsys):

@@ -127,6 +127,7 @@ REFUSED = {
     "other angles": ({"rope_parameters": {"rope_theta": 500000.0}}, "rope_theta is 500000.0, must be 10000.0"),
     "scaled angles": ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0}}, "rope_type is 'llama3'"),
     "angles of version 4": ({"rope_parameters": None, "rope_theta": 20000.0}, "rope_theta is 20000.0"),
+    "no angles": (dict.fromkeys(("rope_parameters", "rope_theta", "rope_scaling")), "rope_theta is None"),
     "another epsilon": ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05, must be 1e-06"),
     "default epsilon": ({"rms_norm_eps": None}, "rms_norm_eps is None"),
     "biases": ({"attention_bias": True}, "attention_bias is True, must be False"),
@@ -184,6 +185,18 @@ def test_any_damage_to_the_settings_is_one_line(folder, data):
         message = str(error)
     assert str(path) in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("case", [case for case in STANDARD if STANDARD[case] != "apertus"], ids=str)
+def test_settings_of_older_files(case, tmp_path):
+    """Angles at their default, or outside rope_parameters; settings with the default of the class are left out."""
+    ours = weights(case)
+    write_folder(tmp_path / "a", ours, "runs/a")
+    saved = content(tmp_path / "a")
+    for name in ("rope_parameters", "rope_theta", "rope_scaling", "rotary_emb_base", "head_dim", "use_sliding_window"):
+        saved.pop(name, None)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(saved))
+    assert same(read_folder(tmp_path / "a"), ours)
 
 
 def test_constants_of_older_files_are_skipped(tmp_path):

@@ -198,10 +198,13 @@ def _kv_heads(content: Mapping[str, Any], n_heads: int, path: Path) -> int:
 def _check_rotation(content: Mapping[str, Any], found: Architecture, path: Path) -> None:
     """Raises UserError unless the rotary angles are those of `psann_jax.nn.positions`."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    # Names before transformers 5 stand outside; Apertus and GPT-NeoX have other defaults than the plain rotation.
-    theta = rope.get("rope_theta", content.get("rope_theta", content.get("rotary_emb_base")))
+    # Names before transformers 5 stand outside. Only of Apertus, the default is not the plain rotation.
+    is_apertus = content["model_type"] == "apertus"
+    theta = content.get("rope_theta", content.get("rotary_emb_base", None if is_apertus else ROPE_BASE))
+    theta = rope.get("rope_theta", theta)
     _require(theta == ROPE_BASE, "rope_theta", theta, ROPE_BASE, path)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    default = "llama3" if is_apertus and not {"rope_parameters", "rope_scaling"} & content.keys() else "default"
+    kind = rope.get("rope_type", rope.get("type", default))
     _require(kind == "default", "rope_type", kind, "default", path)
     fraction = rope.get("partial_rotary_factor", content.get("rotary_pct", 1.0 if found.grouped else 0.25))
     _require(fraction == 1, "partial_rotary_factor", fraction, 1, path)
