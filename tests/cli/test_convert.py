@@ -90,7 +90,7 @@ def test_the_average_of_the_weights_with_its_loss(tmp_path):
     live = jax.tree.map(np.zeros_like, average)
     metadata = {"config": to_dict(config), "data": "text"}
     with Checkpoints(tmp_path / "run" / "checkpoints", config.checkpoint) as checkpoints:
-        state = {"params": live, "ema_params": average, "step": np.int32(4)}
+        state = {"params": live, "ema_params": average, "step": np.array(4, np.int32)}
         checkpoints.save(4, state, metadata=metadata, tokenizer=TOKENIZER.to_bytes(), final=True)
     write_config(tmp_path / "run", config)
     row = '{"kind": "eval", "step": 4, "loss": 1.0, "ema_loss": 0.5}\n'
