@@ -9,6 +9,7 @@ import jax
 
 from psann_jax.config import Config, DataConfig
 from psann_jax.config.families import family
+from psann_jax.data.cache import cache_root
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
 from psann_jax.data.loader import TextData
 from psann_jax.data.tokenizer import Tokenizer
@@ -17,10 +18,12 @@ from psann_jax.plots.loss_curve import plot_loss_curve
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
+from psann_jax.train.mirror import local_workdir
 from psann_jax.train.task import Task
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
+from psann_jax.utils.locations import BucketUrl
 
 LOSS_CURVE = "loss_curve.png"
 # Between pictures of a run in progress: at least so many seconds, and so many times what drawing took.
@@ -28,13 +31,18 @@ _MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
 
 def train_run(
-    config: Config, workdir: Path, *, initial_params: Params | None = None, profile_steps: str = ""
+    config: Config, workdir: Path | BucketUrl, *, initial_params: Params | None = None, profile_steps: str = ""
 ) -> dict[str, Any]:
     """Trains the experiment of a config in a workdir and draws its loss curve, also when a signal ended it early.
 
-    The loss curve is updated during training too. Arguments, result and errors are those of
-    `psann_jax.train.loop.train`.
+    The loss curve is updated during training too. The workdir may be in a bucket, see `psann_jax.train.mirror`; the
+    other arguments, the result and the errors are those of `psann_jax.train.loop.train`.
     """
+    with local_workdir(workdir, cache_root(config.data.cache_dir)) as local:
+        return _train(config, local, initial_params, profile_steps)
+
+
+def _train(config: Config, workdir: Path, initial_params: Params | None, profile_steps: str) -> dict[str, Any]:
     curve = _LossCurve(workdir)
 
     def make_task() -> Task:

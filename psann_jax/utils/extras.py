@@ -7,11 +7,13 @@ from psann_jax.utils.errors import UserError
 # Importable module -> the extra in pyproject.toml that installs it.
 EXTRA_OF = {
     "datasets": "hf",
+    "gcsfs": "buckets",
     "lm_eval": "lm_eval",
     "numba": "sudoku",
     "plotly": "coordinates",
     "psann": "parity",
     "psannlm": "parity",
+    "s3fs": "buckets",
     "sentencepiece": "sentencepiece",
     "tensorflow_datasets": "tfds",
     "torch": "torch",
