@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ConfigParser("train", "Trains the experiment of a config file, or resumes it.")
     add = parser.add_argument
-    add("--workdir", metavar="DIR", help="where the run's files go, a directory or s3://... or gs://...; default runs/ and the config's path below configs/")
+    default = "default runs/ and the config's path below configs/"
+    add("--workdir", metavar="DIR", help=f"where the run's files go: a directory, s3://... or gs://...; {default}")
     add("--profile_steps", default="", metavar="FIRST:LAST", help="steps to trace, into profile/ in the workdir")
     add(
         "--join_timeout",

@@ -1,8 +1,11 @@
 """Loads a trained run from its workdir; start here to use one."""
 
+import contextlib
 import dataclasses
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.mesh import check_heads
+from psann_jax.train.remote_checkpoints import RemoteRun
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 _CHECKPOINTS = "checkpoints"  # directory in a workdir
 
@@ -79,7 +84,7 @@ def load_run(
     The config is the one in the checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: of the run, a path or the URL of a directory in a bucket.
       step: a saved step, "best" by validation loss, or "last"; None is the last.
       data_section: class that the `data` section must have; None accepts all.
       precision: of the computation: fp32, bf16 or fp16; "run" is that of training; "auto" is fp32 on a CPU, where it is
@@ -91,7 +96,8 @@ def load_run(
       UserError: no such run or checkpoint, a damaged one, one of another family or without EMA weights, or the mesh
         does not divide the model.
     """
-    return _restore(_open(workdir, step, precision, data_section), mesh, ema_params)
+    with _opened(workdir, step) as (checkpoints, found):
+        return _restore(_open(workdir, checkpoints, found, precision, data_section), mesh, ema_params)
 
 
 def load_text_run(
@@ -103,10 +109,10 @@ def load_text_run(
     ema_params: bool = False,
 ) -> TextRun:
     """Loads the network, the parameters and the tokenizer of a language model; see `load_run`."""
-    saved = _open(workdir, step, precision, DataConfig)
-    run = _restore(saved, mesh, ema_params)
-    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    return TextRun(**fields, tokenizer=_tokenizer(saved.checkpoints, saved.step))
+    with _opened(workdir, step) as (checkpoints, found):
+        run = _restore(_open(workdir, checkpoints, found, precision, DataConfig), mesh, ema_params)
+        fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        return TextRun(**fields, tokenizer=_tokenizer(checkpoints, found))
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,28 @@ class _Saved:
     data: str
 
 
-def _open(workdir: str | os.PathLike[str], step: int | str | None, precision: str, section: type | None) -> _Saved:
-    """Finds the checkpoint and builds the network for it."""
-    checkpoints = CheckpointReader(_checkpoint_directory(Path(workdir)))
-    found = _choose(checkpoints, step)
+@contextlib.contextmanager
+def _opened(workdir: str | os.PathLike[str], step: int | str | None) -> Iterator[tuple[CheckpointReader, int]]:
+    """Yields the checkpoints of a run and the chosen one of them, which can be read while the context lasts."""
+    location = given_location(workdir, "workdir")
+    if isinstance(location, Path):
+        checkpoints = CheckpointReader(_checkpoint_directory(location))
+        yield checkpoints, _choose(checkpoints, step)
+        return
+    with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:
+        run = RemoteRun(location, Path(temporary))
+        checkpoints = CheckpointReader(run.directory)
+        if not run.directory.is_dir():
+            raise UserError(f"{location}: has no checkpoints; give the workdir of a run that has saved one")
+        found = _choose(checkpoints, step)
+        run.pull(found)
+        yield checkpoints, found
+
+
+def _open(
+    workdir: str | os.PathLike[str], checkpoints: CheckpointReader, found: int, precision: str, section: type | None
+) -> _Saved:
+    """Builds the network for a checkpoint."""
     metadata = checkpoints.metadata(found)
     try:
         config = _with_precision(parse(upgrade_saved(metadata["config"])), precision)

@@ -1,8 +1,8 @@
 """A run in a bucket: a local copy of its workdir, on which the run works, and a thread that copies it to the bucket.
 
-What is in the bucket always belongs together: the metrics there are at least as new as the newest checkpoint, and
-``summary.json`` appears last. So a run whose machine is gone resumes from the bucket as from a disk; it repeats the steps
-since the last checkpoint that was copied. The local copy is deleted when the run ends, and made again when it starts.
+In the bucket, the metrics are at least as new as the newest checkpoint, and ``summary.json`` appears last. So a run
+whose machine is gone resumes from the bucket as from a disk; it repeats the steps since the last checkpoint that was
+copied. The local copy is deleted when the run ends, and made again when it starts.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from pathlib import Path
 import filelock
 import jax
 
-from psann_jax.train.checkpoint_format import step_of
 from psann_jax.train.lease import LEASE, RENEW_S, Lease, LostLeaseError
 from psann_jax.train.metrics import METRICS, TENSORBOARD
 from psann_jax.train.processes import raise_together
@@ -69,6 +68,7 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
         with raise_together():
             mirror.pull()
         if lease is not None:
+            print(f"{location}: working on a copy in {local}", flush=True)
             stack.enter_context(mirror.running())
         else:
             stack.callback(shutil.rmtree, local, ignore_errors=True)

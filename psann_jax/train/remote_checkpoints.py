@@ -15,7 +15,9 @@ from psann_jax.train.checkpoint_index import INDEX
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.checksums import CHECKSUMS, find_damage
+from psann_jax.utils.locations import BucketUrl
 
+_TRAINING = "training"  # the item of a checkpoint that only training reads
 _DATA = "d"  # directory of an item that holds its arrays; all other files are small
 
 
@@ -137,6 +139,34 @@ class RemoteCheckpoints:
             if step is not None:
                 found[step] = content
         return found
+
+
+class RemoteRun:
+    """The checkpoints of a run in a bucket, for reading; another process may be writing them."""
+
+    def __init__(self, url: BucketUrl, temporary: Path) -> None:
+        """Copies what is needed to list and choose checkpoints.
+
+        Args:
+          url: the workdir.
+          temporary: an empty directory for the copies.
+
+        Raises:
+          UserError: the bucket cannot be read.
+        """
+        bucket = Bucket(url, "workdir")
+        self._names = bucket.files(CHECKPOINTS).keys()
+        self._checkpoints = RemoteCheckpoints(bucket, temporary)
+        self._checkpoints.pull_small(self._names)
+        self.directory = temporary / CHECKPOINTS  # of the copies; missing if there is no whole checkpoint
+
+    def pull(self, step: int) -> None:
+        """Copies a checkpoint but the state of its optimizer, which only training needs.
+
+        Raises:
+          UserError: the bucket cannot be read.
+        """
+        self._checkpoints.pull(step, self._names, without=_TRAINING)
 
 
 def _name(step: int) -> str:

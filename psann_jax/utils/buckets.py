@@ -111,10 +111,10 @@ class Bucket:
           UserError: an object cannot be read, or a file cannot be written.
         """
         chosen = list(names)
-        for parent in {(directory / name).parent for name in chosen}:
-            parent.mkdir(parents=True, exist_ok=True)
         if chosen:
             with bucket_errors(self.url, "read"):
+                for parent in {(directory / name).parent for name in chosen}:
+                    parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get([self._path(name) for name in chosen], [str(directory / name) for name in chosen])
 
     def delete(self, names: Iterable[str]) -> None:
