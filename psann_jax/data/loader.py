@@ -18,6 +18,7 @@ from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
+from psann_jax.data.downloads import local_file
 from psann_jax.data.preparation import Run, prepare, run_here
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import Source
@@ -57,7 +58,7 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
 def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
     settings = config.tokenizer
     if settings.path:
-        return Tokenizer.load(settings.path, settings)
+        return Tokenizer.load(local_file(settings.path, root, "data.tokenizer.path"), settings)
     key = key_of(corpus.fingerprint, [getattr(settings, name) for name in settings.__dataclass_fields__])
 
     def make(directory: Path) -> None:

@@ -23,7 +23,7 @@ from psann_jax.train.lease import LEASE, RENEW_S, Lease, LostLeaseError
 from psann_jax.train.metrics import METRICS, TENSORBOARD
 from psann_jax.train.processes import raise_together
 from psann_jax.train.remote_checkpoints import RemoteCheckpoints
-from psann_jax.train.workdir import CHECKPOINTS, SUMMARY
+from psann_jax.train.workdir import CHECKPOINTS, PRIVATE, SUMMARY, make_private
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
@@ -64,6 +64,7 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
                 lease = stack.enter_context(_leased(bucket, root)) if jax.process_index() == 0 else None
                 shutil.rmtree(local, ignore_errors=True)
                 local.mkdir()
+                make_private(local)
         mirror = Mirror(bucket, local, root / "upload", lease)
         with raise_together():
             mirror.pull()
@@ -254,4 +255,4 @@ def _is_wanted(name: str) -> bool:
 def _is_pushed(name: str) -> bool:
     """Returns whether a file is copied as it is; checkpoints, metrics and summary are copied in their order."""
     first = name.split("/")[0]
-    return first not in (CHECKPOINTS, METRICS, SUMMARY) and not name.endswith((".tmp", ".lock"))
+    return first not in (CHECKPOINTS, METRICS, PRIVATE, SUMMARY) and not name.endswith((".tmp", ".lock"))

@@ -10,13 +10,18 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 
-def context_without_timeouts() -> ocp.Context:
+def saving_context(*, by_leader_alone: bool = False) -> ocp.Context:
     """Returns options under which a change of the system clock does not abort a save.
 
     Orbax's time limits use the time of day. None is needed, because the death of one process ends the others (see
     `psann_jax.train.processes`). Directories created in the background have a time limit that cannot be set.
+
+    Args:
+      by_leader_alone: process 0 of several saves host arrays, without the others.
     """
     context = ocp.Context()
+    if by_leader_alone:
+        context.multiprocessing.active_processes = {0}
     context.asynchronous.timeout_secs = 10 * 365 * 86400
     context.asynchronous.create_directories_asynchronously = False
     return context

@@ -5,6 +5,8 @@ files, or the role of the machine.
 """
 
 import contextlib
+import glob
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from psann_jax.utils.extras import require_extra
 from psann_jax.utils.locations import BUCKET_MODULES, BucketUrl
 
 _TIMEOUT_S = 20
+_VERSIONS = ("ETag", "etag", "generation")  # facts about an object that change with its content
 # botocore repeats a request that fails for reasons of the network or the server.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "gs": {},
@@ -58,6 +61,24 @@ class Bucket:
                 return {}
         prefix = f"{self.url.path}/"
         return {p.removeprefix(prefix): facts for p, facts in sorted(found.items()) if p.startswith(prefix)}
+
+    def matching(self) -> dict[str, str]:
+        """Returns the objects that the URL names, as a glob or as it is: URL -> what identifies the content.
+
+        Raises:
+          UserError: the bucket cannot be read.
+        """
+        pattern = self.url.path
+        with bucket_errors(self.url, "read"):
+            if glob.has_magic(pattern):
+                found = self._fs.glob(pattern, detail=True)
+            else:
+                found = {pattern: self._fs.info(pattern)} if self._fs.exists(pattern) else {}
+        return {
+            str(BucketUrl(self.url.scheme, path)): " ".join(str(facts.get(name)) for name in ("size", *_VERSIONS))
+            for path, facts in sorted(found.items())
+            if facts["type"] == "file"
+        }
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of an object, None if there is no such object.
@@ -130,6 +151,28 @@ class Bucket:
 
     def _path(self, name: str) -> str:
         return f"{self.url.path}/{name}" if name else self.url.path
+
+
+@contextlib.contextmanager
+def written_to(location: Path | BucketUrl, what: str) -> Iterator[Path]:
+    """Yields a path to write a file or a directory to; what is there when the context ends is then in `location`.
+
+    Args:
+      location: where the results go; a path is yielded as it is.
+      what: the flag, setting or argument that gave the location.
+
+    Raises:
+      UserError: the bucket cannot be written.
+    """
+    if isinstance(location, Path):
+        yield location
+        return
+    parent, _, name = location.path.rpartition("/")
+    bucket = Bucket(BucketUrl(location.scheme, parent), what)
+    with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:
+        yield Path(temporary, name)
+        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        bucket.upload(Path(temporary), [path.relative_to(temporary).as_posix() for path in files])
 
 
 @contextlib.contextmanager
