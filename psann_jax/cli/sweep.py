@@ -5,13 +5,13 @@ Finished runs are not repeated, so the same command resumes an interrupted sweep
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int
 from psann_jax.config.files import load_config_file
 from psann_jax.config.yaml_files import is_yaml
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,9 +21,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--config: {flags.config_file}: a sweep is a Python file, as configs/sweeps/bases_cpu.py is")
     sweep = load_config_file(flags.config_file)
     # Imported here, so that errors in the command line are reported before JAX loads.
+    from psann_jax.data.cache import cache_root
     from psann_jax.experiments.run import LmEval
     from psann_jax.experiments.runner import run_sweep
     from psann_jax.experiments.stages import SweepOptions
+    from psann_jax.train.mirror import leased_workdir
 
     default = default_workdir(flags.config_file)
     lm_eval = LmEval(tuple(flags.lm_eval_tasks), flags.lm_eval_limit, flags.lm_eval_include_path)
@@ -36,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
         resume=not flags.noresume,
         dry_run=flags.dry_run,
     )
-    run_sweep(sweep, default.name, flags.workdir or default, options)
+    location = given_location(flags.workdir or default, "--workdir")
+    with leased_workdir(location, cache_root("")) as workdir:
+        run_sweep(sweep, default.name, workdir, options)
 
 
 _LM_EVAL_DEFAULTS: dict[str, Any] = {"lm_eval_tasks": ["lambada_openai", "hellaswag"], "lm_eval_limit": 256}
@@ -45,7 +49,7 @@ _LM_EVAL_DEFAULTS: dict[str, Any] = {"lm_eval_tasks": ["lambada_openai", "hellas
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ConfigParser("sweep", "Trains the contenders of a sweep with every seed and compares them.")
     add = parser.add_argument
-    add("--workdir", type=Path, metavar="DIR", help="where runs and reports go; default a folder in runs/")
+    add("--workdir", metavar="DIR", help="where runs and reports go, as for train; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")

@@ -1,4 +1,4 @@
-"""A run in a bucket: a local copy of its workdir, on which the run works, and a thread that copies it to the bucket.
+"""A run or a sweep in a bucket: it works on a local copy of its workdir, which a thread copies to the bucket.
 
 In the bucket, the metrics are at least as new as the newest checkpoint, and ``summary.json`` appears last. So a run
 whose machine is gone resumes from the bucket as from a disk; it repeats the steps since the last checkpoint that was
@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
 
 import filelock
 import jax
@@ -29,8 +29,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl
 
-_PROFILE = "profile"
-_WRITE_ONLY = (TENSORBOARD, _PROFILE)  # directories of which a run only adds files
+_PROFILE = "profile"  # as TENSORBOARD, a directory to which a run only adds files
 _POLL_S = 0.5  # between looks for new checkpoints
 # Between copies of the metrics: at least so many seconds, and so many times what the last copy took.
 _MIN_SECONDS, _COST_FACTOR = 20.0, 20
@@ -39,14 +38,42 @@ _RETRY_S = 10.0
 
 @contextlib.contextmanager
 def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
-    """Yields the directory on a local disk in which a run works.
+    """Yields the directory on a local disk in which this process of a run works.
 
-    For a workdir in a bucket, this process owns the lease of the workdir while the context lasts, and at its end
-    everything is in the bucket. If several processes train together, process 0 does that, and all call this function.
+    If several processes train together, all call this function. Process 0 does as in `leased_workdir`; for a workdir in
+    a bucket, each of the others gets a copy of its own, which it only reads.
+
+    Args:
+      location: the workdir.
+      cache: the directory of prepared data, on whose disk the copy is made.
+
+    Raises:
+      UserError: see `leased_workdir`.
+    """
+    index = jax.process_index()
+    with contextlib.ExitStack() as stack:
+        with raise_together():  # first, because it may have to wait for the lease
+            local = stack.enter_context(leased_workdir(location, cache)) if index == 0 else Path()
+        with raise_together():
+            if index != 0:
+                local = location if isinstance(location, Path) else _copy(location, cache, f".process_{index}")
+            if index != 0 and isinstance(location, BucketUrl):
+                stack.callback(shutil.rmtree, local, ignore_errors=True)
+                _make_empty(local)
+                Mirror(Bucket(location, "--workdir"), local, None).pull()
+        yield local
+
+
+@contextlib.contextmanager
+def leased_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
+    """Yields the directory on a local disk in which a run or a sweep of one process works.
+
+    For a workdir in a bucket, this process owns its lease while the context lasts, and at the end everything is in the
+    bucket.
 
     Args:
       location: the workdir; a path is returned as it is.
-      cache: the directory of prepared data; the copy is in it.
+      cache: the directory of prepared data, on whose disk the copy is made.
 
     Raises:
       UserError: another process is training in the workdir, or the bucket or the cache cannot be read or written.
@@ -54,62 +81,63 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
     if isinstance(location, Path):
         yield location
         return
+    local, bucket = _copy(location, cache), Bucket(location, "--workdir")
     with contextlib.ExitStack() as stack:
-        with raise_together():
-            root = cache / "buckets" / _key(location)
-            local = root / (location.name if jax.process_index() == 0 else f"process_{jax.process_index()}")
-            bucket = Bucket(location, "--workdir")
-            with storage_errors(root):
-                root.mkdir(parents=True, exist_ok=True)
-                lease = stack.enter_context(_leased(bucket, root)) if jax.process_index() == 0 else None
-                shutil.rmtree(local, ignore_errors=True)
-                local.mkdir()
-                make_private(local)
-        mirror = Mirror(bucket, local, root / "upload", lease)
-        with raise_together():
-            mirror.pull()
-        if lease is not None:
-            print(f"{location}: working on a copy in {local}", flush=True)
-            stack.enter_context(mirror.running())
-        else:
-            stack.callback(shutil.rmtree, local, ignore_errors=True)
+        with storage_errors(local):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            lease = stack.enter_context(_leased(bucket, _copy(location, cache, ".lock")))
+            _make_empty(local)
+        mirror = Mirror(bucket, local, lease)
+        mirror.pull()
+        print(f"{location}: working on a copy in {local}", flush=True)
+        stack.enter_context(mirror.running())
         yield local
 
 
 @contextlib.contextmanager
-def _leased(bucket: Bucket, root: Path) -> Iterator[Lease]:
-    lock_file = root / "lock"
+def _leased(bucket: Bucket, lock_file: Path) -> Iterator[Lease]:
+    lock = filelock.FileLock(lock_file)
     try:
-        with filelock.FileLock(lock_file).acquire(timeout=0):
-            lease = Lease(bucket, lock_file)
-            lease.acquire(lambda line: print(line, file=sys.stderr, flush=True))
-            try:
-                yield lease
-            finally:
-                with contextlib.suppress(UserError):  # then it becomes stale
-                    lease.release()
+        lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise UserError(f"{bucket.url}: another process is training in this workdir") from error
+    try:
+        lease = Lease(bucket, lock_file)
+        lease.acquire(lambda line: print(line, file=sys.stderr, flush=True))
+        try:
+            yield lease
+        finally:
+            with contextlib.suppress(UserError):  # then it becomes stale
+                lease.release()
+    finally:
+        lock.release()
 
 
-def _key(url: BucketUrl) -> str:
-    return hashlib.sha256(str(url).encode()).hexdigest()[:20]
+def _copy(url: BucketUrl, cache: Path, suffix: str = "") -> Path:
+    """Returns the path of the copy of a workdir, which has its name, or of a file beside it."""
+    return cache / "buckets" / hashlib.sha256(str(url).encode()).hexdigest()[:20] / f"{url.name}{suffix}"
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    make_private(directory)
 
 
 class Mirror:
     """The files of a run in a bucket and on the local disk."""
 
-    def __init__(self, bucket: Bucket, local: Path, staging: Path, lease: Lease | None) -> None:
+    def __init__(self, bucket: Bucket, local: Path, lease: Lease | None) -> None:
         """Copies nothing yet.
 
         Args:
           bucket: the workdir in the bucket.
           local: an empty directory.
-          staging: a directory for checkpoints on their way, on the same disk.
           lease: of the workdir; None: only `pull` is called.
         """
-        self._bucket, self._local, self._staging, self._lease = bucket, local, staging, lease
-        self._checkpoints = RemoteCheckpoints(bucket, local)
+        self._bucket, self._local, self._lease = bucket, local, lease
+        self._staging = local.with_name(f"{local.name}.upload")  # for checkpoints on their way, on the same disk
+        self._checkpoints: dict[str, RemoteCheckpoints] = {}  # by the name of the run in the directory, "" for itself
         self._copied: dict[str, tuple[int, int]] = {}  # size and time of files as they are in the bucket
         self._next_files = time.monotonic()
         self._end = threading.Event()
@@ -126,13 +154,20 @@ class Mirror:
         """
         with storage_errors(self._local):
             names = set(self._bucket.files())
-            partial = self._checkpoints.pull_small(names)
-            if self._lease is not None:
-                self._bucket.delete(partial)
             others = [name for name in names if _is_wanted(name)]
             self._bucket.download(others, self._local)
             self._copied = {name: _version(self._local / name) for name in others}
-            self._checkpoints.pull_newest(names)
+            for run, of_run in _by_run(names).items():
+                checkpoints = self._checkpoints_of(run)
+                partial = checkpoints.pull_small(of_run)
+                if self._lease is not None:
+                    self._bucket.below(run).delete(partial)
+                checkpoints.pull_newest(of_run)
+
+    def _checkpoints_of(self, run: str) -> RemoteCheckpoints:
+        if run not in self._checkpoints:
+            self._checkpoints[run] = RemoteCheckpoints(self._bucket.below(run), self._local / run)
+        return self._checkpoints[run]
 
     # --- to the bucket --------------------------------------------------------------------------------
 
@@ -164,42 +199,35 @@ class Mirror:
           UserError: the bucket cannot be written, or another process has taken over the workdir.
         """
         assert self._lease is not None
-        staged = self._checkpoints.stage(self._staging)
-        if not (staged or everything or time.monotonic() >= self._next_files):
+        runs = sorted(_parent(path.relative_to(self._local)) for path in self._local.rglob(CHECKPOINTS))
+        staged = {run: self._checkpoints_of(run).stage(self._staging / run) for run in runs}
+        if not (any(staged.values()) or everything or time.monotonic() >= self._next_files):
             return
         began = time.monotonic()
         self._lease.check()
-        self._push_files(metrics=self._read_metrics())
-        for step, checksums in staged.items():
-            self._checkpoints.push(self._staging, step, checksums, self._lease.check)
-        self._checkpoints.push_deletions()
-        self._push_summary()
+        metrics = {path: path.read_bytes() for path in self._local.rglob(METRICS)}
+        self._push_files(_is_plain)
+        for path, rows in metrics.items():
+            self._bucket.write(path.relative_to(self._local).as_posix(), rows)
+        for run, checkpoints in staged.items():
+            for step, checksums in checkpoints.items():
+                self._checkpoints_of(run).push(self._staging / run, step, checksums, self._lease.check)
+            self._checkpoints_of(run).push_deletions()
+        self._push_files(lambda path: path.name == SUMMARY)
         now = time.monotonic()
         self._next_files = now + max(_MIN_SECONDS, _COST_FACTOR * (now - began))
 
-    def _read_metrics(self) -> bytes | None:
-        path = self._local / METRICS
-        return path.read_bytes() if path.exists() else None
-
-    def _push_files(self, metrics: bytes | None) -> None:
-        """Copies changed files; the metrics last, as a row of an evaluation says that its other files are there."""
+    def _push_files(self, is_chosen: Callable[[PurePath], bool]) -> None:
+        """Copies the chosen files that have changed."""
         for path in sorted(self._local.rglob("*")):
             name = path.relative_to(self._local).as_posix()
-            if not _is_pushed(name) or not path.is_file():
+            if not is_chosen(PurePath(name)) or not path.is_file():
                 continue
             with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
                 version = _version(path)
                 if self._copied.get(name) != version:
                     self._bucket.upload(self._local, [name])
                     self._copied[name] = version
-        if metrics is not None:
-            self._bucket.write(METRICS, metrics)
-
-    def _push_summary(self) -> None:
-        path = self._local / SUMMARY
-        if path.exists() and self._copied.get(SUMMARY) != _version(path):
-            self._bucket.upload(self._local, [SUMMARY])
-            self._copied[SUMMARY] = _version(path)
 
     def _finish(self) -> None:
         if self._lost is not None:
@@ -246,13 +274,27 @@ def _version(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def _parent(path: PurePath) -> str:
+    """Returns the name of the directory of a path, "" for the one that all names are relative to."""
+    return "" if path.parent == PurePath() else path.parent.as_posix()
+
+
+def _by_run(names: Iterable[str]) -> dict[str, set[str]]:
+    """Returns the names of all objects of checkpoints, relative to the runs that they belong to, by run."""
+    found: dict[str, set[str]] = {}
+    for path in map(PurePosixPath, names):
+        if CHECKPOINTS in path.parts:
+            run = "/".join(path.parts[: path.parts.index(CHECKPOINTS)])
+            found.setdefault(run, set()).add(path.relative_to(run).as_posix())
+    return found
+
+
 def _is_wanted(name: str) -> bool:
-    """Returns whether a run that resumes needs an object of its workdir; not of checkpoints."""
-    first = name.split("/")[0]
-    return name != LEASE and first not in (*_WRITE_ONLY, CHECKPOINTS)
+    """Returns whether a run that resumes needs an object; not of checkpoints."""
+    return name != LEASE and not {TENSORBOARD, _PROFILE, CHECKPOINTS} & set(PurePath(name).parts)
 
 
-def _is_pushed(name: str) -> bool:
+def _is_plain(path: PurePath) -> bool:
     """Returns whether a file is copied as it is; checkpoints, metrics and summary are copied in their order."""
-    first = name.split("/")[0]
-    return first not in (CHECKPOINTS, METRICS, PRIVATE, SUMMARY) and not name.endswith((".tmp", ".lock"))
+    in_order = CHECKPOINTS in path.parts or path.name in (METRICS, SUMMARY)
+    return not in_order and path.name != PRIVATE and not path.name.endswith((".tmp", ".lock"))

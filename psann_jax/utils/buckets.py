@@ -5,6 +5,7 @@ files, or the role of the machine.
 """
 
 import contextlib
+import copy
 import glob
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,12 @@ class Bucket:
             self._fs = fsspec.filesystem(
                 url.scheme, use_listings_cache=False, skip_instance_cache=True, **_OPTIONS[url.scheme]
             )
+
+    def below(self, name: str) -> "Bucket":
+        """Returns the directory of a name in this one, this one itself for ""; it uses the same connections."""
+        found = copy.copy(self)
+        found.url = self.url / name if name else self.url
+        return found
 
     def files(self, below: str = "") -> dict[str, Mapping[str, Any]]:
         """Returns the objects below a directory by name, with their "size" in bytes and what tells versions apart.

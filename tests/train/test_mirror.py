@@ -47,7 +47,7 @@ def assert_finished(experiment, workdir, tmp_path):
     assert saved_steps(local) == saved_steps(experiment.whole)
     assert LEASE not in bucket_at(workdir).files()
     assert {path.name for path in experiment.whole.iterdir()} - {".lock"} == {p.name for p in local.iterdir()}
-    left = [path for path in (experiment.folder / "cache" / "buckets").glob("*/*") if path.name != "lock"]
+    left = [path for path in (experiment.folder / "cache" / "buckets").glob("*/*") if path.suffix != ".lock"]
     assert left == []
 
 
