@@ -23,7 +23,7 @@ from psann_jax.config import CheckpointConfig
 from psann_jax.train.checkpoint_deletion import delete, find_partial, remove
 from psann_jax.train.checkpoint_format import FORMAT_VERSION, is_complete, split_items, step_of
 from psann_jax.train.checkpoint_reader import CheckpointReader
-from psann_jax.train.orbax_workarounds import saving_context, storage_error_reason
+from psann_jax.train.orbax_workarounds import saving_alone, saving_context, storage_error_reason
 from psann_jax.train.processes import broadcast_from_leader
 from psann_jax.train.workdir import is_private
 from psann_jax.utils.checksums import write_checksums
@@ -126,7 +126,8 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
             items = _on_host(items)
             if jax.process_index() != 0:
                 return
-        with self._storage_errors(step), saving_context(by_leader_alone=self._alone):
+        alone = saving_alone() if self._alone else contextlib.nullcontext()
+        with self._storage_errors(step), saving_context(by_leader_alone=self._alone), alone:
             self._response = ocp.save_checkpointables_async(
                 self.path(step),
                 items,

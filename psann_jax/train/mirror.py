@@ -50,18 +50,23 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
     Raises:
       UserError: see `leased_workdir`.
     """
+    if isinstance(location, Path):
+        yield location
+        return
     index = jax.process_index()
+    local = _copy(location, cache, f".process_{index}" if index else "")
     with contextlib.ExitStack() as stack:
         with raise_together():  # first, because it may have to wait for the lease
-            local = stack.enter_context(leased_workdir(location, cache)) if index == 0 else Path()
+            if index == 0:
+                stack.enter_context(leased_workdir(location, cache))
         with raise_together():
             if index != 0:
-                local = location if isinstance(location, Path) else _copy(location, cache, f".process_{index}")
-            if index != 0 and isinstance(location, BucketUrl):
                 stack.callback(shutil.rmtree, local, ignore_errors=True)
                 _make_empty(local)
                 Mirror(Bucket(location, "--workdir"), local, None).pull()
         yield local
+        with raise_together():  # none may end while process 0 still copies
+            stack.close()
 
 
 @contextlib.contextmanager

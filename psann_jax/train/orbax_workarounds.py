@@ -1,13 +1,17 @@
 """Workarounds for Orbax: time limits by the wall clock, noisy logging, storage errors of several types."""
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import tensorstore
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.experimental.v1._src.saving import execution
+
+_CHECK = "_check_directory_consistency"
 
 
 def saving_context(*, by_leader_alone: bool = False) -> ocp.Context:
@@ -25,6 +29,23 @@ def saving_context(*, by_leader_alone: bool = False) -> ocp.Context:
     context.asynchronous.timeout_secs = 10 * 365 * 86400
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+@contextlib.contextmanager
+def saving_alone() -> Iterator[None]:
+    """Lets process 0 of several save, with `saving_context(by_leader_alone=True)`.
+
+    Orbax compares the paths of all processes even if only some take part, and so waits for the others.
+    """
+    original = getattr(execution, _CHECK, None)
+    if original is None:  # a version without the comparison
+        yield
+        return
+    setattr(execution, _CHECK, lambda path: None)
+    try:
+        yield
+    finally:
+        setattr(execution, _CHECK, original)
 
 
 def storage_error_reason(error: Exception) -> str | None:
