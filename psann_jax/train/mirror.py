@@ -95,8 +95,9 @@ def leased_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
         mirror = Mirror(bucket, local, lease)
         mirror.pull()
         print(f"{location}: working on a copy in {local}", flush=True)
-        stack.enter_context(mirror.running())
-        yield local
+        with mirror.running():
+            yield local
+        print(f"{location}: has all files of the copy", flush=True)
 
 
 @contextlib.contextmanager
@@ -210,10 +211,13 @@ class Mirror:
             return
         began = time.monotonic()
         self._lease.check()
-        metrics = {path: path.read_bytes() for path in self._local.rglob(METRICS)}
+        metrics = {path: (_version(path), path.read_bytes()) for path in self._local.rglob(METRICS)}
         self._push_files(_is_plain)
-        for path, rows in metrics.items():
-            self._bucket.write(path.relative_to(self._local).as_posix(), rows)
+        for path, (version, rows) in metrics.items():
+            name = path.relative_to(self._local).as_posix()
+            if self._copied.get(name) != version:
+                self._bucket.write(name, rows)
+                self._copied[name] = version
         for run, checkpoints in staged.items():
             for step, checksums in checkpoints.items():
                 self._checkpoints_of(run).push(self._staging / run, step, checksums, self._lease.check)

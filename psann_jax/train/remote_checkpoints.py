@@ -29,6 +29,7 @@ class RemoteCheckpoints:
         self._bucket, self._workdir = bucket, workdir
         self._directory = workdir / CHECKPOINTS
         self._known: dict[int, bytes] = {}  # checksums.json of the checkpoints that are in both places
+        self._index = b""  # as it is in the bucket
 
     # --- from the bucket ------------------------------------------------------------------------------
 
@@ -47,6 +48,8 @@ class RemoteCheckpoints:
         whole = {step: found for step, found in by_step.items() if f"{_name(step)}/{CHECKSUMS}" in found}
         small = [name for found in whole.values() for name in found if not _is_data(name)]
         self._bucket.download([name for name in (f"{CHECKPOINTS}/{INDEX}", *small) if name in names], self._workdir)
+        if f"{CHECKPOINTS}/{INDEX}" in names:
+            self._index = (self._directory / INDEX).read_bytes()
         for step in whole:
             self._known[step] = (self._directory / f"{STEP_PREFIX}_{step}" / CHECKSUMS).read_bytes()
         return [name for step, found in by_step.items() if step not in whole for name in found]
@@ -115,9 +118,11 @@ class RemoteCheckpoints:
 
     def push_deletions(self) -> None:
         """Deletes the checkpoints that the run has deleted, and updates the index."""
-        index = self._directory / INDEX
-        if index.exists():
-            self._bucket.write(f"{CHECKPOINTS}/{INDEX}", index.read_bytes())
+        path = self._directory / INDEX
+        index = path.read_bytes() if path.exists() else self._index
+        if index != self._index:
+            self._bucket.write(f"{CHECKPOINTS}/{INDEX}", index)
+            self._index = index
         for step in self._known.keys() - self._local().keys():
             self._delete(step)
             del self._known[step]
