@@ -1,100 +1,219 @@
-"""Runs in a bucket: killed anywhere, they resume from it as from a disk, bit for bit."""
+"""What is where, and when, while a run or a sweep works on the copy of a workdir in a bucket."""
 
-import json
-import random
+import contextlib
 import shutil
 import time
 
 import pytest
 
+from psann_jax.train import mirror
 from psann_jax.train.lease import LEASE
 from psann_jax.train.metrics import METRICS
-from psann_jax.utils.checksums import CHECKSUMS
-from tests.support.bucket import bucket_at, fetch, s3_bucket
-from tests.support.experiment import Experiment, saved_steps
-
-pytestmark = pytest.mark.usefixtures("default_signals")
+from psann_jax.train.mirror import leased_workdir
+from psann_jax.train.remote_checkpoints import RemoteRun
+from psann_jax.train.workdir import SUMMARY
+from psann_jax.utils.buckets import Bucket
+from psann_jax.utils.checksums import CHECKSUMS, find_damage, write_checksums
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
+from tests.support.bucket import bucket_at, s3_bucket
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def server():
     with s3_bucket() as url:
         yield url
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    return Experiment(tmp_path_factory.mktemp("experiment"))
+@pytest.fixture
+def url(server, tmp_path):
+    return f"{server}/{tmp_path.name}/run"
 
 
-def remote_step(workdir):
-    """Returns the last step in the metrics of a run in a bucket, 0 if there are none."""
-    rows = (bucket_at(workdir).read(METRICS) or b"").decode().splitlines()
-    return max((json.loads(row)["step"] for row in rows), default=0)
+@pytest.fixture
+def opened(url, tmp_path):
+    """Opens the workdir as a process on a machine of that name does."""
+    return lambda machine: leased_workdir(given_location(url, "--workdir"), tmp_path / machine)
 
 
-def whole_steps(workdir):
-    """Returns the steps of whole checkpoints in a bucket."""
-    names = bucket_at(workdir).files("checkpoints")
-    return sorted(int(name.split("_")[1].split("/")[0]) for name in names if name.endswith(f"/{CHECKSUMS}"))
+def checkpoint(workdir, step):
+    """Writes what looks like a checkpoint to the file level."""
+    root = workdir / "checkpoints" / f"step_{step}"
+    for name in (
+        "_CHECKPOINT_METADATA",
+        *(f"{item}/{n}" for item in ("params", "training") for n in ("_METADATA", "d/x")),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{name} of {step}")
+    write_checksums(root)
+    (workdir / "checkpoints" / "index.json").write_text(f'{{"last": {step}}}')
 
 
-def assert_finished(experiment, workdir, tmp_path):
-    """Checks that a run in a bucket is the uninterrupted run, and that nothing else is left there or here."""
-    local = fetch(workdir, tmp_path / "fetched")
-    experiment.assert_uninterrupted(local)
-    assert json.loads((local / "summary.json").read_text())["steps"] == 60
-    assert saved_steps(local) == saved_steps(experiment.whole)
-    assert LEASE not in bucket_at(workdir).files()
-    assert {path.name for path in experiment.whole.iterdir()} - {".lock"} == {p.name for p in local.iterdir()}
-    left = [path for path in (experiment.folder / "cache" / "buckets").glob("*/*") if path.suffix != ".lock"]
-    assert left == []
+def rows(*steps):
+    return "".join(f'{{"step": {step}}}\n' for step in steps)
 
 
-def kill(experiment, workdir, how, rng):
-    """Starts the run and kills it: at the "start", when a checkpoint is "saved" in the bucket, or by a fault."""
-    if how in ("start", "saved"):
-        before = whole_steps(workdir)
-        process = experiment.start(workdir, fault="slow")
-        if how == "start":
-            time.sleep(rng.uniform(0.5, 5))
-        else:
-            while whole_steps(workdir) == before and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-    else:
-        process = experiment.start(workdir, fault=how)
-    shown = "".join(process.communicate(timeout=120))
-    assert process.returncode in (-9, 0), shown
-    for step in whole_steps(workdir):
-        assert remote_step(workdir) >= step
-    return process.returncode
+def files(directory):
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_killed_runs_resume_from_the_bucket(experiment, bucket, tmp_path):
-    workdir, rng = f"{bucket}/runs/killed", random.Random(0)
-    for how in ("kill-before-marker=10", "kill-in-remote-deletion"):
-        assert kill(experiment, workdir, how, rng) == -9
-        shutil.rmtree(experiment.folder / "cache" / "buckets")  # the next start is on another machine
-        bucket_at(workdir).delete([LEASE])  # which does not wait
-    assert "resumed     at step" in experiment.run(workdir)
-    assert_finished(experiment, workdir, tmp_path)
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-@pytest.mark.slow
-def test_twenty_kills_lose_nothing(experiment, bucket, tmp_path):
-    workdir, rng = f"{bucket}/runs/killed-often", random.Random(1)
-    moments = ["start", "saved", "kill-in-upload", "kill-before-marker", "kill-in-remote-deletion"] * 4
-    rng.shuffle(moments)
-    kills = 0
-    for i, how in enumerate(moments):
-        step = max(whole_steps(workdir), default=0)
-        target = "" if how in ("start", "saved", "kill-in-remote-deletion") else f"={step + 5}"
-        kills += kill(experiment, workdir, how + target, rng) == -9
-        if i % 2:
-            shutil.rmtree(experiment.folder / "cache" / "buckets", ignore_errors=True)
-            bucket_at(workdir).delete([LEASE])
-    experiment.run(workdir)
-    assert_finished(experiment, workdir, tmp_path)
-    assert kills >= 10
+def test_another_machine_finds_what_it_needs_to_resume(opened, url):
+    with opened("a") as workdir:
+        for step in (1, 2, 3):
+            checkpoint(workdir, step)
+        (workdir / METRICS).write_text(rows(1, 2, 3))
+        (workdir / "config.json").write_text("{}")
+        (workdir / "tensorboard").mkdir()
+        (workdir / "tensorboard" / "events").write_text("events")
+        (workdir / ".lock").touch()
+        (workdir / "half.tmp").touch()
+    assert not workdir.exists()
+    left = bucket_at(url).files()
+    assert {name for name in left if "checkpoints/" not in name} == {METRICS, "config.json", "tensorboard/events"}
+    with opened("b") as workdir:
+        found = files(workdir)
+        assert {METRICS, "config.json", "checkpoints/index.json"} < found
+        assert not any(name.startswith("tensorboard") for name in found)
+        assert find_damage(workdir / "checkpoints" / "step_3") is None
+        for step in (1, 2):
+            assert f"checkpoints/step_{step}/params/_METADATA" in found
+            assert f"checkpoints/step_{step}/params/d/x" not in found
+        shutil.rmtree(workdir / "checkpoints" / "step_1")
+        checkpoint(workdir, 4)
+    steps = {name.split("/")[1] for name in bucket_at(url).files() if "/step_" in name}
+    assert steps == {"step_2", "step_3", "step_4"}
+    assert bucket_at(url).read("checkpoints/index.json") == b'{"last": 4}'
+    assert bucket_at(url).read("checkpoints/step_2/params/d/x") == b"params/d/x of 2"
+
+
+def test_a_damaged_checkpoint_is_copied_with_the_one_before(opened, url):
+    with opened("a") as workdir:
+        for step in (1, 2, 3):
+            checkpoint(workdir, step)
+    bucket_at(url).write("checkpoints/step_3/training/d/x", b"damaged")
+    with opened("b") as workdir:
+        damage = [find_damage(workdir / "checkpoints" / f"step_{step}") for step in (1, 2, 3)]
+    assert damage[1] is None
+    assert "training/d/x" in damage[2]
+    assert "params/d/x" in damage[0]
+
+
+def test_what_an_interrupted_copy_left_is_deleted(opened, url):
+    with opened("a") as workdir:
+        checkpoint(workdir, 1)
+    bucket_at(url).write("checkpoints/step_2/params/d/x", b"half")
+    with opened("b") as workdir:
+        assert not (workdir / "checkpoints" / "step_2").exists()
+        assert bucket_at(url).files("checkpoints/step_2") == {}
+
+
+def test_files_are_copied_while_the_run_works(opened, url, monkeypatch):
+    monkeypatch.setattr(mirror, "_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_COST_FACTOR", 0)
+    with opened("a") as workdir:
+        assert bucket_at(url).files().keys() == {LEASE}
+        for step in (1, 2):
+            (workdir / METRICS).write_text(rows(*range(1, step + 1)))
+            checkpoint(workdir, step)
+            wait_until(lambda step=step: bucket_at(url).read(f"checkpoints/step_{step}/{CHECKSUMS}"))
+            assert bucket_at(url).read(METRICS).decode() == rows(*range(1, step + 1))
+        (workdir / METRICS).write_text(rows(1, 2, 3))
+        wait_until(lambda: bucket_at(url).read(METRICS).decode() == rows(1, 2, 3))
+
+
+def test_the_order_of_copies(opened, url, monkeypatch):
+    """A row of an evaluation says that its files are there, a checkpoint that its rows are, a summary that all is."""
+    written, upload, write = [], Bucket.upload, Bucket.write
+    monkeypatch.setattr(mirror, "_POLL_S", 60.0)  # all at the end
+    with opened("a") as workdir:
+        checkpoint(workdir, 1)
+        for name in (METRICS, SUMMARY, "valid_windows.npz"):
+            (workdir / name).write_text("content")
+        monkeypatch.setattr(Bucket, "upload", lambda self, d, names: (written.extend(names), upload(self, d, names))[1])
+        monkeypatch.setattr(Bucket, "write", lambda self, n, c: (written.append(n), write(self, n, c))[1])
+    places = [written.index(n) for n in ("valid_windows.npz", METRICS, f"checkpoints/step_1/{CHECKSUMS}", SUMMARY)]
+    assert places == sorted(places)
+    data = [i for i, name in enumerate(written) if name.endswith("/d/x")]
+    assert places[1] < min(data)
+    assert max(data) < places[2]
+
+
+def test_a_second_process_of_this_machine_is_refused(opened, tmp_path):
+    with opened("a"):
+        with pytest.raises(UserError, match="another process is training in this workdir"), opened("a"):
+            pass
+        checkpoint(next((tmp_path / "a" / "buckets").glob("*/run")), 1)  # undisturbed
+    with opened("a") as workdir:
+        assert (workdir / "checkpoints" / "step_1").exists()
+
+
+def test_a_process_whose_lease_is_gone_writes_nothing_more(opened, url):
+    def work():
+        with opened("a") as workdir:
+            bucket_at(url).write(LEASE, b'{"owner": "other", "host": "other-host"}')
+            checkpoint(workdir, 1)
+
+    with pytest.raises(UserError, match=r"was taken over by a process on other-host; nothing more is written"):
+        work()
+    assert bucket_at(url).files().keys() == {LEASE}
+
+
+def test_without_the_bucket_the_files_stay_here(opened, url, monkeypatch, capsys):
+    def fail(*_):
+        raise UserError("s3://somewhere: cannot be written: no network")
+
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(opened("a"))
+        monkeypatch.setattr(Bucket, "upload", fail)
+        checkpoint(workdir, 1)
+        wait_until(lambda: "trying again" in capsys.readouterr().err)
+        with pytest.raises(UserError, match=r"no network; the files of the run are in .*/run until it starts again"):
+            stack.close()
+    assert find_damage(workdir / "checkpoints" / "step_1") is None
+    monkeypatch.undo()
+
+
+def test_an_error_of_the_run_does_not_lose_its_files(opened, url):
+    def work():
+        with opened("a") as workdir:
+            checkpoint(workdir, 1)
+            raise UserError("too many bad steps")
+
+    with pytest.raises(UserError, match="too many bad steps"):
+        work()
+    assert f"checkpoints/step_1/{CHECKSUMS}" in bucket_at(url).files()
+
+
+def test_the_runs_of_a_sweep_have_their_checkpoints(opened, url):
+    with opened("a") as workdir:
+        for run in ("runs/x", "runs/y"):
+            checkpoint(workdir / run, 1)
+            checkpoint(workdir / run, 2)
+            (workdir / run / METRICS).write_text(rows(1, 2))
+        (workdir / "report.md").write_text("report")
+    with opened("b") as workdir:
+        assert {"report.md", f"runs/x/{METRICS}", f"runs/y/{METRICS}"} < files(workdir)
+        for run in ("runs/x", "runs/y"):
+            assert find_damage(workdir / run / "checkpoints" / "step_2") is None
+            assert find_damage(workdir / run / "checkpoints" / "step_1") is not None
+        shutil.rmtree(workdir / "runs/x/checkpoints/step_1")
+    steps = {name.split("/params")[0] for name in bucket_at(url).files() if name.endswith("params/d/x")}
+    assert steps == {f"runs/{run}/checkpoints/step_{step}" for run, step in (("x", 2), ("y", 1), ("y", 2))}
+
+
+def test_a_reader_copies_one_checkpoint_without_its_training_state(opened, url, tmp_path):
+    with opened("a") as workdir:
+        checkpoint(workdir, 1)
+        checkpoint(workdir, 2)
+    run = RemoteRun(given_location(url, "workdir"), tmp_path / "copy")
+    run.pull(1)
+    found = {name for name in files(tmp_path / "copy") if name.endswith("/d/x")}
+    assert found == {"checkpoints/step_1/params/d/x"}
+    assert files(tmp_path / "copy") >= {f"checkpoints/step_{step}/_CHECKPOINT_METADATA" for step in (1, 2)}
