@@ -18,11 +18,8 @@ from psann_jax.utils.locations import BUCKET_MODULES, BucketUrl
 
 _TIMEOUT_S = 20
 _VERSIONS = ("ETag", "etag", "generation")  # facts about an object that change with its content
-# botocore repeats a request that fails for reasons of the network or the server.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "gs": {},
-    "s3": {"config_kwargs": {"connect_timeout": _TIMEOUT_S, "read_timeout": 3 * _TIMEOUT_S}},
-}
+# Of the file systems. botocore repeats a request that fails for reasons of the network or the server.
+_OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": _TIMEOUT_S, "read_timeout": 3 * _TIMEOUT_S}}}
 
 
 class Bucket:
@@ -45,7 +42,7 @@ class Bucket:
         with bucket_errors(url, "read"):
             # Without caches: other machines change the bucket too.
             self._fs = fsspec.filesystem(
-                url.scheme, use_listings_cache=False, skip_instance_cache=True, **_OPTIONS[url.scheme]
+                url.scheme, use_listings_cache=False, skip_instance_cache=True, **_OPTIONS.get(url.scheme, {})
             )
 
     def below(self, name: str) -> "Bucket":
@@ -151,10 +148,10 @@ class Bucket:
         Raises:
           UserError: an object cannot be deleted.
         """
-        chosen = [self._path(name) for name in names]
-        if chosen:
-            with bucket_errors(self.url, "written"), contextlib.suppress(FileNotFoundError):
-                self._fs.rm(chosen)
+        for name in names:
+            # Not `rm` of a list, which takes characters such as [ for a glob.
+            with bucket_errors(self.url / name, "written"), contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.url.path}/{name}" if name else self.url.path
