@@ -4,11 +4,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from psann_jax.api import psannLM, psannLMDataPrep
+    from psann_jax.api import Callback, psannLM, psannLMDataPrep
 
     __version__: str
 
-__all__ = ["__version__", "psannLM", "psannLMDataPrep"]
+__all__ = ["Callback", "__version__", "psannLM", "psannLMDataPrep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,6 +43,9 @@ def run(name, facts):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(Path.cwd())}}).execute()
     *outputs, last = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {"state": {}})
+    values = (str(widget["state"].get("value", "")) for widget in widgets["state"].values())  # of the bar, if it is one
+    text += "\n".join(values).replace("\u2007", " ")
     red = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert not any("%" in line or " loss " in line for line in red), "stdout is not shown as an error"
     figures = [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]

@@ -11,14 +11,14 @@ PACKAGE = ROOT / "psann_jax"
 # From the top to the bottom; see docs/architecture.md. Packages of one row must not import one another in a circle.
 ROWS = (
     ("cli", "api"),
-    ("experiments", "selftest", "bench"),
+    ("experiments", "selftest", "bench", "serve"),
     ("plots", "runs", "convert"),
     ("tasks",),
     ("train", "sample", "data"),
     ("models",),
     ("nn",),
     ("ops",),
-    ("config",),
+    ("config", "engines"),
     ("utils",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -14,8 +14,8 @@ from psann_jax.api import keywords as settings
 from psann_jax.config import DataConfig, TokenizerConfig, require, text_data
 from psann_jax.config.io import parse
 from psann_jax.data.cache import cache_root, get_or_make, key_of
-from psann_jax.data.files import is_unicode
 from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.records import RECORD_SETTINGS, is_unicode
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.data.windows import Element, Windows
 from psann_jax.utils.errors import UserError
@@ -133,7 +133,7 @@ class psannLMDataPrep:
           UserError: the two texts are read with different settings.
         """
         mine, theirs = self.config, other._config
-        for name in ("text_field", "document"):
+        for name in (*RECORD_SETTINGS, "document"):
             expected, given = getattr(mine, name), getattr(theirs, name)
             require(expected == given, f"val_data.{name}", f"is {given!r}, must be {expected!r} as in train_data")
         return dataclasses.replace(

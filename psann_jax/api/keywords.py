@@ -32,6 +32,8 @@ from psann_jax.utils.files import read_json
 _MIN_STEPS = 100  # of a fit without a number of epochs or steps
 _MIN_WINDOWS = 64  # in the text, with the default window length
 _MIN_UPDATES = 8  # per epoch, with the default batch
+# Settings of `train` for which the API has `psannLM.load`.
+_INIT = ("init_from", "init_checkpoint", "init_ema", "init_changes")
 # Defaults on a CPU and elsewhere; "model" is d_model, n_layers and n_heads.
 _CPU = {"model": (128, 4, 4), "max_length": 256, "batch_tokens": 4096, "amp": "fp32"}
 _ACCELERATOR = {"model": (512, 8, 8), "max_length": 1024, "batch_tokens": 131072, "amp": "bf16"}
@@ -110,7 +112,7 @@ FIT = Keywords(
         "amp": "train.precision",
         "grad_accum_steps": "train.grad_accum",
         "max_steps": "train.steps",
-        **{n: f"train.{n}" for n in _names(TrainConfig, "precision", "grad_accum", "steps")},
+        **{n: f"train.{n}" for n in _names(TrainConfig, "precision", "grad_accum", "steps", *_INIT)},
         **{f"eval_{n}": f"eval.{n}" for n in _names(EvalConfig)},
         **{f"checkpoint_{n}": f"checkpoint.{n}" for n in _names(CheckpointConfig)},
         "fsdp": "mesh.fsdp",
@@ -207,6 +209,21 @@ def default_model(given: Mapping[str, Any]) -> dict[str, Any]:
     sizes: dict[str, Any] = dict(zip(("d_model", "n_layers", "n_heads"), device_defaults()["model"], strict=True))
     d_model = given["d_model"] or sizes["d_model"]
     return sizes | ({"d_mlp": 4 * d_model} if isinstance(d_model, int) else {})
+
+
+def sized_as_in(earlier: Path, model: Any) -> Any:
+    """Returns the `model` section of a trained model with the sizes that a run leaves to its data left to them, too.
+
+    Args:
+      earlier: path of config.json in a workdir, which need not exist.
+      model: the section, with all sizes.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    before = read_json(earlier).get("model", {}) if earlier.exists() else {}
+    left = [name for name in ("vocab_size", "n_positions") if before.get(name) == 0 and hasattr(model, name)]
+    return dataclasses.replace(model, **dict.fromkeys(left, 0))
 
 
 def fit_config(

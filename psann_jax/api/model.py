@@ -32,6 +32,7 @@ from psann_jax.runs.training import train_run
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import UNFILTERED, GenerationOptions, Sampling
 from psann_jax.sample.text import Completion, TextSampler
+from psann_jax.train.callbacks import Callback, Callbacks
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
@@ -143,6 +144,7 @@ class psannLM:
         steps_per_epoch: int | None = None,
         max_steps: int | None = None,
         workdir: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> Self:
         """Trains the model from new weights, or from the current ones if it has been trained or loaded before.
@@ -164,6 +166,7 @@ class psannLM:
           workdir: directory for the files of the run; default a temporary one. If it holds a run with the same
             settings, that run is resumed from its last checkpoint, and lr, warmup_steps, batch_tokens and amp default
             to the run's values.
+          callbacks: objects of classes derived from `psann_jax.Callback`, called in their order by the first process.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the config sections train
             (under the same name), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
             sequence).
@@ -174,12 +177,14 @@ class psannLM:
         Raises:
           UserError: a keyword is unknown, a value is invalid, train_data has another tokenizer than the model, or the
             workdir holds another run.
+          Exception: that of a callback; the state of the run is saved, and the model has its weights.
         """
         _require_data("train_data", train_data)
         if val_data is not None:
             _require_data("val_data", val_data)
         require(isinstance(grad_checkpoint, bool), "grad_checkpoint", f"is {grad_checkpoint!r}, must be True or False")
         _check_devices(ddp)
+        hooks = Callbacks(callbacks)
         given = {**options, "batch_tokens": batch_tokens, "lr": lr, "amp": amp, "warmup_steps": warmup_steps}
         if grad_checkpoint:
             require("remat" not in options, "remat", "cannot be used together with grad_checkpoint")
@@ -191,8 +196,10 @@ class psannLM:
                 data = train_data.validated_by(val_data)
                 n_windows = load_text(data).n_train_windows
             self._check_tokenizer(train_data.tokenizer)
-            config = settings.fit_config(self._model, data, n_windows, given, length, directory / CONFIG)
-            self._train(config, directory)
+            model = self._model if self._weights is None else settings.sized_as_in(directory / CONFIG, self._model)
+            config = settings.fit_config(model, data, n_windows, given, length, directory / CONFIG)
+            self._train(config, directory, hooks)
+        hooks.raise_error()  # outside, where no keyword is looked for in its message
         return self
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -203,9 +210,9 @@ class psannLM:
             "has another tokenizer than the model; use psannLMDataPrep(..., tokenizer=model.tokenizer)",
         )
 
-    def _train(self, config: Config, directory: Path) -> None:
+    def _train(self, config: Config, directory: Path, callbacks: Callbacks) -> None:
         initial_params = None if self._weights is None else self._weights.params
-        self.summary = train_run(config, directory, initial_params=initial_params)
+        self.summary = train_run(config, directory, initial_params=initial_params, callbacks=callbacks)
         self.history = read_metrics(directory / METRICS)
         self._weights, self._sampler = read_run(directory), None
         self._model = self._weights.config.model

@@ -89,8 +89,10 @@ def _show_kernels(result: dict[str, Any]) -> str:
 def _show_throughput(result: dict[str, Any]) -> str:
     mfu = "" if result["mfu"] is None else f", MFU {result['mfu']:.1%}"
     ratio = "" if result["ratio"] is None else f", {result['ratio']:.2f} times {result['peer']}"
+    times = result["kernel_times"]
+    device = "" if times is None else f", {times['device_ms']:.1f} of {1000 * result['step_s']:.1f} ms in kernels"
     memory = f"{result['peak_memory_mb'] / 1e3:.1f} GB at the peak, {result['compiled_memory_mb'] / 1e3:.1f} compiled"
-    return f"{result['tokens_per_s']:,.0f} tokens/s{mfu}{ratio}; {memory}; {result['device']}"
+    return f"{result['tokens_per_s']:,.0f} tokens/s{mfu}{device}{ratio}; {memory}; {result['device']}"
 
 
 def _show_generation(result: dict[str, Any]) -> str:

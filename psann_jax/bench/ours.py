@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from psann_jax.bench.device_time import kernel_times
 from psann_jax.bench.random_task import random_task
 from psann_jax.bench.timing import time_steps
 from psann_jax.config import Config
@@ -80,6 +81,10 @@ class Ours:
     @functools.cached_property
     def _infer(self) -> Callable[..., Any]:
         return jax.jit(self._task.infer)
+
+    def kernel_times(self) -> dict[str, Any] | None:
+        """See `psann_jax.bench.device_time.kernel_times`; None on other devices than GPUs."""
+        return kernel_times(self.run) if jax.default_backend() == "gpu" else None
 
     def peak_memory_mb(self) -> float:
         """See `psann_jax.train.hardware.peak_memory_mb`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from psann_jax.bench import peer, sudoku_peer
+from psann_jax.bench import device_time, peer, sudoku_peer
 from psann_jax.bench.random_task import with_vocabulary
 from psann_jax.bench.turns import log, take_turns
 from psann_jax.bench.workers import Worker
@@ -64,8 +64,9 @@ def measure(
 
     Returns:
       The result for --json. For the config: tokens_per_s, step_s (median seconds), cpu_s (processor seconds per step,
-      over all cores), compile_s, peak_memory_mb, mfu, n_params, device, attention, inference, versions, n_steps and
-      config; if the task has an inference step also its rows/s, for base sudoku filled_puzzles_per_s.
+      over all cores), kernel_times (see `psann_jax.bench.device_time`), compile_s, peak_memory_mb, mfu, n_params,
+      device, attention, inference, versions, n_steps and config; if the task has an inference step also its rows/s, for
+      base sudoku filled_puzzles_per_s.
       For the rival, None without one: peer (its name), peer_tokens_per_s, peer_peak_memory_mb, ratio, spread (two
       ratios) and ratio_of_fastest (steps).
       Further differences in words, other_load (cores that other processes kept busy), window_tokens (tokens of a
@@ -88,6 +89,7 @@ def measure(
         figures = [
             _figures(worker, [blocks[i] for blocks in rounds], contenders[i][2].train.batch_tokens)
             | {"cpu_s": cpu_seconds[i] / n_steps}
+            | {"kernel_times": worker.ask("kernel_times") if contenders[i][1] == _OURS else None}
             for i, worker in enumerate(workers)
         ]
         mfu = workers[0].ask("mfu", figures[0]["tokens_per_s"])
@@ -190,6 +192,9 @@ def report(result: dict[str, Any]) -> str:
             f"ratio {result['ratio']:.3f} of tokens/s to {result['peer']} "
             f"(quartiles of the rounds: {low:.3f} to {high:.3f}; fastest steps: {result['ratio_of_fastest']:.3f})"
         )
+    for f in result["contenders"]:
+        if f["kernel_times"] is not None:
+            lines += device_time.lines(f["name"], f["kernel_times"])
     lines += [f"differs in psannlm: {text}" for text in result["differences"]]
     if result["other_load"] > 0.1 * usable_cores():
         busy = f"other processes kept {result['other_load']:.1f} cores busy"

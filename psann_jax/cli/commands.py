@@ -15,6 +15,7 @@ COMMANDS = {
     },
     "Use a trained run": {
         "generate": "continues prompts",
+        "serve": "answers requests of OpenAI's API, and has a page to try models side by side",
         "evaluate": "loss, perplexity and accuracy on a text",
         "solve": "solves Sudoku puzzles",
         "lm_eval": "scores on tasks of lm_eval",

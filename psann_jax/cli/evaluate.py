@@ -1,16 +1,19 @@
 """Evaluates a trained run on any text: psann-jax evaluate --workdir=RUN [--data=SOURCE] [--stride=N] [--json].
 
-Without --data it uses the run's own validation text and reproduces its val_loss.
+Without --data it uses the run's own validation text and reproduces its val_loss. With --follow it evaluates every
+checkpoint while the run trains.
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from psann_jax.cli.flags import RunParser, load_options, positive_int
+from psann_jax.cli.flags import RunParser, load_options, positive_int, positive_number
+from psann_jax.utils.files import given_path
 
 if TYPE_CHECKING:
     from psann_jax.runs.evaluate import Evaluation
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Prints loss, perplexity, accuracy, bits per byte and number of tokens, and losses by position and source."""
     flags = _parse(argv)
+    if flags.follow:
+        _follow(flags)
+        return
     # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.runs.evaluate import evaluate, text_of, validation_text
     from psann_jax.runs.restore import load_text_run
@@ -36,6 +42,37 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"workdir": flags.workdir, "step": run.step, "data": flags.data, **_json(found)}))
     else:
         print("\n".join([*(f"{name:<14}{value:,.6g}" for name, value in found.results.items()), *_tables(found)]))
+
+
+def _follow(flags: argparse.Namespace) -> None:
+    """Evaluates all checkpoints, and prints a line for each."""
+    from psann_jax.runs.evaluate import Evaluator, text_of, validation_text
+    from psann_jax.runs.follow import Follower
+    from psann_jax.runs.restore import TextRun, load_text_run
+
+    evaluators: list[Evaluator] = []  # one, made for the first checkpoint
+
+    def evaluate(run: TextRun) -> dict[str, Any]:
+        if not evaluators:
+            if flags.data is None:
+                text = validation_text(run, progress=True)
+            else:
+                text = text_of(run, flags.data, document=flags.document, text_field=flags.text_field)
+            options = {name: getattr(flags, name) for name in ("max_tokens", "batch_size", "stride")}
+            evaluators.append(Evaluator(run, text, **options))
+        (evaluator,) = evaluators
+        return {"text": evaluator.text.fingerprint, **_json(evaluator.evaluate(run, progress=True))}
+
+    names = ("data", "document", "text_field", "max_tokens", "stride", "ema_params", "precision")
+    follower = Follower(
+        given_path(flags.workdir, "--workdir"),
+        {name: getattr(flags, name) for name in names},
+        lambda line: print(line, file=sys.stderr),
+    )
+    load = functools.partial(load_text_run, flags.workdir, **load_options(flags))
+    for row in follower.run(load, evaluate, math.inf if flags.timeout is None else flags.timeout):
+        shown = (f"{name} {row[name]:,.6g}" for name in ("loss", "ppl", "accuracy", "bits_per_byte") if row[name])
+        print(json.dumps(row) if flags.json else "  ".join((f"step {row['step']}", *shown)), flush=True)
 
 
 def _json(found: "Evaluation") -> dict[str, Any]:
@@ -84,9 +121,25 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="windows start N tokens apart and predict their last N, so that each sees at least max_length - N tokens "
         "before it, if its document has them; default max_length",
     )
-    add("--json", action="store_true", help="print one JSON object instead of lines")
+    add("--json", action="store_true", help="print one JSON object instead of lines, with --follow one per checkpoint")
+    add(
+        "--follow",
+        action="store_true",
+        help="evaluate every checkpoint, also those to come, until the run is complete; results go to "
+        "evaluations.jsonl in the workdir, too",
+    )
+    add(
+        "--timeout",
+        type=positive_number,
+        metavar="SECONDS",
+        help="with --follow: end after so many seconds without a new checkpoint; default: when the run is complete",
+    )
     flags = parser.parse_strictly(argv)
     for name in ("document", "text_field"):
         if flags.data is None and getattr(flags, name) is not None:
             parser.error(f"--{name}: has no effect without --data")
+    if flags.timeout is not None and not flags.follow:
+        parser.error("--timeout: has no effect without --follow")
+    if flags.follow and flags.checkpoint != "last":
+        parser.error("--checkpoint: has no effect with --follow, which evaluates all checkpoints")
     return flags

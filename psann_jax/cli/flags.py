@@ -56,17 +56,22 @@ class StrictParser(argparse.ArgumentParser):
 class RunParser(StrictParser):
     """The flags of all commands that use a trained run."""
 
-    def __init__(self, command: str, description: str, *, precision: str) -> None:
+    def __init__(self, command: str, description: str, *, precision: str, takes_several: bool = False) -> None:
         """Adds the flags.
 
         Args:
           command: its name.
           description: for --help.
           precision: default of --precision.
+          takes_several: whether --workdir can be repeated; the flag is then a list.
         """
         super().__init__(command, description)
         add = self.add_argument
-        add("--workdir", required=True, metavar="DIR", help="the trained run: the --workdir of its training")
+        about = "the trained run: the --workdir of its training"
+        if takes_several:
+            add("--workdir", required=True, metavar="DIR", action="append", help=f"{about}; can be repeated")
+        else:
+            add("--workdir", required=True, metavar="DIR", help=about)
         add("--checkpoint", default="last", metavar="WHICH", help="last, best (by validation) or a step; default last")
         add("--ema", action="store_true", dest="ema_params", help="use the EMA of the weights (train.ema_decay)")
         add(

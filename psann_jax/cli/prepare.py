@@ -16,12 +16,14 @@ def main(argv: Sequence[str]) -> None:
     config = read_config(flags)
     # Imported here, so that errors in the config are reported before JAX loads.
     from psann_jax.config import DataConfig
+    from psann_jax.convert.start import open_start
     from psann_jax.data.loader import load_text
     from psann_jax.data.workers import run_in_processes
 
     if not isinstance(config.data, DataConfig):
         fail(f"--config: an experiment of base {config.model.base} has no text to prepare")
-    print(load_text(config.data, run=run_in_processes(flags.jobs)).describe())
+    tokenizer = open_start(config).tokenizer if config.train.init_from else None
+    print(load_text(config.data, run=run_in_processes(flags.jobs), tokenizer=tokenizer).describe())
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Writes sample texts of a run, continuations of fixed prompts: psann-jax samples --workdir=RUN.
+"""Writes sample texts of a run, continuations of its eval.prompts or of fixed ones: psann-jax samples --workdir=RUN.
 
 A sweep does this for each of its runs, and its report shows the texts side by side.
 """
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    about = "Continues fixed prompts with a run, at temperatures 0 and 0.8, and writes the texts."
+    about = "Continues the run's eval.prompts, or fixed ones, at temperatures 0 and 0.8, and writes the texts."
     parser = RunParser("samples", about, precision="auto")
     parser.add_argument("--out", metavar="FILE", help="the JSON file; default samples.json in the workdir")
     return parser.parse_strictly(argv)

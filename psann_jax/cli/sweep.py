@@ -5,13 +5,14 @@ Finished runs are not repeated, so the same command resumes an interrupted sweep
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int
 from psann_jax.config.files import load_config_file
 from psann_jax.config.yaml_files import is_yaml
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.locations import given_location
+from psann_jax.utils.locations import BucketUrl, given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from psann_jax.train.mirror import leased_workdir
 
     default = default_workdir(flags.config_file)
+    location = given_location(flags.workdir or default, "--workdir")
     lm_eval = LmEval(tuple(flags.lm_eval_tasks), flags.lm_eval_limit, flags.lm_eval_include_path)
     options = SweepOptions(
         only=tuple(flags.bases),
@@ -37,10 +39,26 @@ def main(argv: Sequence[str]) -> None:
         lm_eval=lm_eval if flags.with_lm_eval else None,
         resume=not flags.noresume,
         dry_run=flags.dry_run,
+        engine=_engine(flags, sweep, location),
     )
-    location = given_location(flags.workdir or default, "--workdir")
     with leased_workdir(location, cache_root("")) as workdir:
         run_sweep(sweep, default.name, workdir, options)
+
+
+def _engine(flags: argparse.Namespace, sweep: Any, workdir: Path | BucketUrl) -> Any:
+    """Returns the `psann_jax.engines.engine.Engine` that the flags name."""
+    from psann_jax.engines.cluster import RayEngine
+    from psann_jax.engines.local import LocalEngine
+    from psann_jax.utils.extras import require_extra
+
+    if flags.engine == "local":
+        return LocalEngine(flags.jobs or 1)
+    require_extra("--engine=ray", "ray")
+    if "seconds" in sweep.get("budgets", ()):
+        raise UserError("--engine: must be local, because the sweep's budget seconds needs one machine's speed")
+    if isinstance(workdir, BucketUrl):
+        raise UserError(f"--workdir: is {workdir}, must be a folder that all nodes see with --engine=ray")
+    return RayEngine(workdir, flags.address, flags.cpus_per_run or 1, flags.gpus_per_run)
 
 
 _LM_EVAL_DEFAULTS: dict[str, Any] = {"lm_eval_tasks": ["lambada_openai", "hellaswag"], "lm_eval_limit": 256}
@@ -52,6 +70,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", metavar="DIR", help="where runs and reports go, as for train; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
+    _add_engine(parser)
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
     add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
     add("--reference", default="", metavar="NAME", help="compare the others with this contender; default the first")
@@ -66,7 +85,31 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             setattr(flags, name, _LM_EVAL_DEFAULTS.get(name))
         elif not flags.with_lm_eval:
             raise UserError(f"--{name}: has no effect without --with_lm_eval")
+    if flags.engine == "ray" and flags.jobs is not None:
+        raise UserError("--jobs: has no effect with --engine=ray; set --cpus_per_run or --gpus_per_run")
+    for name in ("address", "cpus_per_run", "gpus_per_run"):
+        if flags.engine == "local" and getattr(flags, name) is not None:
+            raise UserError(f"--{name}: has no effect without --engine=ray")
     return flags
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--jobs", type=positive_int, metavar="N", help="runs at once, each with its part of the machine; default 1")
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster; default local")
+    add("--address", metavar="HOST:PORT", help="of the Ray cluster; default the one this machine is in, or a new one")
+    add("--cpus_per_run", type=positive_int, metavar="N", help="CPU cores of a run on the Ray cluster; default 1")
+    add("--gpus_per_run", type=_gpus, metavar="N", help="GPUs, or a part of one; default 1 if the cluster has any")
+
+
+def _gpus(text: str) -> float:
+    try:
+        count = float(text)
+    except ValueError:
+        count = -1.0
+    if not (0 <= count <= 1 or (1 < count < 1e6 and count.is_integer())):
+        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be a part of 1 or a whole number, as in 0.5 or 2")
+    return count
 
 
 def _seeds(text: str) -> list[int]:

@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(f"{name}={value}" for name, value in flatten(to_dict(config))))
         return
     # Imported here, so that errors in the config are reported before JAX loads.
+    from psann_jax.convert.start import open_start
     from psann_jax.data.cache import cache_root
     from psann_jax.runs.training import train_run
     from psann_jax.train.compilation import enable_compilation_cache
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     join(flags.join_timeout)
     enable_compilation_cache(cache_root(config.data.cache_dir) / "programs")
     workdir = given_location(flags.workdir or default_workdir(flags.config_file), "--workdir")
-    train_run(config, workdir, profile_steps=flags.profile_steps)
+    train_run(config, workdir, open_start=open_start, profile_steps=flags.profile_steps)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -35,13 +35,19 @@ class DataSection(Protocol):
         """Raises ConfigError on the first value that cannot be used; `prefix` is the dotted name of the section."""
 
 
+PROMPT, COMPLETION, ROLE, CONTENT = "{prompt}", "{completion}", "{role}", "{content}"  # in `DataConfig.template`
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How text is converted to token ids."""
 
     # auto: the kind of path, or bpe
     kind: Literal["auto", "bpe", "unigram", "wordpiece", "sentencepiece", "bytes"] = "auto"
-    path: str = ""  # a tokenizer.json or sentencepiece .model to use; "": train one on the text
+    # to use: a tokenizer.json, sentencepiece .model or .tiktoken file, a folder with one of the first two, or a name on
+    # the Hugging Face Hub; "": train one on the text
+    path: str = ""
+    pattern: str = ""  # of the parts of a text, for a .tiktoken file: gpt2, cl100k, o200k or a regular expression
     vocab_size: int = 32000  # of a trained tokenizer, including special tokens
     min_frequency: int = 2  # of the pairs that a trained bpe or wordpiece tokenizer merges
     sample_bytes: int = 50_000_000  # of text, drawn at random, to train the tokenizer on; 0: all
@@ -55,6 +61,8 @@ class TokenizerConfig:
         if self.kind == "bytes" or self.path:
             why = f"with {prefix}.path" if self.path else "with the bytes tokenizer"
             refuse_inactive(self, prefix, why, "vocab_size", "min_frequency", "sample_bytes")
+        if not self.path.endswith(".tiktoken"):
+            refuse_inactive(self, prefix, f"unless {prefix}.path is a .tiktoken file", "pattern")
         at_least(8, self, prefix, "vocab_size")
         at_least(1, self, prefix, "min_frequency")
         at_least(0, self, prefix, "sample_bytes")
@@ -79,6 +87,12 @@ class DataConfig:
     valid_fraction: float = 0.01  # about this part of the documents, when valid_sources is empty
     split_seed: int = 1337  # of the hash that chooses validation documents
     text_field: str = "text"  # of .jsonl, .parquet, tfds: and hf: records
+    prompt_field: str = ""  # of records of a prompt and its completion, instead of text_field
+    completion_field: str = ""  # the loss counts its tokens, not those of the prompt
+    messages_field: str = ""  # of records of a dialogue, instead of text_field: a list of {"role": ..., "content": ...}
+    # of a document from these fields, with {prompt} and {completion}, or for each message {role} and {content}; "":
+    # "{prompt}{completion}", or "<|{role}|>", a new line, "{content}" and a new line
+    template: str = ""
     # what is one document in a .txt file; article: of WikiText, also in records; heading: below "# ", as in Markdown
     document: Literal["auto", "line", "paragraph", "file", "article", "heading"] = "auto"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -87,6 +101,13 @@ class DataConfig:
     document_mask: bool = True  # False: a token attends to earlier documents in its window
     cache_dir: str = ""  # of prepared text; "": the user's cache directory
     num_workers: int = 2  # threads that read windows ahead of training
+
+    @property
+    def record_template(self) -> str:
+        """The template of records; "" if a record is the text of one field."""
+        if not self.prompt_field and not self.messages_field:
+            return ""
+        return self.template or (f"{PROMPT}{COMPLETION}" if self.prompt_field else f"<|{ROLE}|>\n{CONTENT}\n")
 
     @property
     def train_names(self) -> tuple[str, ...]:
@@ -127,4 +148,26 @@ class DataConfig:
             f"{prefix}.document_mask",
             "cannot be False when data.pack is False, because a row then holds a single document",
         )
+        self._check_records(prefix)
         self.tokenizer.check(f"{prefix}.tokenizer")
+
+    def _check_records(self, prefix: str) -> None:
+        pair = {"prompt_field": "completion_field", "completion_field": "prompt_field"}
+        for name, other in pair.items():
+            missing = bool(getattr(self, other)) and not getattr(self, name)
+            require(not missing, f"{prefix}.{name}", f'is "", but {prefix}.{other} needs it; name the field')
+        same = self.prompt_field == self.completion_field != ""
+        require(not same, f"{prefix}.completion_field", f"is {self.completion_field!r}, as {prefix}.prompt_field")
+        if self.messages_field:
+            refuse_inactive(self, prefix, f"with {prefix}.messages_field", "prompt_field", "completion_field")
+        template = self.record_template
+        if not template:
+            refuse_inactive(self, prefix, f"without {prefix}.prompt_field or {prefix}.messages_field", "template")
+            return
+        setting = "messages_field" if self.messages_field else "prompt_field"
+        refuse_inactive(self, prefix, f"with {prefix}.{setting}", "text_field")
+        require(self.document != "article", f"{prefix}.document", f"cannot be article with {prefix}.{setting}")
+        first, second = (ROLE, CONTENT) if self.messages_field else (PROMPT, COMPLETION)
+        places = [template.find(first), template.find(second)]
+        once = template.count(first) == template.count(second) == 1 and places == sorted(places)
+        require(once, f"{prefix}.template", f"is {template!r}, must have {first} and after it {second}, each once")

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from psann_jax.config.checks import at_least, fraction, refuse_inactive, require, sine_if_used
 from psann_jax.config.data import DataSection
@@ -165,8 +165,8 @@ class DecoderConfig(TextModelConfig):
         """Number of heads of keys and values."""
         return self.n_kv_heads or self.n_heads
 
-    def resolve(self) -> "DecoderConfig":
-        """A copy with every None replaced by the preset of the base."""
+    def resolve(self) -> Self:
+        """See `ModelConfig`."""
         own = {k: v for k in PRESETS[self.base] if (v := getattr(self, k)) is not None}
         return dataclasses.replace(self, **{**PRESETS[self.base], **own})
 

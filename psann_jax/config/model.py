@@ -45,6 +45,10 @@ class ModelConfig:
     def check_data(self, data: DataSection) -> None:
         """Raises ConfigError if the network cannot read windows of these data."""
 
+    def resolve(self) -> Self:
+        """A copy with every None that stands for a value of the base replaced by that value."""
+        return self
+
     def with_sizes(self, vocab_size: int | None, max_length: int) -> Self:
         """The section with all sizes that follow from the data.
 

@@ -39,6 +39,8 @@ _SYNONYMS = {
     "dtype": ("precision",),
     "ema": ("ema_decay",),
     "logging_steps": ("log_every",),
+    "report_to": ("loggers",),
+    "tracker": ("loggers",),
     "eval_interval": ("every",),
     "eval_steps": ("every",),
     "save_steps": ("every",),

@@ -5,10 +5,11 @@ files and JSON to these dataclasses.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from psann_jax.config.checks import ConfigError, at_least, fraction, refuse_inactive, require
+from psann_jax.config.checks import ConfigError, at_least, fraction, refuse_inactive, require, require_known
 from psann_jax.config.data import DataConfig, DataSection
 from psann_jax.config.decoder import DecoderConfig
 from psann_jax.config.model import ModelConfig, TextModelConfig
@@ -48,12 +49,19 @@ class TrainConfig:
     """Optimisation: length, learning rate, batch size and precision."""
 
     steps: int = 1000  # updates of the weights
+    # weights to start from: the workdir of a run, or a file that psann-jax convert reads; "": drawn from seed
+    init_from: str = ""
+    init_checkpoint: str = "last"  # of the workdir in init_from: last, best by validation loss, or a step
+    init_ema: bool = False  # start from the EMA weights of init_from
+    # dotted names of model settings that may differ from those of init_from; parameters that it lacks start anew
+    init_changes: tuple[str, ...] = ()
     batch_tokens: int = 32768  # per update, over all devices and micro-batches
     grad_accum: int = 1  # micro-batches per update
     # adafactor: less memory; muon: for matrices, adamw for the rest
     optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
     lr: float = 2e-4  # peak of the learning rate
     lr_scales: LrScales = field(default_factory=LrScales)
+    freeze: tuple[str, ...] = ()  # kinds of parameters, as in lr_scales, that keep their values
     lr_base_width: int = 0  # d_model for which lr is meant: matrices and heads get lr * this / d_model; 0: off
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
     warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
@@ -75,6 +83,7 @@ class TrainConfig:
     scan_layers: bool | None = None  # compile one layer and scan over all; False: unroll; None: by device
     max_bad_steps: int = 10  # consecutive non-finite updates that end the run
     log_every: int = 10  # steps between lines of metrics.jsonl
+    loggers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()  # services that receive the metrics, too
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
@@ -82,6 +91,11 @@ class TrainConfig:
         at_least(0, self, prefix, "warmup_steps", "weight_decay", "grad_clip", "z_loss", "sam_rho", "lr_base_width")
         fraction(self, prefix, "label_smoothing", "ema_decay", "muon_momentum")
         self.lr_scales.check(f"{prefix}.lr_scales")
+        require(len({*self.loggers}) == len(self.loggers), f"{prefix}.loggers", f"is {self.loggers}, which repeats one")
+        kinds = [f.name for f in dataclasses.fields(self.lr_scales)]
+        for kind in self.freeze:
+            require_known(kind, kinds, f"{prefix}.freeze", f"{kind!r} is no kind of parameter")
+        self._check_start(prefix)
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):
@@ -99,6 +113,17 @@ class TrainConfig:
         if self.optimizer == "adafactor":
             refuse_inactive(self, prefix, "with optimizer adafactor", "betas", "eps")
 
+    def _check_start(self, prefix: str) -> None:
+        if not self.init_from:
+            reason = f"without {prefix}.init_from"
+            refuse_inactive(self, prefix, reason, "init_checkpoint", "init_ema", "init_changes")
+        is_step = self.init_checkpoint.isdecimal() and self.init_checkpoint.isascii()
+        require(
+            is_step or self.init_checkpoint in ("last", "best"),
+            f"{prefix}.init_checkpoint",
+            f"is {self.init_checkpoint!r}, must be last, best or a step",
+        )
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -106,10 +131,16 @@ class EvalConfig:
 
     every: int = 0  # steps between evaluations; 0: only before the first and after the last
     max_tokens: int = 0  # evaluate a fixed prefix of the validation set; 0: all
+    prompts: tuple[str, ...] = ()  # continued at every evaluation at temperatures 0 and 0.8, for sample texts
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         at_least(0, self, prefix, "every", "max_tokens")
+        for i, prompt in enumerate(self.prompts):
+            valid = not re.search("[\ud800-\udfff]", prompt)
+            require(valid, f"{prefix}.prompts[{i}]", "has an unpaired surrogate, which is not a character")
+        repeated = len({*self.prompts}) < len(self.prompts)
+        require(not repeated, f"{prefix}.prompts", f"is {self.prompts}, which repeats one")
 
 
 @dataclass(frozen=True)
@@ -175,6 +206,8 @@ class Config:
             if f.name != "seed":
                 getattr(self, f.name).check(f.name)
         self.model.check_data(self.data)
+        if not isinstance(self.model, TextModelConfig):
+            refuse_inactive(self.eval, "eval", f"with base {self.model.base}", "prompts")
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

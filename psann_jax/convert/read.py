@@ -8,6 +8,7 @@ from typing import Any
 
 from psann_jax.config import require
 from psann_jax.config.names import nearest
+from psann_jax.convert.hf.read import read_folder
 from psann_jax.convert.ngt import is_ngt, read_ngt
 from psann_jax.convert.psannlm import read_psannlm
 from psann_jax.convert.run import read_run
@@ -23,17 +24,19 @@ from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-_RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint",), ("n_heads", "positional_encoding", "max_length")
+FOLDER_PREFIX = "hf:"  # before the path of a folder of `transformers`
+_RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint", "ema_params"), ("n_heads", "positional_encoding", "max_length")
 
 
 def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None, **options: Any) -> Weights:
     """Reads weights from a .safetensors file, a directory with one, a workdir, or a .pt file of psannlm or NGT.
 
     Args:
-      path: the file or directory, or its URL in a bucket: of a run or a file.
+      path: the file or directory, or the URL of a run or a file in a bucket; "hf:DIRECTORY" is a folder of
+        `transformers`.
       tokenizer: for weights without one.
-      **options: for a workdir, `checkpoint`: the argument `step` of `read_run`. For a .pt file of psannlm, n_heads,
-        positional_encoding and max_length, see `read_psannlm`.
+      **options: for a workdir, `checkpoint`: the argument `step` of `read_run`, and `ema_params`. For a .pt file of
+        psannlm, n_heads, positional_encoding and max_length, see `read_psannlm`.
 
     Raises:
       UserError: the path is missing, truncated or of another program, an option does not apply to it, or the tokenizer
@@ -54,11 +57,19 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
     return check_weights(dataclasses.replace(weights, tokenizer=tokenizer), location)
 
 
+def folder_path(path: Path) -> Path | None:
+    """Returns the path after "hf:", or None if a path does not begin with it."""
+    text = str(path)
+    return Path(text.removeprefix(FOLDER_PREFIX)).expanduser() if text.startswith(FOLDER_PREFIX) else None
+
+
 def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., Weights]]:
     """Returns the names of the options that a path or URL accepts, and the function that reads it."""
     if isinstance(location, BucketUrl) and PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX):
         return _RUN_OPTIONS, lambda **options: read_run(str(location), **options)
     path = location if isinstance(location, Path) else local_file(location, cache_root(""), "path")
+    if (folder := folder_path(path)) is not None:
+        return (), lambda: read_folder(folder)
     if path.suffix in _PICKLED and is_ngt(path):
         return (), lambda: read_ngt(path)
     if path.suffix in _PICKLED:
@@ -72,5 +83,6 @@ def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., 
     if path.exists():
         refuse_checkpoint(path)
     raise UserError(
-        f"{path}: must be a {SUFFIX} file, a directory with {DEFAULT_NAME} or a run, or a .pt file of psannlm or NGT"
+        f"{path}: must be a {SUFFIX} file, a directory with {DEFAULT_NAME} or a run, {FOLDER_PREFIX}DIRECTORY, or a "
+        ".pt file of psannlm or NGT"
     )

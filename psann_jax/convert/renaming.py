@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from psann_jax.config import require
+from psann_jax.convert.weights import flat_params
 
 # Their name -> our dotted path, and the function that converts the array.
 Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
@@ -75,3 +76,22 @@ class Renaming:
                 node = node.setdefault(parent, {})
             node[leaf] = np.ascontiguousarray(value)
         return nested
+
+    def flat(self, params: Mapping[str, Any], n_layers: int) -> dict[str, np.ndarray]:
+        """Returns arrays by their names, the inverse of `nested` if the functions in the tables are inverted.
+
+        Args:
+          params: nested parameters; names in the tables that they do not have are left out.
+          n_layers: number of blocks.
+
+        Raises:
+          ConfigError: a parameter has no name in the tables.
+        """
+        ours = flat_params(dict(params))
+        arrays = {name: convert(ours.pop(path)) for name, (path, convert) in self.top.items() if path in ours}
+        for name, (path, convert) in self.block.items():
+            stacked = ours.pop(f"blocks.{path}", None)
+            if stacked is not None:
+                arrays |= {f"{self.blocks}.{i}.{name}": convert(stacked[i]) for i in range(n_layers)}
+        require(not ours, "model", f"{self.origin} has no counterpart of {', '.join(ours)}")
+        return {name: np.ascontiguousarray(a) for name, a in arrays.items()}

@@ -9,27 +9,32 @@ import numpy as np
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.config.io import to_dict
-from psann_jax.convert.weights import Weights
+from psann_jax.convert.weights import Training, Weights
 from psann_jax.runs.restore import load_text_run
 from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CHECKPOINTS, lock, write_config
 from psann_jax.utils.errors import UserError
 
 
-def read_run(workdir: str | os.PathLike[str], step: int | str | None = None) -> Weights:
+def read_run(workdir: str | os.PathLike[str], step: int | str | None = None, *, ema_params: bool = False) -> Weights:
     """Reads the weights of a run.
 
     Args:
       workdir: of the run.
       step: a saved step, "best" by validation loss, or "last"; None is the last.
+      ema_params: read the exponential moving average of the weights (train.ema_decay) instead.
 
     Raises:
       UserError: no such run or checkpoint, or a damaged one.
     """
-    run = load_text_run(workdir, step)
+    run = load_text_run(workdir, step, ema_params=ema_params)
     model = run.network.config
     params = jax.tree.map(np.asarray, jax.device_get(run.params))
-    return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer)
+    rows = read_metrics(Path(workdir) / METRICS)
+    losses = [row.get("loss") for row in rows if row.get("kind") == "eval" and row["step"] == run.step]
+    training = Training(run.step, run.data, losses[-1] if losses else None)
+    return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer, training)
 
 
 def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) -> None:

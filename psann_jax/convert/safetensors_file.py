@@ -52,22 +52,44 @@ def read_safetensors(path: str | os.PathLike[str]) -> Weights:
       UserError: the file is missing, truncated or of another program, or its parts do not match.
     """
     path = Path(path)
+    metadata, stored = _read_file(path)
+    if _KEY not in metadata:
+        folder = "; for a folder of transformers, give hf:DIRECTORY" if (path.parent / "config.json").exists() else ""
+        raise UserError(f"{path}: is a safetensors file of another program, not of psann_jax{folder}")
+    config, tokenizer = _read_metadata(metadata[_KEY], path)
+    try:
+        params = nested_params(_as_arrays(stored, path))
+    except ValueError as error:
+        raise UserError(f"{path}: its arrays cannot be read: {error}") from error
+    return check_weights(Weights(config, params, tokenizer), path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file of any program by their names, as float32.
+
+    Raises:
+      UserError: the file is missing or truncated, or an array is not of a floating-point type with at least 16 bits.
+    """
+    return _as_arrays(_read_file(path)[1], path)
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+    """Returns the metadata of a file, and its arrays as bytes."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        stored = safetensors.deserialize(path.read_bytes())
+        return metadata, safetensors.deserialize(path.read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: is not a complete safetensors file: {one_line(error)}") from error
-    if _KEY not in metadata:
-        raise UserError(f"{path}: is a safetensors file of another program, not of psann_jax")
-    config, tokenizer = _read_metadata(metadata[_KEY], path)
+
+
+def _as_arrays(stored: list[tuple[str, dict[str, Any]]], path: Path) -> dict[str, np.ndarray]:
     try:
-        params = nested_params({name: _as_float32(name, **entry) for name, entry in stored})
+        return {name: _as_float32(name, **entry) for name, entry in stored}
     except ValueError as error:
         raise UserError(f"{path}: its arrays cannot be read: {error}") from error
-    return check_weights(Weights(config, params, tokenizer), path)
 
 
 def _read_metadata(text: str, path: Path) -> tuple[Config, Tokenizer | None]:

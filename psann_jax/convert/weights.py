@@ -15,6 +15,21 @@ from psann_jax.utils.errors import UserError
 
 
 @dataclass(frozen=True)
+class Training:
+    """The training of some weights.
+
+    Attributes:
+      step: number of updates.
+      data: fingerprint of the training data.
+      val_loss: validation loss after this update, in nats per token; None if it was not measured.
+    """
+
+    step: int
+    data: str
+    val_loss: float | None
+
+
+@dataclass(frozen=True)
 class Weights:
     """A trained network.
 
@@ -22,11 +37,13 @@ class Weights:
       config: of the run that trained it; model.vocab_size is set, data.max_length is the context length.
       params: nested dict of float32 numpy arrays.
       tokenizer: None if the source has none.
+      training: None if the source does not describe it.
     """
 
     config: Config
     params: dict[str, Any]
     tokenizer: Tokenizer | None
+    training: Training | None = None
 
     def network(self) -> Network:
         """Builds the network, with the precision of training, or fp32 on a CPU, where that is faster."""

@@ -9,6 +9,7 @@ from psann_jax.config import DataConfig, require
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.cache import key_of
 from psann_jax.data.pieces import Piece
+from psann_jax.data.records import RECORD_SETTINGS
 from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
 from psann_jax.data.split import TRAIN, VALID, Split, document_hash, find_split
 
@@ -165,7 +166,7 @@ def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
     if "document" not in used and config.document != "line":
         refuse_inactive(config, "data", "without .txt files (except article)", "document")
     if "text_field" not in used:
-        refuse_inactive(config, "data", "on sources without records", "text_field")
+        refuse_inactive(config, "data", "on sources without records", *RECORD_SETTINGS)
     if config.valid_sources:
         refuse_inactive(config, "data", "with data.valid_sources", "valid_fraction")
     if len(config.sources) == 1:

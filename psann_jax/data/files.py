@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from psann_jax.data.records import Records, is_unicode
 from psann_jax.data.text_units import Unit, articles, chapters, paragraphs
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
@@ -116,7 +117,7 @@ def read_errors(path: Path) -> Iterator[None]:
 
 
 def read_documents(
-    path: Path, document: Unit, text_field: str, start: int = 0, stop: int | None = None
+    path: Path, document: Unit, records: Records, start: int = 0, stop: int | None = None
 ) -> Iterator[str]:
     """Yields the documents of a file, or of a range of it, in order, without blank ones.
 
@@ -126,7 +127,7 @@ def read_documents(
     Args:
       path: a file with an extension that `split_extension` accepts.
       document: what one document of a .txt file is; with "article", records are lines of articles, too.
-      text_field: the key or column of .jsonl and .parquet records that holds the text.
+      records: which keys or columns of .jsonl and .parquet records are the document.
       start: first byte of the range, or first row group of a .parquet file; above 0 only if `has_ranges`.
       stop: end of the range; None: the end of the file.
 
@@ -138,9 +139,9 @@ def read_documents(
         if kind == ".txt":
             texts = _txt(path, compression, document, start, stop)
         elif kind == ".parquet":
-            texts = _parquet(path, text_field, start, stop)
+            texts = _parquet(path, records, start, stop)
         else:
-            texts = _jsonl(path, compression, text_field, start, stop)
+            texts = _jsonl(path, compression, records, start, stop)
         if kind != ".txt" and document == "article":
             texts = record_articles(texts, str(path))
         for text in texts:
@@ -294,7 +295,7 @@ def _decode(data: bytes, place: _Place) -> str:
     return text.removeprefix("\ufeff") if place.offset == 0 else text
 
 
-def _jsonl(path: Path, compression: str, text_field: str, start: int, stop: int | None) -> Iterator[str]:
+def _jsonl(path: Path, compression: str, records: Records, start: int, stop: int | None) -> Iterator[str]:
     for offset, number, line in _lines(path, compression, start, stop):
         if not line.strip():
             continue
@@ -304,10 +305,10 @@ def _jsonl(path: Path, compression: str, text_field: str, start: int, stop: int 
         except (ValueError, RecursionError) as e:  # ValueError: also a number of more digits than Python converts
             raise UserError(f"{where} is not JSON: {e}") from None
         if not isinstance(record, dict):
-            raise UserError(f"{where} is not a JSON object with the field {text_field!r}")
-        text = record_text(record, text_field, where)
+            raise UserError(f"{where} is not a JSON object with the field {records.names[0]!r}")
+        text = records.document(record, where)
         if not is_unicode(text):
-            raise UserError(f"{where}: {text_field!r} has an unpaired surrogate, which is not a character")
+            raise UserError(f"{where}: {records.names[-1]!r} has an unpaired surrogate, which is not a character")
         yield text
 
 
@@ -321,60 +322,22 @@ def row_group_sizes(path: Path) -> list[int]:
         return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
 
 
-def _parquet(path: Path, text_field: str, start: int, stop: int | None) -> Iterator[str]:
+def _parquet(path: Path, records: Records, start: int, stop: int | None) -> Iterator[str]:
+    names = records.names
     with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if text_field not in names:
-            record_text(dict.fromkeys(names), text_field, str(path))
+        records.missing(file.schema_arrow.names, path)
         groups = range(start, file.num_row_groups if stop is None else stop)
         row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field], row_groups=groups):
-            for value in _as_bytes(batch.column(0)).to_pylist():
-                yield record_text({text_field: value}, text_field, f"{path}: row {row}")
+        for batch in file.iter_batches(batch_size=1024, columns=list(names), row_groups=groups):
+            for values in zip(*(_as_bytes(batch.column(name)).to_pylist() for name in names), strict=True):
+                yield records.document(dict(zip(names, values, strict=True)), f"{path}: row {row}")
                 row += 1
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
-    """Returns strings as bytes, so that `record_text` can report the row whose bytes are not UTF-8."""
+    """Returns strings as bytes, so that `Records.document` can report the row whose bytes are not UTF-8."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if pa.types.is_large_string(column.type):
         return column.cast(pa.large_binary())
     return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
-
-
-def record_text(record: dict[str, Any], text_field: str, where: object) -> str:
-    """Returns the text of a record, "" if it is null.
-
-    Args:
-      record: field names -> values.
-      text_field: the field that holds the text, a string or UTF-8 bytes.
-      where: str(where) names the file and line in error messages.
-
-    Raises:
-      UserError: the record has no such field, or the field does not hold text.
-    """
-    if text_field not in record:
-        raise UserError(
-            f"data.text_field: {where} has no field {text_field!r}; it has {', '.join(map(repr, record)) or 'none'}"
-        )
-    value = record[text_field]
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise UserError(
-                f"{where}: byte 0x{value[e.start]:02x} at offset {e.start} of {text_field!r} is not UTF-8"
-            ) from None
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"data.text_field: {where}: {text_field!r} holds {type(value).__name__}, not text")
-    return value or ""
-
-
-def is_unicode(text: str) -> bool:
-    """Returns whether a text can be encoded; JSON and Python strings may have unpaired surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

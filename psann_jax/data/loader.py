@@ -28,13 +28,16 @@ from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding_row
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 _TOKENIZER_FILE = "tokenizer.json"
 # Validation texts below either size, and documents of which more than so many fit in a window, get a warning.
 _FEW_WINDOWS, _FEW_TOKENS, _SHORT_DOCUMENTS = 2, 1000, 8
 
 
-def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) -> "TextData":
+def load_text(
+    config: DataConfig, progress: bool = True, run: Run = run_here, tokenizer: Tokenizer | None = None
+) -> "TextData":
     """Reads and tokenises the text, or finds it prepared in the cache; trains or loads the tokenizer.
 
     Processes that share a cache directory may call this at the same time: one does the work, the others wait.
@@ -43,6 +46,7 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
       config: the `data` section.
       progress: show progress on stderr.
       run: does the tasks of preparing the text, see `psann_jax.data.workers`.
+      tokenizer: the one to use; None: that of `config`.
 
     Raises:
       UserError: a source, the tokenizer or the cache cannot be used, or there is too little text.
@@ -50,7 +54,11 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
     check_settings(config.tokenizer)
     root = cache_root(config.cache_dir)
     corpus = Corpus(config, progress)
-    tokenizer = _tokenizer(corpus, config, root, progress)
+    if tokenizer is None:
+        tokenizer = _tokenizer(corpus, config, root, progress)
+    else:  # no other size was requested, see `TextData.describe`
+        settings = dataclasses.replace(config.tokenizer, vocab_size=tokenizer.vocab_size)
+        config = dataclasses.replace(config, tokenizer=settings)
     prepared = prepare(corpus, tokenizer, root, progress, run)
     return TextData(dataclasses.replace(config, document=corpus.document), tokenizer, prepared, corpus.sources)
 
@@ -58,8 +66,12 @@ def load_text(config: DataConfig, progress: bool = True, run: Run = run_here) ->
 def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
     settings = config.tokenizer
     if settings.path:
-        return Tokenizer.load(local_file(settings.path, root, "data.tokenizer.path"), settings)
-    key = key_of(corpus.fingerprint, [getattr(settings, name) for name in settings.__dataclass_fields__])
+        is_path = isinstance(given_location(settings.path, "data.tokenizer.path"), Path)
+        path = settings.path if is_path else local_file(settings.path, root, "data.tokenizer.path")
+        return Tokenizer.load(path, settings)
+    # Without `pattern`, which is of a file, and which older versions did not have.
+    names = [name for name in settings.__dataclass_fields__ if name != "pattern"]
+    key = key_of(corpus.fingerprint, [getattr(settings, name) for name in names])
 
     def make(directory: Path) -> None:
         sample = corpus.training_sample(settings.sample_bytes)
@@ -71,8 +83,8 @@ def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -
 class TextData:
     """Training and validation batches of a tokenised text.
 
-    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segment_ids and positions, see `PackedWindows`. Each
-    process gets the rows of its `BatchShard`.
+    A batch is a dict of int32 arrays of shape (B, L + 1): tokens, segment_ids and positions, and scored if only some
+    tokens are targets, see `PackedWindows`. Each process gets the rows of its `BatchShard`.
 
     Attributes:
       tokenizer: the tokenizer of the text.
@@ -115,6 +127,8 @@ class TextData:
                     f"data.max_length: is {config.max_length}, but the training text of {name} has {shard.n_tokens} "
                     f"tokens, fewer than the {config.max_length + 1} of one window"
                 )
+        if self.has_scored and not np.any(prepared.valid.scored_N):
+            raise UserError("data.messages_field: no message of a validation document is of the assistant")
         self.n_train_documents, self.n_valid_documents = prepared.train.n_documents, prepared.valid.n_documents
         self.n_train_tokens, self.n_valid_tokens = prepared.train.n_tokens, prepared.valid.n_tokens
         self.n_train_windows, self.n_valid_windows = sum(map(len, self.train_windows)), len(self.valid_windows)
@@ -170,6 +184,11 @@ class TextData:
         rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
         return self._read_ahead(_Batches(rows, batch_size, shard))
 
+    @property
+    def has_scored(self) -> bool:
+        """Whether only some tokens are targets; batches then have the array `scored`."""
+        return self._prepared.valid.scored_N is not None
+
     def _n_evaluated(self, max_tokens: int) -> int:
         """The number of windows that `valid_batches` yields."""
         n = self.n_valid_windows
@@ -200,17 +219,19 @@ class TextData:
         return other
 
     def evaluated_bytes(self, max_tokens: int = 0) -> int:
-        """Returns the bytes of UTF-8 of the text that `valid_batches` yields with the same max_tokens.
+        """Returns the bytes of UTF-8 of the text that `valid_batches` yields with the same max_tokens, of its targets.
 
         Those of a part of the text follow from the bytes that its tokens stand for. Their sum is scaled to the bytes of
         the whole text, from which it differs if the tokenizer changes the text.
         """
         valid = self._prepared.valid
         n = self._n_evaluated(max_tokens)
-        if n == self.n_valid_windows:
-            return valid.text_bytes
         sizes_V = self.tokenizer.sizes()
         end = self.valid_windows.end(n)
+        if valid.scored_N is not None:
+            return int(sizes_V[valid.tokens_N[:end]] @ (valid.scored_N[:end] > 0))
+        if n == self.n_valid_windows:
+            return valid.text_bytes
         counts = [np.bincount(tokens, minlength=len(sizes_V)) for tokens in (valid.tokens_N[:end], valid.tokens_N)]
         part, whole = (int(count @ sizes_V) for count in counts)
         return round(valid.text_bytes * part / whole) if whole else 0
@@ -241,6 +262,7 @@ class TextData:
             (
                 f"text        {', '.join(map(operator.add, config.sources, weights))}",
                 *([f"documents   {', '.join(units)}"] if units else []),
+                *([f"targets     {self._targets()}"] if self.has_scored else []),
                 f"training    {train.n_documents:,} documents, {train.text_bytes:,} bytes, {train.n_tokens:,} tokens, "
                 f"{self.n_train_windows:,} {kind} of {config.max_length}",
                 f"validation  {valid.n_documents:,} documents, {valid.text_bytes:,} bytes, {valid.n_tokens:,} tokens "
@@ -249,6 +271,10 @@ class TextData:
                 f"{self.bytes_per_token:.2f} bytes per token",
             )
         )
+
+    def _targets(self) -> str:
+        field = self._config.completion_field
+        return f"field {field} of records" if field else f"the assistant's messages in {self._config.messages_field}"
 
     def warnings(self, batch_size: int) -> tuple[str, ...]:
         """Returns one line about each property of the text that is probably a mistake, given B rows per update."""

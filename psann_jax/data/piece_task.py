@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psann_jax.data.corpus import CorpusPiece
+from psann_jax.data.encoding import encode_documents
 from psann_jax.data.shard_file import Documents, Header, read_header, write_shard_file
 from psann_jax.data.sources import read_piece
 from psann_jax.data.tokenizer import Tokenizer
@@ -104,11 +105,13 @@ def _tokenise(
     wide = tokenizer.vocab_size > 1 << 16
     train, valid = Documents(wide), Documents(wide)
     for batch in _batches(documents):
-        ids = tokenizer.encode_batch([text for _, text, _ in batch])
-        for (file, text, size), text_ids in zip(batch, ids, strict=True):
+        n_tokens = 0
+        encoded = encode_documents([text for _, text, _ in batch], tokenizer)
+        for (file, text, size), document in zip(batch, encoded, strict=True):
             side = valid if task.piece.split.is_valid(text) else train
-            side.add([tokenizer.bos_id, *text_ids, tokenizer.eos_id], size, file)
-        report(sum(size for _, _, size in batch), sum(map(len, ids)) + 2 * len(ids))
+            side.add(document.ids, size, file, document.scored)
+            n_tokens += len(document.ids)
+        report(sum(size for _, _, size in batch), n_tokens)
     return train, valid
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from psann_jax.data import files
 from psann_jax.data.content import Content
+from psann_jax.data.records import Records
 from psann_jax.data.text_units import Unit
 
 _EXPANSION = 4  # about how many bytes of text a byte of a .gz, .xz, .zst or .parquet file gives
@@ -46,18 +47,18 @@ class Piece:
     Attributes:
       parts: in the order of the documents.
       document: what one document of a .txt file is; "article": also of records.
-      text_field: the field of records that holds the text.
+      records: which fields of records are the document.
       n_bytes: estimated length of the text in bytes.
     """
 
     parts: tuple[Part, ...]
     document: Unit
-    text_field: str
+    records: Records
     n_bytes: int
 
 
 def file_pieces(
-    paths: Sequence[Path], contents: Sequence[Content], document: Unit, text_field: str, piece_bytes: int
+    paths: Sequence[Path], contents: Sequence[Content], document: Unit, records: Records, piece_bytes: int
 ) -> list[Piece]:
     """Cuts files into pieces.
 
@@ -65,7 +66,7 @@ def file_pieces(
       paths: the files.
       contents: of the files.
       document: what one document of a .txt file is; "article": also of records.
-      text_field: the field of records that holds the text.
+      records: which fields of records are the document.
       piece_bytes: size of a piece. Files that are compressed, one document, or articles or chapters are never cut.
 
     Raises:
@@ -78,7 +79,7 @@ def file_pieces(
     def end_group() -> None:
         nonlocal group, group_bytes
         if group:
-            pieces.append(Piece(tuple(group), document, text_field, group_bytes))
+            pieces.append(Piece(tuple(group), document, records, group_bytes))
         group, group_bytes = [], 0
 
     for index, (path, content) in enumerate(zip(paths, contents, strict=True)):
@@ -92,13 +93,13 @@ def file_pieces(
         else:
             for start, stop, n_bytes in _ranges(path, size, document, piece_bytes):
                 part = Part("file", str(path), index, start, stop, stamp)
-                pieces.append(Piece((part,), document, text_field, n_bytes))
+                pieces.append(Piece((part,), document, records, n_bytes))
     end_group()
     return pieces
 
 
 def record_pieces(
-    part: Part, n_records: int, n_bytes: int, document: Unit, text_field: str, piece_bytes: int
+    part: Part, n_records: int, n_bytes: int, document: Unit, records: Records, piece_bytes: int
 ) -> list[Piece]:
     """Cuts a data set into pieces of equal numbers of records.
 
@@ -107,13 +108,13 @@ def record_pieces(
       n_records: number of its records.
       n_bytes: estimated length of its text in bytes.
       document: "article" if records are lines of articles, which are never cut; otherwise without effect.
-      text_field: the field of records that holds the text.
+      records: which fields of records are the document.
       piece_bytes: size of a piece.
     """
     n = 1 if document == "article" else min(max(-(-n_bytes // piece_bytes), 1), max(n_records, 1))
     bounds = [i * n_records // n for i in range(n + 1)]
     return [
-        Piece((Part(part.kind, part.name, 0, a, b),), document, text_field, n_bytes // n)
+        Piece((Part(part.kind, part.name, 0, a, b),), document, records, n_bytes // n)
         for a, b in itertools.pairwise(bounds)
     ]
 

@@ -8,6 +8,8 @@ A file has these sections, each padded to a multiple of 64 bytes:
   valid tokens
   train offsets   position of the first token of each document, then the number of tokens, int64
   valid offsets
+  train scored    whether each token is a target of the loss, uint8; only if some are not, as in prompts
+  valid scored
 """
 
 import dataclasses
@@ -61,6 +63,7 @@ class Header:
       train: counts of training text.
       valid: counts of validation text.
       crc32: of the checksums.
+      has_scored: whether the file says which tokens are targets.
     """
 
     source: int
@@ -69,6 +72,7 @@ class Header:
     train: Counts
     valid: Counts
     crc32: int
+    has_scored: bool = False
 
     @property
     def n_documents(self) -> int:
@@ -78,7 +82,9 @@ class Header:
     def sections(self) -> list[tuple[np.dtype[Any], int]]:
         """Returns type and length of the arrays after the checksums."""
         tokens = [(np.dtype(self.dtype), counts.tokens) for counts in (self.train, self.valid)]
-        return [*tokens, *((np.dtype(np.int64), counts.documents + 1) for counts in (self.train, self.valid))]
+        offsets = [(np.dtype(np.int64), counts.documents + 1) for counts in (self.train, self.valid)]
+        scored = [(np.dtype(np.uint8), counts.tokens) for counts in (self.train, self.valid) if self.has_scored]
+        return [*tokens, *offsets, *scored]
 
     def n_bytes(self) -> int:
         """Returns the length of the sections after the checksums."""
@@ -98,8 +104,9 @@ class Header:
         return line.ljust(_padded(len(line) + 1) - 1) + b"\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the header as JSON-like values."""
-        return dataclasses.asdict(self)
+        """Returns the header as JSON-like values; without `has_scored` where it is False, as in earlier versions."""
+        values = dataclasses.asdict(self)
+        return values if self.has_scored else {name: value for name, value in values.items() if name != "has_scored"}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Header":
@@ -110,7 +117,9 @@ class Header:
             files = tuple((int(file), int(n)) for file, n in given["files"])
             counts[side] = Counts(int(given["tokens"]), int(given["documents"]), int(given["text_bytes"]), files)
         dtype = np.dtype(content["dtype"]).name
-        return cls(int(content["source"]), dtype, bool(content["is_last"]), **counts, crc32=int(content["crc32"]))
+        numbers = (counts["train"], counts["valid"], int(content["crc32"]))
+        has_scored = bool(content.get("has_scored", False))
+        return cls(int(content["source"]), dtype, bool(content["is_last"]), *numbers, has_scored)
 
 
 def _padded(n: int) -> int:
@@ -129,12 +138,16 @@ class Documents:
     offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
     text_bytes: int = 0
     files: list[list[int]] = field(default_factory=list)
+    scored: bytearray = field(default_factory=bytearray)
+    has_scored: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = array("I" if self.wide else "H")
 
-    def add(self, ids: list[int], text_bytes: int, file: int) -> None:
-        """Appends a document, from a file of this index."""
+    def add(self, ids: list[int], text_bytes: int, file: int, scored: list[bool] | None = None) -> None:
+        """Appends a document, from a file of this index; `scored` are the targets among its tokens, if not all are."""
+        self.scored += b"\1" * len(ids) if scored is None else bytes(scored)
+        self.has_scored = self.has_scored or scored is not None
         self.tokens.fromlist(ids)
         self.offsets.append(len(self.tokens))
         self.text_bytes += text_bytes
@@ -156,11 +169,14 @@ def write_shard_file(path: Path, source: int, is_last: bool, train: Documents, v
       OSError: the file cannot be written.
     """
     arrays = [np.frombuffer(x, x.typecode) for x in (train.tokens, valid.tokens, train.offsets, valid.offsets)]
+    has_scored = train.has_scored or valid.has_scored
+    if has_scored:
+        arrays += [np.frombuffer(side.scored, np.uint8) for side in (train, valid)]
     body = b"".join(_pad(x.tobytes()) for x in arrays)
     sums = np.array([zlib.crc32(body[i : i + BLOCK]) for i in range(0, len(body), BLOCK)], np.uint32).tobytes()
     dtype = "uint32" if train.wide else "uint16"
     trained = dataclasses.replace(train.counts(), files=())  # nobody asks, and there may be 100,000
-    header = Header(source, dtype, is_last, trained, valid.counts(), zlib.crc32(sums))
+    header = Header(source, dtype, is_last, trained, valid.counts(), zlib.crc32(sums), has_scored)
     with atomic_path(path, fsync=True) as temporary, open(temporary, "wb") as file:
         file.writelines((header.encode(), _pad(sums), body))
     return header
@@ -211,6 +227,16 @@ class ShardFile:
           DataError: the file is damaged; it is deleted, so that the next start prepares it again.
         """
         return self._section(SIDES.index(side), start, stop)
+
+    def scored(self, side: Side, start: int, stop: int) -> np.ndarray:
+        """Returns whether the tokens [start, stop) of one side are targets, uint8.
+
+        Raises:
+          DataError: as `tokens`.
+        """
+        if not self.header.has_scored:
+            return np.ones(stop - start, np.uint8)
+        return self._section(4 + SIDES.index(side), start, stop)
 
     def offsets(self, side: Side) -> np.ndarray:
         """Returns the offsets of the documents of one side, then the number of tokens.

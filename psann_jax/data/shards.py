@@ -4,11 +4,13 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from psann_jax.data.shard_file import ShardFile, Side
+
+Kind = Literal["tokens", "scored"]  # of the values that a file has for each token
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Shard:
       offsets: position of the first token of each document, then the number of tokens; int64, (documents + 1,): an
         array, or `FileOffsets`.
       text_bytes: length of the text of all documents in bytes of UTF-8.
+      scored_N: whether each token is a target of the loss, uint8: an array, or `FileTokens`; None if all are.
     """
 
     tokens_N: np.ndarray
     offsets: np.ndarray
     text_bytes: int
+    scored_N: np.ndarray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -45,10 +49,12 @@ class Shard:
     def documents(self, first: int, last: int) -> "Shard":
         """Returns the documents [first, last) as a shard, with `text_bytes` 0."""
         start, end = int(self.offsets[first]), int(self.offsets[last])
-        tokens, offsets = cast(Any, self.tokens_N), cast(Any, self.offsets)
+        tokens, offsets, scored = cast(Any, self.tokens_N), cast(Any, self.offsets), cast(Any, self.scored_N)
         if isinstance(tokens, FileTokens):  # they have no slices that read nothing
-            return Shard(cast(Any, tokens.part(start, end)), offsets.part(first, last), 0)
-        return Shard(tokens[start:end], offsets[first : last + 1] - start, 0)
+            scored = None if scored is None else scored.part(start, end)
+            return Shard(cast(Any, tokens.part(start, end)), offsets.part(first, last), 0, scored)
+        scored = None if scored is None else scored[start:end]
+        return Shard(tokens[start:end], offsets[first : last + 1] - start, 0, scored)
 
 
 def _starts(offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -81,8 +87,10 @@ def join_files(files: Sequence[ShardFile], side: Side) -> Shard:
     text_bytes = sum(getattr(file.header, side).text_bytes for file in files)
     tokens = FileTokens(joined, 0, joined.token_starts[-1])
     offsets = FileOffsets(joined, 0, joined.document_starts[-1])
+    has_scored = any(file.header.has_scored for file in files)  # on either side, so that batches have the same arrays
+    scored = FileTokens(joined, 0, joined.token_starts[-1], "scored") if has_scored else None
     # They have what arrays have as far as windows and loader use it; typed as arrays, so that arrays do as well.
-    return Shard(cast(np.ndarray, tokens), cast(np.ndarray, offsets), text_bytes)
+    return Shard(cast(np.ndarray, tokens), cast(np.ndarray, offsets), text_bytes, cast(Any, scored))
 
 
 class _Files:
@@ -91,22 +99,26 @@ class _Files:
     def __init__(self, files: Sequence[ShardFile], side: Side):
         self.side = side
         self.files = [file for file in files if getattr(file.header, side).documents]
-        self.dtype = np.dtype(files[0].header.dtype)
+        self.dtypes = {"tokens": np.dtype(files[0].header.dtype), "scored": np.dtype(np.uint8)}
         counts = [getattr(file.header, side) for file in self.files]
         self.token_starts = [0, *itertools.accumulate(count.tokens for count in counts)]
         self.document_starts = [0, *itertools.accumulate(count.documents for count in counts)]
 
-    def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Returns the tokens [start, stop)."""
+    def values(self, kind: Kind, start: int, stop: int) -> np.ndarray:
+        """Returns the tokens [start, stop), or whether they are targets."""
         i = bisect.bisect_right(self.token_starts, start) - 1
         if i < len(self.files) and stop <= self.token_starts[i + 1]:
-            return self.files[i].tokens(self.side, start - self.token_starts[i], stop - self.token_starts[i])
+            return self._read(kind, i, start, stop)
         parts = []
         while start < stop:
-            first, end = self.token_starts[i], self.token_starts[i + 1]
-            parts.append(self.files[i].tokens(self.side, start - first, min(stop, end) - first))
+            end = self.token_starts[i + 1]
+            parts.append(self._read(kind, i, start, min(stop, end)))
             start, i = end, i + 1
-        return _concatenate(parts, self.dtype)
+        return _concatenate(parts, self.dtypes[kind])
+
+    def _read(self, kind: Kind, i: int, start: int, stop: int) -> np.ndarray:
+        read = self.files[i].tokens if kind == "tokens" else self.files[i].scored
+        return read(self.side, start - self.token_starts[i], stop - self.token_starts[i])
 
     def offsets(self, first: int, last: int) -> np.ndarray:
         """Returns the positions of the first tokens of the documents [first, last); that of the end is n_tokens."""
@@ -149,25 +161,25 @@ def _concatenate(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 class FileTokens:
-    """The tokens [start, stop) of several files, read by slices as from an array."""
+    """The tokens [start, stop) of several files, or whether they are targets, read by slices as from an array."""
 
-    def __init__(self, files: _Files, start: int, stop: int):
-        self._files, self._start, self._stop = files, start, stop
-        self.dtype = files.dtype
+    def __init__(self, files: _Files, start: int, stop: int, kind: Kind = "tokens"):
+        self._files, self._start, self._stop, self._kind = files, start, stop, kind
+        self.dtype = files.dtypes[kind]
 
     def __len__(self) -> int:
         return self._stop - self._start
 
     def __getitem__(self, item: slice) -> np.ndarray:
         start, stop, _ = item.indices(len(self))
-        return self._files.tokens(self._start + start, self._start + max(start, stop))
+        return self._files.values(self._kind, self._start + start, self._start + max(start, stop))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self[:], dtype, copy=copy)
 
     def part(self, start: int, stop: int) -> "FileTokens":
         """Returns the tokens [start, stop) without reading them."""
-        return FileTokens(self._files, self._start + start, self._start + stop)
+        return FileTokens(self._files, self._start + start, self._start + stop, self._kind)
 
 
 class FileOffsets:

@@ -28,6 +28,7 @@ from psann_jax.data.cache import cache_root
 from psann_jax.data.content import file_contents
 from psann_jax.data.downloads import local_copies
 from psann_jax.data.pieces import Part, Piece, file_pieces, record_pieces
+from psann_jax.data.records import Records
 from psann_jax.data.text_units import Unit, choose_unit, suggest_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
@@ -50,7 +51,8 @@ class Source:
       fingerprint: a hash that changes with the documents.
       pieces: cuts the source into pieces of about as many bytes; may raise UserError.
       files: names of its files if they are few, else the name of the source for each file; the source if it has none.
-      settings: which of the settings `document` and `text_field` affect the documents.
+      settings: which of the settings `document` and `text_field` affect the documents; the latter stands for all that
+        name fields of records.
       unit: what one document is in its .txt files, or, if it is an article, in its records; otherwise None.
       suggested: what may suit its .txt files better than the unit that `data.document=auto` chose.
     """
@@ -94,14 +96,14 @@ def read_piece(piece: Piece) -> Iterator[tuple[int, str]]:
 def _read_file(part: Part, piece: Piece) -> Iterator[str]:
     path = Path(part.name)
     _refuse_change(path, part.stamp)
-    yield from files.read_documents(path, piece.document, piece.text_field, part.start, part.stop)
+    yield from files.read_documents(path, piece.document, piece.records, part.start, part.stop)
     _refuse_change(path, part.stamp)
 
 
 def _read_records(part: Part, piece: Piece) -> Iterator[str]:
     records = _opened[part.name] if part.name in _opened else _open_records(part.name, "data.sources")
     read = _tfds_texts if part.kind == "tfds" else _hugging_face_texts
-    texts = read(part.name, records, piece.text_field, range(part.start, part.stop or 0))
+    texts = read(part.name, records, piece.records, range(part.start, part.stop or 0))
     if piece.document == "article":
         return files.record_articles(texts, part.name)
     return (text for text in texts if text and not text.isspace())
@@ -119,7 +121,7 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources", prog
 
     Args:
       spec: the name of the source.
-      config: its `document`, `text_field` and `cache_dir` are used.
+      config: its `document`, the fields of records and `cache_dir` are used.
       field: the setting to name in error messages.
       progress: show progress on stderr if hashing the files takes long.
 
@@ -148,7 +150,7 @@ def _builtin(name: str, field: str) -> Source:
         encoded = f"\0{len(text)}\0{text}".encode()
         digest.update(encoded)
         n_bytes += len(encoded)
-    piece = Piece((Part("builtin", "builtin:python"),), "file", "", n_bytes)
+    piece = Piece((Part("builtin", "builtin:python"),), "file", Records(), n_bytes)
     return Source("builtin:python", digest.hexdigest(), lambda _: [piece], ("builtin:python",))
 
 
@@ -174,14 +176,14 @@ def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     found = file_contents(paths, cache_root(config.cache_dir), progress)
 
     def pieces(piece_bytes: int) -> list[Piece]:
-        return file_pieces(paths, found, unit or "file", config.text_field, piece_bytes)
+        return file_pieces(paths, found, unit or "file", Records.of(config), piece_bytes)
 
     contents: list[Any] = [(kind, content.sha256) for kind, content in zip(kinds, found, strict=True)]
     if any("\r" in head and (unit == "file" or "\n" not in head) for head in heads):
         contents.append("line ends")  # version 0.1 kept these characters
-    affected_by: dict[str, str] = {"document": unit} if unit else {}
+    affected_by: dict[str, Any] = {"document": unit} if unit else {}
     if len(texts) < len(paths):
-        affected_by["text_field"] = config.text_field
+        affected_by["text_field"] = Records.of(config).identity
     fingerprint = _fingerprint([affected_by[name] for name in sorted(affected_by)], contents)
     names = tuple(named) if len(paths) <= _NAMED_FILES else (spec,) * len(paths)
     return Source(spec, fingerprint, pieces, names, frozenset(affected_by), unit, suggested)
@@ -266,12 +268,12 @@ def _tfds(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     except Exception as e:  # as above
         raise _load_error(field, spec, e, _TFDS_FORM) from e
     shards = file_contents(parts, cache_root(config.cache_dir), progress)
-    content = (info.full_name, split, config.text_field, [shard.sha256 for shard in shards])
+    content = (info.full_name, split, Records.of(config).identity, [shard.sha256 for shard in shards])
     return _record_source(spec, content, n_records, sum(shard.size for shard in shards), config)
 
 
-def _tfds_texts(spec: str, records: Any, text_field: str, indices: range) -> Iterator[str]:
-    return _texts(spec, ((i, records[i]) for i in indices), text_field)
+def _tfds_texts(spec: str, data: Any, records: Records, indices: range) -> Iterator[str]:
+    return _texts(spec, ((i, data[i]) for i in indices), records)
 
 
 def _open_hugging_face(spec: str, name: str, field: str) -> Any:
@@ -293,17 +295,16 @@ def _hugging_face(spec: str, config: DataConfig, field: str, progress: bool) -> 
     split = _parse_split(spec.partition(":")[2])[1]
     paths = [Path(file["filename"]) for file in records.cache_files]
     arrow = [content.sha256 for content in file_contents(paths, cache_root(config.cache_dir), progress)]
-    content = (split, config.text_field, records.num_rows, arrow)
+    content = (split, Records.of(config).identity, records.num_rows, arrow)
     return _record_source(spec, content, records.num_rows, records.data.nbytes, config)
 
 
-def _hugging_face_texts(spec: str, records: Any, text_field: str, indices: range) -> Iterator[str]:
-    if text_field not in records.column_names:
-        files.record_text(dict.fromkeys(records.column_names), text_field, spec)
-    column = records.select_columns([text_field])
-    batches = (column[i : min(i + 1000, indices.stop)][text_field] for i in indices[::1000])
-    texts = ({text_field: text} for batch in batches for text in batch)
-    return _texts(spec, zip(indices, texts, strict=True), text_field)
+def _hugging_face_texts(spec: str, data: Any, records: Records, indices: range) -> Iterator[str]:
+    records.missing(data.column_names, spec)
+    columns = data.select_columns(list(records.names))
+    batches = (columns[i : min(i + 1000, indices.stop)] for i in indices[::1000])
+    rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
+    return _texts(spec, zip(indices, rows, strict=True), records)
 
 
 def _record_source(spec: str, content: tuple[Any, ...], n_records: int, n_bytes: int, config: DataConfig) -> Source:
@@ -312,7 +313,7 @@ def _record_source(spec: str, content: tuple[Any, ...], n_records: int, n_bytes:
     unit: Unit | None = "article" if config.document == "article" else None
 
     def pieces(piece_bytes: int) -> list[Piece]:
-        return record_pieces(part, n_records, n_bytes, unit or "file", config.text_field, piece_bytes)
+        return record_pieces(part, n_records, n_bytes, unit or "file", Records.of(config), piece_bytes)
 
     fingerprint = _fingerprint(*content, unit) if unit else _fingerprint(*content)
     settings = frozenset({"text_field", "document"} if unit else {"text_field"})
@@ -354,6 +355,6 @@ def _load_error(field: str, spec: str, e: Exception, form: str) -> UserError:
     return UserError(f"{field}: cannot load {spec} (the form is {form}): {reason}")
 
 
-def _texts(spec: str, records: Iterable[tuple[int, dict[str, Any]]], text_field: str) -> Iterator[str]:
-    for i, record in records:
-        yield files.record_text(record, text_field, f"{spec}: record {i}")
+def _texts(spec: str, data: Iterable[tuple[int, dict[str, Any]]], records: Records) -> Iterator[str]:
+    for i, record in data:
+        yield records.document(record, f"{spec}: record {i}")

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from psann_jax.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from psann_jax.config.checks import refuse_inactive
 from psann_jax.data.files import read_errors
 from psann_jax.data.special_tokens import PROBES
+from psann_jax.data.tiktoken_file import SUFFIX, read_tiktoken
+from psann_jax.data.tokenizer_json import with_special_tokens
 from psann_jax.data.tokenizer_models import ByteModel, Model, SentencePieceModel, TokenizersModel
+from psann_jax.data.tokenizer_source import find_tokenizer
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import atomic_write, given_path
+from psann_jax.utils.files import atomic_write
 
 # Names of the special tokens in widely used tokenizers, tried if the setting has its default value.
 COMMON_NAMES = {
@@ -137,6 +140,20 @@ class Tokenizer:
             raise ValueError(f"token id {i} is outside the tokenizer's {self.vocab_size} ids")
         return self._model.piece(i)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the special tokens by role: pad, bos, eos and, if there is one, unk."""
+        return dict(self._names)
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """Returns a tokenizer.json of the `tokenizers` library with the same ids, which puts bos before a text.
+
+        Raises:
+          UserError: the library has no tokenizer with these ids.
+        """
+        ids = {name: self._model.find(name) or 0 for name in self._names.values()}
+        return with_special_tokens(self._model.tokenizer_json(), ids, bos=self._names["bos"])
+
     def to_bytes(self) -> bytes:
         """Serialises the tokenizer for `from_bytes`."""
         content = {"format": _FORMAT, "kind": self.kind, "names": self._names, "model": self._model.payload()}
@@ -178,16 +195,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], config: TokenizerConfig | None = None) -> Self:
-        """Loads a saved tokenizer, a tokenizer.json of `tokenizers` or a .model of sentencepiece.
+        """Loads a saved tokenizer, a tokenizer.json of `tokenizers`, a .model of sentencepiece or a .tiktoken file.
 
         Args:
-          path: the file.
+          path: the file, or what `find_tokenizer` accepts: a folder, or a name on the Hugging Face Hub.
           config: names of the special tokens and the expected kind; None: the defaults.
 
         Raises:
           UserError: the file cannot be read, has another format or kind, or lacks a special token.
         """
-        path, config = given_path(path, "data.tokenizer.path"), config or TokenizerConfig()
+        path, config = find_tokenizer(path, config or TokenizerConfig())
         with read_errors(path):
             data = path.read_bytes()
         tokenizer = cls._read(path, data, config)
@@ -202,8 +219,10 @@ class Tokenizer:
         try:
             if not data:
                 raise ValueError("the file is empty")
-            if data.lstrip()[:1] != b"{":
-                model: Model = SentencePieceModel(data)
+            if path.suffix == SUFFIX:
+                model: Model = TokenizersModel(json.dumps(read_tiktoken(path, data, config)))
+            elif data.lstrip()[:1] != b"{":
+                model = SentencePieceModel(data)
             elif json.loads(data).get("format") == _FORMAT:
                 saved = cls.from_bytes(data)
                 model, known = saved._model, saved._names

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from psann_jax.config import SPECIAL_TOKENS
 from psann_jax.data.special_tokens import hide_in_sentencepiece, hide_in_tokenizer_json
+from psann_jax.data.tokenizer_json import BYTE_OF, byte_level_tokenizer, byte_name, sentencepiece_tokenizer
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 
@@ -47,6 +48,9 @@ class Model(Protocol):
 
     def payload(self) -> str:
         """Returns the model as a string, from which its class can be constructed again."""
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """Returns a tokenizer.json of the `tokenizers` library with the same ids, perhaps without special tokens."""
 
     def without(self, names: Collection[str]) -> "Model":
         """Returns a model with the same ids, for encoding only, in which no text gives the tokens of these names."""
@@ -112,26 +116,23 @@ class TokenizersModel:
         """Returns the UTF-8 of the text that one token stands for."""
         name = self._tokenizer.id_to_token(i) or ""
         if self._byte_level:
-            return b"".join(_BYTE_OF.get(c, c.encode()) for c in name)
+            return b"".join(BYTE_OF.get(c, c.encode()) for c in name)
         return _piece_bytes(name)
 
     def payload(self) -> str:
         """Returns the content of a tokenizer.json file."""
         return self._tokenizer.to_str()
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        content: dict[str, Any] = json.loads(self.payload())
+        return content
+
     def without(self, names: Collection[str]) -> "TokenizersModel":
         """Returns a model for encoding only, in which no text gives the tokens of these names."""
         return TokenizersModel(hide_in_tokenizer_json(self.payload(), names))
 
 
-def _byte_characters() -> dict[str, bytes]:
-    """Returns the characters that stand for bytes in byte-level tokenizers: the same if printable, else from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)) - set(printable))
-    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_characters()
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # name of a byte-fallback token
 
 
@@ -237,6 +238,10 @@ class SentencePieceModel:
         """Returns the content of the .model file in base64."""
         return base64.b64encode(self._proto).decode()
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        return sentencepiece_tokenizer(self._proto)
+
     def without(self, names: Collection[str]) -> "SentencePieceModel":
         """Returns a model for encoding only, in which no text gives the pieces of these names."""
         return SentencePieceModel(hide_in_sentencepiece(self._proto, names))
@@ -282,6 +287,12 @@ class ByteModel:
     def payload(self) -> str:
         """Returns "": there is nothing to store."""
         return ""
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """See `Model`."""
+        n = len(SPECIAL_TOKENS)
+        names = {self.piece(i).decode() if i < n else byte_name(self.piece(i)): i for i in range(self.size)}
+        return byte_level_tokenizer(names)
 
     def without(self, names: Collection[str]) -> "ByteModel":
         """Returns the model itself, in which no text gives a special token."""

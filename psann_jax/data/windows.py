@@ -20,9 +20,11 @@ class PackedWindows:
       segment_ids: 1, 2, ... for the documents within the window, 0 for padding.
       positions: 0, 1, ... from the first token of the document in the window.
 
-    With a stride S < L, window i starts at token i * S, and a fourth array, `scored`, is 1 for the tokens that count as
-    targets: all of the first window, and the last S of each later one, so that every token is again a target exactly
-    once. With at least L - S tokens before it in its window, each sees those of its document among them.
+    If only some tokens of the shard are targets, a fourth array, `scored`, is 1 for these.
+
+    With a stride S < L, window i starts at token i * S, and `scored` is 1 for the targets that count in this window:
+    those of the first window, and of the last S tokens of each later one, so that every target counts exactly once.
+    With at least L - S tokens before it in its window, each sees those of its document among them.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class PackedWindows:
         if self._document_mask:
             starts = np.maximum(self._shard.starts(start, stop) - start, 0)
         element = _element(self._shard.tokens_N[start:stop], starts, self._length, self._pad_id)
-        return element | _scored(self._length, self._stride, is_first=i == 0)
+        return element | _scored(self._shard, (start, stop), self._length, self._stride, is_first=i == 0)
 
 
 class DocumentRows:
@@ -116,7 +118,8 @@ class DocumentRows:
             raise IndexError(f"row {i} of {len(self)}")
         start, stop = self._span(i)
         element = _element(self._shard.tokens_N[start:stop], np.zeros(1, np.int64), self._length, self._pad_id)
-        return element | _scored(self._length, self._stride, is_first=self._place(i)[1] == 0)
+        is_first = self._place(i)[1] == 0
+        return element | _scored(self._shard, (start, stop), self._length, self._stride, is_first=is_first)
 
     def _place(self, i: int) -> tuple[int, int]:
         """The document of row i, and the number of its rows before that."""
@@ -157,11 +160,15 @@ def _n_rows(n_targets: Any, length: int, stride: int) -> Any:
     return np.where(np.greater(n_targets, 0), 1 + np.maximum(-(-(n_targets - length) // stride), 0), 0)
 
 
-def _scored(length: int, stride: int, *, is_first: bool) -> Element:
-    """The array `scored` of `PackedWindows`, which windows that do not overlap lack."""
-    if stride == length:
+def _scored(shard: Shard, span: tuple[int, int], length: int, stride: int, *, is_first: bool) -> Element:
+    """The array `scored` of `PackedWindows`, which windows that do not overlap lack if all tokens are targets."""
+    if stride == length and shard.scored_N is None:
         return {}
-    return {"scored": (np.arange(length + 1) > (0 if is_first else length - stride)).astype(np.int32)}
+    scored = np.arange(length + 1) > (0 if is_first else length - stride)
+    if shard.scored_N is not None:
+        marks = shard.scored_N[slice(*span)]
+        scored[: len(marks)] &= marks > 0
+    return {"scored": scored.astype(np.int32)}
 
 
 def _element(ids: np.ndarray, starts: np.ndarray, length: int, pad_id: int) -> Element:

@@ -235,7 +235,7 @@ function showFinals(points, front, cost) {
 
 function showSamples() {
   const seed = Number(byId("seed").value), prompt = Number(byId("prompt").value);
-  const rows = chosen(content.samples).filter((row) => row.seed === seed);
+  const rows = chosen(content.samples).filter((row) => row.seed === seed && stepName(row) === byId("step").value);
   const of = (row) => row.texts.filter((text) => text.prompt === prompts[prompt]);
   const temperatures = [...new Set(rows.flatMap((row) => of(row).map((text) => text.temperature)))];
   byId("texts-head").replaceChildren(element("tr", {}, element("th", { textContent: "contender" }),
@@ -248,6 +248,7 @@ function showSamples() {
       return cell;
     }))));
 }
+const stepName = ({ step }) => step === null ? "after the last update" : `after ${step} updates`;
 const prompts = [...new Set(content.samples.flatMap(({ texts }) => texts.map(({ prompt }) => prompt)))];
 
 // --- the page ---
@@ -280,6 +281,8 @@ function start() {
   fill("cost", known.filter(([cost]) => cost !== "tokens"));
   fill("prompt", prompts.map((prompt, i) => [i, prompt || "(none: the beginning of a text)"]));
   fill("seed", [...new Set(content.samples.map(({ seed }) => seed))].map((seed) => [seed, seed]));
+  const ordered = [...content.samples].sort((a, b) => (a.step ?? -1) - (b.step ?? -1));
+  fill("step", [...new Set(ordered.map(stepName))].map((name) => [name, name]));
   byId("samples").hidden = !content.samples.length;
   byId("contenders").replaceChildren(...content.contenders.map((contender) => {
     const box = element("input", { type: "checkbox", checked: true });

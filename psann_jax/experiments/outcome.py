@@ -17,7 +17,7 @@ COLUMNS: tuple[str, ...] = ("base", "contender", "differences", "settings", "sta
 COLUMNS += ("status", "dataset")
 COLUMNS += ("d_model", "n_layers", "n_heads", "param_count", "train_steps", "train_tokens", "train_tokens_per_s")
 COLUMNS += ("train_elapsed_s", "train_flops", "peak_memory_mb", "train_loss", "val_loss", "val_ppl", "val_accuracy")
-COLUMNS += ("val_solved", "best_val_loss", "best_step", "code", "path")
+COLUMNS += ("val_solved", "best_val_loss", "best_step", "code", "shares", "path")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Outcome:
       rows: its metrics.jsonl.
       error: why training, or a step after it, failed; None if nothing did.
       codes: versions of the code that trained it, see `psann_jax.experiments.run.code_version`.
+      shares: whether it shared cores or a GPU with other runs while it trained, so that its speed is not its own.
       lm_eval: results of lm_eval's tasks, as written by `psann-jax lm_eval`.
       sine_figure: the figure of its sine activations, if any.
       coordinates_page: the page of its coordinates, if any.
@@ -44,6 +45,7 @@ class Outcome:
     rows: list[dict[str, Any]]
     error: str | None
     codes: list[dict[str, str]] = field(default_factory=list)
+    shares: bool = False
     lm_eval: dict[str, Any] | None = None
     sine_figure: Path | None = None
     coordinates_page: Path | None = None
@@ -95,6 +97,7 @@ class Outcome:
             "n_heads": config.model.n_heads,
             "code": " ".join(code["code"] for code in self.codes),
             "trained_by": self.codes,
+            "shares": self.shares,
             "path": str(self.folder),
         }
         if self.error is not None:

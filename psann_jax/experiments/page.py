@@ -14,6 +14,7 @@ from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.statistics import mean_interval
 from psann_jax.experiments.tables import DIFFERENCE_COLUMNS, EQUAL, difference_row
 from psann_jax.plots.style import line_style
+from psann_jax.train.metrics import SAMPLES
 
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross",
@@ -75,7 +76,8 @@ def page_content(finished: Sequence[Outcome], comparisons: Sequence[Comparison],
       groups: the runs that differ only in their seed, see `_group`;
       differences: dicts of contender and reference (names), budget, mean, low, high, pairs (by seed), verdict and cells
         (of the table);
-      samples: dicts of contender, budget, seed and texts, see `psann_jax.runs.samples`.
+      samples: dicts of contender, budget, seed, step and texts, see `psann_jax.sample.prompts`; step is the number of
+        updates of an evaluation with eval.prompts, None after the last one.
     """
     groups: dict[object, list[Outcome]] = {}
     for outcome in finished:
@@ -95,7 +97,7 @@ def page_content(finished: Sequence[Outcome], comparisons: Sequence[Comparison],
         ],
         "groups": [_group(group, metrics) for group in groups.values()],
         "differences": [_difference(c) for c in comparisons if not c.is_slope],
-        "samples": [_samples(o) for o in finished if o.samples is not None],
+        "samples": [entry for o in finished for entry in _samples(o)],
     }
 
 
@@ -171,9 +173,12 @@ def _difference(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _samples(outcome: Outcome) -> dict[str, Any]:
-    case, found = outcome.case, outcome.samples or {}
-    return {"contender": case.label, "budget": case.budget, "seed": case.seed, "texts": found["samples"]}
+def _samples(outcome: Outcome) -> list[dict[str, Any]]:
+    case = outcome.case
+    run = {"contender": case.label, "budget": case.budget, "seed": case.seed}
+    last = [] if outcome.samples is None else [{**run, "step": None, "texts": outcome.samples["samples"]}]
+    rows = [row for row in outcome.rows if row["kind"] == SAMPLES]
+    return last + [{**run, "step": row["step"], "texts": row["texts"]} for row in rows]
 
 
 def _number(value: float | None) -> float | None:

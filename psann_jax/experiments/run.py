@@ -2,10 +2,9 @@
 
 import hashlib
 import math
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -15,19 +14,22 @@ from typing import Any
 from psann_jax.bench.config_file import write_config_file
 from psann_jax.config import DataConfig
 from psann_jax.config.io import default_config, flatten, to_dict
+from psann_jax.engines.place import STOPPED, Place
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.runs.samples import SAMPLES, SETTINGS
+from psann_jax.runs.samples import SAMPLES
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CONFIG as CONFIG_JSON
-from psann_jax.train.workdir import read_config, read_summary
+from psann_jax.train.workdir import is_locked, read_config, read_summary
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import read_json, write_json
 
 # Settings that do not affect a run's results.
-_FREE = ("data.cache_dir", "data.num_workers")
+_FREE = ("data.cache_dir", "data.num_workers", "train.loggers", "eval.prompts")
+_WAIT_S, _WAIT_POLL_S = 60.0, 0.5  # for a process that still trains in a run's folder
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
 
 
@@ -109,7 +111,7 @@ def _samples(case: Case, folder: Path) -> dict[str, Any] | None:
     if not (folder / SAMPLES).exists():
         return None
     found = read_json(folder / SAMPLES)
-    expected = {"step": case.config.train.steps, **SETTINGS}
+    expected = {"step": case.config.train.steps, **sample_settings(case.config.eval.prompts)}
     return found if expected.items() <= found.items() else None
 
 
@@ -126,41 +128,56 @@ def has_plotly() -> bool:
 # --- doing it -------------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, folder: Path, lm_eval: LmEval | None) -> str | None:
+def run_case(case: Case, folder: Path, place: Place, lm_eval: LmEval | None) -> str | None:
     """Does what a run lacks.
+
+    Args:
+      case: the run.
+      folder: its workdir.
+      place: where its child processes run.
+      lm_eval: the evaluation on standard tasks, or None.
 
     Returns:
       The error of the first process that failed, or None.
     """
-    error = train(case, folder)
+    error = train(case, folder, place)
     if error is not None:
         return error
     for command in _missing(case, folder, lm_eval):
-        error = _run_module(command)
+        error = place.run_module(command, folder)
         if error is not None:
             return error
     return None
 
 
-def train(case: Case, folder: Path) -> str | None:
-    """Trains a run unless that is done; returns the error if it fails."""
+def train(case: Case, folder: Path, place: Place) -> str | None:
+    """Trains a run unless that is done; returns the error if it fails. Arguments are those of `run_case`."""
     if trained(case, folder):
         return None
-    _record_code(folder)
-    with tempfile.TemporaryDirectory() as config_folder:
-        path = write_config_file(to_dict(case.config), Path(config_folder))
-        return _run_module(["psann_jax.main", f"--config={path}", f"--workdir={folder}"])
+    _wait_for_earlier(folder, place)
+    _record_start(folder, place)
+    error = _with_config(
+        case, lambda config: place.run_module(["psann_jax.main", config, f"--workdir={folder}"], folder)
+    )
+    return STOPPED if error is None and not trained(case, folder) else error
 
 
-def _run_module(arguments: Sequence[str]) -> str | None:
-    """Runs `python -m ARGUMENTS` and shows its output; returns its last line if it fails."""
-    process = subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    last = ""
-    for line in process.stderr:
-        print(line, end="", file=sys.stderr, flush=True)
-        last = line.strip() or last
-    return None if process.wait() == 0 else last.removeprefix("error: ") or f"exit code {process.returncode}"
+def _wait_for_earlier(folder: Path, place: Place) -> None:
+    """Waits while a process trains in the folder: one whose sweep or node was killed may still save its state."""
+    end = time.monotonic() + _WAIT_S
+    while is_locked(folder) and time.monotonic() < end and not place.stopping():
+        time.sleep(_WAIT_POLL_S)
+
+
+def prepare_text(case: Case, folder: Path, place: Place) -> str | None:
+    """Prepares the text of a run, or finds it in the cache; arguments and result are those of `run_case`."""
+    return _with_config(case, lambda config: place.run_module(["psann_jax", "prepare", config], folder))
+
+
+def _with_config(case: Case, run: Callable[[str], str | None]) -> str | None:
+    """Calls `run` with the flag --config of a run's settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(f"--config={write_config_file(to_dict(case.config), Path(folder))}")
 
 
 @cache
@@ -174,13 +191,21 @@ def code_version() -> dict[str, str]:
     return {**versions, "code": digest.hexdigest()[:12]}
 
 
-def _record_code(folder: Path) -> None:
-    """Adds the current code to a run's code.json; there are several if a run was resumed after a change."""
+def _record_start(folder: Path, place: Place) -> None:
+    """Adds the current code to a run's code.json, and whether the run shares cores or a GPU with others.
+
+    There are several versions if a run was resumed after a change.
+    """
     path = folder / CODE
-    known: list[Any] = read_json(path)["trained_by"] if path.exists() else []
-    if code_version() not in known:
+    known = read_json(path) if path.exists() else {"trained_by": []}
+    codes, shares = known["trained_by"], known.get("shares", False)
+    record = {
+        "trained_by": codes if code_version() in codes else [*codes, code_version()],
+        "shares": shares or place.shares,
+    }
+    if record != known:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"trained_by": [*known, code_version()]})
+        write_json(path, record)
 
 
 def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
@@ -195,13 +220,15 @@ def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
       UserError: a file is damaged.
     """
     figure, page = folder / SINE_FIGURE, coordinates_page(folder)
+    start = read_json(folder / CODE) if (folder / CODE).exists() else {}
     return Outcome(
         case,
         folder,
         summary=read_summary(folder),
         rows=read_metrics(folder / METRICS),
         error=error,
-        codes=read_json(folder / CODE)["trained_by"] if (folder / CODE).exists() else [],
+        codes=start.get("trained_by", []),
+        shares=start.get("shares", False),
         lm_eval=read_json(folder / LM_EVAL) if (folder / LM_EVAL).exists() else None,
         sine_figure=figure if figure.exists() else None,
         coordinates_page=page if page.exists() else None,

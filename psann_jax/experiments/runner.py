@@ -1,10 +1,12 @@
 """Runs a sweep and writes its report after every run.
 
-Every run is a process of its own. Finished runs are not repeated and a failed run does not end the sweep, so the same
-command completes what is missing. All runs share tokenizer, token shards and validation windows, which depend on the
-data settings only. If the sweep has a tuning stage, its trials come first, see `psann_jax.experiments.tuner`.
+Every run is a process of its own; with --jobs, several train at once. Finished runs are not repeated and a failed run
+does not end the sweep, so the same command completes what is missing. All runs share tokenizer, token shards and
+validation windows, which depend on the data settings only. If the sweep has a tuning stage, its trials come first, see
+`psann_jax.experiments.tuner`.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,8 +69,9 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
     failures = run_missing(
         paths,
         done,
-        lambda case, folder: run_case(case, folder, options.lm_eval),
+        functools.partial(run_case, lm_eval=options.lm_eval),
         lambda failures: _report(name, paths, failures, reference, workdir, stage),
+        options.engine,
     )
     print(f"{workdir}/report.html", flush=True)
     if failures:

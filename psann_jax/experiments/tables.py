@@ -103,6 +103,11 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
     )
     if len(seeds) == 1:
         text += " One seed cannot show which contender is better: another seed could reverse small differences."
+    if n_shared := sum(o.shares for o in finished):
+        text += (
+            f" {n_shared} of the {len(finished)} trained at the same time as others, on shared cores or a shared GPU: "
+            "their tokens/s and seconds say nothing about the speed of a contender."
+        )
     return Section("Runs", text, [])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
+from psann_jax.engines.place import Place
 from psann_jax.experiments.cases import Case, experiment
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.run import read_outcome, train, trained
@@ -54,7 +55,7 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
             list_runs(f"{workdir / TUNING}", paths, done)
             if len(done) == len(paths) or options.dry_run:
                 return state({})
-            failures = run_missing(paths, done, _run, lambda failures: report(state(failures)))
+            failures = run_missing(paths, done, _run, lambda failures: report(state(failures)), options.engine)
             if failures:
                 names = ", ".join(folder.name for folder in failures)
                 raise UserError(f"{workdir / TUNING}: did not finish: {names}; the same command tries them again")
@@ -71,13 +72,14 @@ def _extended(stage: Stage, grids: Mapping[str, Grid]) -> dict[str, Grid] | None
     return stage.tuning.extended(grids, {edge for choice in choices for edge in choice.edges})
 
 
-def _run(case: Case, folder: Path) -> str | None:
+def _run(case: Case, folder: Path, place: Place) -> str | None:
     """Trains a trial; returns its error unless it diverged, which is a result and is not repeated."""
-    error = train(case, folder)
+    error = train(case, folder, place)
     if error is None or not error.startswith(DIVERGED):
         return error
     write_json(folder / _DIVERGED_JSON, {"error": error})
-    print(f"diverged: {error}", flush=True)
+    if place.shows_output:
+        print(f"diverged: {error}", flush=True)
     return None
 
 

@@ -1,7 +1,7 @@
 """From the config of an experiment to a network whose parameters are a plain nested dict."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from flax import nnx
 
 from psann_jax.config import Config
 from psann_jax.config.families import family
-from psann_jax.nn.partition import info_tree
+from psann_jax.nn.partition import freeze, info_tree
 
 Params = dict[str, Any]
 
@@ -50,6 +50,12 @@ class Network:
         """Number of parameters, including frozen ones."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
+    def size(self) -> str:
+        """Returns the number of parameters in words, and how many of them are trained if not all are."""
+        sizes = jax.tree.map(lambda leaf, info: leaf.size if info.trainable else 0, self.abstract, self.infos)
+        n_trained = sum(jax.tree.leaves(sizes))
+        return f"{self.n_params:,} parameters" + (f", {n_trained:,} trained" if n_trained < self.n_params else "")
+
 
 def build(
     config: Any,
@@ -84,11 +90,15 @@ def make_network(config: Config, vocab_size: int | None = None) -> Network:
     Args:
       config: the experiment.
       vocab_size: of its tokenizer; None for a model without one, or if model.vocab_size is set.
+
+    Raises:
+      ConfigError: the network does not support an option, or `train.freeze` does not fit it.
     """
-    return build(
+    network = build(
         config.model.with_sizes(vocab_size, config.data.max_length),
         dtype=jnp.dtype(DTYPES[config.train.precision]),
         remat=config.train.remat,
         scan_layers=config.train.scan_layers,
         sequence=config.mesh.sequence,
     )
+    return replace(network, infos=freeze(network.infos, config.train.freeze)) if config.train.freeze else network

@@ -100,7 +100,7 @@ class NGT(TiedHead):
         masses = INITIALS[config.init].embedding
         self.mass = param(rngs, masses, (config.vocab_size, 1), "table", ("vocab", None))
         # The scale that `coord_norm` gives the coordinates of all later layers.
-        self.coords = param(rngs, normal(1.0), (config.n_positions, config.d_coord), "table", (None, None))
+        self.coords = param(rngs, normal(1.0), (config.n_positions, config.d_coord), "table", ("positions", None))
         super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod

@@ -75,7 +75,7 @@ class Vanilla(TiedHead):
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, **options: Any):
         """Creates the float32 parameters; `options` are those of `Layered`."""
         shape = (config.n_positions, config.d_model)
-        self.positions = param(rngs, INITIALS[config.init].embedding, shape, "embedding", (None, "embed"))
+        self.positions = param(rngs, INITIALS[config.init].embedding, shape, "embedding", ("positions", "embed"))
         super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod

@@ -51,6 +51,7 @@ class ShardingRules:
     heads: MeshAxes = "tensor"
     mlp: MeshAxes = "tensor"
     vocab: MeshAxes = "tensor"
+    positions: MeshAxes = None  # rows of a table with one row for each position in a window
 
     def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
         """Returns the PartitionSpec of an array with these logical axes.
@@ -137,6 +138,45 @@ def info_tree(state: nnx.State) -> dict[str, Any]:
         return ParamInfo(made.kind, ("layers", *made.axes) if stacked else made.axes, made.trainable)
 
     return nnx.traversals.unflatten_mapping({path: info(v) for path, v in state.flat_state()})
+
+
+def kinds_of(path: Any, info: ParamInfo) -> tuple[str, ...]:
+    """Returns the names of a parameter's kind in settings such as `train.lr_scales`, the general one first.
+
+    Args:
+      path: of the parameter among all of the network, as JAX gives it.
+      info: of the parameter.
+    """
+    keys = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    if info.kind == "embedding" and keys[0] == "head":
+        return ("head",)
+    return ("sine", f"sine_{keys[-1]}") if info.kind == "sine" else (info.kind,)
+
+
+def freeze(infos: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Returns infos in which the parameters of some kinds are not trained.
+
+    Args:
+      infos: ParamInfo of every parameter of a network.
+      kinds: as in `kinds_of`.
+
+    Raises:
+      ConfigError: no trained parameter is of one of the kinds, or none is left.
+    """
+    trained = set[str]()
+
+    def frozen(path: Any, info: ParamInfo) -> ParamInfo:
+        names = kinds_of(path, info)
+        if info.trainable:
+            trained.update(names)
+        return replace(info, trainable=info.trainable and not set(kinds) & set(names))
+
+    changed: dict[str, Any] = jax.tree_util.tree_map_with_path(frozen, infos)
+    for kind in kinds:
+        require(kind in trained, "train.freeze", f"names {kind}, but the model trains no such parameter; omit it")
+    is_left = any(info.trainable for info in jax.tree.leaves(changed))
+    require(is_left, "train.freeze", "leaves no parameter to train; omit a kind")
+    return changed
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from psann_jax.ops import tiles
-from psann_jax.ops.dropout import keep_by_index, keep_probability, random_words
+from psann_jax.ops.dropout import column_word, keep_element, keep_probability, random_words, row_word
 
 
 class MaskForm(NamedTuple):
@@ -32,7 +32,7 @@ class MaskWords(NamedTuple):
     """What determines the masks of a window.
 
     Attributes:
-      first_BxH: index of the first weight of each row and head among all weights of a tile, uint32.
+      first_BxH: index of the first query of each row and head among the queries of a tile, uint32.
       words_N: two random words of every tile (i, j), row by row, uint32; N = 2 n^2.
     """
 
@@ -51,7 +51,7 @@ def mask_words(key: Array, B: int, H: int, length: int) -> MaskWords:
     index = jnp.arange(n)
     keys_nxn = jax.vmap(lambda i: jax.vmap(lambda j: tiles.tile_key(key, i, j))(index))(index)
     words_nxnx2 = jnp.stack(jax.vmap(jax.vmap(random_words))(keys_nxn), axis=-1)
-    return MaskWords(lax.iota(jnp.uint32, B * H).reshape(B, H) * jnp.uint32(span**2), words_nxnx2.reshape(-1))
+    return MaskWords(lax.iota(jnp.uint32, B * H).reshape(B, H) * jnp.uint32(span), words_nxnx2.reshape(-1))
 
 
 def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Array:
@@ -73,7 +73,7 @@ def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Ar
     crossed = form.n > 1 and form.span % T != 0
     i, j = (jnp.minimum(x // form.span, form.n - 1) for x in ((query_Tx1, key_1xT) if crossed else (query, key)))
     place = 2 * (i * form.n + j)
-    in_mask_TxT = (query_Tx1 - i * form.span) * form.span + (key_1xT - j * form.span)
-    index_TxT = first + in_mask_TxT.astype(jnp.uint32)
-    kept_TxT = keep_by_index(index_TxT, (words_N[place], words_N[place + 1]), form.rate)
+    row, column = first + (query_Tx1 - i * form.span).astype(jnp.uint32), (key_1xT - j * form.span).astype(jnp.uint32)
+    row_word_Tx1 = row_word(row, (words_N[place], words_N[place + 1]))
+    kept_TxT = keep_element(row_word_Tx1, column_word(column), form.rate)
     return jnp.where(kept_TxT, jnp.float32(1 / keep_probability(form.rate)), 0)

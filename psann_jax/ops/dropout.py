@@ -1,7 +1,8 @@
 """Dropout with masks that are hashed from element indices.
 
 Random bits of `jax.random` are stored in memory and cost more than the rest of dropout. A hash is recomputed where it
-is used, in the forward and in the backward pass, so no mask is ever stored.
+is used, in the forward and in the backward pass, so no mask is ever stored. On a GPU, the hash is most of the work of
+dropout. So each row along the last axis has a random word, and so has each column; an element hashes the two once.
 """
 
 import math
@@ -31,15 +32,18 @@ def keep_mask(key: Array, rate: float, shape: tuple[int, ...]) -> tuple[Array, f
     Args:
       key: PRNG key of any implementation.
       rate: fraction to drop, in [0, 1).
-      shape: shape of the mask. Beyond 2^32 elements the mask repeats.
+      shape: shape of the mask.
 
     Returns:
       The mask, bool, True where an element is kept; and the exact probability of that, to divide kept elements by.
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        index = index * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return keep_by_index(index, random_words(key), rate), keep_probability(rate)
+    row = jnp.zeros(shape[:-1], jnp.uint32)
+    for axis in range(len(shape) - 1):
+        row = row * jnp.uint32(shape[axis]) + lax.broadcasted_iota(jnp.uint32, row.shape, axis)
+    column = lax.iota(jnp.uint32, shape[-1]) if shape else jnp.uint32(0)
+    # Without the barrier, the compiler would compute the words again for every element.
+    rows, columns = lax.optimization_barrier((row_word(row, random_words(key)), column_word(column)))
+    return keep_element(rows[..., None] if shape else rows, columns, rate), keep_probability(rate)
 
 
 def random_words(key: Array) -> tuple[Array, Array]:
@@ -48,17 +52,34 @@ def random_words(key: Array) -> tuple[Array, Array]:
     return first, second
 
 
-def keep_by_index(index: Array, words: tuple[Array, Array], rate: float) -> Array:
+def row_word(row: Array, words: tuple[Array, Array]) -> Array:
+    """Returns the random word of rows, uint32; elementwise, so also inside a kernel.
+
+    Args:
+      row: index of each row in the array without its last axis, flattened, uint32.
+      words: two random uint32 words, broadcastable to the rows.
+    """
+    # With one round, the words of one key could be a permutation of another key's.
+    return _hash(_hash(row ^ words[0]) + words[1])
+
+
+def column_word(column: Array) -> Array:
+    """Returns the word of columns, uint32, from their indices, uint32.
+
+    With the index in its place, two rows with neighbouring words would have the same mask, shifted.
+    """
+    return _hash(column)
+
+
+def keep_element(row: Array, column: Array, rate: float) -> Array:
     """Returns whether dropout keeps elements; elementwise, so also inside a kernel.
 
     Args:
-      index: of each element in the flattened array, uint32.
-      words: two random uint32 words, broadcastable to the index.
+      row: `row_word` of each element, broadcastable to the elements.
+      column: its `column_word`, likewise.
       rate: fraction to drop, in [0, 1).
     """
-    # With one round, the mask of one key could be a permutation of another key's mask.
-    bits = _hash(_hash(index ^ words[0]) + words[1])
-    return bits >= jnp.uint32(_n_dropped(rate))
+    return _hash(row ^ column) >= jnp.uint32(_n_dropped(rate))
 
 
 def keep_probability(rate: float) -> float:
@@ -71,9 +92,9 @@ def _n_dropped(rate: float) -> int:
 
 
 def row_words(key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws the two words of `keep_by_index` for every row of an array, (*shape, 2) uint32.
+    """Draws two words of `row_word` for every element of an array, (*shape, 2) uint32.
 
-    Rows with words of their own can be dropped by devices that each hold some of them, whichever they hold.
+    Arrays with words of their own can be dropped by devices that each hold some of them, whichever they hold.
     """
     index = lax.iota(jnp.uint32, math.prod(shape))
     return _hash(index[:, None] ^ jax.random.bits(key, (2,), jnp.uint32)).reshape(*shape, 2)

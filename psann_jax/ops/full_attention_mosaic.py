@@ -66,7 +66,7 @@ def _call(
         row += (pl.program_id(0) * _ROWS).astype(jnp.uint32)
 
         def one_row(i: Array, _: None) -> None:
-            index = ((row + i.astype(jnp.uint32)) * jnp.uint32(heads.all_heads) + head) * jnp.uint32(L * L)
+            index = ((row + i.astype(jnp.uint32)) * jnp.uint32(heads.all_heads) + head) * jnp.uint32(L)
             tile = Tile(L, K, heads.rate, (first, second), index)
             results = compute(tile, heads.n_heads, *(ref[i] for ref in refs[: len(arrays)]))
             for ref, result in zip(refs[len(arrays) :], results, strict=True):
@@ -98,7 +98,7 @@ def _only(x_LxD: Array, head: int, head_dim: int) -> Array:
 
 
 def _head_tile(tile: Tile, head: int) -> Tile:
-    return tile._replace(first_index=tile.first_index + jnp.uint32(head * tile.length**2))
+    return tile._replace(first_row=tile.first_row + jnp.uint32(head * tile.length))
 
 
 def _row(tile: Tile, n_heads: int, q: Array, k: Array, v: Array) -> tuple[Array, ...]:

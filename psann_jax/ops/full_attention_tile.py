@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from psann_jax.ops.dropout import keep_by_index, keep_probability
+from psann_jax.ops.dropout import column_word, keep_element, keep_probability, row_word
 from psann_jax.ops.tiles import MASK_VALUE
 
 
@@ -18,26 +18,27 @@ class Tile(NamedTuple):
       head_dim: K.
       rate: of dropout.
       words: two random words, uint32; unused if the rate is 0.
-      first_index: of the first weight among the weights of all rows and heads, (B, H, L, L), uint32.
+      first_row: index of the first query among the queries of all rows and heads, (B, H, L), uint32.
     """
 
     length: int
     head_dim: int
     rate: float
     words: tuple[Array, Array]
-    first_index: Array
+    first_row: Array
 
 
 def weights(tile: Tile, scores_TxT: Array) -> tuple[Array, Array]:
     """Returns softmax(scores / sqrt(K)) over the keys below L, and the factors of dropout, both float32."""
-    query, key = (lax.broadcasted_iota(jnp.int32, scores_TxT.shape, axis) for axis in (0, 1))
-    scores = jnp.where(key < tile.length, scores_TxT * (1 / math.sqrt(tile.head_dim)), MASK_VALUE)
+    key_1xT = lax.broadcasted_iota(jnp.int32, (1, scores_TxT.shape[1]), 1)
+    scores = jnp.where(key_1xT < tile.length, scores_TxT * (1 / math.sqrt(tile.head_dim)), MASK_VALUE)
     unnormalised = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
     weights = unnormalised / jnp.sum(unnormalised, axis=1, keepdims=True)
     if not tile.rate:
         return weights, jnp.ones_like(weights)
-    index = tile.first_index + (query * tile.length + key).astype(jnp.uint32)
-    kept = keep_by_index(index, tile.words, tile.rate)
+    row_Tx1 = lax.broadcasted_iota(jnp.uint32, (scores_TxT.shape[0], 1), 0)
+    word_Tx1 = row_word(tile.first_row + row_Tx1, tile.words)
+    kept = keep_element(word_Tx1, column_word(key_1xT.astype(jnp.uint32)), tile.rate)
     return weights, jnp.where(kept, 1 / keep_probability(tile.rate), 0.0).astype(jnp.float32)
 
 

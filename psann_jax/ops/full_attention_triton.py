@@ -81,7 +81,7 @@ def _tile(rate: float, n_heads: int, q_ref: Any, place_ref: Any) -> Tile:
     first, second, first_row, first_head = (place_ref[i] for i in range(4))
     row, head = (x.astype(jnp.uint32) for x in _row_and_head(H))
     index = (first_row + row) * jnp.uint32(n_heads) + first_head + head
-    return Tile(L, K, rate, (first, second), index * jnp.uint32(L * L))
+    return Tile(L, K, rate, (first, second), index * jnp.uint32(L))
 
 
 def _dot(a: Array, b: Array, *, trans_a: bool = False, trans_b: bool = False) -> Array:

@@ -64,8 +64,10 @@ def kernel_target(platform: str, v_BxLxHxK: Array, *, interpret: bool = False) -
       interpret: see `Target`.
     """
     if platform == "gpu":
-        # More would not fit into the registers.
-        return Target(platform, 32 if v_BxLxHxK.dtype == jnp.float32 else 64, interpret)
+        # With 64, a multiprocessor of an H100 has registers for one program only, which mostly waits: a layer of
+        # w3_25m took 1.5 ms per micro-batch on an H200. With 32, it has registers for 5 programs of the forward and 2
+        # or 3 of the backward pass (compiled, not run).
+        return Target(platform, 32, interpret)
     return Target(platform, 128 if v_BxLxHxK.shape[1] <= 128 else 256, interpret)
 
 
@@ -93,7 +95,7 @@ def weighted_values(form: GravityForm, x: GravityInputs, words_BxHx2: Array | No
     if words_BxHx2 is not None:
         index = jnp.arange(L, dtype=jnp.int32)
         first, second = (words_BxHx2[:, :, None, None, n] for n in range(2))
-        p *= dropout_factors(form.dropout_rate, L, index[:, None], index, first, second)
+        p *= dropout_factors(form.dropout_rate, index[:, None], index, first, second)
     return jnp.einsum("bhls,bshk->blhk", p, x.v_BxLxHxK.astype(p.dtype), precision="highest").astype(x.v_BxLxHxK.dtype)
 
 
@@ -128,7 +130,7 @@ def _pack(form: GravityForm, target: Target, x: GravityInputs, words_BxHx2: Arra
     scalars = {"params": Operand("scalars", params_Hx3[None, :, None])}
     if words_BxHx2 is not None:
         scalars["words"] = Operand("scalars", words_BxHx2[:, :, None])
-    setup = Setup(form, target, L, C, x.mass_BxL is not None, words_BxHx2 is not None)
+    setup = Setup(form, target, C, x.mass_BxL is not None, words_BxHx2 is not None)
     v = _values(target, x.v_BxLxHxK, padded)
     return _Packed(setup, (B, H, padded), tokens, v, scalars, causal_visits(target.T, padded, segment_ids))
 
@@ -292,4 +294,5 @@ def _example() -> kernels.Example:
     def kernel(form: GravityForm, x: GravityInputs, words: Array | None) -> Array:
         return gravity_kernel(form, x, words, kernel_target(kernels.platform(), x.v_BxLxHxK))
 
-    return kernels.Example(both(kernel), both(weighted_values), inputs, tolerance=0.02)
+    # The gradient of the bias is a sum that nearly cancels, of terms that know the output in bf16 only.
+    return kernels.Example(both(kernel), both(weighted_values), inputs, tolerance=0.05)

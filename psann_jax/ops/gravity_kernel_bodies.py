@@ -6,11 +6,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from psann_jax.ops.dropout import keep_by_index, keep_probability
+from psann_jax.ops.dropout import column_word, keep_element, keep_probability, row_word
 from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, differentiate_tile, score_tile
 from psann_jax.ops.tile_loop import Body, Index, Scalars, Side, Sums, Target
 from psann_jax.ops.tiles import MASK_VALUE
+
+_UNROLLED = 4  # coordinates; divides those of every padded token on GPUs
 
 
 class Setup(NamedTuple):
@@ -19,7 +21,6 @@ class Setup(NamedTuple):
     Attributes:
       form: options of the score.
       target: what it is compiled for.
-      length: tokens of the window without padding.
       coordinates: per head, without padding.
       has_mass: whether masses multiply the scores.
       has_dropout: whether weights are dropped.
@@ -27,7 +28,6 @@ class Setup(NamedTuple):
 
     form: GravityForm
     target: Target
-    length: int
     coordinates: int
     has_mass: bool
     has_dropout: bool
@@ -156,26 +156,30 @@ def _squared_distances(setup: Setup, fixed: Side, looped: Side) -> Array:
 
     zeros = jnp.zeros((setup.target.T, setup.target.T), jnp.float32)
     if setup.target.platform == "gpu":
-        # Unrolled, all coordinates of the fixed tile would be kept in registers, of which there are not enough.
-        return lax.fori_loop(0, setup.coordinates, add, zeros)
+        # Unrolled, all coordinates of the fixed tile would be kept in registers, of which there are not enough; one at
+        # a time, each would wait for its numbers from memory. Coordinates of the padding are zero.
+        def add_some(i: Index, d2: Array) -> Array:
+            return reduce(lambda d2, c: add(_UNROLLED * i + c, d2), range(_UNROLLED), d2)
+
+        return lax.fori_loop(0, -(-setup.coordinates // _UNROLLED), add_some, zeros)
     return reduce(lambda d2, c: add(c, d2), range(setup.coordinates), zeros)
 
 
 def _dropout_factors(setup: Setup, query: Array, key: Array, scalars: Scalars) -> Array:
     first, second = scalars.get("words", 0), scalars.get("words", 1)
-    return dropout_factors(setup.form.dropout_rate, setup.length, query, key, first, second)
+    return dropout_factors(setup.form.dropout_rate, query, key, first, second)
 
 
-def dropout_factors(rate: float, length: int, query: Array, key: Array, first: Array, second: Array) -> Array:
+def dropout_factors(rate: float, query: Array, key: Array, first: Array, second: Array) -> Array:
     """Returns the factors of attention weights: 0 where dropped, 1 / (1 - rate) elsewhere.
 
     Args:
       rate: fraction to drop.
-      length: of the window.
       query: positions of the queries, int32.
       key: positions of the keys, int32.
       first: a word of the row and head, see `psann_jax.ops.dropout.row_words`.
       second: the other one.
     """
-    kept = keep_by_index((query * length + key).astype(jnp.uint32), (first, second), rate)
+    word = row_word(query.astype(jnp.uint32), (first, second))
+    kept = keep_element(word, column_word(key.astype(jnp.uint32)), rate)
     return jnp.where(kept, jnp.float32(1 / keep_probability(rate)), 0)

@@ -1,7 +1,8 @@
 """Comparison of a kernel with the reference on the devices at hand, before a program uses it for the first time.
 
 A kernel that gives other values or gradients, or does not run, is refused: programs then take the next implementation,
-and a warning says so. Results are kept in a file of the user's cache directory, one per kind of device and version.
+and a warning says so. Results of comparisons are kept in a file of the user's cache directory, one per kind of device
+and version. That a kernel did not run is not kept: the device's memory may have been full.
 """
 
 import contextlib
@@ -87,23 +88,28 @@ def is_sound(kernel: str, make_example: Callable[[], Example]) -> bool:
     kind = jax.devices()[0].device_kind
     entry = f"{kernel}; {kind}; jax {jax.__version__}; psann_jax {version('psann_jax')}"
     outcome = _results().get(entry)
+    again = f"to check again, delete {_FILE} in the cache directory"
     if outcome is None:
-        outcome = _outcome(make_example)
-        _keep({entry: outcome})
+        outcome, compared = _outcome(make_example)
+        if compared:
+            _keep({entry: outcome})
+        else:
+            again = "the next start checks again"
     if outcome == PASSED:
         return True
     warnings.warn(
         f"the kernel {kernel} is not used: on {kind} {outcome}. A slower implementation takes its place. Please report "
-        f"this line with the output of psann-jax selftest; to check again, delete {_FILE} in the cache directory",
+        f"this line with the output of psann-jax selftest; {again}",
         RuntimeWarning,
         stacklevel=2,
     )
     return False
 
 
-def _outcome(make_example: Callable[[], Example]) -> str:
-    """Runs a comparison; returns `PASSED`, or what is wrong in a few words."""
+def _outcome(make_example: Callable[[], Example]) -> tuple[str, bool]:
+    """Runs a comparison; returns `PASSED`, or what is wrong in a few words, and whether the kernel ran."""
     outcome = ["it did not run"]
+    compared = []
 
     def compare() -> None:
         try:
@@ -116,12 +122,13 @@ def _outcome(make_example: Callable[[], Example]) -> str:
         worst = max(found, key=lambda name: found[name])
         passed = found[worst] <= example.tolerance
         outcome[0] = PASSED if passed else f"its {worst} differs from the reference by {found[worst]:.1g}"
+        compared.append(True)
 
     # In a thread of its own, because a kernel is chosen while a program is traced, and here the arrays are real.
     thread = threading.Thread(target=compare)
     thread.start()
     thread.join()
-    return outcome[0]
+    return outcome[0], bool(compared)
 
 
 def _file() -> Path:

@@ -42,6 +42,23 @@ def write_coordinates(
 
     Args:
       path: the HTML file to write, about 5 MB, most of it plotly.js.
+      run: from `load_text_run`; see `coordinates_page` for this and the other arguments.
+      text: one document.
+      name: name of the run.
+      max_tokens: most tokens.
+
+    Raises:
+      UserError: see `coordinates_page`; or the file cannot be written.
+    """
+    content = coordinates_page(run, text, name=name, max_tokens=max_tokens)
+    with storage_errors(path):
+        atomic_write(path, content)
+
+
+def coordinates_page(run: TextRun, text: str | None = None, *, name: str = "run", max_tokens: int | None = None) -> str:
+    """Returns the page of a trained gravity model.
+
+    Args:
       run: from `load_text_run`, of a base with coordinates, such as ngt.
       text: one document, read after bos; None means `DEFAULT_TEXT`.
       name: name of the run, for the subtitle.
@@ -50,7 +67,7 @@ def write_coordinates(
 
     Raises:
       UserError: the run is of another base or has diverged, the text has no tokens, max_tokens is below 2 or above
-        the run's window, the file cannot be written, or plotly is not installed.
+        the run's window, or plotly is not installed.
     """
     require_extra("coordinates page", "plotly")
     base, longest = run.config.model.base, run.config.data.max_length
@@ -61,9 +78,7 @@ def write_coordinates(
     ids = _encode(run, DEFAULT_TEXT if text is None else text)[:n]
     evolution = evolve(run, ids)
     require(evolution.is_finite(), "workdir", f"has a run that has diverged: values at step {run.step} are not finite")
-    content = page_content(evolution, [visible(run.tokenizer.piece(i)) for i in ids], _subtitle(run, name))
-    with storage_errors(path):
-        atomic_write(path, page(content))
+    return page(page_content(evolution, [visible(run.tokenizer.piece(i)) for i in ids], _subtitle(run, name)))
 
 
 def _encode(run: TextRun, text: str) -> list[int]:

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from psann_jax.config import DataConfig, require, text_data
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
+from psann_jax.data.encoding import encode_documents
 from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.shard_file import Documents
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
 from psann_jax.data.tokenizer import Tokenizer
@@ -45,46 +47,81 @@ class Evaluation:
     parts: dict[str, list[PartLoss]]
 
 
-def evaluate(
-    run: TextRun,
-    text: TextData,
-    *,
-    max_tokens: int = 0,
-    batch_size: int | None = None,
-    stride: int | None = None,
-    progress: bool = False,
-) -> Evaluation:
+class Evaluator:
+    """Evaluates checkpoints of one run on a text, with one compiled program.
+
+    Attributes:
+      text: the text.
+    """
+
+    def __init__(
+        self,
+        run: TextRun,
+        text: TextData,
+        *,
+        max_tokens: int = 0,
+        batch_size: int | None = None,
+        stride: int | None = None,
+    ) -> None:
+        """Builds the evaluation step; it is compiled on first use.
+
+        Args:
+          run: from `load_text_run`; any checkpoint.
+          text: from `validation_text` or `text_of`; its validation part is used.
+          max_tokens: evaluate only the first max_tokens tokens, rounded down to whole windows; 0 means all.
+          batch_size: windows per batch, over all devices; None means as in training.
+          stride: distance of the windows in tokens, see `psann_jax.data.windows.PackedWindows`; None: as in training,
+            L.
+
+        Raises:
+          UserError: max_tokens, batch_size or stride is invalid.
+        """
+        require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
+        config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
+        self._rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size
+        shards = num_batch_shards(run.mesh)
+        valid = self._rows >= 1 and self._rows % shards == 0
+        require(valid, "batch_size", f"is {self._rows}, must be a positive multiple of {shards}")
+        self.text = text
+        self._task = LanguageModel(config, text if stride is None else text.with_stride(stride))
+        network = self._task.network
+        shardings = param_shardings(run.mesh, network.abstract, network.infos)
+        self._mesh, self._batch = run.mesh, batch_sharding(run.mesh)
+        self._step = make_eval_step(
+            self._task, StateSpec({"params": network.abstract}, {"params": shardings}), self._batch
+        )
+
+    def evaluate(self, run: TextRun, *, progress: bool = False) -> Evaluation:
+        """Evaluates a checkpoint.
+
+        Args:
+          run: the checkpoint, loaded on the mesh of the constructor's.
+          progress: whether to show a progress bar on a terminal.
+        """
+        sums = EvaluationSums(self._task.target_parts())
+        with jax.set_mesh(self._mesh):
+            no_bar = not (progress and sys.stderr.isatty())
+            for arrays in tqdm(self._task.valid_batches(self._rows), unit=" batches", disable=no_bar):
+                sums.add(jax.device_get(self._step(run.params, put_batch(arrays, self._batch))))
+        results, windows = self._task.summarise(sums.totals), sums.windows(run.step, self.text.fingerprint)
+        assert windows is not None
+        loss = {"loss": results["loss"], "loss_stderr": standard_error(windows.nll_W, windows.weight_W)}
+        return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
+
+
+def evaluate(run: TextRun, text: TextData, *, progress: bool = False, **options: Any) -> Evaluation:
     """Evaluates a run on the validation part of a text.
 
     Args:
       run: from `load_text_run`.
       text: from `validation_text` or `text_of`.
-      max_tokens: evaluate only the first max_tokens tokens, rounded down to whole windows; 0 means all.
-      batch_size: windows per batch, over all devices; None means as in training.
-      stride: distance of the windows in tokens, see `psann_jax.data.windows.PackedWindows`; None: as in training, L.
       progress: whether to show a progress bar on a terminal.
+      **options: see `Evaluator`.
 
     Raises:
       UserError: max_tokens, batch_size or stride is invalid.
     """
-    require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
-    config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
-    rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size
-    shards = num_batch_shards(run.mesh)
-    require(rows >= 1 and rows % shards == 0, "batch_size", f"is {rows}, must be a positive multiple of {shards}")
-    task = LanguageModel(config, text if stride is None else text.with_stride(stride))
-    shardings = param_shardings(run.mesh, task.network.abstract, task.network.infos)
-    spec, batch = StateSpec({"params": task.network.abstract}, {"params": shardings}), batch_sharding(run.mesh)
-    sums = EvaluationSums(task.target_parts())
-    with jax.set_mesh(run.mesh):
-        step = make_eval_step(task, spec, batch)
-        no_bar = not (progress and sys.stderr.isatty())
-        for arrays in tqdm(task.valid_batches(rows), unit=" batches", disable=no_bar):
-            sums.add(jax.device_get(step(run.params, put_batch(arrays, batch))))
-    results, windows = task.summarise(sums.totals), sums.windows(run.step, text.fingerprint)
-    assert windows is not None
-    loss = {"loss": results["loss"], "loss_stderr": standard_error(windows.nll_W, windows.weight_W)}
-    return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
+    return Evaluator(run, text, **options).evaluate(run, progress=progress)
 
 
 def validation_text(run: TextRun, progress: bool = False) -> TextData:
@@ -95,7 +132,7 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     """
     if is_of_earlier_version(run.data):
         return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
-    text = load_text(text_data(run.config), progress)
+    text = load_text(text_data(run.config), progress, tokenizer=run.tokenizer)
     if text.fingerprint != run.data:
         raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
     return text
@@ -114,7 +151,10 @@ def text_of(run: TextRun, source: str, *, document: str | None = None, text_fiel
       UserError: the text cannot be read or is empty.
     """
     data = text_data(run.config)
-    names: dict[str, Any] = {"document": document or data.document, "text_field": text_field or data.text_field}
+    names: dict[str, Any] = {"document": document or data.document}
+    if text_field:
+        names |= {"prompt_field": "", "completion_field": "", "messages_field": "", "template": ""}
+        names["text_field"] = text_field
     config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
     names_of_files: list[str] = []
@@ -142,13 +182,12 @@ def _unused_training_text(config: DataConfig, tokenizer: Tokenizer) -> Shard:
 
 
 def _shard(documents: Iterable[str], tokenizer: Tokenizer) -> Shard:
-    ids, offsets, text_bytes = [np.zeros(0, np.uint32)], [0], 0
+    found = Documents(wide=True)
     for texts in _groups(documents, _ENCODE_BATCH):
-        for text, plain in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            ids.append(np.array([tokenizer.bos_id, *plain, tokenizer.eos_id], np.uint32))
-            offsets.append(offsets[-1] + len(ids[-1]))
-            text_bytes += len(text.encode())
-    return Shard(np.concatenate(ids), np.array(offsets), text_bytes)
+        for text, document in zip(texts, encode_documents(texts, tokenizer), strict=True):
+            found.add(document.ids, len(text.encode()), 0, document.scored)
+    scored = np.frombuffer(found.scored, np.uint8) if found.has_scored else None
+    return Shard(np.array(found.tokens, np.uint32), np.array(found.offsets), found.text_bytes, scored)
 
 
 def _groups(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -1,11 +1,9 @@
 """Loads a trained run from its workdir; start here to use one."""
 
-import contextlib
 import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +57,19 @@ class TextRun(LoadedRun):
 
     tokenizer: Tokenizer
 
-    def sampler(self) -> Sampler:
-        """Returns a sampler whose context is as long as the windows in training."""
+    def sampler(self, n_alternatives: int = 0) -> Sampler:
+        """Returns a sampler whose context is as long as the windows in training.
+
+        Args:
+          n_alternatives: see `Sampler`.
+        """
         return Sampler(
             self.network,
             self.params,
             eos_id=self.tokenizer.eos_id,
             max_length=self.config.data.max_length,
             mesh=self.mesh,
+            n_alternatives=n_alternatives,
         )
 
 
@@ -96,8 +99,7 @@ def load_run(
       UserError: no such run or checkpoint, a damaged one, one of another family or without EMA weights, or the mesh
         does not divide the model.
     """
-    with _opened(workdir, step) as (checkpoints, found):
-        return _restore(_open(workdir, checkpoints, found, precision, data_section), mesh, ema_params)
+    return _restore(open_run(workdir, step, precision, data_section), mesh, ema_params)
 
 
 def load_text_run(
@@ -109,45 +111,40 @@ def load_text_run(
     ema_params: bool = False,
 ) -> TextRun:
     """Loads the network, the parameters and the tokenizer of a language model; see `load_run`."""
-    with _opened(workdir, step) as (checkpoints, found):
-        run = _restore(_open(workdir, checkpoints, found, precision, DataConfig), mesh, ema_params)
-        fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-        return TextRun(**fields, tokenizer=_tokenizer(checkpoints, found))
+    saved = open_run(workdir, step, precision, DataConfig)
+    run = _restore(saved, mesh, ema_params)
+    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    return TextRun(**fields, tokenizer=saved.tokenizer())
 
 
 @dataclass(frozen=True)
-class _Saved:
-    """A checkpoint whose parameters have not been read yet."""
+class SavedRun:
+    """A checkpoint whose parameters have not been read yet; attributes as in `LoadedRun`.
+
+    `copy` is the temporary directory of a copy from a bucket, which is deleted with this object.
+    """
 
     checkpoints: CheckpointReader
     step: int
     config: Config
     network: Network
     data: str
+    copy: tempfile.TemporaryDirectory[str] | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """Reads the tokenizer; raises UserError if the checkpoint has none or is damaged."""
+        return _tokenizer(self.checkpoints, self.step)
 
 
-@contextlib.contextmanager
-def _opened(workdir: str | os.PathLike[str], step: int | str | None) -> Iterator[tuple[CheckpointReader, int]]:
-    """Yields the checkpoints of a run and the chosen one of them, which can be read while the context lasts."""
-    location = given_location(workdir, "workdir")
-    if isinstance(location, Path):
-        checkpoints = CheckpointReader(_checkpoint_directory(location))
-        yield checkpoints, _choose(checkpoints, step)
-        return
-    with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:
-        run = RemoteRun(location, Path(temporary))
-        checkpoints = CheckpointReader(run.directory)
-        if not run.directory.is_dir():
-            raise UserError(f"{location}: has no checkpoints; give the workdir of a run that has saved one")
-        found = _choose(checkpoints, step)
-        run.pull(found)
-        yield checkpoints, found
+def open_run(
+    workdir: str | os.PathLike[str], step: int | str | None, precision: str = "run", section: type | None = None
+) -> SavedRun:
+    """Finds a checkpoint and builds the network for it; the arguments are those of `load_run`.
 
-
-def _open(
-    workdir: str | os.PathLike[str], checkpoints: CheckpointReader, found: int, precision: str, section: type | None
-) -> _Saved:
-    """Builds the network for a checkpoint."""
+    Raises:
+      UserError: no such run or checkpoint, or one of another family.
+    """
+    checkpoints, found, copy = _find(workdir, step)
     metadata = checkpoints.metadata(found)
     try:
         config = _with_precision(parse(upgrade_saved(metadata["config"])), precision)
@@ -158,23 +155,57 @@ def _open(
         network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    return _Saved(checkpoints, found, config, network, metadata["data"])
+    return SavedRun(checkpoints, found, config, network, metadata["data"], copy)
 
 
-def _restore(saved: _Saved, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
+_Copy = tempfile.TemporaryDirectory[str]
+
+
+def _find(workdir: str | os.PathLike[str], step: int | str | None) -> tuple[CheckpointReader, int, _Copy | None]:
+    """Returns the checkpoints of a run, the chosen one of them, and the directory of their copies from a bucket."""
+    location = given_location(workdir, "workdir")
+    if isinstance(location, Path):
+        checkpoints = CheckpointReader(_checkpoint_directory(location))
+        return checkpoints, _choose(checkpoints, step), None
+    copy = tempfile.TemporaryDirectory(prefix="psann_jax-")
+    run = RemoteRun(location, Path(copy.name))
+    checkpoints = CheckpointReader(run.directory)
+    if not run.directory.is_dir():
+        raise UserError(f"{location}: has no checkpoints; give the workdir of a run that has saved one")
+    found = _choose(checkpoints, step)
+    run.pull(found)
+    return checkpoints, found, copy
+
+
+def _restore(saved: SavedRun, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
     devices = make_mesh(MeshConfig(*mesh), all_devices=False)
+    check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
+    params = restore_params(saved, devices, ema_params=ema_params)
+    return LoadedRun(saved.config, saved.network, params, saved.step, saved.data, devices)
+
+
+def restore_params(saved: SavedRun, mesh: Mesh, *, ema_params: bool) -> Params:
+    """Reads the parameters of a checkpoint onto a mesh.
+
+    Args:
+      saved: from `open_run`.
+      mesh: the devices.
+      ema_params: read the exponential moving average of the weights instead.
+
+    Raises:
+      UserError: the checkpoint is damaged or has no EMA weights.
+    """
     network, path = saved.network, saved.checkpoints.path(saved.step)
     if ema_params and not saved.config.train.ema_decay:
         raise UserError(f"{path}: has no EMA weights, because train.ema_decay was 0")
-    check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         network.abstract,
-        param_shardings(devices, network.abstract, network.infos),
+        param_shardings(mesh, network.abstract, network.infos),
     )
     item = "ema_params" if ema_params else "params"
-    params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
-    return LoadedRun(saved.config, network, params, saved.step, saved.data, devices)
+    params: Params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
+    return params
 
 
 def _tokenizer(checkpoints: CheckpointReader, step: int) -> Tokenizer:

@@ -2,23 +2,27 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from psann_jax.config import Config, DataConfig
+from psann_jax.config import Config, ConfigError, DataConfig, text_data
 from psann_jax.config.families import family
 from psann_jax.data.cache import cache_root
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
-from psann_jax.data.loader import TextData
+from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.models.network import Params
+from psann_jax.models.network import Network, Params
 from psann_jax.plots.loss_curve import plot_loss_curve
+from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.mirror import local_workdir
+from psann_jax.train.start import Start, StartingWeights
 from psann_jax.train.task import Task
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.errors import UserError
@@ -31,34 +35,53 @@ _MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
 
 def train_run(
-    config: Config, workdir: Path | BucketUrl, *, initial_params: Params | None = None, profile_steps: str = ""
+    config: Config,
+    workdir: Path | BucketUrl,
+    *,
+    initial_params: Params | None = None,
+    open_start: Callable[[Config], Start] | None = None,
+    profile_steps: str = "",
+    callbacks: Callbacks | None = None,
 ) -> dict[str, Any]:
     """Trains the experiment of a config in a workdir and draws its loss curve, also when a signal ended it early.
 
-    The loss curve is updated during training too. The workdir may be in a bucket, see `psann_jax.train.mirror`; the
-    other arguments, the result and the errors are those of `psann_jax.train.loop.train`.
+    The loss curve is updated during training too. Other arguments, result and errors are those of
+    `psann_jax.train.loop.train`.
+
+    Args:
+      config: the experiment.
+      workdir: directory for all files of the run; in a bucket, see `psann_jax.train.mirror`.
+      initial_params: parameters to start from, if the config has no `train.init_from`.
+      open_start: opens what `train.init_from` names; called if the config has it and the run does not resume.
+      profile_steps: steps to trace.
+      callbacks: called by process 0.
     """
     with local_workdir(workdir, cache_root(config.data.cache_dir)) as local:
-        return _train(config, local, initial_params, profile_steps)
+        start = _make_start(config, local, initial_params, open_start)
+        return _train(
+            config,
+            local,
+            start,
+            initial_params=initial_params if start is None else start.read,
+            profile_steps=profile_steps,
+            callbacks=callbacks,
+        )
 
 
-def _train(config: Config, workdir: Path, initial_params: Params | None, profile_steps: str) -> dict[str, Any]:
+def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any) -> dict[str, Any]:
+    """Trains in a workdir on a local disk; `options` are passed to `psann_jax.train.loop.train`."""
     curve = _LossCurve(workdir)
 
     def make_task() -> Task:
         earlier = _earlier_text(config, workdir)
         kind = family(config.model.base).get("task")
+        tokenizer = None if start is None else start.tokenizer()
+        if earlier is None and tokenizer is not None:
+            earlier = load_text(text_data(config), progress=jax.process_index() == 0, tokenizer=tokenizer)
         curve.task = kind.load(config) if earlier is None else kind(config, earlier)
         return curve.task
 
-    summary = train(
-        config,
-        make_task,
-        workdir,
-        initial_params=initial_params,
-        profile_steps=profile_steps,
-        on_results=curve.update,
-    )
+    summary = train(config, make_task, workdir, on_results=curve.update, **options)
     if jax.process_index() == 0:
         with storage_errors(workdir / LOSS_CURVE):
             curve.draw()
@@ -67,19 +90,56 @@ def _train(config: Config, workdir: Path, initial_params: Params | None, profile
 
 def _earlier_text(config: Config, workdir: Path) -> TextData | None:
     """Returns the text of the run in a workdir if an earlier version prepared it, in the format of that version."""
-    if not isinstance(config.data, DataConfig):
+    saved = _saved_text(workdir) if isinstance(config.data, DataConfig) else None
+    if saved is None or not is_of_earlier_version(saved[0]):
         return None
+    return load_earlier_text(text_data(config), *saved, jax.process_index() == 0)
+
+
+def _saved_text(workdir: Path) -> tuple[str, Tokenizer] | None:
+    """Returns the data fingerprint and the tokenizer of the newest readable checkpoint; None if there is none."""
     checkpoints = CheckpointReader(workdir / CHECKPOINTS)
     for step in reversed(checkpoints.steps()):
         with contextlib.suppress(UserError):  # a damaged checkpoint; the loop reports it
-            fingerprint = checkpoints.metadata(step)["data"]
-            if not is_of_earlier_version(fingerprint):
-                return None
-            tokenizer = Tokenizer.from_bytes(checkpoints.tokenizer(step))
-            break
-    else:
+            return checkpoints.metadata(step)["data"], Tokenizer.from_bytes(checkpoints.tokenizer(step))
+    return None
+
+
+def _make_start(
+    config: Config, workdir: Path, params: Params | None, open_start: Callable[[Config], Start] | None
+) -> "_Start | None":
+    """Returns where the weights of a run with `train.init_from` come from; None without that setting."""
+    if not config.train.init_from:
         return None
-    return load_earlier_text(config.data, fingerprint, tokenizer, jax.process_index() == 0)
+    if open_start is None or params is not None:
+        raise ConfigError("train.init_from: has no effect here, where the caller gives the weights; leave it empty")
+    return _Start(config, workdir, open_start)
+
+
+class _Start:
+    """The weights of a run with `train.init_from`: what that names or, if the run resumes, only its own checkpoint."""
+
+    def __init__(self, config: Config, workdir: Path, open_start: Callable[[Config], Start]):
+        self._config, self._workdir, self._open = config, workdir, open_start
+        self._opened: Start | None = None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer to use instead of one of the config, if any; opens the weights unless the run resumes.
+
+        Raises:
+          UserError: the weights cannot be used.
+        """
+        if not CheckpointReader(self._workdir / CHECKPOINTS).steps():
+            self._opened = self._open(self._config)
+            return self._opened.tokenizer
+        data = self._config.data
+        saved = _saved_text(self._workdir) if isinstance(data, DataConfig) and not data.tokenizer.path else None
+        return None if saved is None else saved[1]
+
+    def read(self, network: Network, mesh: Mesh) -> StartingWeights:
+        """Returns the weights; call `tokenizer` first."""
+        assert self._opened is not None
+        return self._opened.weights(network, mesh, self._config.seed)
 
 
 class _LossCurve:

@@ -32,6 +32,26 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     finish: str | None = None
 
+    def extend(self, tokens: list[int], logprobs: list[float], sampler: Sampler, limit: int) -> None:
+        """Adds new tokens and ends the row if they complete it.
+
+        Raises:
+          UserError: the network's logits are not finite.
+        """
+        if sampler.vocab_size in tokens:
+            raise UserError("the network's logits are not finite: damaged parameters or too low a precision")
+        self.tokens += tokens
+        self.logprobs += logprobs
+        if tokens[-1] == sampler.eos_id:
+            self.finish = "eos"
+        elif len(self.tokens) == limit:
+            self.finish = "length"
+
+    def stop(self, n_tokens: int) -> None:
+        """Ends the row at the caller's request and drops all but its first `n_tokens` generated tokens."""
+        self.finish = "stop"
+        del self.tokens[n_tokens:], self.logprobs[n_tokens:]
+
 
 class Generation:
     """A batch of texts generated together, each from its own prompt to its own end.
@@ -121,23 +141,14 @@ class Generation:
 
     def stop(self, row: int, n_tokens: int) -> None:
         """Ends a row at the caller's request and drops all but its first `n_tokens` generated tokens."""
-        ended = self.rows[row]
-        ended.finish = "stop"
-        del ended.tokens[n_tokens:], ended.logprobs[n_tokens:]
+        self.rows[row].stop(n_tokens)
 
     def _append(self, i: int, tokens: list[int], logprobs: list[float]) -> None:
         """Adds new tokens to a row and ends it if they complete it."""
         row = self.rows[i]
-        if self._sampler.vocab_size in tokens:
-            raise UserError("the network's logits are not finite: damaged parameters or too low a precision")
-        row.tokens += tokens
-        row.logprobs += logprobs
+        row.extend(tokens, logprobs, self._sampler, self._limit)
         self._cached[i] += len(tokens)
-        if tokens[-1] == self._sampler.eos_id:
-            row.finish = "eos"
-        elif len(row.tokens) == self._limit:
-            row.finish = "length"
-        elif self._cached[i] == self._capacity and self._overflow == "stop":
+        if row.finish is None and self._cached[i] == self._capacity and self._overflow == "stop":
             row.finish = "context"
 
     def _initial_state(self) -> State:

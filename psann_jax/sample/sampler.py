@@ -14,7 +14,7 @@ from psann_jax.models.network import Network, Params
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.nn.partition import RULES, ParamInfo, constrain, info_tree, param_shardings
 from psann_jax.ops import kernels
-from psann_jax.sample.next_token import next_token
+from psann_jax.sample.next_token import alternatives, next_token
 
 MAX_STEPS = 32  # tokens per row that one call of the compiled loop generates
 # Parameters that layers cast to the compute dtype on use; casting them once saves reading them in float32 every step.
@@ -34,10 +34,18 @@ class Sampler:
       eos_id: the token that ends a text.
       max_length: the context length in tokens.
       mesh: the devices it runs on.
+      n_alternatives: number of most probable tokens that `decode` can return for each position.
     """
 
     def __init__(
-        self, network: Network, params: Params | None, *, eos_id: int, max_length: int, mesh: Mesh | None = None
+        self,
+        network: Network,
+        params: Params | None,
+        *,
+        eos_id: int,
+        max_length: int,
+        mesh: Mesh | None = None,
+        n_alternatives: int = 0,
     ) -> None:
         """Places the parameters on the mesh; nothing is compiled before the first use.
 
@@ -47,6 +55,7 @@ class Sampler:
           eos_id: the token that ends a text.
           max_length: the context length in tokens, at least 2.
           mesh: a mesh from `psann_jax.nn.mesh.make_mesh`; None uses the first device.
+          n_alternatives: see above; at most the size of the vocabulary.
 
         Raises:
           ConfigError: max_length or eos_id is out of range.
@@ -55,7 +64,7 @@ class Sampler:
         require(max_length >= 2, "max_length", f"is {max_length}, must be at least 2")
         require(0 <= eos_id < self.vocab_size, "eos_id", f"is {eos_id}, outside the {self.vocab_size} ids")
         self.eos_id, self.max_length, self.mesh = eos_id, max_length, mesh or make_mesh(ONE_DEVICE, all_devices=False)
-        self._network = network
+        self._network, self.n_alternatives = network, min(n_alternatives, self.vocab_size)
         module = nnx.eval_shape(self._unstacked, network.abstract)
         self._graphdef, abstract = nnx.split(module)
         self._infos = info_tree(abstract)
@@ -69,6 +78,7 @@ class Sampler:
         self._init_cache = jax.jit(module.init_cache, static_argnums=(0, 1), out_shardings=cache)
         self._prefill = jax.jit(self._prefill_cache, donate_argnums=1, out_shardings=cache)
         self._decode = jax.jit(self._decode_loop, donate_argnums=1, out_shardings=(self._shardings, everywhere))
+        self._join = jax.jit(_replace_row, donate_argnums=0, out_shardings=self._shardings)
         if params is not None:
             self.update(params)
 
@@ -76,6 +86,15 @@ class Sampler:
         """Replaces the parameters by others of the same network, without recompilation."""
         with jax.set_mesh(self.mesh):
             self._params = self._cast(jax.device_put(params, self._stacked_shardings))
+
+    def release(self) -> None:
+        """Frees the parameters; `update` sets them again."""
+        self._params = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters."""
+        return sum(array.nbytes for array in jax.tree.leaves(self._params))
 
     def rows_for(self, n: int) -> int:
         """Rounds a number of rows up to a power of two and to a multiple of the mesh's batch shards."""
@@ -113,6 +132,11 @@ class Sampler:
         with jax.set_mesh(self.mesh):
             return {**state, "cache": self._prefill(self._params, state["cache"], tokens_BxL, counts_B, reset_B)}
 
+    def join(self, state: State, row: State, index: int) -> State:
+        """Replaces one row of the decoding state, donated, by the only row of another one of the same capacity."""
+        with jax.set_mesh(self.mesh):
+            return self._join(state, row, np.int32(index))
+
     def decode(self, state: State, control: Control, steps: int) -> tuple[State, dict[str, np.ndarray]]:
         """Generates up to `steps` tokens per row.
 
@@ -122,12 +146,15 @@ class Sampler:
           state: the decoding state, donated.
           control: numpy values: "active" (B,) bool; "capacity" of the cache and "limit" of generated tokens, int32;
             "seed" and "streams" (B,), uint32; and "sampling", `Sampling.scalars()`. A row's random numbers depend on
-            the seed, its stream and the number of tokens it has generated.
+            the seed, its stream and the number of tokens it has generated. The limit, the seed and the fields of
+            "sampling" are one number or one for every row. With n_alternatives also "explained" (B,), bool: the rows
+            whose alternatives are wanted.
           steps: at most MAX_STEPS.
 
         Returns:
           The new state, and a dict: "tokens" (B, T), with vocab_size where the logits are not finite and -1 where no
-          token was generated; and "logprobs" (B, T), see `next_token`.
+          token was generated; "logprobs" (B, T), see `next_token`; and with n_alternatives also "top_tokens" and
+          "top_logprobs" (B, T, n_alternatives), see `next_token.alternatives`.
         """
         with jax.set_mesh(self.mesh):
             control = {**control, "eos": np.int32(self.eos_id)}
@@ -197,7 +224,10 @@ class Sampler:
     def _decode_loop(self, params: Params, state: State, control: Control, steps: jax.Array) -> tuple[State, State]:
         model = nnx.merge(self._graphdef, params)
         shape = (state["tokens"].shape[0], MAX_STEPS)
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(control["seed"]), control["streams"])
+        seeds_B = jnp.broadcast_to(control["seed"], control["streams"].shape)
+        keys_B = jax.vmap(lambda seed, stream: jax.random.fold_in(jax.random.key(seed), stream))(
+            seeds_B, control["streams"]
+        )
 
         def running(state: State, active_B: jax.Array) -> jax.Array:
             return active_B & (state["cache"]["length"] < control["capacity"])
@@ -213,18 +243,36 @@ class Sampler:
             tokens_B = jnp.where(runs_B, chosen_B, state["tokens"])
             counts_B = state["counts"] + runs_B
             seen_BxV = state["seen"].at[jnp.arange(shape[0]), tokens_B].set(True, mode="drop")
-            out = {
-                "tokens": out["tokens"].at[:, index].set(jnp.where(runs_B, tokens_B, -1)),
-                "logprobs": out["logprobs"].at[:, index].set(logprobs_B),
-            }
+            new = {"tokens": jnp.where(runs_B, tokens_B, -1), "logprobs": logprobs_B}
+            if self.n_alternatives:
+                new |= self._explain(logits_BxV, runs_B & control["explained"])
+            out = {name: array.at[:, index].set(new[name]) for name, array in out.items()}
             active_B &= (counts_B < control["limit"]) & ~(runs_B & (tokens_B == control["eos"]))
             return index + 1, active_B, {"cache": cache, "tokens": tokens_B, "counts": counts_B, "seen": seen_BxV}, out
 
         out = {"tokens": jnp.full(shape, -1, jnp.int32), "logprobs": jnp.zeros(shape, jnp.float32)}
+        if self.n_alternatives:
+            top = (*shape, self.n_alternatives)
+            out |= {"top_tokens": jnp.zeros(top, jnp.int32), "top_logprobs": jnp.zeros(top, jnp.float32)}
         carry = (jnp.zeros((), jnp.int32), control["active"], state, out)
         with kernels.using(self._network.config.kernels):
             *_, state, out = lax.while_loop(lambda c: (c[0] < steps) & jnp.any(running(c[2], c[1])), step, carry)
         return state, out
+
+    def _explain(self, logits_BxV: jax.Array, wanted_B: jax.Array) -> dict[str, jax.Array]:
+        """Returns the alternatives of all rows if any row wants them, else zeros."""
+        shape = (len(wanted_B), self.n_alternatives)
+        tokens, logprobs = lax.cond(
+            jnp.any(wanted_B),
+            lambda: alternatives(logits_BxV, self.n_alternatives),
+            lambda: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)),
+        )
+        return {"top_tokens": tokens, "top_logprobs": logprobs}
+
+
+def _replace_row(state: State, row: State, index: jax.Array) -> State:
+    """The rows are the first axis of every array."""
+    return jax.tree.map(lambda all_rows, one: all_rows.at[index].set(one[0].astype(all_rows.dtype)), state, row)
 
 
 def power_of_two(n: int) -> int:

@@ -103,7 +103,7 @@ class TextSampler:
         options.check()
         texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
         ids = [row[-(options.max_prompt_tokens or len(row)) :] for row in self._encode(texts)]
-        streams = _streams(ids)
+        streams = streams_of(ids)
 
         def run_batch(start: int) -> list[Completion]:
             rows = slice(start, start + options.batch_size)
@@ -118,7 +118,7 @@ class TextSampler:
                 overflow=options.overflow,
             )
             readers = [
-                _Reader(self.tokenizer, row, options.stop, _callback_of(on_text, start + i))
+                Reader(self.tokenizer, row, options.stop, _callback_of(on_text, start + i))
                 for i, row in enumerate(generation.rows)
             ]
             self._run(generation, readers, start_time, streamed=on_text is not None)
@@ -134,7 +134,7 @@ class TextSampler:
                 raise UserError(f"prompt: is not valid Unicode text: {error}") from error
         return [[self.tokenizer.bos_id, *ids] for ids in self.tokenizer.encode_batch(texts)]
 
-    def _run(self, generation: Generation, readers: Sequence["_Reader"], start_time: float, streamed: bool) -> None:
+    def _run(self, generation: Generation, readers: Sequence["Reader"], start_time: float, streamed: bool) -> None:
         """Runs a generation to its end; streamed text is read about every _STREAM_INTERVAL_S seconds."""
         _advance(generation, readers, steps=1)
         first_time = last_time = time.perf_counter()
@@ -151,7 +151,7 @@ class TextSampler:
         self.speed.later_s += last_time - first_time
 
 
-def _advance(generation: Generation, readers: Sequence["_Reader"], steps: int) -> None:
+def _advance(generation: Generation, readers: Sequence["Reader"], steps: int) -> None:
     generation.advance(steps)
     for i, reader in enumerate(readers):
         stopped = reader.read()
@@ -159,7 +159,7 @@ def _advance(generation: Generation, readers: Sequence["_Reader"], steps: int) -
             generation.stop(i, stopped)
 
 
-class _Reader:
+class Reader:
     """Decodes a row's ids into text that later tokens cannot change."""
 
     def __init__(self, tokenizer: Tokenizer, row: Row, stop: Sequence[str], on_text: Callable[[str], None]) -> None:
@@ -194,6 +194,16 @@ class _Reader:
             self._on_text(text[self._shown : certain])
             self._shown = certain
         return stopped
+
+    def end(self, index: int) -> int:
+        """Returns the number of characters up to the end of a generated token, with one that it begins."""
+        return len(self._decode(index + 1))
+
+    def start(self, index: int) -> int:
+        """Returns the number of characters before a generated token; a token may continue the last one of them."""
+        text, piece = self._decode(index), self._tokenizer.piece(self._row.tokens[index])
+        continues = 0x80 <= piece[0] < 0xC0 if piece else False  # the first byte of UTF-8
+        return _n_complete(text) if continues else len(text)
 
     def completion(self, prompt: str) -> Completion:
         """Returns the finished row as a Completion."""
@@ -232,7 +242,7 @@ def _callback_of(on_text: OnText | None, index: int) -> Callable[[str], None]:
     return (lambda piece: None) if on_text is None else (lambda piece: on_text(index, piece))
 
 
-def _streams(rows: Sequence[Sequence[int]]) -> list[int]:
+def streams_of(rows: Sequence[Sequence[int]]) -> list[int]:
     """Derives a number for each row from its ids and the number of earlier rows with the same ids."""
     counts: Counter[tuple[int, ...]] = Counter()
     streams = []

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from psann_jax.data.windows import is_target
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
+from psann_jax.sample.prompts import sample_texts
+from psann_jax.sample.sampler import Sampler
+from psann_jax.sample.text import TextSampler
 from psann_jax.train.evaluation import NLL_ROWS, NLL_TOKENS, WEIGHT_ROWS
 from psann_jax.train.mesh import check_heads, check_window
 from psann_jax.train.metrics import perplexity
@@ -57,6 +61,7 @@ class LanguageModel:
         self.data, self.network = data, make_network(config, found)
         self.config = dataclasses.replace(config, model=self.network.config)
         self._settings = text_data(config)
+        self._sampler: TextSampler | None = None  # kept with what it has compiled
 
     @classmethod
     def load(cls, config: Config, *, progress: bool = True) -> "LanguageModel":
@@ -144,12 +149,25 @@ class LanguageModel:
         if self.config.mesh.sequence:
             check_window(mesh, self.config.data.max_length)
 
+    def sample_texts(self, params: Params, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
+        """Continuations of eval.prompts; see `psann_jax.sample.prompts.sample_texts`."""
+        if self._sampler is None or self._sampler.sampler.mesh != mesh:
+            tokenizer, length = self.data.tokenizer, self._settings.max_length
+            sampler = Sampler(self.network, None, eos_id=tokenizer.eos_id, max_length=length, mesh=mesh)
+            self._sampler = TextSampler(sampler, tokenizer)
+        self._sampler.sampler.update(params)
+        try:
+            return sample_texts(self._sampler, self.config.eval.prompts)
+        finally:
+            self._sampler.sampler.release()
+
     # --- data -----------------------------------------------------------------------------------------
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch of `batch_size` windows."""
         shape = (batch_size, self.config.data.max_length + 1)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("tokens", "segment_ids", "positions")}
+        names = ("tokens", "segment_ids", "positions", *(("scored",) if self.data.has_scored else ()))
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 
     def train_batches(self, start_step: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
         """Yields a process's rows of the batches from `start_step` on, without end."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from psann_jax.config import Config, require
 from psann_jax.config.io import to_dict
 from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
+from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
+from psann_jax.train.loggers import Loggers, check_loggers
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.micro_batches import waits_for_each
@@ -28,6 +29,8 @@ from psann_jax.train.preemption import StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
+from psann_jax.train.reports import Reports
+from psann_jax.train.start import ReadWeights, StartingWeights, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
@@ -42,9 +45,10 @@ def train(
     make_task: Callable[[], Task],
     workdir: Path,
     *,
-    initial_params: Params | None = None,
+    initial_params: Params | ReadWeights | None = None,
     profile_steps: str = "",
-    on_results: Callable[[], None] | None = None,
+    on_results: Callable[[], None] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> dict[str, Any]:
     """Trains a task up to config.train.steps, resuming from the last checkpoint in the workdir if there is one.
 
@@ -53,26 +57,31 @@ def train(
       make_task: returns the model, its loss and its data. It is called after mesh and workdir have been checked,
         because it may prepare data for minutes.
       workdir: directory for all files of the run; created if missing.
-      initial_params: parameters to start from, a nested dict of host or device arrays with the network's shapes and
-        types, the same in all processes; None draws them from config.seed. Ignored when the run resumes.
+      initial_params: of a new run, or a function that reads them (`ReadWeights`); None draws them from config.seed.
       profile_steps: "FIRST:LAST", steps to trace into workdir/profile.
       on_results: called by process 0 after evaluations and checkpoints, when new rows are in metrics.jsonl.
+      callbacks: called by process 0. An exception in one of them stops the run as a signal does; raise it with their
+        `raise_error`.
 
     Returns:
-      The summary of the run so far, as in summary.json; with "stopped": True if a signal ended it early.
+      The summary of the run so far, as in summary.json; with "stopped": True if a signal or a callback ended it
+      early.
 
     Raises:
       UserError: the workdir holds another run or cannot be written, `initial_params` do not fit the network, or too
         many updates in a row were not finite.
     """
     trace = StepTrace(profile_steps, workdir / "profile")
+    is_leader = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.callback(trace.close)
         with raise_together():
+            if is_leader:
+                check_loggers(config)
             mesh = make_mesh(config.mesh)
             stack.enter_context(lock(workdir, config))
             checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.checkpoint))
-            if jax.process_index() == 0:  # the process with the lock, and before any other looks at the directory
+            if is_leader:  # the process with the lock, and before any other looks at the directory
                 for message in checkpoints.clear_partial():
                     _log(message)
             task = make_task()
@@ -82,11 +91,11 @@ def train(
             _log(message)
         with raise_together():
             _check_resumable(saved_step, checkpoints, task, config, workdir)
-        summary = broadcast_from_leader(read_summary(workdir) if jax.process_index() == 0 else {})
+        summary = broadcast_from_leader(read_summary(workdir) if is_leader else {})
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
-        is_leader = jax.process_index() == 0
+        start = starting_weights(initial_params, task.network, mesh) if saved_step is None else StartingWeights()
         progress = stack.enter_context(
             Progress(config.train.steps, start=saved_step or 0, log_every=config.train.log_every, enabled=is_leader)
         )
@@ -96,8 +105,16 @@ def train(
         progress.message("compiling ...")
         with raise_together():
             compiled = compile_steps(task, config, mesh)
-        outputs = _Outputs(workdir, checkpoints, progress, trace, on_results if is_leader else None)
-        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, initial_params)
+        reports = Reports(
+            progress,
+            Callbacks() if callbacks is None or not is_leader else callbacks,
+            on_results if is_leader else lambda: None,
+            MetricsWriter(workdir, resume_step=saved_step or 0, enabled=is_leader),
+            Loggers(progress.message),
+            workdir,
+        )
+        outputs = _Outputs(workdir, checkpoints, reports, trace)
+        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, start)
         return run.train()
 
 
@@ -134,9 +151,8 @@ class _Outputs:
 
     workdir: Path
     checkpoints: Checkpoints
-    progress: Progress
+    reports: Reports
     trace: StepTrace
-    on_results: Callable[[], None] | None
 
 
 @dataclass
@@ -150,31 +166,33 @@ class _Run:
     resumed_from: int | None
     compiled: Compiled
     signals: StopSignals
-    initial_params: Params | None
+    start: StartingWeights
 
     def __post_init__(self) -> None:
         self.workdir, self.checkpoints = self.outputs.workdir, self.outputs.checkpoints
-        self.progress, self.trace = self.outputs.progress, self.outputs.trace
+        self.reports, self.trace = self.outputs.reports, self.outputs.trace
+        self.progress = self.reports.progress
         self.step = self.saved_step = self.resumed_from or 0
         self.shard = local_batch_shard(self.compiled.batch)
-        is_leader = jax.process_index() == 0
-        self.writer = MetricsWriter(self.workdir, resume_step=self.step, enabled=is_leader)
         self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
         self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
-        rows = read_metrics(self.workdir / METRICS) if is_leader else []
+        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
         self.evaluations = broadcast_from_leader(
             [row for row in rows if row["kind"] == "eval" and row["step"] <= self.step]
         )
 
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
-        with self.writer, jax.set_mesh(self.mesh):
-            self._header()
+        with self.reports, jax.set_mesh(self.mesh):
+            self.reports.header(self.config, self.task, self.compiled, self.step, self.start.fact)
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
+            self.reports.begin(self.config, self.step, self.signals.request)
+            self.start.write_report(self.workdir)
+            self.start = StartingWeights()  # frees the arrays
             try:
                 stopped = not (self._evaluate_if_due() and self._steps())
             except DataError:
@@ -190,40 +208,11 @@ class _Run:
                 )
             return self._finish(stopped)
 
-    def _header(self) -> None:
-        config, compiled = self.config, self.compiled
-        facts: dict[str, object] = {
-            "workdir": self.workdir,
-            "model": f"{config.model.base}, {self.task.network.n_params:,} parameters",
-            **self.task.describe(),
-            "device": device_description(),
-            "mesh": " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
-            "compiled": f"in {compiled.seconds:.1f} s"
-            + (f"; the cache saved {compiled.saved_seconds:.1f} s" if compiled.saved_seconds > 0 else ""),
-            "memory": f"{compiled.memory_mb:,.0f} MB per device estimated for a training step",
-        }
-        if os.environ.get("XLA_FLAGS"):
-            facts["XLA flags"] = os.environ["XLA_FLAGS"]
-        if self.mesh.devices.flat[0].platform != "cpu":
-            facts["kernels"] = ", ".join(
-                f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()
-            )
-        if self.step:
-            facts["resumed"] = f"at step {self.step}"
-        self.progress.header(facts)
-        warmup, steps = config.train.warmup_steps, config.train.steps
-        if warmup >= steps:
-            self.progress.message(
-                f"warning: train.warmup_steps is {warmup}, but train.steps is {steps}; the learning rate only rises"
-            )
-        for line in self.task.warnings():
-            self.progress.message(f"warning: {line}")
-
     def _restore_or_init(self) -> State:
         spec = self.compiled.spec
         if self.resumed_from is not None:
             return self.checkpoints.restore(self.resumed_from, spec.with_shardings())
-        return init_state(self.task.network, self.config.train, spec, self.config.seed, self.initial_params)
+        return init_state(self.task.network, self.config.train, spec, self.config.seed, self.start.params)
 
     # --- steps ----------------------------------------------------------------------------------------
 
@@ -274,8 +263,7 @@ class _Run:
         if due_save:  # before the evaluation, so that nothing is lost if that fails
             self._save()
         finished = self._evaluate_if_due()
-        if self.outputs.on_results is not None:
-            self.outputs.on_results()
+        self.reports.on_results()
         self.signals.waiting_for = self.compiled.train_step.unit
         self.timer.start()
         return finished
@@ -293,10 +281,8 @@ class _Run:
             self.progress.duration(seconds, measured=True)
         metrics["tokens_per_s"] = self.update_tokens / seconds
         metrics["data_wait"] = self.timer.data_wait
-        shown = ("loss", "ppl", "ppl_avg25", "lr", "tokens_per_s")
-        self.progress.update(step, {name: metrics[name] for name in shown})
-        if step % self.config.train.log_every == 0 or step in (1, self.config.train.steps) or metrics["bad_steps"]:
-            self.writer.write("train", step, metrics)
+        is_recorded = step % self.config.train.log_every == 0 or step in (1, self.config.train.steps)
+        self.reports.step(step, metrics, is_row=is_recorded or metrics["bad_steps"] > 0)
         if metrics["bad_steps"] >= self.config.train.max_bad_steps:
             self._save(final=True)
             raise UserError(
@@ -319,10 +305,10 @@ class _Run:
         result = self._evaluate()
         if result is None:
             return False
+        texts = self._sample_texts()
         best = min((row["loss"] for row in self.evaluations), default=float("inf"))
         self.evaluations.append({"step": self.step, **result})
-        self.writer.write("eval", self.step, result | self.statistics)
-        self.progress.evaluation(self.step, result)
+        self.reports.evaluation(self.step, result, self.statistics, texts)
         if self.step and (self.saved_step == self.step or result["loss"] < best):
             self._save()
         return True
@@ -350,10 +336,20 @@ class _Run:
         ema = {f"ema_{name}": value for name, value in results.get("ema_params", {}).items() if name != "tokens"}
         return results["params"] | ema
 
+    def _sample_texts(self) -> list[dict[str, Any]]:
+        if not self.config.eval.prompts:
+            return []
+        self.signals.waiting_for = "the sample texts"
+        try:
+            return self.task.sample_texts(self.state["params"], self.mesh)
+        except UserError as error:
+            self.progress.message(f"warning: eval.prompts: {error}")
+            return []
+
     def _save(self, *, final: bool = False) -> None:
         self.signals.waiting_for = "the checkpoint"
         evaluated = [row for row in self.evaluations if row["step"] == self.step]
-        self.saved_step = self.step
+        is_new, self.saved_step = self.saved_step != self.step, self.step
         self.checkpoints.save(
             self.step,
             self.state,
@@ -366,6 +362,8 @@ class _Run:
             tokenizer=self.task.tokenizer_bytes(),
             final=final,
         )
+        if is_new:
+            self.reports.checkpoint(self.step, self.checkpoints.path(self.step))
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -390,7 +388,8 @@ class _Run:
             "device": device_description(),
         }
         if stopped:
-            return {**summary, "stopped": True}
-        if jax.process_index() == 0:
+            summary["stopped"] = True
+        elif jax.process_index() == 0:
             write_json(self.workdir / SUMMARY, summary)
+        self.reports.end(summary)
         return summary

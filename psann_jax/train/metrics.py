@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,11 +14,13 @@ import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import text
 
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import atomic_write, storage_errors
 
 METRICS = "metrics.jsonl"
+SAMPLES = "samples"  # the kind of rows with sample texts
 TENSORBOARD = "tensorboard"
 _FLUSH_SECONDS = 10  # between flushes of the events, which wait for the disk
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -83,6 +85,26 @@ class MetricsWriter:
                 self._events.flush()
                 self._flushed = time.monotonic()
 
+    def write_texts(self, step: int, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the sample texts of an evaluation as one row of kind "samples"; call it before `write` for the rest.
+
+        Args:
+          step: number of updates done.
+          texts: see `psann_jax.sample.prompts.sample_texts`.
+
+        Raises:
+          UserError: the row cannot be written.
+        """
+        if self._rows is None or self._events is None:
+            return
+        with storage_errors(self._path):
+            self._rows.write(_line({"step": int(step), "kind": SAMPLES, "texts": list(texts)}))
+            for index, row in enumerate(texts):
+                # TensorBoard shows Markdown; an indented block is shown as it is.
+                shown = "".join(f"    {line}\n" for line in f"{row['prompt']}{row['text']}".splitlines())
+                summary = text(f"{SAMPLES}/{index} temperature {row['temperature']}", shown)
+                self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=summary))
+
     def close(self) -> None:
         """Flushes and closes both files."""
         with contextlib.suppress(OSError):  # `write` has already raised it
@@ -118,7 +140,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row["step"], int):
                 raise TypeError
-            rows.append({current_name(name): _NON_FINITE.get(value, value) for name, value in row.items()})
+            rows.append({current_name(name): _from_json(value) for name, value in row.items()})
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
             shown = line[:60].decode(errors="backslashreplace")
             raise UserError(f"{path}: line {number} is not a JSON object of numbers with a step: {shown!r}") from error
@@ -130,6 +152,8 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]
+    evaluated = {row["step"] for row in rows if row["kind"] == "eval"}
+    rows = [row for row in rows if row["kind"] != SAMPLES or row["step"] in evaluated]  # else it is evaluated again
     atomic_write(path, "".join(_line(row) for row in rows), fsync=True)
 
 
@@ -141,6 +165,10 @@ def _to_json(value: Any) -> Any:
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _from_json(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def current_name(metric: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import keystr
 
 from psann_jax.config import TrainConfig, require
+from psann_jax.nn.partition import kinds_of
 from psann_jax.train.adafactor import scale_by_factored_rms
 
 # Kinds for which zero is not the neutral value: the scale of a norm and alpha are neutral at 1, a mixing matrix at the
@@ -85,7 +85,7 @@ def lr_factors(config: TrainConfig, infos: Any, d_model: int) -> Any:
     by_width = config.lr_base_width / d_model if config.lr_base_width else 1.0
 
     def factor(path: Any, info: Any) -> float:
-        names = _scale_names(path, info)
+        names = kinds_of(path, info)
         if info.trainable:
             trained.update(names)
         return math.prod(getattr(scales, name, 1.0) for name in names) * (by_width if WIDE_KINDS & {*names} else 1.0)
@@ -96,14 +96,6 @@ def lr_factors(config: TrainConfig, infos: Any, d_model: int) -> Any:
         name = f"train.lr_scales.{scale.name}"
         require(value == 1 or scale.name in trained, name, "has no effect: the model trains no such parameter")
     return factors
-
-
-def _scale_names(path: Any, info: Any) -> tuple[str, ...]:
-    """The fields of `LrScales` that act on a parameter."""
-    keys = keystr(path, simple=True, separator=".").split(".")
-    if info.kind == "embedding" and keys[0] == "head":
-        return ("head",)
-    return ("sine", f"sine_{keys[-1]}") if info.kind == "sine" else (info.kind,)
 
 
 def _scale_by_rates(learning_rate: float | jax.Array, factors: Any) -> optax.GradientTransformation:

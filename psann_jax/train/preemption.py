@@ -35,7 +35,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.waiting_for = "the current update"
-        self._received: signal.Signals | None = None
+        self._received: str | None = None
         self._interrupts = 0
         self._agreed = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -72,7 +72,15 @@ class StopSignals:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
-        self._received = signal.Signals(number)
+        self.request(signal.Signals(number).name)
+
+    def request(self, source: str) -> None:
+        """Ends the run as a signal does, in all processes.
+
+        Args:
+          source: what ends it, for messages.
+        """
+        self._received = source
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -101,8 +109,8 @@ class StopSignals:
 
     @property
     def received(self) -> str | None:
-        """The name of the signal that this process received, for messages; other processes may have received none."""
-        return self._received.name if self._received else None
+        """The signal or other source of the stop that this process received; other processes may have received none."""
+        return self._received
 
     def should_stop(self, step: int) -> bool:
         """Returns whether to save and end the run now; once true, it stays true.

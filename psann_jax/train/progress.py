@@ -8,17 +8,19 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from psann_jax.utils.progress_stream import progress_stream, updates_in_place
+from psann_jax.utils.progress_stream import bar_class, progress_stream, updates_in_place
 
 # Slower updates are announced; faster ones soon show in the progress display.
 _SLOW_UPDATE_S = 2.0
-_BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+# The widget of a notebook replaces {bar} only, without a width.
+_TERMINAL_BAR = "{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+_NOTEBOOK_BAR = _TERMINAL_BAR.replace("{bar:20}", "{bar}")
 
 
 class Progress:
     """Shows a run on stderr: a progress bar on a terminal, otherwise a line every `log_every` steps.
 
-    In a notebook, which shows stderr as errors, it shows the bar on stdout.
+    In a notebook, which shows stderr as errors, it shows tqdm's bar for notebooks, or without ipywidgets one on stdout.
 
     A stream that cannot be written, such as a terminal that has been closed, does not stop the run.
     """
@@ -120,8 +122,10 @@ class Progress:
 
     def _advance_bar(self, step: int, values: Mapping[str, float]) -> None:
         if self._bar is None:
-            self._bar = tqdm(
-                total=self._total, initial=self._start, bar_format=_BAR, dynamic_ncols=True, file=self._stream
+            assert self._stream is not None
+            style = _TERMINAL_BAR if self._stream.isatty() else _NOTEBOOK_BAR
+            self._bar = bar_class()(
+                total=self._total, initial=self._start, bar_format=style, dynamic_ncols=True, file=self._stream
             )
         self._bar.set_postfix_str(_format(values), refresh=False)
         self._bar.update(step - self._step)

@@ -1,13 +1,14 @@
 """The interface between the training loop and a task."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from psann_jax.data.batches import BatchShard
+from psann_jax.models.network import Params
 from psann_jax.train.loss_parts import TargetParts
 from psann_jax.train.update import Objective
 
@@ -49,6 +50,18 @@ class Task(Objective, Protocol):
     def target_parts(self) -> TargetParts | None:
         """Returns the parts of the validation data whose losses an evaluation reports, None if there are none."""
         return None
+
+    def sample_texts(self, params: Params, mesh: Mesh) -> list[dict[str, Any]]:
+        """Returns continuations of eval.prompts, a setting of language models only, see `psann_jax.sample.prompts`.
+
+        Args:
+          params: of `network`, on the mesh. All processes call it together.
+          mesh: the devices of the run.
+
+        Raises:
+          UserError: the model has diverged.
+        """
+        raise NotImplementedError
 
     def tokens_per_row(self) -> float:
         """Returns the mean number of tokens, without padding, in a row of a training batch."""

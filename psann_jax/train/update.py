@@ -137,9 +137,8 @@ class Update:
         good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
         changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         if config.ema_decay:
-            changed["ema_params"] = optax.incremental_update(
-                changed["params"], state["ema_params"], 1 - config.ema_decay
-            )
+            averaged = optax.incremental_update(changed["params"], state["ema_params"], 1 - config.ema_decay)
+            changed["ema_params"] = self._with_frozen(averaged, state["ema_params"])  # without rounding
         unchanged = {name: state[name] for name in changed}
         new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), changed, unchanged)
         new_state |= _counters(state, good, loss, config)
@@ -166,11 +165,18 @@ class Update:
         n = self.config.grad_accum
         return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
+    def _with_frozen(self, params: Params, frozen: Params) -> Params:
+        """Returns `params`, with `train.freeze` those that are not trained from `frozen`."""
+        if not self.config.freeze:
+            return params
+        return jax.tree.map(lambda i, a, b: a if i.trainable else b, self.objective.network.infos, params, frozen)
+
     def _micro_batch(self, params: Params, batch: Batch, terms: Terms, key: jax.Array) -> Sums:
         scale = terms.loss_scale / terms.total
 
         def scaled(params: Params) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
-            loss, stats = self.objective.loss(params, batch, key, terms.step)
+            given = self._with_frozen(params, jax.lax.stop_gradient(params))
+            loss, stats = self.objective.loss(given, batch, key, terms.step)
             return loss * scale, (loss, stats)
 
         grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params)

@@ -16,6 +16,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, storage_errors, write_json
 
 CONFIG, SUMMARY, CHECKPOINTS, PRIVATE, _LOCK = "config.json", "summary.json", "checkpoints", ".private", ".lock"
+INITIAL_WEIGHTS = "initial_weights.json"  # where those of a run with train.init_from come from
 
 # Settings that may change when a run resumes: they decide how long, how often and on what it trains, not the result.
 FREE = (
@@ -24,6 +25,7 @@ FREE = (
     "train.remat",
     "train.scan_layers",
     "train.log_every",
+    "train.loggers",
     "train.max_bad_steps",
     "model.attention",
     "model.kernels",
@@ -66,6 +68,22 @@ def make_private(workdir: Path) -> None:
 def is_private(workdir: Path) -> bool:
     """Returns whether `make_private` marked the workdir."""
     return (workdir / PRIVATE).exists()
+
+
+def is_locked(workdir: Path) -> bool:
+    """Returns whether a process is training in a workdir.
+
+    Raises:
+      UserError: the lock cannot be opened.
+    """
+    if not (workdir / _LOCK).exists():
+        return False
+    with storage_errors(workdir):
+        try:
+            with filelock.FileLock(workdir / _LOCK).acquire(timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
 
 
 def write_config(workdir: Path, config: Config) -> None:

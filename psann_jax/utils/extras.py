@@ -6,17 +6,25 @@ from psann_jax.utils.errors import UserError
 
 # Importable module -> the extra in pyproject.toml that installs it.
 EXTRA_OF = {
+    "alembic": "mlflow",
     "datasets": "hf",
     "gcsfs": "buckets",
     "lm_eval": "lm_eval",
+    "mlflow": "mlflow",
     "numba": "sudoku",
     "plotly": "coordinates",
     "psann": "parity",
     "psannlm": "parity",
+    "ray": "ray",
     "s3fs": "buckets",
     "sentencepiece": "sentencepiece",
+    "sqlalchemy": "mlflow",
+    "starlette": "serve",
     "tensorflow_datasets": "tfds",
     "torch": "torch",
+    "trackio": "trackio",
+    "uvicorn": "serve",
+    "wandb": "wandb",
 }
 
 

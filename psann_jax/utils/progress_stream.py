@@ -1,7 +1,11 @@
 """Where progress is shown: on stderr, or on stdout in a notebook, which shows stderr as errors."""
 
 import sys
-from typing import TextIO
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from psann_jax.utils.extras import is_installed
 
 
 def progress_stream() -> TextIO | None:
@@ -12,6 +16,15 @@ def progress_stream() -> TextIO | None:
 def updates_in_place(stream: TextIO | None) -> bool:
     """Whether a line on the stream can be overwritten: on a terminal, and on stdout of a notebook."""
     return stream is not None and (stream.isatty() or (stream is sys.stdout and _in_notebook()))
+
+
+def bar_class() -> Any:
+    """Returns tqdm's class of bars: widgets in a notebook that has ipywidgets, text elsewhere."""
+    if not (_in_notebook() and is_installed("ipywidgets")):
+        return tqdm
+    from tqdm.notebook import tqdm as notebook_tqdm  # not tqdm.auto, which warns where ipywidgets are missing
+
+    return notebook_tqdm
 
 
 def _in_notebook() -> bool:

@@ -49,7 +49,7 @@ def compiled(config, topology, *programs):
 
 
 # Operation -> its implementation on TPUs and on GPUs, by base. What is not named here has one implementation.
-DOT_PRODUCT = {"attention": ("splash", "cudnn_packed")}
+DOT_PRODUCT = {"attention": ("splash", "triton")}
 GRAVITY = {"gravity": ("pallas", "pallas")}
 SINE = {"sine": ("polynomial", "triton")}
 ROTARY = {"rotate": ("halves", "pairs")}

@@ -49,7 +49,7 @@ def test_three_lines_train_a_model():
 
 
 def test_the_public_names():
-    assert psann_jax.__all__ == ["__version__", "psannLM", "psannLMDataPrep"]
+    assert psann_jax.__all__ == ["Callback", "__version__", "psannLM", "psannLMDataPrep"]
     assert psann_jax.__version__ == version("psann_jax")
     with pytest.raises(AttributeError, match="psannXX"):
         _ = psann_jax.psannXX

@@ -16,9 +16,10 @@ from psann_jax.models.network import build
 from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import train
+from psann_jax.train.workdir import write_config
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
-from tests.support.saved import TOKENIZER
+from tests.support.saved import TOKENIZER, save_run
 from tests.support.tiny import tiny_config
 from tests.support.weights import psannlm_model, psannlm_version_012, weights_of
 
@@ -58,6 +59,35 @@ def test_a_file_becomes_a_run_and_a_file_again(file, tmp_path, capsys):
 def test_a_directory_with_a_model_is_a_source(file, tmp_path):
     run("--from", tmp_path, "--to", tmp_path / "copy.safetensors")
     assert (tmp_path / "copy.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_a_run_becomes_a_folder_of_transformers_and_a_run_again(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    save_run(tmp_path / "run", config, {4: 1.0, 6: 2.0})
+    write_config(tmp_path / "run", config)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "eval", "step": 4, "loss": 1.0}\n')
+    run(f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'folder'}", "--checkpoint=best")
+    assert "folder: waveresnet, " in capsys.readouterr().out
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "1.0000 nats per token" in card
+    assert "| converted from | `run`, update 4 |" in card
+    assert "| training data | text.txt |" in card
+    assert str(tmp_path) not in card
+    run(f"--from=hf:{tmp_path / 'folder'}", f"--to={tmp_path / 'again'}")
+    assert same(read_run(tmp_path / "run", "best"), read_run(tmp_path / "again"))
+    with pytest.raises(SystemExit):
+        run(f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'folder'}")
+    assert "folder: is not an empty directory; choose a new one" in capsys.readouterr().err
+
+
+def test_a_run_without_an_average_of_the_weights(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    save_run(tmp_path / "run", config, {4: 1.0})
+    write_config(tmp_path / "run", config)
+    with pytest.raises(SystemExit):
+        run(f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'folder'}", "--ema")
+    assert "has no EMA weights, because train.ema_decay was 0" in capsys.readouterr().err
+    assert not (tmp_path / "folder").exists()
 
 
 def test_an_imported_run_cannot_be_trained(tmp_path):

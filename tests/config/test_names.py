@@ -29,6 +29,7 @@ SETTINGS = sorted(dict(flatten(default_config().to_dict())))
         ("num_attention_heads", "model.n_heads"),
         ("model.dropuot", "model.dropout"),
         ("max_grad_norm", "train.grad_clip"),
+        ("report_to", "train.loggers"),
         ("gradient-accumulation-steps", "train.grad_accum"),
     ],
 )

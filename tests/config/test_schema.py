@@ -196,3 +196,10 @@ def test_only_modern_normalises_queries_and_keys_by_default(base):
 def test_any_misspelt_key_is_refused(name, suffix):
     with pytest.raises(ConfigError, match="unknown key"):
         parse_with(name + suffix, 1)
+
+
+def test_sample_texts_have_no_effect_on_puzzles():
+    mapping = default_config("sudoku").to_dict()
+    mapping["eval"]["prompts"] = ("5 3",)
+    with pytest.raises(ConfigError, match=r"^eval\.prompts: has no effect with base sudoku; leave it at \(\)$"):
+        parse(mapping)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from psann_jax.config import DataConfig, TokenizerConfig
 from psann_jax.data import files
+from psann_jax.data.records import Records
 from psann_jax.data.sources import open_source
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.tokenizer import Tokenizer
@@ -107,7 +108,7 @@ def test_tokenizers(tmp_path, kind):
 
 def message(path) -> str:
     with pytest.raises(UserError) as e:
-        list(files.read_documents(path, "line", "text"))
+        list(files.read_documents(path, "line", Records()))
     assert "\n" not in str(e.value)
     return str(e.value)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from psann_jax.data import files
+from psann_jax.data.records import Records
 from psann_jax.utils.errors import UserError
 
 ZST = functools.partial(pa.compress, codec="zstd", asbytes=True)
@@ -19,7 +20,7 @@ LINES = ["first line", "  second, indented ", "dritte: Größe", "\u2028 does no
 
 
 def read(path: Path, document: str = "line", text_field: str = "text") -> list[str]:
-    return list(files.read_documents(path, document, text_field))
+    return list(files.read_documents(path, document, Records(text_field)))
 
 
 def message(path: Path, **kwargs: str) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from psann_jax.config import DataConfig
 from psann_jax.data import files, sources
+from psann_jax.data.records import Records
 from psann_jax.data.sources import open_source, read_piece
 from psann_jax.utils.errors import UserError
 
@@ -33,11 +34,11 @@ def test_ranges_of_a_file(tmp_path_factory, lines, end, has_mark, is_ended, piec
     path = tmp_path_factory.mktemp("range") / "a.txt"
     content = "\ufeff" * has_mark + end.join(lines) + end * is_ended
     path.write_bytes(content.encode())
-    whole = list(files.read_documents(path, unit, "text"))
+    whole = list(files.read_documents(path, unit, Records()))
     size = path.stat().st_size
     bounds = [*range(0, size, piece_bytes), None]
     if files.has_ranges(path, unit):
-        parts = [list(files.read_documents(path, unit, "text", a, b)) for a, b in itertools.pairwise(bounds)]
+        parts = [list(files.read_documents(path, unit, Records(), a, b)) for a, b in itertools.pairwise(bounds)]
         assert list(itertools.chain.from_iterable(parts)) == whole
     if size:
         source = open_source(str(path), DataConfig(document=unit))

@@ -49,7 +49,9 @@ def outcome_of(case):
         for t in (0.0, 0.8)
     ]
     texts[3]["text"] = " \n"
-    return dataclasses.replace(outcome, rows=[*outcome.rows, *train], samples={"samples": texts})
+    earlier = [{**text, "text": f" {case.name} at step 10"} for text in texts]
+    rows = [*outcome.rows, *train, {"kind": "samples", "step": 10, "texts": earlier}]
+    return dataclasses.replace(outcome, rows=rows, samples={"samples": texts})
 
 
 def outcomes_of(seeds=(1, 2, 3, 4), **options):
@@ -201,6 +203,8 @@ _READER = (
   set("metric", "perplexity"); await look("perplexity");
   set("metric", "loss"); set("cost", "parameters"); set("axis", "seconds"); await look("costs");
   set("prompt", 1); set("seed", 4); await look("texts");
+  seen.steps = [...byId("step").options].map((option) => option.textContent);
+  set("step", seen.steps[1]); await look("earlier texts"); set("step", seen.steps[0]);
   const box = byId("contenders").querySelectorAll("input")[1];
   box.focus(); box.click(); await look("without");
   byId("none").click(); await look("reference");
@@ -326,11 +330,16 @@ def test_sample_texts_are_shown_unchanged(seen):
     assert shown["start"]["texts"][1] == [EVIL, *(f" {EVIL}_seed1 at {t}</script><i>\n  x" for t in ("0.0", "0.8"))]
     assert shown["texts"]["texts"][0][1] == "The transformer_seed4 at 0.0</script><i>\n  x"
     assert shown["texts"]["texts"][0][2] == "The (only white space)"
+    assert shown["steps"] == ["after the last update", "after 10 updates"]
+    assert shown["earlier texts"]["texts"][0] == ["transformer", *["The transformer_seed4 at step 10"] * 2]
 
 
 @needs_browser
 def test_one_contender_with_one_seed_in_a_narrow_window(tmp_path):
-    outcomes = [dataclasses.replace(o, samples=None) for o in outcomes_of((1,)) if o.case.contender == "transformer"]
+    outcomes = [o for o in outcomes_of((1,)) if o.case.contender == "transformer"]
+    for i, o in enumerate(outcomes):
+        rows = [row for row in o.rows if row["kind"] != "samples"]
+        outcomes[i] = dataclasses.replace(o, rows=rows, samples=None)
     content, shown = look_at(tmp_path / "out", outcomes, size=(500, 900))
     assert shown["errors"] == []
     assert content["differences"] == []

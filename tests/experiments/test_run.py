@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from psann_jax.config.io import default_config, parse
+from psann_jax.engines.place import Place
 from psann_jax.experiments import run
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
-from psann_jax.runs.samples import SETTINGS
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
 
+PLACE = Place()
 TASKS = LmEval(("sums", "odd"), 8)
 
 
@@ -30,7 +32,7 @@ def processes(monkeypatch, case):
     """Replaces child processes by the files that they leave, and returns their modules or commands."""
     started = []
 
-    def run_module(arguments):
+    def run_module(place, arguments, log_folder):
         name = arguments[0] if arguments[0] == "psann_jax.main" else arguments[1]
         started.append(name)
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in arguments if flag.startswith("--"))
@@ -44,12 +46,12 @@ def processes(monkeypatch, case):
         elif name == "coordinates":
             Path(flags["out"]).touch()
         elif name == "samples":
-            (folder / "samples.json").write_text(json.dumps({"step": 2, **SETTINGS, "samples": []}))
+            (folder / "samples.json").write_text(json.dumps({"step": 2, **sample_settings(()), "samples": []}))
         elif name == "lm_eval":
             content = {"tasks": flags["tasks"].split(","), "limit": int(flags["limit"])}
             Path(flags["json"]).write_text(json.dumps(content))
 
-    monkeypatch.setattr(run, "_run_module", run_module)
+    monkeypatch.setattr(Place, "run_module", run_module)
     return started
 
 
@@ -61,17 +63,17 @@ def folder(tmp_path):
 
 def test_only_missing_files_are_made(case, processes, folder):
     assert not finished(case, folder, None)
-    assert run_case(case, folder, None) is None
+    assert run_case(case, folder, PLACE, None) is None
     assert processes == ["psann_jax.main", "sine", "samples"]
     assert finished(case, folder, None)
     (folder / "sine_parameters.png").unlink()
     assert not finished(case, folder, None), "the figure is missing"
     processes.clear()
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     assert processes == ["sine"]
     assert not finished(case, folder, TASKS)
     processes.clear()
-    assert run_case(case, folder, TASKS) is None
+    assert run_case(case, folder, PLACE, TASKS) is None
     assert processes == ["lm_eval"]
     assert finished(case, folder, TASKS)
     assert not finished(case, folder, LmEval(("sums", "odd"), 9)), "another limit"
@@ -80,12 +82,12 @@ def test_only_missing_files_are_made(case, processes, folder):
 
 @pytest.mark.parametrize("changed", [{"step": 1}, {"seed": 1}, {"prompts": ["A"]}])
 def test_sample_texts_of_other_settings_or_steps_are_replaced(case, processes, folder, changed):
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     path = folder / "samples.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     assert not finished(case, folder, None)
     processes.clear()
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     assert processes == ["samples"]
     assert finished(case, folder, None)
 
@@ -93,10 +95,10 @@ def test_sample_texts_of_other_settings_or_steps_are_replaced(case, processes, f
 def test_neither_puzzles_nor_diverged_runs_have_sample_texts(processes, folder, case):
     config = default_config("sudoku")
     config.train.steps = 2
-    assert run_case(Case("sudoku", (), 1, "tokens", parse(config)), folder, None) is None
+    assert run_case(Case("sudoku", (), 1, "tokens", parse(config)), folder, PLACE, None) is None
     assert processes == ["psann_jax.main"]
     other = folder.with_name("diverged")
-    run_case(case, other, None)
+    run_case(case, other, PLACE, None)
     (other / "samples.json").unlink()
     (other / "summary.json").write_text('{"steps": 2, "val_loss": NaN}')
     assert finished(case, other, None)
@@ -106,7 +108,7 @@ def test_a_gravity_model_gets_a_coordinates_page_in_the_workdir_of_the_sweep(pro
     config = default_config("ngt")
     config.train.steps = 2
     case = Case("ngt", (), 1, "tokens", parse(config))
-    assert run_case(case, folder, None) is None
+    assert run_case(case, folder, PLACE, None) is None
     assert processes == ["psann_jax.main", "coordinates", "samples"]
     assert (tmp_path / "coords_run.html").exists()
     assert finished(case, folder, None)
@@ -117,27 +119,27 @@ def test_a_gravity_model_gets_a_coordinates_page_in_the_workdir_of_the_sweep(pro
 
 
 def test_the_code_that_trained_a_run_is_recorded(case, processes, folder, monkeypatch):
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     (folder / "summary.json").write_text('{"steps": 1}')
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     (only,) = json.loads((folder / "code.json").read_text())["trained_by"]
     assert len(only["code"]) == 12
     (folder / "summary.json").write_text('{"steps": 1}')
     monkeypatch.setattr(run, "code_version", lambda: {**only, "code": "later"})
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     codes = json.loads((folder / "code.json").read_text())["trained_by"]
     assert [code["code"] for code in codes] == [only["code"], "later"]
 
 
 def test_a_folder_with_other_settings_is_named(case, processes, folder, tmp_path):
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     other = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, train__lr=0.5))
     with pytest.raises(UserError, match="run: holds a run with other settings"):
         finished(other, folder, None)
 
 
 def test_a_run_older_than_a_setting_had_its_default(case, processes, folder, tmp_path):
-    run_case(case, folder, None)
+    run_case(case, folder, PLACE, None)
     saved = json.loads((folder / "config.json").read_text())
     del saved["train"]["lr_scales"]
     (folder / "config.json").write_text(json.dumps(saved))
@@ -151,12 +153,12 @@ def test_a_run_older_than_a_setting_had_its_default(case, processes, folder, tmp
 
 @pytest.mark.slow
 def test_a_run_is_trained_and_drawn(case, folder, tmp_path, capfd):
-    assert run_case(case, folder, None) is None
+    assert run_case(case, folder, PLACE, None) is None
     outcome = read_outcome(case, folder, None)
     assert outcome.summary["steps"] == 2
     assert outcome.sine_figure.read_bytes().startswith(b"\x89PNG")
     assert outcome.metrics()["status"] == "ok"
     assert len(outcome.samples["samples"]) == 8
     without_text = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, data__sources=("/no/such/text",)))
-    assert run_case(without_text, folder.with_name("other"), None).startswith("data.sources: ")
+    assert run_case(without_text, folder.with_name("other"), PLACE, None).startswith("data.sources: ")
     capfd.readouterr()

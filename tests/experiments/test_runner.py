@@ -9,7 +9,7 @@ import pytest
 from psann_jax.cli import sweep as command
 from psann_jax.config.io import to_dict
 from psann_jax.experiments import runner
-from psann_jax.runs.samples import SETTINGS
+from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
 from tests.support.sweeps import make_outcome, small_sweep
@@ -21,7 +21,7 @@ def trained_names(monkeypatch):
     """Replaces training by the files that it leaves, and returns the names of the runs; contender ngt fails."""
     names = []
 
-    def run_case(case, folder, lm_eval):
+    def run_case(case, folder, place, lm_eval):
         names.append(case.name)
         if case.contender == "ngt":
             return "out of memory"
@@ -34,7 +34,7 @@ def trained_names(monkeypatch):
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, outcome.rows)) + "\n")
         (folder / "code.json").write_text(json.dumps({"trained_by": outcome.codes}))
         (folder / "sine_parameters.png").write_bytes(b"\x89PNG")
-        (folder / "samples.json").write_text(json.dumps({"step": 40, **SETTINGS, "samples": []}))
+        (folder / "samples.json").write_text(json.dumps({"step": 40, **sample_settings(()), "samples": []}))
         return None
 
     monkeypatch.setattr(runner, "run_case", run_case)

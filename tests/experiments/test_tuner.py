@@ -36,7 +36,7 @@ def started(monkeypatch):
     runs = Runs()
     runs.errors = {}
 
-    def train(case, folder):
+    def train(case, folder, place):
         runs.append(f"{folder.parent.name}/{case.name}")
         error = runs.errors.get(case.name)
         if isinstance(error, BaseException):
@@ -53,7 +53,7 @@ def started(monkeypatch):
 
     monkeypatch.setattr(report, "_draw", lambda finished, workdir: [])  # slow, and tested elsewhere
     monkeypatch.setattr(tuner, "train", train)
-    monkeypatch.setattr(runner, "run_case", lambda case, folder, lm_eval: train(case, folder))
+    monkeypatch.setattr(runner, "run_case", lambda case, folder, place, lm_eval: train(case, folder, place))
     monkeypatch.setattr(runner, "finished", lambda case, folder, lm_eval: runner.trained(case, folder))
     return runs
 

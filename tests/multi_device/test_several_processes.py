@@ -67,6 +67,16 @@ def test_processes_without_a_common_disk_use_a_bucket(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, load_run(tmp_path / "whole").params)
 
 
+@pytest.mark.parametrize(("action", "error"), [("stop", "no error"), ("fail", "of the callback")])
+def test_a_callback_of_the_first_process_ends_all(tmp_path, action, error):
+    run_script("multi_device/callbacks.py", tmp_path, tmp_path / "run", action, processes=2)
+    first, second = ((tmp_path / "run" / f"end_{i}").read_text().split(maxsplit=3) for i in (0, 1))
+    assert [first[0], *first[2:]] == ["0", "True", f"{error}\n"]
+    assert second == ["1", first[1], "True", "no error\n"]
+    assert int(first[1]) >= 3
+    assert (tmp_path / "run" / "checkpoints" / f"step_{first[1]}").exists()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A directory with a complete and a stopped run, both of 4 processes with 2 devices each."""

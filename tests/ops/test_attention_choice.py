@@ -31,11 +31,20 @@ def test_hopper_and_newer_run_cudnn(on):
     for kind in (H100, B200):
         on("gpu", kind)
         assert choose_attention("auto", CASE) == choose_attention("cudnn", CASE) == "cudnn"
-        packed = CASE._replace(has_segment_ids=True)
+        packed = CASE._replace(has_segment_ids=True, head_dim=128)
         assert choose_attention("auto", packed) == choose_attention("cudnn", packed) == "cudnn_packed"
         assert describe_attention("auto", packed) == "cudnn_packed"
         assert choose_attention("plain", packed) == "plain"
         assert choose_attention("xla", packed) == "xla"
+
+
+def test_packed_documents_with_small_heads_run_triton(on, monkeypatch):
+    on("gpu", H100)
+    packed = CASE._replace(has_segment_ids=True)
+    assert choose_attention("auto", packed) == describe_attention("auto", packed) == "triton"
+    assert choose_attention("cudnn", packed) == "cudnn_packed"
+    monkeypatch.setattr(kernels, "_is_sound", lambda example: "triton" not in example)
+    assert choose_attention("auto", packed) == "cudnn_packed"
 
 
 def test_head_sizes_beyond_128_run_on_hopper_only(on):
@@ -159,7 +168,7 @@ def test_each_kernel_has_examples_of_all_options():
 def test_a_kernel_that_fails_with_an_option_is_used_without_it(on, monkeypatch):
     on("gpu", H100)
     monkeypatch.setattr(kernels, "_is_sound", lambda example: not example.endswith("_window"))
-    grouped = CASE._replace(group=4, has_segment_ids=True)
+    grouped = CASE._replace(group=4, has_segment_ids=True, head_dim=128)
     assert choose_attention("auto", grouped) == "cudnn_packed"
     assert choose_attention("auto", grouped._replace(window=64)) == "xla"
     assert "failed its check" in describe_attention("auto", grouped._replace(window=64))

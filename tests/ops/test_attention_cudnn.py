@@ -101,7 +101,7 @@ def test_only_one_output_is_saved(monkeypatch):
 
 
 def test_documents_per_pass():
-    assert [documents_per_pass(L) for L in (1, 5, 100, 1024, 8192, 10**6)] == [2, 5, 16, 32, 64, 64]
+    assert [documents_per_pass(L) for L in (1, 5, 100, 1024, 8192, 10**6)] == [2, 5, 16, 16, 32, 32]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -160,7 +160,7 @@ def test_rows_and_heads_drop_independent_weights_at_the_given_rate():
     L, (B, H) = 64, (4, 8)
     index = jnp.arange(L)
     drawn = row_words(jax.random.key(0), (B, H))[:, :, None, None]
-    factors = module.dropout_factors(0.3, L, index[:, None], index, drawn[..., 0], drawn[..., 1])
+    factors = module.dropout_factors(0.3, index[:, None], index, drawn[..., 0], drawn[..., 1])
     dropped = np.asarray(factors == 0, float).reshape(B * H, L * L)
     np.testing.assert_allclose(factors.max(), 1 / 0.7, rtol=1e-6)
     np.testing.assert_allclose(dropped.mean(1), 0.3, atol=5 * np.sqrt(0.21 / L**2))

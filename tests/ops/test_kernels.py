@@ -117,8 +117,25 @@ def test_a_wrong_kernel_is_refused_with_a_warning(kernel, reason, own_cache):
         warnings.simplefilter("error")
         assert choose("double", FAST, PLAIN) == "plain"  # said once in a process
     kernels._verdicts.clear()
-    with pytest.warns(RuntimeWarning, match="not used"):  # from the file
+    with pytest.warns(RuntimeWarning, match="not used"):  # from the file, or by another comparison
         assert choose("double", FAST, PLAIN) == "plain"
+
+
+def test_a_kernel_that_did_not_run_is_tried_again_by_the_next_process(own_cache):
+    full = [True]
+
+    def kernel(x, n):
+        if full:
+            raise MemoryError("the device is full")
+        return 2 * x * n
+
+    register(kernel)
+    with pytest.warns(RuntimeWarning, match="the next start checks again"):
+        assert choose("double", FAST, PLAIN) == "plain"
+    assert not own_cache.exists()
+    full.clear()
+    kernels._verdicts.clear()
+    assert choose("double", FAST, PLAIN) == "fast"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{broken"])

@@ -8,12 +8,15 @@ import pytest
 
 from psann_jax.cli import samples as command
 from psann_jax.runs.restore import load_text_run
-from psann_jax.runs.samples import SETTINGS, sample_texts, write_samples
+from psann_jax.runs.samples import write_samples
+from psann_jax.sample.prompts import sample_settings, sample_texts
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
+
+SETTINGS = sample_settings(())
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(workdir):
-    return sample_texts(load_text_run(workdir))
+    run = load_text_run(workdir)
+    return sample_texts(TextSampler(run.sampler(), run.tokenizer), ())
 
 
 def test_every_prompt_is_continued_at_every_temperature(workdir, texts):

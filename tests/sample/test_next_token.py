@@ -1,6 +1,6 @@
 """Choice of the next token: filters on hand-made logits and against a sorting reference, draws by frequency."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from psann_jax.ops import kernels
 from psann_jax.sample.next_token import (
+    alternatives,
     draw,
     filtered_weights,
     look_up,
@@ -314,3 +315,29 @@ def test_changed_settings_do_not_recompile():
     ):
         fresh(logits, logits > 1, keys(2), sampling.scalars())
     assert fresh._cache_size() == 1
+
+
+# --- settings of each row ---------------------------------------------------------------------------------
+
+
+def test_settings_of_each_row_equal_the_same_settings_for_all():
+    rng = np.random.default_rng(3)
+    logits = jnp.asarray(3 * rng.normal(size=(6, 500)), jnp.float32)
+    seen = jnp.asarray(rng.random((6, 500)) < 0.2)
+    settings = [Sampling(0.0), Sampling(), Sampling(0.7, 5, 0.8, 0.01, 1.3), Sampling(1.5, 0, 1.0), UNFILTERED]
+    settings.append(Sampling(0.0, repetition_penalty=9.0))
+    rows = [one.scalars() for one in settings]
+    stacked = Sampling(**{f.name: np.stack([getattr(row, f.name) for row in rows]) for f in fields(Sampling)})
+    tokens, logprobs = choose(logits, seen, keys(6), stacked)
+    for i, one in enumerate(settings):
+        expected, of_expected = choose(logits, seen, keys(6), one.scalars())
+        assert tokens[i] == expected[i]
+        assert logprobs[i] == of_expected[i]
+
+
+def test_alternatives_are_the_most_probable_tokens_in_order():
+    logits = np.array([[0, 2, 1, 2, -np.inf], [5, 4, 3, 2, 1]], np.float32)
+    tokens, logprobs = alternatives(jnp.asarray(logits), 3)
+    assert tokens.tolist() == [[1, 3, 2], [0, 1, 2]], "of equal ones, the lowest id first"
+    expected = np.take_along_axis(logits - np.logaddexp.reduce(logits, -1, keepdims=True), np.asarray(tokens), -1)
+    np.testing.assert_allclose(logprobs, expected, rtol=1e-5)

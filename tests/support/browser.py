@@ -47,11 +47,21 @@ def read_page(text, reader, folder, size=(1200, 900)):
       `seen`; its "errors" are those of the page.
     """
     path = folder / "page.html"
+    path.write_text(with_reader(text, reader), encoding="utf-8")
+    return read_url(path.as_uri(), folder, size)
+
+
+def with_reader(text, reader):
+    """Returns the page with the reader in it, for a server; see `read_page`."""
     head = text.replace("<head>", f"<head>{_ERROR_LISTENER}", 1)
     body = head.rindex("</body>")
-    path.write_text(head[:body] + _READER.replace("READER", reader) + head[body:], encoding="utf-8")
+    return head[:body] + _READER.replace("READER", reader) + head[body:]
+
+
+def read_url(url, folder, size=(1200, 900)):
+    """Opens an address whose page is from `with_reader`; see `read_page`."""
     flags = [*_FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={size[0]},{size[1]}"]
-    done = subprocess.run([_CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([_CHROMIUM, *flags, url], capture_output=True, text=True, timeout=120)
     result = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert result, console

@@ -27,6 +27,7 @@ _NOT_STARTED = {
     "sbatch": "needs SLURM",
     "nvidia-smi": "needs a GPU",
     "tensorboard": "runs until it is stopped",
+    "psann-jax serve": "runs until it is stopped",
 }
 # A part of a command -> the module it needs.
 _NEEDS = {

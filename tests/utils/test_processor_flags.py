@@ -19,12 +19,23 @@ def cpuinfo(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
     path.write_text(XEON)
     monkeypatch.setattr(processor_flags, "_CPUINFO", path)
+    monkeypatch.setattr(processor_flags, "_NVIDIA", tmp_path / "nvidiactl")
     return path
 
 
 @pytest.mark.parametrize(("text", "n"), [(XEON, 3), (OLD_XEON, 0), (EPYC, 0), ("", 0), ("flags: x\n", 0)])
 def test_only_intel_with_avx512_has_flags(text, n):
     assert len(flags_for(text)) == n
+
+
+def test_a_gpu_of_nvidia_has_flags_of_its_own(cpuinfo):
+    gpu = "--xla_gpu_enable_triton_gemm=false"
+    assert gpu not in with_processor_flags({}, lambda flag: True)["XLA_FLAGS"]
+    (cpuinfo.parent / "nvidiactl").touch()
+    assert gpu in with_processor_flags({}, lambda flag: True)["XLA_FLAGS"].split()
+    given = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true"}
+    assert gpu not in with_processor_flags(given, lambda flag: True)["XLA_FLAGS"].split()
+    assert accepted_by_jaxlib(gpu)
 
 
 def test_flags_are_added_once(cpuinfo):

@@ -1,0 +1,68 @@
+"""Reads a folder that `transformers` wrote, or `psann_jax.convert.hf.write`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from psann_jax.config import Config, ConfigError, DecoderConfig
+from psann_jax.config.io import parse
+from psann_jax.convert.hf.own import from_own, is_own
+from psann_jax.convert.hf.standard import read_settings
+from psann_jax.convert.hf.standard_names import from_standard
+from psann_jax.convert.hf.write import CONFIG, WEIGHTS
+from psann_jax.convert.safetensors_file import read_arrays
+from psann_jax.convert.weights import Weights, check_weights
+from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import read_json
+
+_INDEX = f"{WEIGHTS}.index.json"
+
+
+def read_folder(folder: str | os.PathLike[str]) -> Weights:
+    """Reads weights, config and tokenizer of a folder.
+
+    Args:
+      folder: with config.json and model.safetensors, the latter possibly in parts with an index.
+
+    Raises:
+      UserError: a file is missing or damaged, or the model has a setting without a counterpart here.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    content, arrays = read_json(path), _arrays(folder)
+    try:
+        config = _config(content, path)
+        model = cast(DecoderConfig, config.model)
+        if is_own(content):
+            params = from_own(arrays)
+        else:
+            params = from_standard(content["model_type"], arrays, model.resolve())
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: {error}") from error
+    return check_weights(Weights(config, params, _tokenizer(folder)), folder)
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    if not (folder / _INDEX).exists():
+        return read_arrays(folder / WEIGHTS)
+    parts = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
+    return {name: a for part in parts for name, a in read_arrays(folder / part).items()}
+
+
+def _config(content: Mapping[str, Any], path: Path) -> Config:
+    """Returns the config, with the settings of training at their defaults."""
+    model = content["settings"] if is_own(content) else read_settings(content, path)
+    length = content.get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise UserError(f"{path}: max_position_embeddings is {length!r}, must be a positive integer")
+    train = {"precision": "fp32", "batch_tokens": length}  # not in the file
+    return parse({"model": model, "data": {"max_length": length}, "train": train})
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a folder, or None if it has no tokenizer.json."""
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None

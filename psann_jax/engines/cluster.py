@@ -1,0 +1,202 @@
+"""Runs jobs as tasks of a Ray cluster whose nodes all see one workdir."""
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from psann_jax.engines.engine import Job, K, Watch
+from psann_jax.engines.place import STOPPED, Place
+from psann_jax.engines.sharing import part_of_gpu
+from psann_jax.engines.stop import Stop
+from psann_jax.utils.errors import UserError, one_line
+from psann_jax.utils.files import storage_errors
+
+_MARKER = ".ray"
+_REFRESH_S, _MARKER_S = 0.5, 1.0
+_RETRIES = 20  # of a run, after the death of a node or a worker; it resumes from its last checkpoint
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Each job is a Ray task. If its node dies, it starts again on another.
+
+    Attributes:
+      workdir: a folder that all nodes see under this path.
+      address: of the cluster; None: the one in RAY_ADDRESS or one that runs on this machine, else Ray starts one here.
+      cpus: cores of a job.
+      gpus: GPUs of a job, possibly a part of one; None: 1 if the cluster has GPUs, else 0.
+    """
+
+    workdir: Path
+    address: str | None = None
+    cpus: int = 1
+    gpus: float | None = None
+
+    def at_once(self, n_jobs: int) -> bool:
+        """See `Engine`."""
+        return True
+
+    def run(self, jobs: Mapping[K, Job], watch: Watch[K]) -> None:
+        """See `Engine`."""
+        if not jobs:
+            return
+        gpus = self._connect()
+        with Stop(announce=True) as stop, _marker(self.workdir) as marker:
+            _run(jobs, watch, stop, _Tasks(marker, self.cpus, gpus, self._environment(gpus)))
+        stop.end()
+
+    def _connect(self) -> float:
+        """Joins the cluster, unless this process has; returns the number of GPUs of a job."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
+        import ray
+
+        is_first = not ray.is_initialized()
+        try:
+            ray.init(self.address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = self.address or os.environ.get("RAY_ADDRESS") or "this machine"
+            raise UserError(f"--address: no Ray cluster can be used at {where}: {one_line(error)}") from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        if is_first:
+            total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+            line = f"Ray: {len(nodes)} nodes with {total['CPU']:g} CPUs and {total['GPU']:g} GPUs; each run uses "
+            line += f"{self.cpus} CPUs and {gpus:g} GPUs"
+            if not any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= gpus for node in nodes):
+                line += "; no node has that many, so the runs wait for one"
+            print(line, flush=True)
+        return gpus
+
+    def _environment(self, gpus: float) -> dict[str, str]:
+        threads = str(self.cpus)  # of XLA, which would use all cores, and of the tokenizers library
+        environment = {"NPROC": threads, "RAYON_NUM_THREADS": threads}
+        if self.gpus == 0:
+            environment["JAX_PLATFORMS"] = "cpu"
+        return environment | (part_of_gpu(gpus) if 0 < gpus < 1 else {})
+
+
+# --- in the process of the command ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """A file in the workdir with a number of this start. Jobs run while they see it.
+
+    So a node finds out whether it sees the same workdir, and all jobs save and end when the file is removed.
+    """
+
+    path: Path
+    content: str
+    cwd: str = field(default_factory=os.getcwd)
+
+    def is_seen(self) -> bool:
+        try:
+            return self.path.read_text() == self.content
+        except OSError:
+            return False
+
+
+@contextlib.contextmanager
+def _marker(workdir: Path) -> Iterator[_Marker]:
+    marker = _Marker(workdir / _MARKER, secrets.token_hex(8))
+    with storage_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        marker.path.write_text(marker.content)
+    try:
+        yield marker
+    finally:
+        marker.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """What all tasks have in common."""
+
+    marker: _Marker
+    cpus: int
+    gpus: float
+    environment: Mapping[str, str]
+
+    def submit(self, key: object, job: Job) -> Any:
+        import ray
+
+        remote = ray.remote(_do).options(
+            name=str(key), num_cpus=self.cpus, num_gpus=self.gpus, max_retries=_RETRIES, retry_exceptions=False
+        )
+        return remote.remote(job, self.marker, self.environment, self.gpus < 1)
+
+
+def _run(jobs: Mapping[K, Job], watch: Watch[K], stop: Stop, tasks: _Tasks) -> None:
+    import ray
+
+    running = {tasks.submit(key, job): key for key, job in jobs.items()}
+    try:
+        while running:
+            ended, _ = ray.wait(list(running), num_returns=len(running), timeout=_REFRESH_S)
+            if stop.requested.is_set() and tasks.marker.is_seen():
+                tasks.marker.path.unlink(missing_ok=True)
+                for ref in running:  # those that wait for a node; the others ignore it and save
+                    ray.cancel(ref)
+            for ref in ended:
+                key, error = running.pop(ref), _result(ref)
+                if not stop.requested.is_set():
+                    watch.ended(key, error)
+            watch.refresh()
+    except BaseException:
+        tasks.marker.path.unlink(missing_ok=True)
+        if not stop.immediate.is_set():
+            ray.wait(list(running), num_returns=len(running))  # they save
+        raise
+
+
+def _result(ref: Any) -> str | None:
+    """The error of an ended job, also if no node has survived it."""
+    import ray.exceptions
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause or error) from error
+    except ray.exceptions.TaskCancelledError:
+        return STOPPED
+    except ray.exceptions.RayError as error:
+        return f"its node or worker died {_RETRIES + 1} times: {one_line(error)}"
+
+
+# --- on a node ------------------------------------------------------------------------------------------
+
+
+def _do(job: Job, marker: _Marker, environment: Mapping[str, str], shares: bool) -> str | None:
+    """Does a job in a worker of Ray."""
+    with contextlib.suppress(OSError):  # then relative paths are not found, and named
+        os.chdir(marker.cwd)
+    if not marker.is_seen():
+        workdir = marker.path.parent
+        return f"--workdir: {workdir} is not the same folder on {socket.gethostname()}; choose one that all nodes see"
+    place = Place(_Polled(marker), shows_output=False, shares=shares, environment=environment)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(job, place)
+        while not future.done():
+            with contextlib.suppress(KeyboardInterrupt):  # Ray raises it in this thread when it cancels the task
+                wait([future], _REFRESH_S)
+    return future.result()
+
+
+class _Polled:
+    """Whether the marker is gone; looks at most once a second, because the disk is that of all runs."""
+
+    def __init__(self, marker: _Marker) -> None:
+        self._marker, self._gone, self._next = marker, False, 0.0
+
+    def __call__(self) -> bool:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _MARKER_S
+            self._gone = self._gone or not self._marker.is_seen()
+        return self._gone

@@ -1,0 +1,190 @@
+"""The HTTP application: routes, limits, and errors in OpenAI's form."""
+
+import asyncio
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from psann_jax.plots.plotly_page import fill_template
+from psann_jax.serve.completion import Answer
+from psann_jax.serve.errors import ApiError, reject
+from psann_jax.serve.requests import parse_completion
+from psann_jax.serve.served import Served, find
+from psann_jax.utils.errors import one_line
+
+MAX_BODY_BYTES = 4 * 2**20
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+# The page has its program and its style in itself, and asks nobody but this server.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Endpoints:
+    """What the routes do.
+
+    Attributes:
+      models: by name.
+      is_ending: whether new requests are refused, because the server ends.
+    """
+
+    def __init__(self, models: Mapping[str, Served]) -> None:
+        self.models, self.is_ending = dict(models), False
+
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [served.card() for served in self.models.values()]})
+
+    async def get_model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        return JSONResponse(find(self.models, request.path_params["name"]).card())
+
+    async def page(self, request: Request) -> Response:
+        """GET /: the page to try the models side by side."""
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY, "X-Frame-Options": "DENY"})
+
+    async def coordinates(self, request: Request) -> Response:
+        """GET /coordinates?model=NAME&text=TEXT: the tokens of a text in the coordinates of a gravity model."""
+        query = request.query_params
+        served = find(self.models, query.get("model", ""))
+        if not served.has_coordinates:
+            raise reject("model", f"{served.name} is of base {served.run.config.model.base}, which has no coordinates")
+        return HTMLResponse(await run_in_threadpool(served.coordinates_page, query.get("text", "")))
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: 200 as long as requests are taken."""
+        self._refuse_if_ending()
+        return JSONResponse({"status": "ok"})
+
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        self._refuse_if_ending()
+        wanted = parse_completion(await _read_json(request))
+        answer = Answer(wanted, find(self.models, wanted.model))
+        if wanted.stream:
+            return _EventStream(answer)
+        whole = asyncio.ensure_future(answer.whole())
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not whole.done():
+                raise ClientDisconnect
+            return JSONResponse(whole.result())
+        finally:
+            whole.cancel()
+            gone.cancel()
+            answer.cancel()
+
+    def _refuse_if_ending(self) -> None:
+        if self.is_ending:
+            raise ApiError(503, "the server is ending", code="ending", retry_after=10)
+
+
+class _EventStream(StreamingResponse):
+    """The pieces of an answer as server-sent events; the texts end when the client has gone."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.pieces(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancel()
+
+
+def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
+    """Returns the ASGI application.
+
+    Args:
+      endpoints: the models.
+      is_loopback: whether only names of this machine are accepted as the host of a request, so that no web page of
+        another site can reach the server by a name that it points to 127.0.0.1.
+    """
+    routes = [
+        Route("/", endpoints.page),
+        Route("/coordinates", endpoints.coordinates),
+        Route("/v1/models", endpoints.list_models),
+        Route("/v1/models/{name:path}", endpoints.get_model),
+        Route("/v1/completions", endpoints.complete, methods=["POST"]),
+        Route("/health", endpoints.health),
+    ]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)] if is_loopback else []
+    handlers: dict[Any, Callable[..., Any]] = {
+        ApiError: _answer_error,
+        HTTPException: _answer_http_error,
+        ClientDisconnect: _answer_nobody,
+        Exception: _answer_unforeseen,
+    }
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+@functools.cache
+def _page() -> str:
+    files = resources.files("psann_jax.serve")
+    program = (files / "page.js").read_text(encoding="utf-8")
+    return fill_template((files / "page.html").read_text(encoding="utf-8"), {"program": program})
+
+
+async def _read_json(request: Request) -> Any:
+    """Reads the body of a request.
+
+    Only application/json is read. A browser asks before it sends that to another site, and this server never agrees.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"Content-Type: is {kind!r:.80}, must be application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"body: has more than {MAX_BODY_BYTES} bytes")
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"body: is not JSON: {one_line(error)}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer_error(request: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _answer_http_error(request: Request, error: HTTPException) -> Response:
+    words = {404: "there is no such path", 405: f"{request.method} is not allowed here"}
+    answer = ApiError(error.status_code, f"{request.url.path}: {words.get(error.status_code, error.detail)}")
+    return JSONResponse(answer.body(), error.status_code, error.headers)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # as nginx; nobody reads it
+
+
+async def _answer_unforeseen(request: Request, error: Exception) -> Response:
+    traceback.print_exception(error, file=sys.stderr)
+    return JSONResponse(ApiError(500, f"unexpected {type(error).__name__}: {one_line(error)}").body(), 500)

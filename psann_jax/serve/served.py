@@ -1,0 +1,185 @@
+"""The models that a server has."""
+
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from psann_jax.runs.coordinates import coordinates_page
+from psann_jax.runs.restore import TextRun
+from psann_jax.sample.slots import SlotRow, Slots
+from psann_jax.sample.text import streams_of
+from psann_jax.serve.choice import Choice, Update
+from psann_jax.serve.engine import Engine
+from psann_jax.serve.errors import ApiError, reject
+from psann_jax.serve.requests import MAX_ALTERNATIVES, CompletionRequest
+from psann_jax.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on.
+
+    Attributes:
+      n_slots: texts that each model generates at once.
+      max_waiting: texts that wait for each model.
+      max_length: most tokens of a prompt and its completion; None: the windows of the training.
+    """
+
+    n_slots: int = 16
+    max_waiting: int = 256
+    max_length: int | None = None
+
+
+class Served:
+    """A model with its engine.
+
+    Attributes:
+      name: of the model, that of the folder of its run.
+      tokenizer: of its training.
+      engine: generates its texts.
+      run: its run; the parameters in it are None for bases without coordinates, to save memory.
+    """
+
+    def __init__(self, name: str, run: TextRun, limits: Limits) -> None:
+        """Allocates the cache; `start` compiles.
+
+        Raises:
+          UserError: max_length is beyond the window of the run, or the mesh divides the batch.
+        """
+        self.name, self.tokenizer = name, run.tokenizer
+        sampler = run.sampler(n_alternatives=MAX_ALTERNATIVES)
+        self.engine = Engine(Slots(sampler, limits.n_slots, limits.max_length), limits.max_waiting)
+        self.has_coordinates = bool(run.config.model.HAS_COORDINATES)
+        self.run = run if self.has_coordinates else dataclasses.replace(run, params={})
+        self._params_bytes = sampler.nbytes + sum(array.nbytes for array in jax.tree.leaves(self.run.params))
+        self._loaded = int(time.time())
+        self._coordinates = threading.Lock()
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its completion."""
+        return self.engine.slots.capacity
+
+    def describe(self) -> str:
+        """Returns a line for the start: size, context and memory."""
+        slots, run = self.engine.slots, self.run
+        return (
+            f"{self.name}: {run.config.model.base}, step {run.step:,}, {run.network.n_params:,} parameters in "
+            f"{self._params_bytes / 2**20:,.1f} MiB; {len(slots.rows)} texts of {slots.capacity:,} tokens at once in "
+            f"{slots.nbytes / 2**20:,.1f} MiB"
+        )
+
+    def card(self) -> dict[str, Any]:
+        """Returns the model's entry in the list of models."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self._loaded,
+            "owned_by": "psann_jax",
+            "base": self.run.config.model.base,
+            "step": self.run.step,
+            "n_params": self.run.network.n_params,
+            "max_model_len": self.max_length,
+            "has_coordinates": self.has_coordinates,
+        }
+
+    def coordinates_page(self, text: str) -> str:
+        """Returns the page of a text, one at a time, because it takes seconds of all cores.
+
+        Raises:
+          ApiError: the text has no tokens, the run has diverged or plotly is not installed.
+        """
+        with self._coordinates:
+            try:
+                return coordinates_page(self.run, text, name=self.name)
+            except UserError as error:
+                raise ApiError(400, str(error)) from error
+
+    def choices(
+        self, request: CompletionRequest, deliver: Callable[[int, Update], None]
+    ) -> tuple[list[list[int]], list[Choice]]:
+        """Makes the texts of a request: n for each prompt in order.
+
+        The k-th text of a prompt depends on the prompt, the settings, the seed and k, as those of `TextSampler`.
+
+        Args:
+          request: for this model.
+          deliver: called with the number of a text and its update.
+
+        Returns:
+          The ids of every prompt, and the texts.
+
+        Raises:
+          ApiError: there are too many texts, or a prompt cannot be encoded, has ids outside the vocabulary or is too
+            long.
+        """
+        wanted, most = len(request.prompts) * request.n, len(self.engine.slots.rows) + self.engine.max_waiting
+        if wanted > most:
+            raise reject("n", f"makes {wanted} texts of the prompts, more than the {most} that this server takes on")
+        prompts = self._encode(request.prompts)
+        longest = max(map(len, prompts))
+        if longest + request.max_tokens > self.max_length:
+            raise reject(
+                "max_tokens",
+                f"{request.max_tokens} and a prompt of {longest} tokens, bos included, are more than the "
+                f"{self.max_length} tokens of the model's context",
+                "context_length_exceeded",
+            )
+        rows = [ids for ids in prompts for _ in range(request.n)]
+        explained = request.logprobs is not None
+        made = []
+        for i, (ids, stream) in enumerate(zip(rows, streams_of(rows), strict=True)):
+            row = SlotRow(ids, sampling=request.sampling, limit=request.max_tokens, seed=request.seed, stream=stream)
+            row.n_alternatives = request.logprobs or 0
+            made.append(Choice(row, self.tokenizer, request.stop, explained, functools.partial(deliver, i)))
+        return prompts, made
+
+    def _encode(self, prompts: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+        try:
+            texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+            for text in texts:
+                text.encode()
+            encoded = iter(self.tokenizer.encode_batch(texts))
+        except (UnicodeEncodeError, UserError) as error:
+            raise reject("prompt", f"cannot be encoded: {error}") from error
+        ids = [[self.tokenizer.bos_id, *next(encoded)] if isinstance(p, str) else p for p in prompts]
+        for wrong in (i for row in ids for i in row if not 0 <= i < self.tokenizer.vocab_size):
+            raise reject("prompt", f"has token id {wrong}, outside the {self.tokenizer.vocab_size} ids")
+        return ids
+
+
+def by_name(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
+    """Returns the runs by the names of their folders.
+
+    Raises:
+      UserError: two have the same name.
+    """
+    named: dict[str, Path] = {}
+    for workdir in map(Path, workdirs):
+        name = workdir.resolve().name
+        if name in named:
+            raise UserError(f"--workdir: {named[name]} and {workdir} have the same name {name}; link one under another")
+        named[name] = workdir
+    return named
+
+
+def find(models: dict[str, Served], name: str) -> Served:
+    """Returns the model of that name.
+
+    Raises:
+      ApiError: there is none, with status 404.
+    """
+    if name not in models:
+        known = ", ".join(models)
+        raise ApiError(
+            404, f"model: {name!r:.80} is not served; there are {known}", code="model_not_found", param="model"
+        )
+    return models[name]

@@ -1,0 +1,61 @@
+"""Weights that a run starts from, as the training loop gets them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.models.network import Network, Params
+from psann_jax.train.workdir import INITIAL_WEIGHTS
+from psann_jax.utils.files import write_json
+
+
+class StartingWeights(NamedTuple):
+    """Parameters of a new run, and where they come from; without parameters, the run draws them.
+
+    Attributes:
+      params: nested dict of host or device arrays with the network's shapes and types, the same in all processes.
+      fact: a line about them for the header of the run.
+      report: the same in detail, JSON-like; written to the workdir.
+    """
+
+    params: Params | None = None
+    fact: str = ""
+    report: Mapping[str, Any] = MappingProxyType({})
+
+    def write_report(self, workdir: Path) -> None:
+        """Writes the report, if there is one, in one process.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        if self.report and jax.process_index() == 0:
+            write_json(workdir / INITIAL_WEIGHTS, dict(self.report))
+
+
+# Called with the network and the mesh, in all processes, unless the run resumes.
+ReadWeights = Callable[[Network, Mesh], StartingWeights]
+
+
+def starting_weights(given: Params | ReadWeights | None, network: Network, mesh: Mesh) -> StartingWeights:
+    """Returns given parameters, reading them if necessary; `psann_jax.train.loop.train` has the arguments."""
+    return given(network, mesh) if callable(given) else StartingWeights(given)
+
+
+class Start(Protocol):
+    """An opened run or file that another run starts from.
+
+    Attributes:
+      tokenizer: the one to encode the text of the new run with; None if its config names one.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """See the attributes."""
+
+    def weights(self, network: Network, mesh: Mesh, seed: int) -> StartingWeights:
+        """Returns the parameters for a network, on a mesh; those that it adds are drawn from `seed`."""
