@@ -66,8 +66,14 @@ def user(tmp_path, monkeypatch):
     program.chmod(0o755)
     paths = (str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"])
     monkeypatch.setenv("PATH", os.pathsep.join(paths))
-    for seed, name in enumerate(("notes.txt", "wikitext-2.train.txt", "wikitext-2.valid.txt", "books/one.txt")):
+    names = ("notes.txt", "wikitext-2.train.txt", "wikitext-2.valid.txt", "books/one.txt", "shakespeare.txt")
+    for seed, name in enumerate(names):
         write_text(tmp_path / name, seed=seed)
+    pairs = [{"question": f"{text}?", "answer": text[::-1]} for text in sentences(400, 7)]
+    turns = ((("user", pair["question"]), ("assistant", pair["answer"])) for pair in pairs)
+    chats = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
+    for name, records in (("questions.jsonl", pairs), ("chat.jsonl", chats)):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
     prose = [" ".join(sentences(6, seed)) for seed in range(60)]
     (tmp_path / "frankenstein.txt").write_text("\n\n".join(textwrap.fill(text, 70) for text in prose) + "\n")
     (tmp_path / "books" / "two.txt.gz").write_bytes(gzip.compress("\n".join(sentences(400, 9)).encode()))

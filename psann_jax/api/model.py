@@ -184,6 +184,8 @@ class psannLM:
             _require_data("val_data", val_data)
         require(isinstance(grad_checkpoint, bool), "grad_checkpoint", f"is {grad_checkpoint!r}, must be True or False")
         _check_devices(ddp)
+        has_workdir = workdir is not None or not options.get("loggers")
+        require(has_workdir, "loggers", "need a workdir, in which they keep ids and, without a network, the metrics")
         hooks = Callbacks(callbacks)
         given = {**options, "batch_tokens": batch_tokens, "lr": lr, "amp": amp, "warmup_steps": warmup_steps}
         if grad_checkpoint:

@@ -34,6 +34,7 @@ COMMANDS = {
     "Measure": {
         "bench throughput": "training tokens/s, alone or against another implementation",
         "bench generate": "generated tokens/s, alone or against another implementation",
+        "bench serve": "the server's tokens/s for many clients, alone or against another implementation",
         "bench memory": "memory of a training step by batch size and rematerialisation",
         "bench kernels": "this device's kernels against the plain implementations, at full size",
         "bench accelerator": "checks and measures one GPU or TPU within a time limit",

@@ -4,6 +4,7 @@ Finished runs are not repeated, so the same command resumes an interrupted sweep
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,16 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", type=positive_int, metavar="N", help="runs at once, each with its part of the machine; default 1")
     add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster; default local")
-    add("--address", metavar="HOST:PORT", help="of the Ray cluster; default the one this machine is in, or a new one")
+    where = "of the Ray cluster; default the one this machine is in, or a new one"
+    add("--address", type=_address, metavar="HOST:PORT", help=where)
     add("--cpus_per_run", type=positive_int, metavar="N", help="CPU cores of a run on the Ray cluster; default 1")
     add("--gpus_per_run", type=_gpus, metavar="N", help="GPUs, or a part of one; default 1 if the cluster has any")
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^\s/:]+:\d{1,5}", text):
+        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be HOST:PORT")
+    return text
 
 
 def _gpus(text: str) -> float:

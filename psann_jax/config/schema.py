@@ -62,6 +62,9 @@ class TrainConfig:
     lr: float = 2e-4  # peak of the learning rate
     lr_scales: LrScales = field(default_factory=LrScales)
     freeze: tuple[str, ...] = ()  # kinds of parameters, as in lr_scales, that keep their values
+    # of adapters of the matrices, which alone are trained; loading and converting merge them; 0: none
+    lora_rank: int = 0
+    lora_alpha: float = 16.0  # adapters are added times lora_alpha / lora_rank
     lr_base_width: int = 0  # d_model for which lr is meant: matrices and heads get lr * this / d_model; 0: off
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # after the warmup
     warmup_steps: int = 100  # in which the learning rate rises from 0; included in steps
@@ -96,6 +99,14 @@ class TrainConfig:
         for kind in self.freeze:
             require_known(kind, kinds, f"{prefix}.freeze", f"{kind!r} is no kind of parameter")
         self._check_start(prefix)
+        at_least(0, self, prefix, "lora_rank")
+        require(self.lora_alpha > 0, f"{prefix}.lora_alpha", f"is {self.lora_alpha}, must be positive")
+        if self.lora_rank:
+            reason = f"with {prefix}.lora_rank, which trains adapters only"
+            refuse_inactive(self, prefix, reason, "freeze", "lr_base_width", "lr_scales")
+            require(self.optimizer != "muon", f"{prefix}.optimizer", f"cannot be muon {reason}; use adamw")
+        else:
+            refuse_inactive(self, prefix, f"without {prefix}.lora_rank", "lora_alpha")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):

@@ -20,6 +20,7 @@ from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import open_run, restore_params
 from psann_jax.train.start import StartingWeights
 from psann_jax.train.workdir import CONFIG
+from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import given_path
 
 # Model settings that may differ: they decide how values are computed, what training adds to the loss, or the initial
@@ -107,7 +108,11 @@ def open_start(config: Config) -> OpenedStart:
     """
     train = config.train
     path = given_path(train.init_from, "train.init_from")
-    opened = _open_run(config, path) if (path / CONFIG).exists() else _open_file(config, path)
+    try:
+        opened = _open_run(config, path) if (path / CONFIG).exists() else _open_file(config, path)
+    except UserError as error:
+        named = str(error).startswith("train.")
+        raise error if named else UserError(f"train.init_from: {error}") from error
     _check_model(config, opened.network)
     _check_tokenizer(config, opened)
     return opened
@@ -115,6 +120,9 @@ def open_start(config: Config) -> OpenedStart:
 
 def _open_run(config: Config, path: Path) -> OpenedStart:
     saved = open_run(path, config.train.init_checkpoint)
+    has_ema = saved.config.train.ema_decay > 0
+    problem = f"but {path} has no EMA weights, because its train.ema_decay was 0; leave it False"
+    require(has_ema or not config.train.init_ema, "train.init_ema", f"is True, {problem}")
     item = "ema_params" if config.train.init_ema else "params"
     facts = {"from": str(path), "step": saved.step, "weights": item, "data": saved.data}
     tokenizer = saved.tokenizer() if isinstance(saved.config.data, DataConfig) else None

@@ -1,6 +1,7 @@
 """Runs jobs as tasks of a Ray cluster whose nodes all see one workdir."""
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -19,7 +20,7 @@ from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.files import storage_errors
 
 _MARKER = ".ray"
-_REFRESH_S, _MARKER_S = 0.5, 1.0
+_REFRESH_S, _MARKER_S, _CONNECT_S = 0.5, 1.0, 20.0
 _RETRIES = 20  # of a run, after the death of a node or a worker; it resumes from its last checkpoint
 
 
@@ -29,7 +30,7 @@ class RayEngine:
 
     Attributes:
       workdir: a folder that all nodes see under this path.
-      address: of the cluster; None: the one in RAY_ADDRESS or one that runs on this machine, else Ray starts one here.
+      address: HOST:PORT of the cluster; None: the one in RAY_ADDRESS or that of this machine, else Ray starts one.
       cpus: cores of a job.
       gpus: GPUs of a job, possibly a part of one; None: 1 if the cluster has GPUs, else 0.
     """
@@ -59,8 +60,11 @@ class RayEngine:
 
         is_first = not ray.is_initialized()
         try:
-            ray.init(self.address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            if self.address is not None:  # Ray would wait for minutes where nothing listens
+                host, _, port = self.address.rpartition(":")
+                socket.create_connection((host, int(port)), _CONNECT_S).close()
+            ray.init(self.address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
             where = self.address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise UserError(f"--address: no Ray cluster can be used at {where}: {one_line(error)}") from error
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -10,6 +10,7 @@ from flax import nnx
 
 from psann_jax.config import Config
 from psann_jax.config.families import family
+from psann_jax.models.lora import Lora
 from psann_jax.nn.partition import freeze, info_tree
 
 Params = dict[str, Any]
@@ -28,6 +29,7 @@ class Network:
       abstract: nested dict of `jax.ShapeDtypeStruct` with the structure of the parameters.
       infos: nested dict of `ParamInfo` with the structure of the parameters.
       make: constructor of the module, with the keyword `rngs`.
+      lora: the adapters that the parameters hold in addition to the module's; None if there are none.
     """
 
     config: Any
@@ -35,15 +37,16 @@ class Network:
     abstract: Params
     infos: Params
     make: Any
+    lora: Lora | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Returns initial float32 parameters. Call it inside `jax.jit` with out_shardings to create them sharded."""
         params: Params = nnx.to_pure_dict(nnx.state(self.make(rngs=nnx.Rngs(params=key))))
-        return params
+        return params if self.lora is None else self.lora.with_initial(params, key)
 
     def merge(self, params: Params) -> Any:
         """Returns the module with these parameters, for use inside a traced function."""
-        return nnx.merge(self.graphdef, params)
+        return nnx.merge(self.graphdef, params if self.lora is None else self.lora.merge(params))
 
     @property
     def n_params(self) -> int:
@@ -101,4 +104,9 @@ def make_network(config: Config, vocab_size: int | None = None) -> Network:
         scan_layers=config.train.scan_layers,
         sequence=config.mesh.sequence,
     )
+    if config.train.lora_rank:
+        rank = config.train.lora_rank
+        lora = Lora(rank, config.train.lora_alpha / rank, network.infos)
+        abstract, infos = lora.with_adapters(network.abstract)
+        return replace(network, abstract=abstract, infos=infos, lora=lora)
     return replace(network, infos=freeze(network.infos, config.train.freeze)) if config.train.freeze else network

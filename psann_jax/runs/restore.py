@@ -119,9 +119,13 @@ def load_text_run(
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint whose parameters have not been read yet; attributes as in `LoadedRun`.
+    """A checkpoint whose parameters have not been read yet.
 
-    `copy` is the temporary directory of a copy from a bucket, which is deleted with this object.
+    Attributes:
+      checkpoints: those of the run.
+      step, config, network, data: as in `LoadedRun`, without adapters (train.lora_rank).
+      stored: the network as it was trained.
+      copy: the temporary directory of a copy from a bucket, which is deleted with this object; None on a disk.
     """
 
     checkpoints: CheckpointReader
@@ -129,6 +133,7 @@ class SavedRun:
     config: Config
     network: Network
     data: str
+    stored: Network
     copy: tempfile.TemporaryDirectory[str] | None = None
 
     def tokenizer(self) -> Tokenizer:
@@ -152,10 +157,13 @@ def open_run(
             raise UserError(f"{workdir}: is a run of base {config.model.base}, which this command does not support")
         has_tokenizer = isinstance(config.model, TextModelConfig)
         vocab_size = _tokenizer(checkpoints, found).vocab_size if has_tokenizer else None
-        network = make_network(config, vocab_size)
+        stored = network = make_network(config, vocab_size)
+        if stored.lora is not None:
+            config = _without_adapters(config)
+            network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    return SavedRun(checkpoints, found, config, network, metadata["data"], copy)
+    return SavedRun(checkpoints, found, config, network, metadata["data"], stored, copy)
 
 
 _Copy = tempfile.TemporaryDirectory[str]
@@ -185,7 +193,7 @@ def _restore(saved: SavedRun, mesh: tuple[int, int, int], ema_params: bool) -> L
 
 
 def restore_params(saved: SavedRun, mesh: Mesh, *, ema_params: bool) -> Params:
-    """Reads the parameters of a checkpoint onto a mesh.
+    """Reads the parameters of a checkpoint onto a mesh, and merges adapters into them.
 
     Args:
       saved: from `open_run`.
@@ -195,17 +203,27 @@ def restore_params(saved: SavedRun, mesh: Mesh, *, ema_params: bool) -> Params:
     Raises:
       UserError: the checkpoint is damaged or has no EMA weights.
     """
-    network, path = saved.network, saved.checkpoints.path(saved.step)
+    stored, path = saved.stored, saved.checkpoints.path(saved.step)
     if ema_params and not saved.config.train.ema_decay:
         raise UserError(f"{path}: has no EMA weights, because train.ema_decay was 0")
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        network.abstract,
-        param_shardings(mesh, network.abstract, network.infos),
+        stored.abstract,
+        param_shardings(mesh, stored.abstract, stored.infos),
     )
     item = "ema_params" if ema_params else "params"
     params: Params = saved.checkpoints.restore(saved.step, {item: abstract})[item]
-    return params
+    if stored.lora is None:
+        return params
+    shardings = param_shardings(mesh, saved.network.abstract, saved.network.infos)
+    merged: Params = jax.jit(stored.lora.merge, out_shardings=shardings)(params)
+    return merged
+
+
+def _without_adapters(config: Config) -> Config:
+    default = type(config.train)()
+    plain = dataclasses.replace(config.train, lora_rank=default.lora_rank, lora_alpha=default.lora_alpha)
+    return dataclasses.replace(config, train=plain)
 
 
 def _tokenizer(checkpoints: CheckpointReader, step: int) -> Tokenizer:

@@ -8,16 +8,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from psann_jax.plots.plotly_page import fill_template
 from psann_jax.serve.completion import Answer
@@ -27,7 +28,7 @@ from psann_jax.serve.served import Served, find
 from psann_jax.utils.errors import one_line
 
 MAX_BODY_BYTES = 4 * 2**20
-_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # The page has its program and its style in itself, and asks nobody but this server.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
@@ -73,8 +74,8 @@ class Endpoints:
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
-        self._refuse_if_ending()
         wanted = parse_completion(await _read_json(request))
+        self._refuse_if_ending()  # nothing else runs between this and the submission of the texts
         answer = Answer(wanted, find(self.models, wanted.model))
         if wanted.stream:
             return _EventStream(answer)
@@ -93,6 +94,25 @@ class Endpoints:
     def _refuse_if_ending(self) -> None:
         if self.is_ending:
             raise ApiError(503, "the server is ending", code="ending", retry_after=10)
+
+
+class _LocalNames:
+    """Refuses requests whose Host is not a name of this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname
+        except ValueError:  # brackets that do not match
+            name = None
+        if name in _LOOPBACK:
+            await self._app(scope, receive, send)
+        else:
+            error = ApiError(400, f"Host: is {host!r:.80}, must be one of {', '.join(_LOOPBACK)}")
+            await JSONResponse(error.body(), error.status)(scope, receive, send)
 
 
 class _EventStream(StreamingResponse):
@@ -125,7 +145,7 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
         Route("/v1/completions", endpoints.complete, methods=["POST"]),
         Route("/health", endpoints.health),
     ]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)] if is_loopback else []
+    middleware = [Middleware(_LocalNames)] if is_loopback else []
     handlers: dict[Any, Callable[..., Any]] = {
         ApiError: _answer_error,
         HTTPException: _answer_http_error,

@@ -57,7 +57,7 @@ class Choice:
           deliver: called by the engine's thread with each update, in order; the last one has a finish.
         """
         self.row, self.cancelled = row, False
-        self._eos_id, self._explained, self._deliver = tokenizer.eos_id, explained, deliver
+        self._explained, self._deliver = explained, deliver
         self._pieces: list[str] = []
         self._reader = Reader(tokenizer, row, stop, self._pieces.append)
         self._shown, self._n_explained = 0, 0  # characters and tokens delivered

@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from psann_jax.sample.sampler import MAX_STEPS
 from psann_jax.sample.slots import Slots
@@ -35,7 +35,7 @@ class Engine:
         self._waiting: deque[Choice] = deque()
         self._active: dict[int, Choice] = {}  # by slot
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._steps = False, 1
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -48,8 +48,11 @@ class Engine:
 
         Raises:
           QueueFullError: the queue has not enough places for those that no slot is free for.
+          RuntimeError: the thread has ended.
         """
         with self._changed:
+            if not self._thread.is_alive():
+                raise RuntimeError("the engine has ended")
             free = len(self.slots.rows) - len(self._active)
             if len(self._waiting) + len(choices) > free + self.max_waiting:
                 raise QueueFullError
@@ -75,23 +78,21 @@ class Engine:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        for choice in (*self._active.values(), *self._waiting):
-            choice.fail(reason)
+        self._fail((*self._active.values(), *self._waiting), reason)
 
     def _run(self) -> None:
-        steps = 1
-        while self._admit():
-            began = time.perf_counter()
-            try:
-                self._advance(steps)
-            except Exception as error:  # the server goes on with the next requests
-                traceback.print_exc(file=sys.stderr)
-                self._fail_all(f"unexpected {type(error).__name__}: {one_line(error)}")
-            seconds = time.perf_counter() - began
-            if seconds < _ADVANCE_S / 2:
-                steps = min(2 * steps, MAX_STEPS)
-            elif seconds > _ADVANCE_S:
-                steps = max(steps // 2, 1)
+        try:
+            while self._admit():
+                try:
+                    self._advance()
+                except Exception as error:  # the server goes on with the next requests
+                    traceback.print_exc(file=sys.stderr)
+                    failed, self._active = list(self._active.values()), {}
+                    self._fail(failed, f"unexpected {type(error).__name__}: {one_line(error)}")
+                    self.slots.reset()
+        finally:
+            if not self._closed:  # the device does not work any more
+                self._fail(self._waiting, "the engine has ended")
 
     def _admit(self) -> bool:
         """Waits until there is something to do and assigns free slots; returns False at the end."""
@@ -105,11 +106,18 @@ class Engine:
                     self._active[slot] = self._waiting.popleft()
             return not self._closed
 
-    def _advance(self, steps: int) -> None:
+    def _advance(self) -> None:
+        """Begins texts, generates the next tokens of all and delivers them."""
         for slot, choice in self._active.items():
             if self.slots.rows[slot] is None:
                 self.slots.begin(slot, choice.row)
-        self.slots.advance(steps)
+        began = time.perf_counter()
+        self.slots.advance(self._steps)
+        seconds = time.perf_counter() - began
+        if seconds < _ADVANCE_S / 2:
+            self._steps = min(2 * self._steps, MAX_STEPS)
+        elif seconds > _ADVANCE_S:
+            self._steps = max(self._steps // 2, 1)
         for slot, choice in list(self._active.items()):
             if choice.row.finish == "error":
                 choice.fail(choice.row.error)
@@ -123,10 +131,7 @@ class Engine:
         del self._active[slot]
         self.slots.release(slot)
 
-    def _fail_all(self, error: str) -> None:
-        with self._changed:
-            failed = list(self._active.values())
-            self._active.clear()
-            self.slots.reset()
-        for choice in failed:
+    @staticmethod
+    def _fail(choices: Iterable[Choice], error: str) -> None:
+        for choice in choices:
             choice.fail(error)

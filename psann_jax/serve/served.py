@@ -45,7 +45,7 @@ class Served:
       name: of the model, that of the folder of its run.
       tokenizer: of its training.
       engine: generates its texts.
-      run: its run; the parameters in it are None for bases without coordinates, to save memory.
+      run: its run, without parameters for bases without coordinates, to save memory.
     """
 
     def __init__(self, name: str, run: TextRun, limits: Limits) -> None:
@@ -164,9 +164,11 @@ def by_name(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for workdir in map(Path, workdirs):
-        name = workdir.resolve().name
+        name = os.path.basename(os.path.abspath(workdir))  # not resolved: a link has a name of its own
         if name in named:
-            raise UserError(f"--workdir: {named[name]} and {workdir} have the same name {name}; link one under another")
+            raise UserError(
+                f"--workdir: {named[name]} and {workdir} have the same name {name}; make a link with another"
+            )
         named[name] = workdir
     return named
 

@@ -187,7 +187,9 @@ class _Run:
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
         with self.reports, jax.set_mesh(self.mesh):
-            self.reports.header(self.config, self.task, self.compiled, self.step, self.start.fact)
+            facts = {"weights": self.start.fact, "resumed": f"at step {self.step}" if self.step else ""}
+            start = {name: fact for name, fact in facts.items() if fact}
+            self.reports.header(self.config, self.task, self.compiled, start)
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
             self.reports.begin(self.config, self.step, self.signals.request)

@@ -55,16 +55,8 @@ class Reports:
             stack.push(self.writer)
             self.loggers.__exit__(kind, error, trace)
 
-    def header(self, config: Config, task: Task, compiled: Compiled, step: int, start: str) -> None:
-        """Shows facts about the run, and warnings.
-
-        Args:
-          config: the settings of the run.
-          task: what it trains.
-          compiled: its programs.
-          step: number of updates done.
-          start: what the weights were read from; "" if they were not.
-        """
+    def header(self, config: Config, task: Task, compiled: Compiled, start: Mapping[str, object]) -> None:
+        """Shows facts about the run, last those about its start, and warnings."""
         mesh = cast(Mesh, compiled.batch.mesh)
         facts: dict[str, object] = {
             "workdir": self.workdir,
@@ -82,10 +74,7 @@ class Reports:
             facts["kernels"] = ", ".join(
                 f"{operation} {' and '.join(sorted(names))}" for operation, names in compiled.implementations.items()
             )
-        facts |= {"weights": start} if start else {}
-        if step:
-            facts["resumed"] = f"at step {step}"
-        self.progress.header(facts)
+        self.progress.header({**facts, **start})
         warmup, steps = config.train.warmup_steps, config.train.steps
         if warmup >= steps:
             self.progress.message(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from psann_jax.config import TrainConfig
+from psann_jax.models.lora import LORA
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
 from psann_jax.train.compatibility import check_compatible
@@ -90,7 +91,7 @@ def init_state(
       spec: from `state_spec`.
       seed: of the parameters, if they are not given.
       initial_params: parameters, a nested dict of host or device arrays, the same in all processes. The state holds
-        copies.
+        copies. Adapters (train.lora_rank) may be missing.
 
     Raises:
       UserError: `initial_params` do not have the shapes and types of the network.
@@ -99,6 +100,8 @@ def init_state(
         make = jax.jit(lambda key: _first_state(network, config, network.init(key)), out_shardings=spec.shardings)
         state: State = make(jax.random.key(seed))
         return state
+    if network.lora is not None and LORA not in initial_params:  # those of a network without adapters
+        initial_params = jax.jit(network.lora.with_initial)(initial_params, jax.random.key(seed))
     check_compatible(initial_params, spec.abstract["params"], "initial_params")
     placed = jax.device_put(initial_params, spec.shardings["params"])
     # An output that is an unchanged input would share its buffer, which the training step donates.

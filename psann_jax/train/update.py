@@ -166,8 +166,8 @@ class Update:
         return jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def _with_frozen(self, params: Params, frozen: Params) -> Params:
-        """Returns `params`, with `train.freeze` those that are not trained from `frozen`."""
-        if not self.config.freeze:
+        """Returns `params`; with `train.freeze` or adapters, those that are not trained from `frozen`."""
+        if not (self.config.freeze or self.config.lora_rank):
             return params
         return jax.tree.map(lambda i, a, b: a if i.trainable else b, self.objective.network.infos, params, frozen)
 

@@ -71,9 +71,10 @@ def test_prompts_of_a_fit_are_in_its_history(data):
     [
         ({"callbacks": Stop(1)}, "callbacks: is of type Stop, must be a list"),
         ({"callbacks": [len]}, r"callbacks\[0\]: is builtin_function_or_method"),
-        ({"loggers": ("wandb", "wandb")}, "loggers: is .*, which repeats one"),
-        ({"loggers": "wandb"}, "loggers: is 'wandb', must be a tuple"),
-        ({"loggers": ("tensorboard",)}, "loggers.*must be one of wandb, mlflow, trackio"),
+        ({"loggers": ("wandb",)}, "loggers: need a workdir"),
+        ({"loggers": ("wandb", "wandb"), "workdir": "unused"}, "loggers: is .*, which repeats one"),
+        ({"loggers": "wandb", "workdir": "unused"}, "loggers: is 'wandb', must be a tuple"),
+        ({"loggers": ("tensorboard",), "workdir": "unused"}, "loggers.*must be one of wandb, mlflow, trackio"),
         ({"eval_prompts": ("a", "a")}, "eval_prompts: .*repeats one"),
         ({"eval_prompts": ("\ud800",)}, "prompts.*unpaired surrogate"),
     ],

@@ -152,6 +152,59 @@ def test_what_has_no_counterpart_is_named(case, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.fixture(scope="module", params=["modern", "transformer", "ngt"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "a"
+    write_folder(path, weights_of(request.param), "runs/a")
+    return path, content(path)
+
+
+JSON = (
+    st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_damage_to_the_settings_is_one_line(folder, data):
+    path, saved = folder
+    damaged = json.loads(json.dumps(saved))
+    for _ in range(data.draw(st.integers(1, 2))):
+        section = damaged
+        for name in ("settings", "rope_parameters"):
+            if isinstance(section.get(name), dict) and data.draw(st.booleans()):
+                section = section[name]
+        key = data.draw(st.sampled_from(sorted(section) or ["x"]))
+        section[key] = data.draw(JSON)
+    (path / "config.json").write_text(json.dumps(damaged))
+    message = str(path)
+    try:
+        read_folder(path)
+    except UserError as error:
+        message = str(error)
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_constants_of_older_files_are_skipped(tmp_path):
+    write_folder(tmp_path / "a", weights_of("transformer"), "runs/a")
+    path = tmp_path / "a" / "model.safetensors"
+    names = ("rotary_emb.inv_freq", "bias", "masked_bias")
+    constants = {f"gpt_neox.layers.0.attention.{name}": np.zeros((1, 2), np.float32) for name in names}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path) | constants, path)
+    assert same(read_folder(tmp_path / "a"), weights_of("transformer"))
+
+
+def test_missing_blocks_are_named(tmp_path):
+    write_folder(tmp_path / "a", weights_of("ngt"), "runs/a")
+    path = tmp_path / "a" / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    del arrays["blocks.0.attn.gamma"]
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(UserError, match=r"a: its files do not .*: blocks\.attn\.gamma is in the blocks 1 only"):
+        read_folder(tmp_path / "a")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         read_folder(tmp_path / "nowhere")

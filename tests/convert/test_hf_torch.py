@@ -3,10 +3,13 @@
 Needs `pip install 'psann_jax[transformers]'`.
 """
 
+import copy
+
 import jax
 import numpy as np
 import pytest
 
+from psann_jax.convert.hf.standard import standard_type
 from psann_jax.convert.hf.write import write_folder
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import GenerationOptions, Sampling
@@ -19,6 +22,22 @@ transformers = pytest.importorskip("transformers", reason="needs transformers; p
 
 PROMPTS = ["the sun", "a wave falls under", ""]
 CASES = [*((name, ()) for name in VARIANTS), *(case for case in STANDARD if case[1])]
+# One case for each architecture and each part of the PyTorch code; the others are slow.
+QUICK = {
+    "modern",
+    "modern_swiglu_tied_softcap",
+    "transformer",
+    "transformer_one_kv_head_window_alibi",
+    "respsann_sinusoidal",
+    "waveresnet_dilated",
+    "waveresnet_replace",
+    "sgrpsann",
+    "sgrpsann_fourier_full",
+    "vanilla",
+    "ngt",
+    "ngt_attractive_decay",
+}
+CASES = [case if case[0] in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -30,6 +49,14 @@ def models(request, tmp_path_factory):
     options = {"trust_remote_code": (folder / "config.json").read_text().count("auto_map") > 0}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
     return ours, model, transformers.AutoTokenizer.from_pretrained(folder, **options)
+
+
+def own_code(ours):
+    """Names of the files of PyTorch code in the folder."""
+    model = ours.config.model
+    if hasattr(model, "resolve") and standard_type(model.resolve()):
+        return set()
+    return {"modeling_ngt.py" if model.base == "ngt" else "modeling_psann.py"}
 
 
 def test_logits_are_equal(models):
@@ -85,6 +112,33 @@ def test_beams_and_the_loss(models):
     assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-5)
 
 
+def test_every_parameter_learns_and_half_precision_runs(models):
+    _, model, _ = models
+    tokens = torch.tensor(np.random.default_rng(3).integers(4, 260, (2, 12)))
+    model.zero_grad()
+    model(tokens, labels=tokens).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    # The radius of a hard cutoff, the decay of decay_mode none, and coordinates after the last block have no effect.
+    inactive = ("radius", "decay", "blocks.1.next", "blocks.1.coord_norm")
+    assert [name for name in without if not any(part in name for part in inactive)] == []
+    with torch.no_grad():
+        exact = model(tokens).logits
+        rough = copy.deepcopy(model).to(torch.bfloat16)(tokens).logits
+    assert (rough.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+def test_a_text_longer_than_the_table_of_positions_is_an_error(models):
+    ours, model, _ = models
+    tokens = torch.full((1, 49), 5)  # the table has 48
+    if ours.config.model.base not in ("vanilla", "ngt"):
+        assert model(tokens).logits.shape == (1, 49, 260)
+        return
+    with pytest.raises(ValueError, match="the model has 48 positions"):
+        model(tokens)
+    padded = torch.ones(1, 49).index_fill(1, torch.tensor([0]), 0)
+    assert torch.isfinite(model(tokens, attention_mask=padded).logits[:, 1:]).all()
+
+
 def test_token_ids_are_equal(models):
     ours, _, tokenizer = models
     for text in ("the sun", "Hé <eos> 日本 😀", ""):
@@ -101,6 +155,7 @@ def test_a_model_saved_by_transformers_is_read(models, tmp_path):
     ours, model, tokenizer = models
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == own_code(ours)
     again = read_folder(tmp_path)
     before, after = flat_params(ours.params), flat_params(again.params)
     assert before.keys() == after.keys()

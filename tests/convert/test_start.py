@@ -147,8 +147,8 @@ def test_a_file_without_a_tokenizer_needs_one_of_its_size(folder, tmp_path):
         ({"model__positional_encoding": "alibi"}, r"^model.positional_encoding: is 'alibi', but 'rope' in .*source"),
         ({"data__tokenizer__vocab_size": 400}, r"^data.tokenizer.vocab_size: is 400, but the tokenizer of .*source is"),
         ({"data__tokenizer__pad_token": "<p>"}, r"^data.tokenizer.pad_token: is '<p>', but the tokenizer of .*source"),
-        ({"train__init_from": "/nowhere"}, r"^/nowhere: must be a .safetensors file"),
-        ({"train__init_checkpoint": "3"}, r"step_3: no such checkpoint; there are \[2, 4\]"),
+        ({"train__init_from": "/nowhere"}, r"^train.init_from: /nowhere: must be a .safetensors file"),
+        ({"train__init_checkpoint": "3"}, r"^train.init_from: .*step_3: no such checkpoint; there are \[2, 4\]"),
         ({"train__init_changes": ("model.d_modle",)}, r"^train.init_changes: 'model.d_modle' is no model setting, did"),
         ({"train__init_changes": ("model.norm",)}, r"^train.init_changes: names model.norm, which is the same in"),
     ],
@@ -226,6 +226,35 @@ def test_a_new_vocabulary_is_matched_by_text(folder, tmp_path):
     assert start.report["vocabulary"]["parameters"] == ["embed", "head"]
     train_run(config, tmp_path / "run", open_start=open_start)
     assert load_text_run(tmp_path / "run").tokenizer.kind == "bytes"
+
+
+def test_ema_weights_that_do_not_exist_are_refused(folder, tmp_path):
+    train_run(tiny_config(folder, train__steps=1), tmp_path / "plain")
+    config = tiny_config(folder, train__init_from=str(tmp_path / "plain"), train__init_ema=True)
+    with pytest.raises(ConfigError, match=r"^train.init_ema: is True, but .*plain has no EMA weights"):
+        open_start(config)
+
+
+def test_puzzles_start_from_puzzles(tmp_path):
+    """A run without a tokenizer, and never from one with text."""
+    config = default_config("sudoku")
+    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=32, iterations=2)
+    config.data.update(counts=(40, 0, 0, 0, 0), extra_clues=45, curriculum="mixed", cache_dir=str(tmp_path / "cache"))
+    config.train.update(steps=2, warmup_steps=1, batch_tokens=648, precision="fp32")
+    config.eval.max_tokens = 648
+    train_run(parse_with(config, {}), tmp_path / "source")
+    wanted = parse_with(config, {"train__init_from": str(tmp_path / "source")})
+    train_run(wanted, tmp_path / "run", open_start=open_start)
+    first, *_, last = (
+        next(row for row in rows if row["kind"] == "eval")
+        for rows in (
+            read_metrics(tmp_path / "run" / "metrics.jsonl"),
+            read_metrics(tmp_path / "source" / "metrics.jsonl")[::-1],
+        )
+    )
+    assert first["loss"] == last["loss"]
+    with pytest.raises(ConfigError, match=r"^model.base: is 'waveresnet', but 'sudoku' in"):
+        open_start(tiny_config(tmp_path, train__init_from=str(tmp_path / "source")))
 
 
 def test_a_caller_with_weights_of_its_own_refuses_the_setting(folder, tmp_path):

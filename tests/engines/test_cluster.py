@@ -226,9 +226,8 @@ def test_jobs_that_wait_for_a_node_can_be_stopped(nodes, start, tmp_path):
     assert process.returncode == 143
 
 
-@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_named(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed, or does not exist for this Python")
     engine = RayEngine(tmp_path, "127.0.0.1:1")
-    with pytest.raises(UserError, match=r"^--address: no Ray cluster can be used at 127\.0\.0\.1:1: "):
+    with pytest.raises(UserError, match=r"^--address: no Ray cluster can be used at 127\.0\.0\.1:1: .*refused"):
         engine.run({"a": functools.partial(print)}, NoWatch())

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from psann_jax.config.io import default_config, parse
@@ -149,6 +152,42 @@ def test_a_run_older_than_a_setting_had_its_default(case, processes, folder, tmp
     )
     with pytest.raises(UserError, match="run: holds a run with other settings"):
         finished(other, folder, None)
+
+
+def test_a_run_that_was_stopped_has_not_finished(case, processes, folder, monkeypatch):
+    """Its process has exit code 0, as after the end."""
+    monkeypatch.setattr(Place, "run_module", lambda place, arguments, log_folder: None)
+    assert run_case(case, folder, PLACE, None) == "was stopped before its end"
+
+
+def test_runs_that_share_a_machine_are_marked(case, processes, folder):
+    run_case(case, folder, Place(shares=True), None)
+    assert read_outcome(case, folder, None).shares
+    (folder / "summary.json").write_text('{"steps": 1}')
+    run_case(case, folder, PLACE, None)
+    assert json.loads((folder / "code.json").read_text())["shares"], "a part of its time was not its own"
+    other = folder.with_name("other")
+    run_case(case, other, PLACE, None)
+    assert not read_outcome(case, other, None).shares
+    (other / "code.json").write_text('{"trained_by": []}')  # of an earlier version
+    assert not read_outcome(case, other, None).shares
+
+
+def test_a_run_waits_for_an_earlier_process_that_still_saves(case, processes, folder, monkeypatch):
+    monkeypatch.setattr(run, "_WAIT_POLL_S", 0.01)
+    folder.mkdir(parents=True)
+    lock = filelock.FileLock(folder / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.3, lock.release).start()
+    began = time.monotonic()
+    assert run_case(case, folder, PLACE, None) is None
+    assert time.monotonic() - began > 0.2
+    with lock:
+        (folder / "summary.json").unlink()
+        run_case(case, folder, Place(stopping=lambda: True), None)
+        (folder / "summary.json").unlink()
+        monkeypatch.setattr(run, "_WAIT_S", 0.05)
+        run_case(case, folder, PLACE, None)  # the process then says who holds the workdir
 
 
 @pytest.mark.slow

@@ -1,14 +1,17 @@
 """The sweep command: what runs, what is not repeated, and a real sweep end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
 from psann_jax.cli import sweep as command
 from psann_jax.config.io import to_dict
-from psann_jax.experiments import runner
+from psann_jax.engines import local
+from psann_jax.experiments import runner, stages
 from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
@@ -115,6 +118,68 @@ def test_standard_tasks_need_lm_eval(trained_names, sweep, monkeypatch):
     assert trained_names == []
 
 
+def test_ray_must_be_installed_and_leaves_no_choice_to_jobs(trained_names, sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"^--engine=ray: needs ray; pip install 'psann_jax\[ray\]'$"):
+        sweep("--engine=ray")
+    with pytest.raises(UserError, match=r"^--jobs: has no effect with --engine=ray; set --cpus_per_run"):
+        sweep("--engine=ray", "--jobs=2")
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setattr("psann_jax.utils.extras.is_installed", lambda name: True)
+    sweep.config = small_sweep(budgets=("tokens", "seconds"))
+    with pytest.raises(UserError, match=r"^--engine: must be local, because the sweep's budget seconds"):
+        sweep("--engine=ray")
+    assert trained_names == []
+
+
+def test_speeds_are_measured_before_runs_share_the_machine(trained_names, sweep, monkeypatch, tmp_path):
+    measured = []
+
+    def measure(self, config):
+        measured.append(config.model.base)
+        assert trained_names == []
+        return 1000.0
+
+    monkeypatch.setattr(runner.Speeds, "__call__", measure)
+    monkeypatch.setattr(local, "find_devices", lambda: ("cpu", 1))
+    monkeypatch.setattr(stages, "prepare_text", lambda case, folder, place: None)
+    sweep.config = small_sweep(budgets=("seconds",), seeds=(1,))
+    with pytest.raises(UserError, match="did not finish: ngt"):
+        sweep("--jobs=2")
+    assert set(measured) == {"transformer", "waveresnet", "ngt"}
+    assert sorted(trained_names) == ["ngt_seconds_seed1", "transformer_seconds_seed1", "waveresnet_seconds_seed1"]
+
+
+def test_the_text_of_runs_that_start_at_once_is_prepared_first(trained_names, sweep, monkeypatch, tmp_path):
+    monkeypatch.setattr(local, "find_devices", lambda: ("cpu", 1))
+    prepared = []
+
+    def prepare_text(case, folder, place):
+        prepared.append((folder.name, place.shows_output, list(trained_names)))
+        return "no such file"  # the runs say so
+
+    monkeypatch.setattr(stages, "prepare_text", prepare_text)
+    sweep("--jobs=2", "--bases=transformer,waveresnet")
+    assert prepared == [("transformer_seed1", True, [])]
+    assert len(trained_names) == 4
+    prepared.clear()
+    shutil.rmtree(tmp_path / "out/runs/transformer_seed1")
+    sweep("--jobs=2", "--bases=transformer,waveresnet")
+    assert prepared == [], "a single run prepares its text itself"
+
+
+def test_the_report_says_which_runs_shared_a_machine(trained_names, sweep, tmp_path):
+    sweep("--bases=transformer,waveresnet")
+    report, path = tmp_path / "out/report.md", tmp_path / "out/runs/transformer_seed1/code.json"
+    assert "at the same time" not in report.read_text()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shares": True}))
+    sweep("--bases=transformer,waveresnet")
+    assert "1 of the 4 trained at the same time as others, on shared cores or a shared GPU" in report.read_text()
+    assert "their tokens/s and seconds say nothing about the speed of a contender" in (report.read_text())
+    rows = json.loads((tmp_path / "out/summary.json").read_text())["results"]
+    assert [row["shares"] for row in rows] == [True, False, False, False]
+
+
 def test_a_missing_plotly_is_announced(trained_names, sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
     sweep("--bases=ngt", "--dry_run")
@@ -155,6 +220,12 @@ def test_noresume_refuses_a_used_workdir(trained_names, sweep):
         ("--seeds=1,x", "--seeds: 'x' is not a seed"),
         ("--lm_eval_limit=8", "--lm_eval_limit: has no effect without --with_lm_eval"),
         ("--config.train.stepz=3", "--config.train.stepz: unknown key, did you mean train.steps?"),
+        ("--jobs=0", "--jobs: is '0', must be a whole number of at least 1"),
+        ("--address=a:1", "--address: has no effect without --engine=ray"),
+        ("--address=ray://a:1", "--address: is 'ray://a:1', must be HOST:PORT"),
+        ("--gpus_per_run=0.5", "--gpus_per_run: has no effect without --engine=ray"),
+        ("--gpus_per_run=1.5", "--gpus_per_run: is '1.5', must be a part of 1 or a whole number, as in 0.5 or 2"),
+        ("--engine=slurm", "--engine: invalid choice: 'slurm'"),
         ("--dryrun", "--dryrun: unknown argument, did you mean --dry_run?"),
     ],
 )

@@ -255,3 +255,46 @@ def test_a_real_sweep_of_two_stages_is_interrupted_and_resumed(tmp_path):
     assert sorted(path.name for path in (out / "runs").iterdir()) == ["vanilla_lr0.001_seed1", "wide_lr0.001_seed1"]
     config = json.loads((out / "tuning/wide_lr0.001_seed0/config.json").read_text())
     assert (config["data"]["valid_sources"], config["data"]["valid_fraction"]) == ([], 0.04)
+
+
+@pytest.mark.slow
+def test_runs_at_once_are_interrupted_and_resumed_with_another_number(default_signals, tmp_path):
+    """Nothing is prepared at the start, and nothing is done twice."""
+    valid = write_text(tmp_path / "valid.txt", n_lines=100, seed=1)
+    text = SWEEP.replace("TEXT", str(write_text(tmp_path / "text.txt"))).replace("VALID", str(valid))
+    text = text.replace("batch_tokens=64, steps=30", "batch_tokens=4096, steps=500").replace("1e30", "2e-3")
+    (tmp_path / "two.py").write_text(text.replace("CACHE", str(tmp_path / "cache")))
+    arguments = [sys.executable, "-m", "psann_jax", "sweep", f"--config={tmp_path / 'two.py'}"]
+
+    def start(name, jobs):
+        command = [*arguments, f"--workdir={tmp_path / name}", f"--jobs={jobs}"]
+        return subprocess.Popen(
+            command, env=environment(), cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    first, tuning = start("out", 2), tmp_path / "out/tuning"
+    train_both = False
+    while not train_both:
+        rows = [path for path in tuning.glob("*/metrics.jsonl") if path.stat().st_size > 500]
+        train_both = len([path for path in rows if not path.with_name("summary.json").exists()]) == 2
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate(timeout=300)
+    assert first.returncode == 143
+    assert "SIGTERM received: waiting for all runs to save their state\n" in errors
+    assert sum("state saved" in path.read_text() for path in tuning.glob("*/log.txt")) == 2
+    done = start("out", 3)
+    _, errors = done.communicate(timeout=900)
+    assert done.returncode == 0, errors
+    logs = {path.parent.name: path.read_text() for path in (tmp_path / "out").glob("*/*/log.txt")}
+    assert sum(log.count(" psann_jax.main ") for log in logs.values()) == 6 + 2
+    assert sum("resumed " in log for log in logs.values()) == 2
+    one = start("one", 1)
+    _, errors = one.communicate(timeout=900)
+    assert one.returncode == 0, errors
+    losses = []
+    for name in ("out", "one"):
+        with (tmp_path / name / "results.csv").open() as file:
+            losses.append({row["path"].split("/")[-1]: float(row["val_loss"]) for row in csv.DictReader(file)})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "sums may be rounded differently on fewer cores"

@@ -46,6 +46,12 @@ def test_given_parameters_are_placed_on_a_mesh():
         assert found == {"equal": True, "sharded": True, "split": True}, kind
 
 
+def test_weights_of_another_run_are_moved_on_a_mesh():
+    found = json.loads(run_script("multi_device/start.py", devices=8).splitlines()[-1])
+    assert found["sharded"]
+    assert found["difference"] < 1e-6
+
+
 def test_the_gradient_of_a_sharded_embedding_is_summed_in_float32():
     for vocab, found in json.loads(run_script("multi_device/embedding.py", devices=8).splitlines()[-1]).items():
         assert found["equal"], vocab

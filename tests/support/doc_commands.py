@@ -78,6 +78,7 @@ _FLAGS = {
     "bench throughput": "--steps=1",
     "bench devices": "--steps=1 --count=1 --count=2",
     "bench generate": "--repeats=1 --batch=1 --prompt_tokens=4 --max_new_tokens=4",
+    "bench serve": "--repeats=1 --clients=2 --prompt_tokens=4 --max_new_tokens=4",
     "bench memory": "--batch_sizes=2",
     "bench accelerator": "--tiny --minutes=2",
 }
@@ -130,7 +131,7 @@ def shortened(line):
     command = "train" if "psann_jax.main" in line else " ".join(words.split()[: 2 if words.startswith("bench") else 1])
     flags = [line, _FLAGS.get(command, "")]
     config = re.search(r"--config=(\S+)", line)
-    if config or command == "bench generate":
+    if config or command in ("bench generate", "bench serve"):
         flags.append(_overrides(line, config[1] if config else "configs/proxy_13m.py", command))
     return " ".join(filter(None, flags))
 

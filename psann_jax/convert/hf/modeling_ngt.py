@@ -109,7 +109,8 @@ class GravityAttention(nn.Module):
         a, v = self.coords(z).view(B, L, self.s["n_heads"], -1).transpose(1, 2).float(), v.transpose(1, 2)
         every_a, every_v = (a, v) if context.cache is None else context.cache.update(a, v, self.layer)
         weights = torch.softmax(self.scores(a, every_a, context), dim=-1)
-        return self.o((weights.to(v.dtype) @ every_v).transpose(1, 2).reshape(B, L, D))
+        out = (weights @ every_v.float()).to(x.dtype)
+        return self.o(out.transpose(1, 2).reshape(B, L, D))
 
     def scores(self, a: Tensor, every_a: Tensor, context: Context) -> Tensor:
         """Returns the scores (B, H, L, S) of coordinates a (B, H, L, C) with every_a (B, H, S, C)."""
@@ -216,9 +217,10 @@ class NGTForCausalLM(PreTrainedModel, GenerationMixin):
         (B, L), device = input_ids.shape, input_ids.device
         past = 0 if cache is None else cache.get_seq_length()
         real_BxS = torch.ones(B, past + L, device=device) if attention_mask is None else attention_mask
-        position_BxL = position_ids
-        if position_ids is None:
-            position_BxL = (real_BxS.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        counted_BxL = (real_BxS.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        position_BxL = counted_BxL if position_ids is None else position_ids
+        if past + L > self.s["n_positions"] and position_BxL.max() >= self.s["n_positions"]:
+            raise ValueError(f"the model has {self.s['n_positions']} positions, fewer than the text has tokens")
         slot = torch.arange(past + L, device=device)
         same_LxS = slot[past:, None] == slot
         seen_BxLxS = (slot[past:, None] >= slot) & (real_BxS > 0)[:, None] | same_LxS

@@ -343,9 +343,14 @@ class PsannForCausalLM(PreTrainedModel, GenerationMixin):
         s, (B, L), device = self.s, input_ids.shape, input_ids.device
         past = 0 if cache is None else cache.get_seq_length()
         real_BxS = torch.ones(B, past + L, device=device) if attention_mask is None else attention_mask
-        position_BxL = position_ids
-        if position_ids is None:
-            position_BxL = (real_BxS.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        counted_BxL = (real_BxS.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        position_BxL = counted_BxL if position_ids is None else position_ids
+        if (
+            s["positional_encoding"] == "learned"
+            and past + L > s["n_positions"]
+            and position_BxL.max() >= s["n_positions"]
+        ):
+            raise ValueError(f"the model has {s['n_positions']} positions, fewer than the text has tokens")
         slot = torch.arange(past + L, device=device)
         lag_LxS = slot[past:, None] - slot
         seen_LxS = (lag_LxS >= 0) & (lag_LxS < (s.get("sliding_window") or past + L))

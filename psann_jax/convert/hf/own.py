@@ -82,7 +82,7 @@ def from_own(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Converts a state dict of the PyTorch code to nested parameters; the inverse of `to_own`.
 
     Raises:
-      ValueError: the blocks are not numbered 0 to n - 1, or have different parameters.
+      ValueError: the blocks of a parameter are not numbered 0 to n - 1.
     """
     flat: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
@@ -94,6 +94,8 @@ def from_own(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else:
             flat[path] = _turned(path, a)
     for path, by_layer in layers.items():
+        if sorted(by_layer) != list(range(len(by_layer))):
+            raise ValueError(f"{path} is in the blocks {', '.join(map(str, sorted(by_layer)))} only")
         flat[path] = np.stack([by_layer[i] for i in range(len(by_layer))])
     return nested_params({path: np.ascontiguousarray(a) for path, a in flat.items()})
 

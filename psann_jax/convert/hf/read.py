@@ -16,7 +16,7 @@ from psann_jax.convert.hf.write import CONFIG, WEIGHTS
 from psann_jax.convert.safetensors_file import read_arrays
 from psann_jax.convert.weights import Weights, check_weights
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.files import read_json
 
 _INDEX = f"{WEIGHTS}.index.json"
@@ -33,16 +33,19 @@ def read_folder(folder: str | os.PathLike[str]) -> Weights:
     """
     folder = Path(folder)
     path = folder / CONFIG
-    content, arrays = read_json(path), _arrays(folder)
+    content = read_json(path)
     try:
+        arrays = _arrays(folder)
         config = _config(content, path)
         model = cast(DecoderConfig, config.model)
         if is_own(content):
             params = from_own(arrays)
         else:
             params = from_standard(content["model_type"], arrays, model.resolve())
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # wrong types or shapes
+        raise UserError(f"{folder}: its files do not describe a model: {one_line(error)}") from error
     return check_weights(Weights(config, params, _tokenizer(folder)), folder)
 
 

@@ -116,12 +116,15 @@ def standard_settings(model: DecoderConfig, max_length: int) -> dict[str, Any]:
         found.eps[0]: _EPS[found.norm],
         "tie_word_embeddings": model.tied_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
+        # The same for transformers 4, whose defaults of Apertus are others.
+        **{"rope_theta": ROPE_BASE, "rope_scaling": None},
         **{key: value for key, (value, _) in found.others.items()},
     }
     if found.grouped:
         settings |= {"num_key_value_heads": model.kv_heads, "head_dim": model.d_model // model.n_heads}
     else:
         settings["rope_parameters"]["partial_rotary_factor"] = 1.0
+        settings |= {"rotary_pct": 1.0, "rotary_emb_base": ROPE_BASE}
     return settings | ({"mlp_bias": model.bias} if len(found.biases) > 1 else {})
 
 

@@ -12,6 +12,8 @@ from psann_jax.convert.renaming import Renaming, Table, identity, transpose
 _NORMS = ("input_layernorm", "post_attention_layernorm")  # of the attention, of the MLP
 _APERTUS_NORMS = ("attention_layernorm", "feedforward_layernorm")
 _MLP = {"up_proj": "fc1", "down_proj": "fc2", "gate_proj": "fc_gate"}
+# Older versions of `transformers` saved these constants, too.
+_CONSTANTS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _NEOX_MLP = {"dense_h_to_4h": "fc1", "dense_4h_to_h": "fc2"}
 
 
@@ -36,6 +38,7 @@ def from_standard(name: str, arrays: Mapping[str, np.ndarray], model: DecoderCon
       arrays: float32, by their names.
       model: with resolved presets.
     """
+    arrays = {key: a for key, a in arrays.items() if not key.endswith(_CONSTANTS)}
     if name == "gpt_neox":
         arrays = _split_attention(arrays, model.n_heads)
     if model.tied_embeddings:
