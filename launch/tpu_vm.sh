@@ -3,11 +3,11 @@
 #
 #   PROJECT=p ZONE=us-east5-a TPU=my-v5e launch/tpu_vm.sh install
 #   PROJECT=p ZONE=us-east5-a TPU=my-v5e launch/tpu_vm.sh run \
-#       --config=configs/waveresnet_small.py --workdir=/mnt/shared/runs/small --config.data.cache_dir=/tmp/psann_jax
+#       --config=configs/waveresnet_small.py --workdir=gs://BUCKET/runs/small --config.data.cache_dir=/tmp/psann_jax
 #
 # `install` copies this source tree to every host and installs it with jax[tpu]. `run` trains; Ctrl-C saves and ends the
-# run on all hosts. The workdir must be on a disk that all hosts share, for example a mounted Filestore. If the token cache
-# is not on such a disk, every host prepares its own.
+# run on all hosts. The workdir is in a bucket, or on a disk that all hosts share. Every host prepares the text in its
+# own cache.
 set -euo pipefail
 
 usage() {
@@ -34,7 +34,7 @@ case $action in
     trap 'rm -f "$archive"' EXIT
     tar -C "$here" --exclude=.git --exclude=runs -czf "$archive" .
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:$target.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
-    on_all "mkdir -p $target && tar -C $target -xzf $target.tar.gz && pip install -q -e ./$target 'jax[tpu]'"
+    on_all "mkdir -p $target && tar -C $target -xzf $target.tar.gz && pip install -q -e './$target[buckets]' 'jax[tpu]'"
     ;;
   run)
     [[ $# -ge 1 ]] || usage

@@ -1,7 +1,8 @@
 """Converts weights: psann-jax convert --from=SOURCE --to=DESTINATION.
 
 SOURCE is a run's workdir, a .safetensors file, a directory with model.safetensors, a folder of transformers as
-hf:DIRECTORY, or a .pt file of psannlm or of the Newton Gravity Transformer.
+hf:DIRECTORY, or a .pt file of psannlm or of the Newton Gravity Transformer. A run or a file may be in a bucket:
+s3://... or gs://...
 DESTINATION is a .safetensors file, a new directory that becomes a workdir for the commands on trained runs, or
 hf:DIRECTORY, a new folder that transformers loads.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from psann_jax.cli.flags import StrictParser
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import given_path, storage_errors
+from psann_jax.utils.locations import given_location
 
 _FILE = ".safetensors"
 
@@ -21,7 +23,7 @@ _FILE = ".safetensors"
 def main(argv: Sequence[str]) -> None:
     """Reads the weights, checks them and writes them in the other format."""
     flags = _parse(argv)
-    source, destination = given_path(flags.source, "--from"), given_path(flags.destination, "--to")
+    source, destination = given_location(flags.source, "--from"), given_path(flags.destination, "--to")
     with storage_errors(destination):
         exists = destination.exists()
     if exists and destination.suffix == _FILE and not flags.overwrite:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = None if flags.tokenizer is None else Tokenizer.load(flags.tokenizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PsannlmWarning)
-        weights = read_weights(source, tokenizer, **options)
+        weights = read_weights(str(source), tokenizer, **options)
     for warning in (w for w in caught if issubclass(w.category, PsannlmWarning)):
         print(f"warning: {warning.message}", file=sys.stderr)
     if (folder := folder_path(destination)) is not None:

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.cli.flags import RunParser, load_options, output_location
+from psann_jax.utils.buckets import written_to
 from psann_jax.utils.extras import require_extra
+from psann_jax.utils.locations import given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,10 +24,12 @@ def main(argv: Sequence[str]) -> None:
 
     run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
-    workdir = Path(flags.workdir)
-    path = workdir / "coordinates.html" if flags.out is None else flags.out
-    write_coordinates(path, run, flags.text, name=workdir.resolve().name, max_tokens=flags.max_tokens)
-    print(path)
+    workdir = given_location(flags.workdir, "--workdir")
+    name = workdir.resolve().name if isinstance(workdir, Path) else workdir.name
+    location = output_location(flags, "coordinates.html")
+    with written_to(location, "--out") as path:
+        write_coordinates(path, run, flags.text, name=name, max_tokens=flags.max_tokens)
+    print(location)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -10,10 +10,10 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psann_jax.cli.flags import RunParser, load_options, positive_int, positive_number
+from psann_jax.utils.files import given_path
 
 if TYPE_CHECKING:
     from psann_jax.runs.evaluate import Evaluation
@@ -65,7 +65,9 @@ def _follow(flags: argparse.Namespace) -> None:
 
     names = ("data", "document", "text_field", "max_tokens", "stride", "ema_params", "precision")
     follower = Follower(
-        Path(flags.workdir), {name: getattr(flags, name) for name in names}, lambda line: print(line, file=sys.stderr)
+        given_path(flags.workdir, "--workdir"),
+        {name: getattr(flags, name) for name in names},
+        lambda line: print(line, file=sys.stderr),
     )
     load = functools.partial(load_text_run, flags.workdir, **load_options(flags))
     for row in follower.run(load, evaluate, math.inf if flags.timeout is None else flags.timeout):

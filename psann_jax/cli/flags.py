@@ -16,6 +16,7 @@ from psann_jax.config.files import load_experiment
 from psann_jax.config.names import nearest
 from psann_jax.config.reference import groups, render_help
 from psann_jax.utils.errors import one_line
+from psann_jax.utils.locations import BucketUrl, given_location
 
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
 
@@ -199,6 +200,13 @@ def default_workdir(config_file: str) -> Path:
     parts = Path(config_file).absolute().with_suffix("").parts
     folders = parts[:-1]
     return Path("runs", *parts[len(folders) - folders[::-1].index("configs") :] if "configs" in folders else parts[-1:])
+
+
+def output_location(flags: argparse.Namespace, name: str) -> Path | BucketUrl:
+    """Where a command on a run writes a file: --out if that is given, else NAME in the workdir."""
+    if flags.out is not None:
+        return given_location(flags.out, "--out")
+    return given_location(flags.workdir, "--workdir") / name
 
 
 def positive_int(text: str) -> int:

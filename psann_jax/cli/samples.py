@@ -6,9 +6,9 @@ A sweep does this for each of its runs, and its report shows the texts side by s
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.cli.flags import RunParser, load_options, output_location
+from psann_jax.utils.buckets import written_to
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,9 +20,10 @@ def main(argv: Sequence[str]) -> None:
 
     run = load_text_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
-    path = Path(flags.workdir) / SAMPLES if flags.out is None else flags.out
-    write_samples(path, run)
-    print(path)
+    location = output_location(flags, SAMPLES)
+    with written_to(location, "--out") as path:
+        write_samples(path, run)
+    print(location)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -6,9 +6,9 @@ Draws the distributions of amplitude, frequency and damping by layer, before and
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.cli.flags import RunParser, load_options, output_location
+from psann_jax.utils.buckets import written_to
 from psann_jax.utils.files import storage_errors
 
 
@@ -24,9 +24,9 @@ def main(argv: Sequence[str]) -> None:
 
     run = load_run(flags.workdir, flags.checkpoint, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
-    path = Path(flags.workdir) / "sine_parameters.png" if flags.out is None else flags.out
+    location = output_location(flags, "sine_parameters.png")
     values = sine_history(run)
-    with storage_errors(path):
+    with written_to(location, "--out") as path, storage_errors(path):
         draw_sine(path, values["before"], values["after"], run.step)
     print("medians before -> after")
     print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         for layer in range(after.shape[1]):
             cells = (f"{b:.4f} -> {a:.4f}" for b, a in zip(*(m[:, layer] for m in medians), strict=True))
             print(f"{f'{place} {layer + 1}':<12}" + "".join(f"{cell:>24}" for cell in cells))
-    print(path)
+    print(location)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.utils.buckets import written_to
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 if TYPE_CHECKING:
     from psann_jax.runs.restore import LoadedRun
@@ -197,11 +199,12 @@ def _solve_many(run: "LoadedRun", flags: argparse.Namespace) -> None:
     else:
         print(_table(rows))
     found_rows = {m: fractions_of(found.found_NxM[:, i], puzzles.buckets_N) for i, m in enumerate(found.marks_M)}
-    path = Path(flags.workdir) / "accuracy_by_iterations.png"
+    location = given_location(flags.workdir, "--workdir") / "accuracy_by_iterations.png"
     try:
-        draw_accuracy(path, found_rows, rows if flags.never_stop else None)
+        with written_to(location, "--workdir") as path:
+            draw_accuracy(path, found_rows, rows if flags.never_stop else None)
     except OSError as error:
-        print(f"{path}: not written: {error.strerror}", file=sys.stderr)
+        print(f"{location}: not written: {error.strerror}", file=sys.stderr)
 
 
 def _table(rows: dict[int, dict[str, float]]) -> str:

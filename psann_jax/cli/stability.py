@@ -7,11 +7,12 @@ regained on the way, and how much still changes; then the spectral radii of the 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from psann_jax.cli.flags import RunParser, load_options
+from psann_jax.utils.buckets import written_to
 from psann_jax.utils.files import storage_errors, write_json
+from psann_jax.utils.locations import given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,15 +32,15 @@ def main(argv: Sequence[str]) -> None:
     found = follow(run, puzzles, iterations=flags.iterations, batch_size=flags.batch_size, progress=True)
     summary = summarise(found)
     radii = radii_of_groups(run, puzzles, found, n_each=flags.radii)
-    out = Path(flags.out or flags.workdir)
-    with storage_errors(out):
+    location = given_location(flags.out or flags.workdir, "--out" if flags.out else "--workdir")
+    with written_to(location, "--out") as out, storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         facts = {"workdir": flags.workdir, "step": run.step, "trained_iterations": run.network.config.iterations}
         write_json(out / "stability.json", facts | {"puzzles": len(puzzles)} | summary | {"radii": radii})
         draw_stability(out / "stability.png", summary, radii)
     print("\n".join((*_counts(summary), "", *_radii(radii))))
-    print(out / "stability.json")
-    print(out / "stability.png")
+    print(location / "stability.json")
+    print(location / "stability.png")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

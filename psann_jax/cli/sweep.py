@@ -13,6 +13,7 @@ from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_i
 from psann_jax.config.files import load_config_file
 from psann_jax.config.yaml_files import is_yaml
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import BucketUrl, given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,11 +23,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--config: {flags.config_file}: a sweep is a Python file, as configs/sweeps/bases_cpu.py is")
     sweep = load_config_file(flags.config_file)
     # Imported here, so that errors in the command line are reported before JAX loads.
+    from psann_jax.data.cache import cache_root
     from psann_jax.experiments.run import LmEval
     from psann_jax.experiments.runner import run_sweep
     from psann_jax.experiments.stages import SweepOptions
+    from psann_jax.train.mirror import leased_workdir
 
     default = default_workdir(flags.config_file)
+    location = given_location(flags.workdir or default, "--workdir")
     lm_eval = LmEval(tuple(flags.lm_eval_tasks), flags.lm_eval_limit, flags.lm_eval_include_path)
     options = SweepOptions(
         only=tuple(flags.bases),
@@ -36,12 +40,13 @@ def main(argv: Sequence[str]) -> None:
         lm_eval=lm_eval if flags.with_lm_eval else None,
         resume=not flags.noresume,
         dry_run=flags.dry_run,
-        engine=_engine(flags, sweep, flags.workdir or default),
+        engine=_engine(flags, sweep, location),
     )
-    run_sweep(sweep, default.name, flags.workdir or default, options)
+    with leased_workdir(location, cache_root("")) as workdir:
+        run_sweep(sweep, default.name, workdir, options)
 
 
-def _engine(flags: argparse.Namespace, sweep: Any, workdir: Path) -> Any:
+def _engine(flags: argparse.Namespace, sweep: Any, workdir: Path | BucketUrl) -> Any:
     """Returns the `psann_jax.engines.engine.Engine` that the flags name."""
     from psann_jax.engines.cluster import RayEngine
     from psann_jax.engines.local import LocalEngine
@@ -52,6 +57,8 @@ def _engine(flags: argparse.Namespace, sweep: Any, workdir: Path) -> Any:
     require_extra("--engine=ray", "ray")
     if "seconds" in sweep.get("budgets", ()):
         raise UserError("--engine: must be local, because the sweep's budget seconds needs one machine's speed")
+    if isinstance(workdir, BucketUrl):
+        raise UserError(f"--workdir: is {workdir}, must be a folder that all nodes see with --engine=ray")
     return RayEngine(workdir, flags.address, flags.cpus_per_run or 1, flags.gpus_per_run)
 
 
@@ -61,7 +68,7 @@ _LM_EVAL_DEFAULTS: dict[str, Any] = {"lm_eval_tasks": ["lambada_openai", "hellas
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ConfigParser("sweep", "Trains the contenders of a sweep with every seed and compares them.")
     add = parser.add_argument
-    add("--workdir", type=Path, metavar="DIR", help="where runs and reports go; default a folder in runs/")
+    add("--workdir", metavar="DIR", help="where runs and reports go, as for train; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
     _add_engine(parser)

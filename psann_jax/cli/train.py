@@ -6,10 +6,10 @@ A run that was interrupted resumes when the same command is given again.
 import argparse
 import faulthandler
 from collections.abc import Sequence
-from pathlib import Path
 
 from psann_jax.cli.flags import ConfigParser, default_workdir, positive_int, read_config
 from psann_jax.config.io import flatten, to_dict
+from psann_jax.utils.locations import given_location
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,14 +29,15 @@ def main(argv: Sequence[str]) -> None:
     faulthandler.enable()
     join(flags.join_timeout)
     enable_compilation_cache(cache_root(config.data.cache_dir) / "programs")
-    workdir = Path(flags.workdir or default_workdir(flags.config_file))
+    workdir = given_location(flags.workdir or default_workdir(flags.config_file), "--workdir")
     train_run(config, workdir, open_start=open_start, profile_steps=flags.profile_steps)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ConfigParser("train", "Trains the experiment of a config file, or resumes it.")
     add = parser.add_argument
-    add("--workdir", metavar="DIR", help="where the run's files go; default runs/ and the config's path below configs/")
+    default = "default runs/ and the config's path below configs/"
+    add("--workdir", metavar="DIR", help=f"where the run's files go: a directory, s3://... or gs://...; {default}")
     add("--profile_steps", default="", metavar="FIRST:LAST", help="steps to trace, into profile/ in the workdir")
     add(
         "--join_timeout",

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from psann_jax.config import require
@@ -14,11 +14,14 @@ from psann_jax.convert.psannlm import read_psannlm
 from psann_jax.convert.run import read_run
 from psann_jax.convert.safetensors_file import DEFAULT_NAME, SUFFIX, read_safetensors
 from psann_jax.convert.weights import Weights, check_weights
+from psann_jax.data.cache import cache_root
+from psann_jax.data.downloads import local_file
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.runs.restore import refuse_checkpoint
 from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import given_path, storage_errors
+from psann_jax.utils.files import storage_errors
+from psann_jax.utils.locations import BucketUrl, given_location
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 FOLDER_PREFIX = "hf:"  # before the path of a folder of `transformers`
@@ -29,7 +32,8 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
     """Reads weights from a .safetensors file, a directory with one, a workdir, or a .pt file of psannlm or NGT.
 
     Args:
-      path: the file or directory; "hf:DIRECTORY" is a folder of `transformers`.
+      path: the file or directory, or the URL of a run or a file in a bucket; "hf:DIRECTORY" is a folder of
+        `transformers`.
       tokenizer: for weights without one.
       **options: for a workdir, `checkpoint`: the argument `step` of `read_run`, and `ema_params`. For a .pt file of
         psannlm, n_heads, positional_encoding and max_length, see `read_psannlm`.
@@ -38,19 +42,19 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
       UserError: the path is missing, truncated or of another program, an option does not apply to it, or the tokenizer
         does not fit the model.
     """
-    path = given_path(path, "path")
+    location = given_location(path, "path")
     with storage_errors(path, "read"):
-        valid, read = _reader(path)
+        valid, read = _reader(location)
     for name in options:
         is_known = name in (*_RUN_OPTIONS, *_PSANNLM_OPTIONS)
         suggestion = "" if is_known else nearest(name, valid)
         problem = "has no effect for" if is_known else "unknown argument for"
-        require(name in valid, name, f"{problem} {path}{suggestion}")
+        require(name in valid, name, f"{problem} {location}{suggestion}")
     weights = read(**{"step" if name == "checkpoint" else name: value for name, value in options.items()})
     if tokenizer is None:
         return weights
-    require(weights.tokenizer is None, "tokenizer", f"{path} has its own; omit this one")
-    return check_weights(dataclasses.replace(weights, tokenizer=tokenizer), path)
+    require(weights.tokenizer is None, "tokenizer", f"{location} has its own; omit this one")
+    return check_weights(dataclasses.replace(weights, tokenizer=tokenizer), location)
 
 
 def folder_path(path: Path) -> Path | None:
@@ -59,8 +63,11 @@ def folder_path(path: Path) -> Path | None:
     return Path(text.removeprefix(FOLDER_PREFIX)).expanduser() if text.startswith(FOLDER_PREFIX) else None
 
 
-def _reader(path: Path) -> tuple[tuple[str, ...], Callable[..., Weights]]:
-    """Returns the names of the options that a path accepts, and the function that reads it."""
+def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., Weights]]:
+    """Returns the names of the options that a path or URL accepts, and the function that reads it."""
+    if isinstance(location, BucketUrl) and PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX):
+        return _RUN_OPTIONS, lambda **options: read_run(str(location), **options)
+    path = location if isinstance(location, Path) else local_file(location, cache_root(""), "path")
     if (folder := folder_path(path)) is not None:
         return (), lambda: read_folder(folder)
     if path.suffix in _PICKLED and is_ngt(path):

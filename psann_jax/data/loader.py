@@ -18,6 +18,7 @@ from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.corpus import Corpus
+from psann_jax.data.downloads import local_file
 from psann_jax.data.preparation import Run, prepare, run_here
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import Source
@@ -27,6 +28,7 @@ from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.windows import DocumentRows, Element, PackedWindows, Windows, padding_row
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 _TOKENIZER_FILE = "tokenizer.json"
 # Validation texts below either size, and documents of which more than so many fit in a window, get a warning.
@@ -64,7 +66,9 @@ def load_text(
 def _tokenizer(corpus: Corpus, config: DataConfig, root: Path, progress: bool) -> Tokenizer:
     settings = config.tokenizer
     if settings.path:
-        return Tokenizer.load(settings.path, settings)
+        is_path = isinstance(given_location(settings.path, "data.tokenizer.path"), Path)
+        path = settings.path if is_path else local_file(settings.path, root, "data.tokenizer.path")
+        return Tokenizer.load(path, settings)
     # Without `pattern`, which is of a file, and which older versions did not have.
     names = [name for name in settings.__dataclass_fields__ if name != "pattern"]
     key = key_of(corpus.fingerprint, [getattr(settings, name) for name in names])

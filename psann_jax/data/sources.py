@@ -2,7 +2,8 @@
 
   builtin:python                 help topics and module sources of the running Python's standard library
   PATH or GLOB                   .txt (one document per line, paragraph or file, see `data.document`), .jsonl,
-                                 .parquet; .txt and .jsonl also compressed: .gz, .xz or .zst
+                                 .parquet; .txt and .jsonl also compressed: .gz, .xz or .zst. s3://BUCKET/PATH and
+                                 gs://BUCKET/PATH, also globs, are copied to the cache first
   tfds:NAME[/CONFIG][:VERSION][@SPLIT]   TensorFlow Datasets, read without TensorFlow (array_record files); also
                                  tfds:DIRECTORY of a prepared version
   hf:ORG/NAME[/CONFIG][@SPLIT]   the Hugging Face `datasets` library; also hf:DIRECTORY[/CONFIG] of local files or of
@@ -25,12 +26,14 @@ from psann_jax.config import DataConfig
 from psann_jax.data import builtin, files
 from psann_jax.data.cache import cache_root
 from psann_jax.data.content import file_contents
+from psann_jax.data.downloads import local_copies
 from psann_jax.data.pieces import Part, Piece, file_pieces, record_pieces
 from psann_jax.data.records import Records
 from psann_jax.data.text_units import Unit, choose_unit, suggest_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import given_path, storage_errors
+from psann_jax.utils.locations import given_location
 
 _HEADS, _HEADS_BYTES = 64, 1 << 20  # files whose beginning is read to choose the unit, and bytes of all of these
 _NAMED_FILES = 32  # of a source; more files are not told apart in results
@@ -152,7 +155,8 @@ def _builtin(name: str, field: str) -> Source:
 
 
 def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
-    paths = _paths(spec, field)
+    named = _named_paths(spec, config, field, progress)
+    paths = list(named.values())
     kinds = [files.split_extension(path) for path in paths]
     for path in paths:
         files.refuse_pointer(path)
@@ -181,13 +185,23 @@ def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     if len(texts) < len(paths):
         affected_by["text_field"] = Records.of(config).identity
     fingerprint = _fingerprint([affected_by[name] for name in sorted(affected_by)], contents)
-    names = tuple(map(str, paths)) if len(paths) <= _NAMED_FILES else (spec,) * len(paths)
+    names = tuple(named) if len(paths) <= _NAMED_FILES else (spec,) * len(paths)
     return Source(spec, fingerprint, pieces, names, frozenset(affected_by), unit, suggested)
 
 
-def _paths(spec: str, field: str) -> list[Path]:
+def _named_paths(spec: str, config: DataConfig, field: str, progress: bool) -> dict[str, Path]:
+    """Returns the files that a path, URL or glob names, sorted: name -> path, or copy of an object in a bucket."""
+    location = given_location(spec, field)
+    if isinstance(location, Path):
+        return {str(path): path for path in _paths(spec, location, field)}
+    copies = local_copies(location, cache_root(config.cache_dir), field, progress)
+    if not copies:
+        raise UserError(f"{field}: there is no object {spec}; name several with a glob such as s3://BUCKET/*.txt")
+    return copies
+
+
+def _paths(spec: str, path: Path, field: str) -> list[Path]:
     """Returns the files that a path or glob names, sorted."""
-    path = given_path(spec, field)
     with storage_errors(spec, "read"):
         if path.is_dir():
             example = f"{spec.rstrip('/')}/*.txt"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from psann_jax.nn.partition import param_shardings
 from psann_jax.sample.sampler import Sampler
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.mesh import check_heads
+from psann_jax.train.remote_checkpoints import RemoteRun
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import given_location
 
 _CHECKPOINTS = "checkpoints"  # directory in a workdir
 
@@ -84,7 +87,7 @@ def load_run(
     The config is the one in the checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: of the run, a path or the URL of a directory in a bucket.
       step: a saved step, "best" by validation loss, or "last"; None is the last.
       data_section: class that the `data` section must have; None accepts all.
       precision: of the computation: fp32, bf16 or fp16; "run" is that of training; "auto" is fp32 on a CPU, where it is
@@ -122,6 +125,7 @@ class SavedRun:
       checkpoints: those of the run.
       step, config, network, data: as in `LoadedRun`, without adapters (train.lora_rank).
       stored: the network as it was trained.
+      copy: the temporary directory of a copy from a bucket, which is deleted with this object; None on a disk.
     """
 
     checkpoints: CheckpointReader
@@ -130,6 +134,7 @@ class SavedRun:
     network: Network
     data: str
     stored: Network
+    copy: tempfile.TemporaryDirectory[str] | None = None
 
     def tokenizer(self) -> Tokenizer:
         """Reads the tokenizer; raises UserError if the checkpoint has none or is damaged."""
@@ -144,8 +149,7 @@ def open_run(
     Raises:
       UserError: no such run or checkpoint, or one of another family.
     """
-    checkpoints = CheckpointReader(_checkpoint_directory(Path(workdir)))
-    found = _choose(checkpoints, step)
+    checkpoints, found, copy = _find(workdir, step)
     metadata = checkpoints.metadata(found)
     try:
         config = _with_precision(parse(upgrade_saved(metadata["config"])), precision)
@@ -159,7 +163,26 @@ def open_run(
             network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    return SavedRun(checkpoints, found, config, network, metadata["data"], stored)
+    return SavedRun(checkpoints, found, config, network, metadata["data"], stored, copy)
+
+
+_Copy = tempfile.TemporaryDirectory[str]
+
+
+def _find(workdir: str | os.PathLike[str], step: int | str | None) -> tuple[CheckpointReader, int, _Copy | None]:
+    """Returns the checkpoints of a run, the chosen one of them, and the directory of their copies from a bucket."""
+    location = given_location(workdir, "workdir")
+    if isinstance(location, Path):
+        checkpoints = CheckpointReader(_checkpoint_directory(location))
+        return checkpoints, _choose(checkpoints, step), None
+    copy = tempfile.TemporaryDirectory(prefix="psann_jax-")
+    run = RemoteRun(location, Path(copy.name))
+    checkpoints = CheckpointReader(run.directory)
+    if not run.directory.is_dir():
+        raise UserError(f"{location}: has no checkpoints; give the workdir of a run that has saved one")
+    found = _choose(checkpoints, step)
+    run.pull(found)
+    return checkpoints, found, copy
 
 
 def _restore(saved: SavedRun, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from psann_jax.config import Config, ConfigError, DataConfig, text_data
 from psann_jax.config.families import family
+from psann_jax.data.cache import cache_root
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
 from psann_jax.data.loader import TextData, load_text
 from psann_jax.data.tokenizer import Tokenizer
@@ -20,11 +21,13 @@ from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
+from psann_jax.train.mirror import local_workdir
 from psann_jax.train.start import Start, StartingWeights
 from psann_jax.train.task import Task
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
+from psann_jax.utils.locations import BucketUrl
 
 LOSS_CURVE = "loss_curve.png"
 # Between pictures of a run in progress: at least so many seconds, and so many times what drawing took.
@@ -33,7 +36,7 @@ _MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
 def train_run(
     config: Config,
-    workdir: Path,
+    workdir: Path | BucketUrl,
     *,
     initial_params: Params | None = None,
     open_start: Callable[[Config], Start] | None = None,
@@ -47,14 +50,27 @@ def train_run(
 
     Args:
       config: the experiment.
-      workdir: directory for all files of the run.
+      workdir: directory for all files of the run; in a bucket, see `psann_jax.train.mirror`.
       initial_params: parameters to start from, if the config has no `train.init_from`.
       open_start: opens what `train.init_from` names; called if the config has it and the run does not resume.
       profile_steps: steps to trace.
       callbacks: called by process 0.
     """
+    with local_workdir(workdir, cache_root(config.data.cache_dir)) as local:
+        start = _make_start(config, local, initial_params, open_start)
+        return _train(
+            config,
+            local,
+            start,
+            initial_params=initial_params if start is None else start.read,
+            profile_steps=profile_steps,
+            callbacks=callbacks,
+        )
+
+
+def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any) -> dict[str, Any]:
+    """Trains in a workdir on a local disk; `options` are passed to `psann_jax.train.loop.train`."""
     curve = _LossCurve(workdir)
-    start = _make_start(config, workdir, initial_params, open_start)
 
     def make_task() -> Task:
         earlier = _earlier_text(config, workdir)
@@ -65,15 +81,7 @@ def train_run(
         curve.task = kind.load(config) if earlier is None else kind(config, earlier)
         return curve.task
 
-    summary = train(
-        config,
-        make_task,
-        workdir,
-        initial_params=initial_params if start is None else start.read,
-        profile_steps=profile_steps,
-        on_results=curve.update,
-        callbacks=callbacks,
-    )
+    summary = train(config, make_task, workdir, on_results=curve.update, **options)
     if jax.process_index() == 0:
         with storage_errors(workdir / LOSS_CURVE):
             curve.draw()

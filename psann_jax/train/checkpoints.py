@@ -16,14 +16,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.train.checkpoint_deletion import delete, find_partial, remove
 from psann_jax.train.checkpoint_format import FORMAT_VERSION, is_complete, split_items, step_of
 from psann_jax.train.checkpoint_reader import CheckpointReader
-from psann_jax.train.orbax_workarounds import context_without_timeouts, storage_error_reason
+from psann_jax.train.orbax_workarounds import saving_alone, saving_context, storage_error_reason
 from psann_jax.train.processes import broadcast_from_leader
+from psann_jax.train.workdir import is_private
 from psann_jax.utils.checksums import write_checksums
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
@@ -33,7 +35,8 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
     """Writes, lists and restores the checkpoints of one run.
 
     Nothing is created or changed before the first `save` or `clear_partial`. If several processes train together, all
-    of them call `save`, `wait` and `restore` with the same arguments, and all see the same directory.
+    of them call `save`, `wait` and `restore` with the same arguments, and all see the same directory, or private copies
+    of it (`psann_jax.train.workdir.make_private`). In these, process 0 gathers the state in its memory and saves it.
     """
 
     def __init__(self, directory: str | Path, config: CheckpointConfig) -> None:
@@ -52,6 +55,8 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self._saving: int | None = None
         self._lock = threading.Lock()
         self._checksummed: set[int] = set()
+        # Orbax needs one disk for all processes; without one, process 0 saves for all.
+        self._alone = jax.process_count() > 1 and is_private(self.directory.parent)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -117,7 +122,12 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self._checksummed.discard(step)
         with self._lock:  # of `_finish`, which deletes damaged checkpoints
             self._damaged.discard(step)  # `_prepare` has deleted it
-        with self._storage_errors(step), context_without_timeouts():
+        if self._alone:
+            items = _on_host(items)
+            if jax.process_index() != 0:
+                return
+        alone = saving_alone() if self._alone else contextlib.nullcontext()
+        with self._storage_errors(step), saving_context(by_leader_alone=self._alone), alone:
             self._response = ocp.save_checkpointables_async(
                 self.path(step),
                 items,
@@ -226,3 +236,12 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         if jax.process_index() == 0:
             with self._lock:
                 self._index.write(self.steps())
+
+
+def _on_host(tree: Any) -> Any:
+    """Returns arrays that are divided over processes as whole host arrays; all processes must call it."""
+
+    def gather(x: Any) -> np.ndarray:
+        return np.asarray(x if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(lambda x: gather(x) if isinstance(x, jax.Array) else x, tree)

@@ -1,25 +1,51 @@
 """Workarounds for Orbax: time limits by the wall clock, noisy logging, storage errors of several types."""
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import tensorstore
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.experimental.v1._src.saving import execution
+
+_CHECK = "_check_directory_consistency"
 
 
-def context_without_timeouts() -> ocp.Context:
+def saving_context(*, by_leader_alone: bool = False) -> ocp.Context:
     """Returns options under which a change of the system clock does not abort a save.
 
     Orbax's time limits use the time of day. None is needed, because the death of one process ends the others (see
     `psann_jax.train.processes`). Directories created in the background have a time limit that cannot be set.
+
+    Args:
+      by_leader_alone: process 0 of several saves host arrays, without the others.
     """
     context = ocp.Context()
+    if by_leader_alone:
+        context.multiprocessing.active_processes = {0}
     context.asynchronous.timeout_secs = 10 * 365 * 86400
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+@contextlib.contextmanager
+def saving_alone() -> Iterator[None]:
+    """Lets process 0 of several save, with `saving_context(by_leader_alone=True)`.
+
+    Orbax compares the paths of all processes even if only some take part, and so waits for the others.
+    """
+    original = getattr(execution, _CHECK, None)
+    if original is None:  # a version without the comparison
+        yield
+        return
+    setattr(execution, _CHECK, lambda path: None)
+    try:
+        yield
+    finally:
+        setattr(execution, _CHECK, original)
 
 
 def storage_error_reason(error: Exception) -> str | None:

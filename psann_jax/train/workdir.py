@@ -15,7 +15,7 @@ from psann_jax.train.metrics import METRICS, current_name
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, storage_errors, write_json
 
-CONFIG, SUMMARY, CHECKPOINTS, _LOCK = "config.json", "summary.json", "checkpoints", ".lock"
+CONFIG, SUMMARY, CHECKPOINTS, PRIVATE, _LOCK = "config.json", "summary.json", "checkpoints", ".private", ".lock"
 INITIAL_WEIGHTS = "initial_weights.json"  # where those of a run with train.init_from come from
 
 # Settings that may change when a run resumes: they decide how long, how often and on what it trains, not the result.
@@ -58,6 +58,16 @@ def lock(workdir: Path, config: Config) -> Iterator[None]:
                 raise UserError(f"{workdir}: another process is training in this workdir") from error
         _check_same_run(workdir, config)
         yield
+
+
+def make_private(workdir: Path) -> None:
+    """Marks a workdir as a copy that belongs to one process of a run; the others have copies of their own."""
+    (workdir / PRIVATE).touch()
+
+
+def is_private(workdir: Path) -> bool:
+    """Returns whether `make_private` marked the workdir."""
+    return (workdir / PRIVATE).exists()
 
 
 def is_locked(workdir: Path) -> bool:

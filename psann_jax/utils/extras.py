@@ -8,6 +8,7 @@ from psann_jax.utils.errors import UserError
 EXTRA_OF = {
     "alembic": "mlflow",
     "datasets": "hf",
+    "gcsfs": "buckets",
     "lm_eval": "lm_eval",
     "mlflow": "mlflow",
     "numba": "sudoku",
@@ -15,6 +16,7 @@ EXTRA_OF = {
     "psann": "parity",
     "psannlm": "parity",
     "ray": "ray",
+    "s3fs": "buckets",
     "sentencepiece": "sentencepiece",
     "sqlalchemy": "mlflow",
     "starlette": "serve",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import BucketUrl, given_location
 
 
 @contextlib.contextmanager
@@ -33,25 +34,15 @@ def storage_errors(
 
 
 def given_path(value: Any, name: str) -> Path:
-    """Returns a path that a user gave, with `~` expanded.
-
-    Args:
-      value: a string or path.
-      name: of the argument, for the message.
+    """Returns a path on a disk that a user gave; see `given_location`.
 
     Raises:
-      UserError: it is of another type, no file can have this name, or it begins with a user without a home directory.
+      UserError: see `given_location`; or it is in a bucket.
     """
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{name}: is {value!r}, must be a path")
-    try:
-        if b"\0" not in os.fsencode(value):
-            return Path(value).expanduser()
-    except UnicodeEncodeError:
-        pass
-    except RuntimeError as error:
-        raise UserError(f"{name}: {os.fspath(value)}: there is no home directory of this user") from error
-    raise UserError(f"{name}: is {value!r}, which has a character that no path can have")
+    location = given_location(value, name)
+    if isinstance(location, BucketUrl):
+        raise UserError(f"{name}: is {location}, must be a path on a disk of this machine")
+    return location
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:

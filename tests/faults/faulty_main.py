@@ -12,14 +12,18 @@ import sys
 import threading
 import time
 from importlib import import_module
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from psann_jax.cli.program import run_program
 from psann_jax.tasks.lm import LanguageModel
-from psann_jax.train import loop
+from psann_jax.train import loop, mirror
 from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.remote_checkpoints import RemoteCheckpoints
+from psann_jax.utils.buckets import Bucket
+from psann_jax.utils.checksums import CHECKSUMS
 
 _POISON = -7  # a position that no real batch has
 
@@ -119,6 +123,55 @@ def before_checksums(number, step):
     before(checkpoints, "write_checksums", lambda path: send(number) if step_of(path) >= step else None)
 
 
+# --- runs in a bucket ---------------------------------------------------------------------------------
+
+
+def slow_steps():
+    """Makes steps so slow, and looks for new checkpoints so frequent, that each checkpoint reaches the bucket."""
+    mirror._POLL_S = 0.02
+    before(loop._Run, "_save_and_evaluate_if_due", lambda _: time.sleep(0.04))
+
+
+def in_upload(number, step):
+    """Sends the signal when a random number of files of the first checkpoint from a step on are in the bucket."""
+    slow_steps()
+    upload, armed, files = Bucket.upload, [False], random.randint(0, 15)
+
+    def upload_some(self, directory, names):
+        if armed[0]:
+            upload(self, directory, list(names)[:files])
+            send(number)
+        upload(self, directory, names)
+
+    Bucket.upload = upload_some
+    before(RemoteCheckpoints, "push", lambda self, _, saved, *__: armed.__setitem__(0, saved >= step))
+
+
+def before_marker(number, step):
+    """Sends the signal when all files of the first checkpoint from a step on are in the bucket, but its marker."""
+    slow_steps()
+    before(Bucket, "write", lambda self, name, _: send(number) if marks(name, step) else None)
+
+
+def marks(name, step):
+    return name.endswith(f"/{CHECKSUMS}") and step_of(Path(name).parent) >= step
+
+
+def in_remote_deletion(number, step):
+    """Sends the signal when the first deletion of a checkpoint has removed its marker and a random number of files."""
+    slow_steps()
+    delete, files = Bucket.delete, random.randint(0, 15)
+
+    def delete_some(self, names):
+        names = list(names)
+        in_checkpoint = names and names[0].startswith("checkpoints/") and not names[0].endswith(CHECKSUMS)
+        delete(self, names[:files] if in_checkpoint else names)
+        if in_checkpoint:
+            send(number)
+
+    Bucket.delete = delete_some
+
+
 def poison(steps):
     """Makes loss and gradients NaN in the updates that follow `steps`."""
     batches, loss = LanguageModel.train_batches, LanguageModel.loss
@@ -164,6 +217,10 @@ FAULTS = {
     "kill-soon-after-save-began": lambda step: soon_after_save_began(signal.SIGKILL, step),
     "kill-in-deletion": lambda step: in_deletion(signal.SIGKILL, step),
     "kill-before-checksums": lambda step: before_checksums(signal.SIGKILL, step),
+    "slow": lambda _: slow_steps(),
+    "kill-in-upload": lambda step: in_upload(signal.SIGKILL, step),
+    "kill-before-marker": lambda step: before_marker(signal.SIGKILL, step),
+    "kill-in-remote-deletion": lambda step: in_remote_deletion(signal.SIGKILL, step),
     "nan-once": lambda step: poison({step}),
     "nan-from": lambda step: poison(range(step, 1 << 30)),
     "clock-back": lambda _: jumping_clock(-1),

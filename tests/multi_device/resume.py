@@ -9,7 +9,9 @@ from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
 from psann_jax.train.mesh import batch_sharding
+from psann_jax.train.mirror import local_workdir
 from psann_jax.train.processes import join
+from psann_jax.utils.locations import given_location
 from tests.support.tiny import tiny_config
 
 
@@ -18,7 +20,7 @@ def main(directory, workdir, stop, *mesh):
 
     Args:
       directory: of the text.
-      workdir: of the run.
+      workdir: of the run, a path or a URL.
       stop: the step at which to stop.
       *mesh: sizes of mesh axes, such as fsdp=2; "scattered" for a mesh in which the devices of a process are no
         neighbours, as on TPU hosts.
@@ -32,7 +34,8 @@ def main(directory, workdir, stop, *mesh):
         devices = sorted(jax.devices(), key=lambda device: (device.id % 2, device.process_index))
         loop.make_mesh = lambda sizes: make_mesh(sizes, devices=devices)
         assert loop.local_batch_shard(batch_sharding(loop.make_mesh(config.mesh))).parts[:2] != (0, 1)
-    loop.train(config, lambda: LanguageModel.load(config, progress=False), Path(workdir))
+    with local_workdir(given_location(workdir, "workdir"), Path(directory)) as local:
+        loop.train(config, lambda: LanguageModel.load(config, progress=False), local)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import psutil
 import pytest
 
+from psann_jax.runs.restore import load_run
 from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.metrics import read_metrics
+from tests.support.bucket import fetch, s3_bucket
 from tests.support.processes import run_script, start_main
 from tests.support.tiny import write_text
 
@@ -48,6 +51,20 @@ def test_two_processes_train_like_one(tmp_path):
     assert got.keys() == want.keys()
     for at, loss in want.items():
         np.testing.assert_allclose(got[at], loss, rtol=2e-5, err_msg=str(at))
+
+
+@pytest.mark.slow
+def test_processes_without_a_common_disk_use_a_bucket(tmp_path):
+    """Each has a copy of its own; process 0 gathers and saves the state, which is divided over the processes."""
+    train(tmp_path, tmp_path / "whole", WHOLE, 2, 2)
+    with s3_bucket() as url:
+        train(tmp_path, f"{url}/run", STOPPED_AT, 2, 2)
+        train(tmp_path, f"{url}/run", WHOLE, 2, 2)
+        fetch(f"{url}/run", tmp_path / "fetched")
+        found = load_run(f"{url}/run").params
+    assert losses(tmp_path / "fetched") == losses(tmp_path / "whole")
+    assert_same_parts(tmp_path / "fetched", tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, found, load_run(tmp_path / "whole").params)
 
 
 @pytest.mark.parametrize(("action", "error"), [("stop", "no error"), ("fail", "of the callback")])

@@ -16,6 +16,7 @@ from psann_jax.config.sudoku import BUCKETS, PuzzlesConfig
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.data.content import file_contents
+from psann_jax.data.downloads import local_file
 from psann_jax.data.files import refuse_pointer
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends, phases
 from psann_jax.data.sudoku.files import read_puzzles
@@ -23,7 +24,6 @@ from psann_jax.data.sudoku.generator import generate, grid_keys
 from psann_jax.data.sudoku.puzzles import Puzzles, concatenate, split_by_grid, stratified_order
 from psann_jax.data.sudoku.symmetry import N_DRAWS, symmetry
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import given_path
 
 _FORMAT = 1  # increase it when the generator, the rating or the file format changes
 _FILE = "puzzles.npz"
@@ -81,7 +81,7 @@ def _read(files: tuple[str, ...], config: PuzzlesConfig, root: Path, progress: b
     """Returns a key of the content of several files and their puzzles, grouped by grid."""
     parts, keys = [], []
     for name in files:
-        path = given_path(name, "data.files")
+        path = local_file(name, root, "data.files")
         refuse_pointer(path)
         (content,) = file_contents([path], root, progress)
         keys.append(key_of("file", content.sha256, config.ratings))

@@ -1,0 +1,65 @@
+"""Objects in a bucket, on a real S3 server."""
+
+import pytest
+
+from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import EXTRA_OF
+from psann_jax.utils.locations import BUCKET_MODULES
+from tests.support.bucket import bucket_at, s3_bucket
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_bucket() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server, tmp_path):
+    return bucket_at(f"{server}/{tmp_path.name}/run [1] *?")
+
+
+def test_objects_come_back_as_written(bucket, tmp_path):
+    assert bucket.files() == {}
+    assert bucket.read("a.json") is None
+    bucket.write("a.json", b"old")
+    bucket.write("a.json", b"new content")
+    assert bucket.read("a.json") == b"new content"
+    source = tmp_path / "source"
+    for name, content in {"x/y.bin": bytes(range(256)) * 300, "empty": b"", "ä [ö].txt": b"umlaut"}.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    names = ["x/y.bin", "empty", "ä [ö].txt"]
+    bucket.upload(source, names)
+    found = bucket.files()
+    sizes = {"a.json": 11, "empty": 0, "x/y.bin": 76800, "ä [ö].txt": 6}
+    assert {name: facts["size"] for name, facts in found.items()} == sizes
+    assert bucket.files("x").keys() == {"x/y.bin"}
+    bucket.download(names, tmp_path / "copy")
+    assert {n: (tmp_path / "copy" / n).read_bytes() for n in names} == {n: (source / n).read_bytes() for n in names}
+    bucket.delete([*names, "missing"])
+    assert bucket.files().keys() == {"a.json"}
+
+
+def test_an_object_is_created_once(bucket):
+    assert bucket.create("lease", b"mine")
+    assert not bucket.create("lease", b"yours")
+    assert bucket.read("lease") == b"mine"
+
+
+def test_a_name_that_begins_like_the_directory_is_not_in_it(server, tmp_path):
+    bucket_at(f"{server}/{tmp_path.name}/run").write("a", b"1")
+    bucket_at(f"{server}/{tmp_path.name}/run2").write("b", b"2")
+    assert bucket_at(f"{server}/{tmp_path.name}/run").files().keys() == {"a"}
+
+
+def test_errors_name_the_url(bucket, server, monkeypatch):
+    with pytest.raises(UserError, match=r"^s3://no-such-bucket/run/a: cannot be written: "):
+        bucket_at("s3://no-such-bucket/run").write("a", b"")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"^s3://bucket/run: cannot be read: Could not connect"):
+        bucket_at("s3://bucket/run").files()
+
+
+def test_every_scheme_has_an_extra():
+    assert {EXTRA_OF[module] for module in BUCKET_MODULES.values()} == {"buckets"}
