@@ -27,7 +27,10 @@ class RandomText:
 
     Attributes:
       tokenizer: has the vocabulary size that the config asks for, or that its tokenizer would have.
+      has_scored: whether batches say which tokens are targets; here all are.
     """
+
+    has_scored = False
 
     def __init__(self, config: Config):
         """Determines the vocabulary size; loads the tokenizer only if the config names a file and no size."""

@@ -42,12 +42,13 @@ class Decoder(TextNetwork):
         )
 
     @staticmethod
-    def live_attention(config: DecoderConfig, *, dtype: Any, has_segment_ids: bool) -> str:
+    def live_attention(config: DecoderConfig, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """See `TextNetwork` and `describe_attention`."""
         case = AttentionCase(
             dtype,
             config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
+            length=length,
             has_alibi=config.positional_encoding == "alibi",
             dropout=config.dropout,
             group=config.n_heads // config.kv_heads,

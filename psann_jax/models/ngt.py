@@ -104,7 +104,7 @@ class NGT(TiedHead):
         super().__init__(config, lambda rngs: NGTBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool) -> str:
+    def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """See `TextNetwork`."""
         sizes = {"head_size": config.d_model // config.n_heads, "coordinates": config.d_head_coord}
         return choose_gravity(config.attention, dtype=dtype, **sizes)

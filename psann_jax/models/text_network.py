@@ -59,13 +59,14 @@ class TextNetwork(Layered):
 
     @staticmethod
     @abc.abstractmethod
-    def live_attention(config: Any, *, dtype: Any, has_segment_ids: bool) -> str:
+    def live_attention(config: Any, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """Returns the name of the attention implementation that runs, and on an accelerator why not a faster one.
 
         Args:
           config: the `model` section.
           dtype: of the computation.
           has_segment_ids: whether documents are masked.
+          length: tokens of a window.
         """
 
     def extra_loss(

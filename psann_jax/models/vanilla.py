@@ -79,12 +79,13 @@ class Vanilla(TiedHead):
         super().__init__(config, lambda rngs: VanillaBlock(config, rngs=rngs), rngs=rngs, **options)
 
     @staticmethod
-    def live_attention(config: VanillaConfig, *, dtype: Any, has_segment_ids: bool) -> str:
+    def live_attention(config: VanillaConfig, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """See `TextNetwork` and `describe_attention`."""
         case = AttentionCase(
             dtype,
             config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
+            length=length,
             dropout=config.dropout,
         )
         return describe_attention(config.attention, case)

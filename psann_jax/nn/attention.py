@@ -131,6 +131,7 @@ class Attention(nnx.Module):
             uneven or uneven_kv,
             q.shape[2] // k.shape[2],
             window,
+            q.shape[1],
         )
         chosen = choose_attention(self.options.implementation, case)
         if chosen in KERNELS:

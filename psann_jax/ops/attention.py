@@ -105,6 +105,7 @@ def causal_attention(  # noqa: PLR0913 - keywords of one operation
         shard_size=q_BxLxHxK.size,
         group=q_BxLxHxK.shape[2] // k_BxLxGxK.shape[2],
         window=window,
+        length=q_BxLxHxK.shape[1],
     )
     chosen = choose_attention(implementation, case)
     if chosen in KERNELS:

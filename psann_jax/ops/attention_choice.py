@@ -12,7 +12,7 @@ from psann_jax.ops.gpu_kinds import OLD_GPU, architecture
 from psann_jax.ops.kernels import Candidate
 
 _PLATFORMS = {"cudnn": "NVIDIA GPUs", "triton": "NVIDIA GPUs", "splash": "TPUs"}
-_TRITON_FIRST = 64  # largest head size for which Triton's kernel is known to be the faster one for packed documents
+_TRITON_FIRST = 64, 1024  # largest head size and window for which Triton is the first choice for packed documents
 _OFF = "is turned off or failed its check"
 _MODULES = {
     "cudnn_packed": "jax._src.cudnn.fused_attention_stablehlo",
@@ -43,6 +43,7 @@ class AttentionCase(NamedTuple):
       uneven: why the mesh cannot split the arrays into equal parts; empty if it can.
       group: heads of queries per head of keys and values.
       window: tokens that a query sees, itself included; 0: all.
+      length: tokens of a window; 0 if it is not known.
     """
 
     dtype: Any
@@ -54,6 +55,7 @@ class AttentionCase(NamedTuple):
     uneven: str = ""
     group: int = 1
     window: int = 0
+    length: int = 0
 
     def example(self, kernel: str) -> str:
         """Returns the name of the example of a kernel that covers grouped heads and the sliding window, if in use."""
@@ -115,8 +117,10 @@ def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
         return _candidate(case, "cudnn", *cudnn), triton
     library = _candidate(case, "cudnn_packed", *packed)
     # For packed documents, cuDNN starts thread blocks for as many as a row may have, and those that a row does not have
-    # took most of the time: 5.1 ms of a step of proxy_13m, where Triton took 1.1 (H200, 32 windows of 1,024 tokens).
-    return (triton, library) if case.head_dim <= _TRITON_FIRST else (library, triton)
+    # took most of the time: 5.1 ms of a step of proxy_13m, where Triton took 1.1 (H200, 32 windows of 1,024 tokens,
+    # documents of 256 on average). Longer windows are left to cuDNN, whose products should be faster; not measured.
+    triton_is_first = case.head_dim <= _TRITON_FIRST[0] and case.length <= _TRITON_FIRST[1]
+    return (triton, library) if triton_is_first else (library, triton)
 
 
 def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:

@@ -90,6 +90,7 @@ class LanguageModel:
                 self.config.model,
                 dtype=DTYPES[self.config.train.precision],
                 has_segment_ids=self._settings.document_mask,
+                length=self._settings.max_length,
             )
         )
         return name

@@ -43,6 +43,7 @@ def test_packed_documents_with_small_heads_run_triton(on, monkeypatch):
     packed = CASE._replace(has_segment_ids=True)
     assert choose_attention("auto", packed) == describe_attention("auto", packed) == "triton"
     assert choose_attention("cudnn", packed) == "cudnn_packed"
+    assert choose_attention("auto", packed._replace(length=2048)) == "cudnn_packed"
     monkeypatch.setattr(kernels, "_is_sound", lambda example: "triton" not in example)
     assert choose_attention("auto", packed) == "cudnn_packed"
 
