@@ -93,7 +93,8 @@ def test_usage_errors_of_the_local_launcher(arguments):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments"), [("slurm.sbatch", []), ("tpu_vm.sh", []), ("tpu_vm.sh", ["run"]), ("tpu_vm.sh", ["fly"])]
+    ("script", "arguments"),
+    [("slurm.sbatch", []), ("ray.sbatch", []), ("tpu_vm.sh", []), ("tpu_vm.sh", ["run"]), ("tpu_vm.sh", ["fly"])],
 )
 def test_usage_errors_of_the_cluster_scripts(script, arguments):
     done = subprocess.run(["bash", LAUNCH / script, *arguments], capture_output=True, text=True, check=False, env={})

@@ -262,7 +262,7 @@ def test_runs_at_once_are_interrupted_and_resumed_with_another_number(default_si
     """Nothing is prepared at the start, and nothing is done twice."""
     valid = write_text(tmp_path / "valid.txt", n_lines=100, seed=1)
     text = SWEEP.replace("TEXT", str(write_text(tmp_path / "text.txt"))).replace("VALID", str(valid))
-    text = text.replace("batch_tokens=64, steps=30", "batch_tokens=4096, steps=500").replace("1e30", "2e-3")
+    text = text.replace("batch_tokens=64, steps=30", "batch_tokens=1024, steps=400").replace("1e30", "2e-3")
     (tmp_path / "two.py").write_text(text.replace("CACHE", str(tmp_path / "cache")))
     arguments = [sys.executable, "-m", "psann_jax", "sweep", f"--config={tmp_path / 'two.py'}"]
 
