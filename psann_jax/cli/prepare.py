@@ -31,11 +31,9 @@ def _run(flags: argparse.Namespace, data: Any) -> Any:
     """Returns the `psann_jax.data.preparation.Run` that the flags name, for a `data` section."""
     from psann_jax.data.nodes import run_on_nodes
     from psann_jax.data.workers import run_in_processes
-    from psann_jax.utils.extras import require_extra
 
     if flags.engine == "local":
         return run_in_processes(flags.jobs or 1)
-    require_extra("--engine=ray", "ray")
     return run_on_nodes(data, flags.address, flags.cpus_per_piece or 1)
 
 

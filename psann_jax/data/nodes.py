@@ -16,6 +16,7 @@ from psann_jax.engines.cluster import RayEngine, Wording
 from psann_jax.engines.engine import Engine, NoWatch
 from psann_jax.engines.place import STOPPED, Place
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import require_extra
 from psann_jax.utils.files import storage_errors
 
 # Beside the shard files while they are written: a tokenizer may have 10 MB, too much to be a part of every task.
@@ -34,13 +35,14 @@ def run_on_nodes(config: DataConfig, address: str | None, cpus: int) -> Run:
       cpus: cores of a task.
 
     Raises:
-      UserError: no cluster can be used, or a source is not files.
+      UserError: a source is not files, Ray is not installed, or no cluster can be used.
     """
     for spec in (*config.sources, *config.valid_sources):
         # A node's own copy or version of it could differ, and only files have a stamp that a task compares.
         if spec.startswith(("builtin:", "tfds:", "hf:")):
             hint = "name its .parquet files" if spec.startswith("hf:") else "it has to be in files"
             raise UserError(f"--engine: must be local with {spec}, of which each node has its own copy; or {hint}")
+    require_extra("--engine=ray", "ray")
     engine = RayEngine(cache_root(config.cache_dir), address, cpus, gpus=0, wording=_WORDING)
     engine.connect()
     return functools.partial(_run, lambda folder: dataclasses.replace(engine, folder=folder))

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,19 +167,25 @@ def _run(jobs: Mapping[K, Job], watch: Watch[K], stop: Stop, tasks: _Tasks) -> N
         while running:
             ended, _ = ray.wait(list(running), num_returns=len(running), timeout=_REFRESH_S)
             if stop.requested.is_set() and tasks.marker.is_seen():
-                tasks.marker.path.unlink(missing_ok=True)
-                for ref in running:  # those that wait for a node; the others ignore it and save
-                    ray.cancel(ref)
+                _stop(running, tasks.marker)
             for ref in ended:
                 key, error = running.pop(ref), _result(ref)
                 if not stop.requested.is_set():
                     watch.ended(key, error)
             watch.refresh()
     except BaseException:
-        tasks.marker.path.unlink(missing_ok=True)
+        _stop(running, tasks.marker)
         if not stop.immediate.is_set():
             ray.wait(list(running), num_returns=len(running))  # they save
         raise
+
+
+def _stop(running: Iterable[Any], marker: _Marker) -> None:
+    import ray
+
+    marker.path.unlink(missing_ok=True)
+    for ref in running:  # those that wait for a node; the others ignore it and save
+        ray.cancel(ref)
 
 
 def _result(ref: Any) -> str | None:
