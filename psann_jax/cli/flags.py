@@ -6,6 +6,7 @@ Nothing here imports JAX, so an error in a command line or a config file shows a
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from psann_jax.config import Config
 from psann_jax.config.files import load_experiment
 from psann_jax.config.names import nearest
 from psann_jax.config.reference import groups, render_help
-from psann_jax.utils.errors import one_line
+from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.locations import BucketUrl, given_location
 
 PRECISIONS = ("run", "auto", "fp32", "bf16", "fp16")
@@ -207,6 +208,47 @@ def output_location(flags: argparse.Namespace, name: str) -> Path | BucketUrl:
     if flags.out is not None:
         return given_location(flags.out, "--out")
     return given_location(flags.workdir, "--workdir") / name
+
+
+def add_engine(parser: argparse.ArgumentParser, job: str, jobs: str) -> None:
+    """Adds the flags that say where jobs run: --jobs, --engine, --address and --cpus_per_JOB.
+
+    Args:
+      parser: of the command; it calls `refuse_inactive_engine` with the parsed flags.
+      job: one job, as in --cpus_per_run.
+      jobs: what --jobs is, for --help.
+    """
+    add = parser.add_argument
+    add("--jobs", type=positive_int, metavar="N", help=jobs)
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster; default local")
+    where = "of the Ray cluster; default the one this machine is in, or a new one"
+    add("--address", type=_address, metavar="HOST:PORT", help=where)
+    cores = f"CPU cores of a {job} on the Ray cluster; default 1"
+    add(f"--cpus_per_{job}", type=positive_int, metavar="N", help=cores)
+
+
+def refuse_inactive_engine(flags: argparse.Namespace, *sizes: str) -> None:
+    """Refuses flags of `add_engine` that have no effect on the chosen engine.
+
+    Args:
+      flags: the parsed flags.
+      sizes: names of those that give the size of a job on a cluster.
+
+    Raises:
+      UserError: one of them is given.
+    """
+    if flags.engine == "ray" and flags.jobs is not None:
+        instead = " or ".join(f"--{name}" for name in sizes)
+        raise UserError(f"--jobs: has no effect with --engine=ray; set {instead}")
+    for name in ("address", *sizes):
+        if flags.engine == "local" and getattr(flags, name) is not None:
+            raise UserError(f"--{name}: has no effect without --engine=ray")
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^\s/:]+:\d{1,5}", text):
+        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be HOST:PORT")
+    return text
 
 
 def positive_int(text: str) -> int:

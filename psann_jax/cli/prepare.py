@@ -1,4 +1,4 @@
-"""Prepares the text of an experiment ahead of training: psann-jax prepare --config=FILE [--jobs=N].
+"""Prepares the text of an experiment ahead of training: psann-jax prepare --config=FILE [--jobs=N | --engine=ray].
 
 Training with the same data settings then finds it in the cache. A preparation that was interrupted continues when the
 same command is given again.
@@ -6,8 +6,9 @@ same command is given again.
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from psann_jax.cli.flags import ConfigParser, fail, positive_int, read_config
+from psann_jax.cli.flags import ConfigParser, add_engine, fail, read_config, refuse_inactive_engine
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,21 +19,28 @@ def main(argv: Sequence[str]) -> None:
     from psann_jax.config import DataConfig
     from psann_jax.convert.start import open_start
     from psann_jax.data.loader import load_text
-    from psann_jax.data.workers import run_in_processes
 
     if not isinstance(config.data, DataConfig):
         fail(f"--config: an experiment of base {config.model.base} has no text to prepare")
+    run = _run(flags, config.data)
     tokenizer = open_start(config).tokenizer if config.train.init_from else None
-    print(load_text(config.data, run=run_in_processes(flags.jobs), tokenizer=tokenizer).describe())
+    print(load_text(config.data, run=run, tokenizer=tokenizer).describe())
+
+
+def _run(flags: argparse.Namespace, data: Any) -> Any:
+    """Returns the `psann_jax.data.preparation.Run` that the flags name, for a `data` section."""
+    from psann_jax.data.nodes import run_on_nodes
+    from psann_jax.data.workers import run_in_processes
+
+    if flags.engine == "local":
+        return run_in_processes(flags.jobs or 1)
+    return run_on_nodes(data, flags.address, flags.cpus_per_piece or 1)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ConfigParser("prepare", "Prepares the text of a config file ahead of training.")
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="processes that tokenise, each with its part of the CPU cores; default 1, which uses several cores too",
-    )
-    return parser.parse_strictly(argv)
+    jobs = "processes that tokenise, each with its part of the CPU cores; default 1, which uses several cores too"
+    add_engine(parser, "piece", jobs)
+    flags = parser.parse_strictly(argv)
+    refuse_inactive_engine(flags, "cpus_per_piece")
+    return flags

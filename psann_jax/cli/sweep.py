@@ -4,12 +4,18 @@ Finished runs are not repeated, so the same command resumes an interrupted sweep
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psann_jax.cli.flags import ConfigParser, default_workdir, names, positive_int
+from psann_jax.cli.flags import (
+    ConfigParser,
+    add_engine,
+    default_workdir,
+    names,
+    positive_int,
+    refuse_inactive_engine,
+)
 from psann_jax.config.files import load_config_file
 from psann_jax.config.yaml_files import is_yaml
 from psann_jax.utils.errors import UserError
@@ -71,7 +77,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", metavar="DIR", help="where runs and reports go, as for train; default a folder in runs/")
     add("--dry_run", action="store_true", help="only list the runs; for the budget seconds, speeds are still measured")
     add("--noresume", action="store_true", help="refuse a workdir that holds runs of this sweep")
-    _add_engine(parser)
+    add_engine(parser, "run", "runs at once, each with its part of the machine; default 1")
+    add("--gpus_per_run", type=_gpus, metavar="N", help="GPUs, or a part of one; default 1 if the cluster has any")
     add("--bases", type=names, default=[], metavar="NAMES", help="only these contenders, as in transformer,ngt")
     add("--seeds", type=_seeds, default=[], metavar="SEEDS", help="instead of the sweep's seeds, as in 1,2,3")
     add("--reference", default="", metavar="NAME", help="compare the others with this contender; default the first")
@@ -86,28 +93,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             setattr(flags, name, _LM_EVAL_DEFAULTS.get(name))
         elif not flags.with_lm_eval:
             raise UserError(f"--{name}: has no effect without --with_lm_eval")
-    if flags.engine == "ray" and flags.jobs is not None:
-        raise UserError("--jobs: has no effect with --engine=ray; set --cpus_per_run or --gpus_per_run")
-    for name in ("address", "cpus_per_run", "gpus_per_run"):
-        if flags.engine == "local" and getattr(flags, name) is not None:
-            raise UserError(f"--{name}: has no effect without --engine=ray")
+    refuse_inactive_engine(flags, "cpus_per_run", "gpus_per_run")
     return flags
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--jobs", type=positive_int, metavar="N", help="runs at once, each with its part of the machine; default 1")
-    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster; default local")
-    where = "of the Ray cluster; default the one this machine is in, or a new one"
-    add("--address", type=_address, metavar="HOST:PORT", help=where)
-    add("--cpus_per_run", type=positive_int, metavar="N", help="CPU cores of a run on the Ray cluster; default 1")
-    add("--gpus_per_run", type=_gpus, metavar="N", help="GPUs, or a part of one; default 1 if the cluster has any")
-
-
-def _address(text: str) -> str:
-    if not re.fullmatch(r"[^\s/:]+:\d{1,5}", text):
-        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be HOST:PORT")
-    return text
 
 
 def _gpus(text: str) -> float:

@@ -45,7 +45,7 @@ def load_text(
     Args:
       config: the `data` section.
       progress: show progress on stderr.
-      run: does the tasks of preparing the text, see `psann_jax.data.workers`.
+      run: does the tasks of preparing the text, see `psann_jax.data.workers` and `psann_jax.data.nodes`.
       tokenizer: the one to use; None: that of `config`.
 
     Raises:

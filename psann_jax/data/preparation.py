@@ -2,7 +2,7 @@
 
 The directory is in the cache, under a key of the text, its split and the tokenizer. Each shard file is written as a
 whole or not at all, and the index when all are there. So an interrupted preparation continues with the missing files.
-The result depends neither on interruptions nor on the number of processes.
+The result depends neither on interruptions nor on the number of processes or machines.
 """
 
 import json
@@ -84,13 +84,16 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer, progress: bool
     if (directory / INDEX).exists():
         print(f"{directory}: files are damaged or missing; preparing them again", file=sys.stderr)
     directory.mkdir(exist_ok=True)
-    for leftover in directory.glob("*.tmp"):
-        leftover.unlink(missing_ok=True)
+    _remove_leftovers(directory)
     data = tokenizer.to_bytes()
     tasks = [PieceTask(i, piece, data, directory, PIECE_BYTES) for i, piece in enumerate(corpus.pieces(PIECE_BYTES))]
     done = [task.is_done() for task in tasks]
     with PrepareProgress(tasks, done, progress) as bar:
         run([task for task, is_done in zip(tasks, done, strict=True) if not is_done], bar)
+    _remove_leftovers(directory)  # of a node that has died
+    lost = next((task for task in tasks if not task.is_done()), None)
+    if lost is not None:
+        raise UserError(f"{lost.path(0)}: was prepared, but is missing or damaged; start again")
     files = [ShardFile(task.path(i), header) for task in tasks for i, header in enumerate(task.written())]
     _refuse_blank_sources(files, corpus)
     shards: list[Any] = [[file.path.name, file.header.to_json()] for file in files]
@@ -98,6 +101,11 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer, progress: bool
     fsync_path(directory)
     atomic_write(directory / INDEX, json.dumps(index), fsync=True)
     return files
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for leftover in directory.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _refuse_blank_sources(files: list[ShardFile], corpus: Corpus) -> None:

@@ -1,4 +1,4 @@
-"""Runs jobs as tasks of a Ray cluster whose nodes all see one workdir."""
+"""Runs jobs as tasks of a Ray cluster whose nodes all see one folder."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,28 @@ from typing import Any
 from psann_jax.engines.engine import Job, K, Watch
 from psann_jax.engines.place import STOPPED, Place
 from psann_jax.engines.sharing import part_of_gpu
-from psann_jax.engines.stop import Stop
+from psann_jax.engines.stop import RUNS_SAVE, Stop
 from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.files import storage_errors
 
-_MARKER = ".ray"
+_MARKER = ".ray.tmp"
 _REFRESH_S, _MARKER_S, _CONNECT_S = 0.5, 1.0, 20.0
-_RETRIES = 20  # of a run, after the death of a node or a worker; it resumes from its last checkpoint
+_RETRIES = 20  # of a job, after the death of a node or a worker; it resumes from what it has saved
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How messages name the jobs.
+
+    Attributes:
+      setting: the flag or setting that names the folder.
+      job: one job.
+      stopping: what the command waits for after a signal.
+    """
+
+    setting: str = "--workdir"
+    job: str = "run"
+    stopping: str = RUNS_SAVE
 
 
 @dataclass(frozen=True)
@@ -29,16 +44,18 @@ class RayEngine:
     """Each job is a Ray task. If its node dies, it starts again on another.
 
     Attributes:
-      workdir: a folder that all nodes see under this path.
+      folder: all nodes see it under this path.
       address: HOST:PORT of the cluster; None: the one in RAY_ADDRESS or that of this machine, else Ray starts one.
       cpus: cores of a job.
       gpus: GPUs of a job, possibly a part of one; None: 1 if the cluster has GPUs, else 0.
+      wording: of messages.
     """
 
-    workdir: Path
+    folder: Path
     address: str | None = None
     cpus: int = 1
     gpus: float | None = None
+    wording: Wording = Wording()
 
     def at_once(self, n_jobs: int) -> bool:
         """See `Engine`."""
@@ -48,13 +65,17 @@ class RayEngine:
         """See `Engine`."""
         if not jobs:
             return
-        gpus = self._connect()
-        with Stop(announce=True) as stop, _marker(self.workdir) as marker:
+        gpus = self.connect()
+        with Stop(self.wording.stopping) as stop, _marker(self.folder, self.wording.setting) as marker:
             _run(jobs, watch, stop, _Tasks(marker, self.cpus, gpus, self._environment(gpus)))
         stop.end()
 
-    def _connect(self) -> float:
-        """Joins the cluster, unless this process has; returns the number of GPUs of a job."""
+    def connect(self) -> float:
+        """Joins the cluster and prints its size, unless this process has; returns the number of GPUs of a job.
+
+        Raises:
+          UserError: no cluster can be used.
+        """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
         import ray
 
@@ -71,10 +92,10 @@ class RayEngine:
         gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
         if is_first:
             total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-            line = f"Ray: {len(nodes)} nodes with {total['CPU']:g} CPUs and {total['GPU']:g} GPUs; each run uses "
-            line += f"{self.cpus} CPUs and {gpus:g} GPUs"
+            line = f"Ray: {len(nodes)} nodes with {total['CPU']:g} CPUs and {total['GPU']:g} GPUs; "
+            line += f"each {self.wording.job} uses {self.cpus} CPUs and {gpus:g} GPUs"
             if not any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= gpus for node in nodes):
-                line += "; no node has that many, so the runs wait for one"
+                line += f"; no node has that many, so the {self.wording.job}s wait for one"
             print(line, flush=True)
         return gpus
 
@@ -91,13 +112,14 @@ class RayEngine:
 
 @dataclass(frozen=True)
 class _Marker:
-    """A file in the workdir with a number of this start. Jobs run while they see it.
+    """A file in the folder with a number of this start. Jobs run while they see it.
 
-    So a node finds out whether it sees the same workdir, and all jobs save and end when the file is removed.
+    So a node finds out whether it sees the same folder, and all jobs save and end when the file is removed.
     """
 
     path: Path
     content: str
+    setting: str
     cwd: str = field(default_factory=os.getcwd)
 
     def is_seen(self) -> bool:
@@ -108,10 +130,10 @@ class _Marker:
 
 
 @contextlib.contextmanager
-def _marker(workdir: Path) -> Iterator[_Marker]:
-    marker = _Marker(workdir / _MARKER, secrets.token_hex(8))
-    with storage_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+def _marker(folder: Path, setting: str) -> Iterator[_Marker]:
+    marker = _Marker(folder / _MARKER, secrets.token_hex(8), setting)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         marker.path.write_text(marker.content)
     try:
         yield marker
@@ -145,19 +167,25 @@ def _run(jobs: Mapping[K, Job], watch: Watch[K], stop: Stop, tasks: _Tasks) -> N
         while running:
             ended, _ = ray.wait(list(running), num_returns=len(running), timeout=_REFRESH_S)
             if stop.requested.is_set() and tasks.marker.is_seen():
-                tasks.marker.path.unlink(missing_ok=True)
-                for ref in running:  # those that wait for a node; the others ignore it and save
-                    ray.cancel(ref)
+                _stop(running, tasks.marker)
             for ref in ended:
                 key, error = running.pop(ref), _result(ref)
                 if not stop.requested.is_set():
                     watch.ended(key, error)
             watch.refresh()
     except BaseException:
-        tasks.marker.path.unlink(missing_ok=True)
+        _stop(running, tasks.marker)
         if not stop.immediate.is_set():
             ray.wait(list(running), num_returns=len(running))  # they save
         raise
+
+
+def _stop(running: Iterable[Any], marker: _Marker) -> None:
+    import ray
+
+    marker.path.unlink(missing_ok=True)
+    for ref in running:  # those that wait for a node; the others ignore it and save
+        ray.cancel(ref)
 
 
 def _result(ref: Any) -> str | None:
@@ -182,8 +210,8 @@ def _do(job: Job, marker: _Marker, environment: Mapping[str, str], shares: bool)
     with contextlib.suppress(OSError):  # then relative paths are not found, and named
         os.chdir(marker.cwd)
     if not marker.is_seen():
-        workdir = marker.path.parent
-        return f"--workdir: {workdir} is not the same folder on {socket.gethostname()}; choose one that all nodes see"
+        seen = f"{marker.path.parent} is not the same folder on {socket.gethostname()}"
+        return f"{marker.setting}: {seen}; choose one that all nodes see"
     place = Place(_Polled(marker), shows_output=False, shares=shares, environment=environment)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(job, place)

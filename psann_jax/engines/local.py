@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from psann_jax.engines.engine import Job, K, Watch
 from psann_jax.engines.place import Place
 from psann_jax.engines.sharing import divide, find_devices
-from psann_jax.engines.stop import Stop
+from psann_jax.engines.stop import RUNS_SAVE, Stop
 
 _REFRESH_S = 0.5
 
@@ -32,7 +32,7 @@ class LocalEngine:
         """See `Engine`."""
         if not jobs:
             return
-        with Stop(announce=self.at_once(len(jobs))) as stop:
+        with Stop(RUNS_SAVE if self.at_once(len(jobs)) else "") as stop:
             _run(jobs, watch, stop, self._places(min(self.n, len(jobs)), stop))
         stop.end()
 

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+RUNS_SAVE = "all runs to save their state"
+
 
 class Stop:
     """Context in which SIGINT, SIGTERM, SIGUSR1 and SIGHUP are requests to all jobs to save and end.
@@ -20,11 +22,11 @@ class Stop:
       immediate: set when they are to end without saving.
     """
 
-    def __init__(self, announce: bool) -> None:
+    def __init__(self, announce: str) -> None:
         """Stores the settings.
 
         Args:
-          announce: say what a signal does; a job whose output is shown says it itself.
+          announce: what a signal makes the command wait for, as `RUNS_SAVE`; "": a job whose output is shown says it.
         """
         self.requested, self.immediate = threading.Event(), threading.Event()
         self._announce = announce
@@ -62,7 +64,7 @@ class Stop:
         self._received = signal.Signals(number)
         self.requested.set()
         if self._announce:
-            again = "; press Ctrl-C again to end without saving" if number == signal.SIGINT else ""
+            again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
             with contextlib.suppress(OSError):  # the terminal may be closed
-                line = f"\n{self._received.name} received: waiting for all runs to save their state{again}\n"
+                line = f"\n{self._received.name} received: waiting for {self._announce}{again}\n"
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())

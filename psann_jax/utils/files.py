@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +74,7 @@ def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterato
       OSError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # not its id: those of containers are alike
     try:
         yield temporary
         if fsync:

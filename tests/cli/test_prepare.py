@@ -52,6 +52,9 @@ def test_training_finds_what_the_command_has_prepared(tmp_path, config, monkeypa
     ("flags", "message"),
     [
         (["--jobs=0"], "--jobs: is '0', must be a whole number of at least 1"),
+        (["--address=a:1"], "--address: has no effect without --engine=ray"),
+        (["--engine=ray", "--jobs=2"], "--jobs: has no effect with --engine=ray; set --cpus_per_piece"),
+        (["--engine=ray"], "--engine: must be local with builtin:python"),
         (["--job=2"], "--job: unknown argument, did you mean --jobs?"),
         (["--config={configs}/sudoku/quickstart.py"], "--config: an experiment of base sudoku has no text to prepare"),
         (["--config.data.sources=/nowhere.txt"], "there is no file '/nowhere.txt'"),

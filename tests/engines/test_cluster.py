@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from psann_jax.engines import cluster
@@ -21,12 +20,13 @@ from psann_jax.engines.engine import NoWatch
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
+from tests.support.ray_nodes import kill_node, two_nodes
 from tests.support.tiny import write_text
 
 
 @pytest.fixture
 def marker(tmp_path):
-    with cluster._marker(tmp_path / "out") as found:
+    with cluster._marker(tmp_path / "out", "--workdir") as found:
         yield found
 
 
@@ -56,7 +56,7 @@ def test_a_node_that_sees_another_workdir_is_named(marker, content):
 
 
 def test_the_marker_does_not_outlive_a_sweep(tmp_path):
-    with contextlib.suppress(KeyError), cluster._marker(tmp_path / "out") as found:
+    with contextlib.suppress(KeyError), cluster._marker(tmp_path / "out", "--workdir") as found:
         assert found.is_seen()
         raise KeyError
     assert list((tmp_path / "out").iterdir()) == []
@@ -99,15 +99,8 @@ def get_config():
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """A cluster whose head runs no jobs, and two nodes of one core."""
-    pytest.importorskip("ray", reason="Ray is not installed, or does not exist for this Python")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other processes of the machine may use all memory
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    found.two = [found.add_node(num_cpus=1) for _ in range(2)]
-    yield found
-    found.shutdown()
+    with two_nodes(monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture
@@ -167,12 +160,7 @@ def test_a_killed_node_loses_nothing(nodes, start, tmp_path):
     out = tmp_path / "ray"
     process = start("ray", "--engine=ray", f"--address={nodes.address}")
     interrupted = wait_for_two(out, process)
-    machine = nodes.two[0].all_processes["raylet"][0].process.pid
-    processes = [psutil.Process(machine), *psutil.Process(machine).children(recursive=True)]
-    assert any("psann_jax.main" in process.cmdline() for process in processes)
-    for each in processes:  # nothing of the machine can save
-        each.kill()
-    nodes.remove_node(nodes.two[0], allow_graceful=False)
+    kill_node(nodes, nodes.two[0], lambda process: "psann_jax.main" in process.cmdline())
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     folders = sorted((out / "runs").iterdir())
@@ -188,7 +176,7 @@ def test_a_killed_node_loses_nothing(nodes, start, tmp_path):
     assert local.returncode == 0, errors
     assert results(out) == results(tmp_path / "local")
     assert len(results(out)) == 4
-    assert not (out / ".ray").exists()
+    assert not (out / ".ray.tmp").exists()
 
 
 @pytest.mark.slow

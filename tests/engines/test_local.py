@@ -225,7 +225,7 @@ def test_a_signal_asks_all_jobs_to_save(parent, tmp_path, number, code):
     process.send_signal(getattr(signal, number))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    again = "; press Ctrl-C again to end without saving" if number == "SIGINT" else ""
+    again = "; press Ctrl-C again to end at once" if number == "SIGINT" else ""
     assert f"{number} received: waiting for all runs to save their state{again}\n" in errors
     assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
     assert not (tmp_path / "c" / "started").exists()
