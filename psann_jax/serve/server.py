@@ -31,10 +31,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"--host, --port: {host} {port} cannot be used: {error.strerror}; choose another one"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter: the host has characters that no name can have
+        why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        raise UserError(f"--host, --port: {host} {port} cannot be used: {why}; choose another one") from error
     return bound
 
 

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from psann_jax.runs.evaluate import Evaluation
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import write_config
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.extras import is_installed
 from psann_jax.utils.files import storage_errors, write_json
 from tests.support.damage import ODD, damaged
 from tests.support.processes import environment
@@ -140,10 +142,14 @@ def quick(world, monkeypatch, tmp_path):
     monkeypatch.setattr("psann_jax.runs.training.plot_loss_curve", lambda *args, **options: None)
     monkeypatch.setattr("psann_jax.train.compilation.enable_compilation_cache", lambda path: None)
     monkeypatch.setattr("faulthandler.enable", lambda: None)
-    for name in ("devices", "generate", "memory", "start", "throughput"):
+    for name in ("devices", "generate", "memory", "served", "start", "throughput"):
         monkeypatch.setattr(f"psann_jax.bench.{name}.measure", lambda *args, **options: {})
         monkeypatch.setattr(f"psann_jax.bench.{name}.report", lambda result: "")
     monkeypatch.setattr("psann_jax.cli.lm_eval.require_extra", _no_lm_eval)
+    if is_installed("uvicorn"):
+        served, server = SimpleNamespace(describe=lambda: ""), SimpleNamespace(url="", answer=lambda: None)
+        monkeypatch.setattr("psann_jax.serve.served.Served", lambda *args: served)
+        monkeypatch.setattr("psann_jax.serve.server.Server", lambda *args: server)
     monkeypatch.setattr("psann_jax.bench.layout.describe_layout", lambda config: "")
     monkeypatch.setattr("psann_jax.bench.layout.simulate_devices", lambda mesh: None)
     monkeypatch.setattr("psann_jax.selftest.child.in_child", lambda function: {"backend": "cpu", "n_devices": 1})
@@ -155,6 +161,7 @@ def quick(world, monkeypatch, tmp_path):
     monkeypatch.setattr("psann_jax.plots.sine.draw_sine", lambda *args: None)
     monkeypatch.setattr("psann_jax.sample.text.TextSampler.complete", lambda *args, **options: iter(()))
     monkeypatch.setattr("psann_jax.cli.generate._stream", lambda *args: None)
+    monkeypatch.setattr("psann_jax.runs.samples.sample_texts", lambda *args: [])
 
 
 def _no_lm_eval(*args):
