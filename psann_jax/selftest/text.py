@@ -32,6 +32,8 @@ class MarkovText:
     batch is a function of (seed, step), as in training on text.
     """
 
+    has_scored = False  # all tokens are targets
+
     def __init__(self, vocab_size: int, max_length: int):
         self.tokenizer = _Tokenizer(vocab_size)
         self.fingerprint = f"markov chain of {vocab_size} tokens"
