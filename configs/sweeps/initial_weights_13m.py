@@ -3,8 +3,8 @@
   psann-jax sweep --config=configs/sweeps/initial_weights_13m.py
 
 It asks whether the gain of waveresnet over the transformer, at the learning rate of the original comparison, is due to
-its architecture or to how much its blocks add at the start. A run takes seconds on an H100 or H200, and 80 minutes on 2
-CPU cores (AMD EPYC) in float32.
+its architecture or to how much its blocks add at the start. A run took half a minute on an H200 that four shared, and
+takes 80 minutes on 2 CPU cores (AMD EPYC) in float32.
 """
 
 from typing import Any
