@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
@@ -52,6 +52,7 @@ def run_program(argv: Sequence[str]) -> None:
 def exit_code(argv: Sequence[str]) -> int:
     """Runs a command; prints what an exception that ends it says in one line, and returns the exit code."""
     try:
+        _check_installed()
         dispatch(argv)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
@@ -67,6 +68,15 @@ def exit_code(argv: Sequence[str]) -> int:
         problem = _system_limit(error) or _missing_platform(error)
         return _end(f"error: {problem}", 2) if problem else _end(f"error: {_unforeseen(error, argv)}", 1)
     return 0
+
+
+def _check_installed() -> None:
+    """Raises UserError if Python found only the folder: the first checkpoint would fail, as it records the version."""
+    try:
+        version("psann_jax")
+    except PackageNotFoundError as error:
+        folder = Path(__file__).parents[2]
+        raise UserError(f"psann_jax: is not installed, only found in {folder}; pip install -e {folder}") from error
 
 
 def _end(line: str, code: int) -> int:

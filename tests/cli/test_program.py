@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def run(*arguments, variables=(), **options):
 
 
 # --- errors ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_installed_is_one_line(monkeypatch, capsys):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(program, "version", version)
+    code, error = end(monkeypatch, capsys, AssertionError("the command has begun"))
+    assert (code, error) == (2, f"error: psann_jax: is not installed, only found in {ROOT}; pip install -e {ROOT}\n")
 
 
 def test_foreseen_ends_are_one_line(monkeypatch, capsys):
