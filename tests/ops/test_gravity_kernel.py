@@ -100,6 +100,14 @@ def test_kernel_equals_the_reference(case, platform):
 
 
 @PLATFORMS
+@pytest.mark.parametrize("C", [1, 5, 16])
+def test_any_number_of_coordinates(platform, C):
+    x = make(L=20, C=C)
+    got, want = (gradients(attend, GravityForm(cutoff="none"), x) for attend in (kernel(platform), weighted_values))
+    close(got, want, 1e-4)
+
+
+@PLATFORMS
 def test_bf16_values(platform):
     form, x = CASES["soft"][0], make(dtype="bfloat16", segment_ids=BORDERS)
     got, want = (gradients(attend, form, x) for attend in (kernel(platform), weighted_values))
