@@ -57,7 +57,7 @@ class Linear(nnx.Module):
           x: the input.
           order: reorders the last axis of the kernel and of the bias, and with it that of the result, which is larger.
         """
-        y = matmul(x, order(self.kernel[...]).astype(x.dtype))
+        y = matmul(x, order(self.kernel[...]))
         if self.bias is None:
             return y
         bias = order(self.bias[...])

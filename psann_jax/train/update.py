@@ -12,6 +12,7 @@ import optax
 
 from psann_jax.config import TrainConfig
 from psann_jax.models.network import Network, Params
+from psann_jax.ops.linear import wide_kernel_gradients
 from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer
 from psann_jax.train.schedules import learning_rate
 
@@ -61,7 +62,7 @@ class Sums(NamedTuple):
     """Sums over micro-batches.
 
     Attributes:
-      grads: gradients of the mean loss over the whole batch, times the loss scale.
+      grads: gradients of the summed loss; in fp16, of the mean over the whole batch, times the loss scale.
       loss: the summed loss, scalar.
       stats: the sums nll, correct and weight.
     """
@@ -120,7 +121,7 @@ class Update:
 
     def perturb(self, params: Params, terms: Terms, grads: Params) -> tuple[Params, Terms]:
         """Returns parameters and terms of the second gradient (train.sam_rho)."""
-        perturbed = ascend(params, _unscaled(grads, terms), self.config.sam_rho, self.objective.network.infos)
+        perturbed = ascend(params, self._mean(grads, terms), self.config.sam_rho, self.objective.network.infos)
         return perturbed, terms._replace(key=jax.random.fold_in(terms.key, _SAM_KEY))
 
     def apply(self, state: State, terms: Terms, sums: Sums) -> tuple[State, Stats]:
@@ -129,7 +130,7 @@ class Update:
         With train.sam_rho, the gradients in `sums` are those at the perturbed parameters.
         """
         config, network = self.config, self.objective.network
-        grads, norm = clip_by_global_norm(_unscaled(sums.grads, terms), config.grad_clip, network.infos)
+        grads, norm = clip_by_global_norm(self._mean(sums.grads, terms), config.grad_clip, network.infos)
         lr = learning_rate(terms.step, config)
         optimizer = make_optimizer(config, network.infos, lr, network.config.d_model)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
@@ -172,21 +173,30 @@ class Update:
         return jax.tree.map(lambda i, a, b: a if i.trainable else b, self.objective.network.infos, params, frozen)
 
     def _micro_batch(self, params: Params, batch: Batch, terms: Terms, key: jax.Array) -> Sums:
-        scale = terms.loss_scale / terms.total
+        # A factor here would keep XLA from moving the sum over devices out of the loop of micro-batches. fp16 needs
+        # it: without it, the gradients would leave the range of the type.
+        scale = terms.loss_scale / terms.total if self.config.precision == "fp16" else 1.0
 
         def scaled(params: Params) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
             given = self._with_frozen(params, jax.lax.stop_gradient(params))
             loss, stats = self.objective.loss(given, batch, key, terms.step)
             return loss * scale, (loss, stats)
 
-        grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params)
+        with wide_kernel_gradients(self.config.grad_accum > 1 and _sums_whole_gradients()):
+            grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params)
         return Sums(grads, loss, stats)
 
+    def _mean(self, grads: Params, terms: Terms) -> Params:
+        """Returns the gradients of the mean loss over the whole batch, given those of `Sums`."""
+        factor = 1.0 / (terms.loss_scale if self.config.precision == "fp16" else terms.total)
+        mean: Params = jax.tree.map(lambda g: g * factor, grads)
+        return mean
 
-def _unscaled(grads: Params, terms: Terms) -> Params:
-    inverse_scale = 1.0 / terms.loss_scale
-    unscaled: Params = jax.tree.map(lambda g: g * inverse_scale, grads)
-    return unscaled
+
+def _sums_whole_gradients() -> bool:
+    """Returns whether devices of the current mesh sum gradients of which each could keep all micro-batches."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape.get("data", 1) > 1 and shape.get("fsdp", 1) == 1
 
 
 def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:

@@ -109,6 +109,13 @@ def test_only_sums_of_gradients_cross_slices(topology):
     assert 1e6 * train["between_slices"]["all-reduce"]["mb"] <= 1.1 * 4 * n_params / 4 + 4096
 
 
+def test_micro_batches_on_gpus_are_summed_over_devices_once():
+    config = small("transformer", mesh__data=8, train__grad_accum=4)
+    sums = compiled(config, "h100:8")["train"]["collectives"]["all-reduce"]
+    n_params = build(config.model.with_sizes(1024, 512)).n_params
+    assert 4 * n_params <= 1e6 * sums["mb"] <= 4 * n_params + 4096  # and a few scalars
+
+
 @pytest.mark.parametrize("topology", ["h100:1", "h100:8"])
 def test_attention_weights_are_dropped_by_a_kernel_of_each_gpu(topology):
     sizes = {} if topology == "h100:1" else {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}

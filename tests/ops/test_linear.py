@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psann_jax.ops.linear import matmul, matmul_reference
+from psann_jax.ops.linear import matmul, matmul_reference, wide_kernel_gradients
 
 
 def value_and_gradients(fn, x, kernel, g):
@@ -53,3 +53,16 @@ def test_the_kernel_gradient_does_not_transpose_its_wider_operand(D, F):
     text = gradient.lower(jax.nn.relu(x), kernel, g).compile().as_text()
     assert re.search(r"= f32\[16,64\]\S* dot\(", text)
     assert "f32[64,128]" not in text
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_wide_kernel_gradients_are_not_rounded(wide):
+    x, kernel, g = (jnp.asarray(a, "bfloat16") for a in draw((4, 32, 24), 16))
+    with wide_kernel_gradients(wide):
+        _, (dx, dkernel) = value_and_gradients(matmul, x, kernel.astype("float32"), g)
+    exact = np.einsum("brd,brf->df", *(np.asarray(a, "float64") for a in (x, g)))
+    error = np.abs(np.asarray(dkernel, "float64") - exact).max() / np.abs(exact).max()
+    assert dx.dtype == "bfloat16"
+    assert dkernel.dtype == "float32"
+    assert (error < 1e-6) == wide
+    assert error < 0.01
