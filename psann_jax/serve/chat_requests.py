@@ -21,9 +21,8 @@ from psann_jax.serve.fields import (
 )
 from psann_jax.serve.requests import TextRequest
 
-_NEUTRAL: dict[
-    str, tuple[Any, ...]
-] = {  # fields of OpenAI's API that are accepted with the values that change nothing only
+# Fields of OpenAI's API that are accepted with the values that change nothing only.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),

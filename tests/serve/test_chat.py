@@ -178,7 +178,7 @@ def test_a_run_without_a_template_is_refused(chat_server):
             "messages: message 1 has 'name'",
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "messages", "messages: cannot be encoded"),
-        ({"messages": [{"role": "user", "content": "a" * 90}]}, 400, "max_tokens", "max_tokens: 1 and a prompt of 116"),
+        ({"messages": [{"role": "user", "content": "a" * 90}]}, 400, "max_tokens", "max_tokens: 1 and a prompt of 115"),
         ({"prompt": "a"}, 400, "prompt", "prompt: is not a field of this request"),
         ({"logprobs": 3}, 400, "logprobs", "logprobs: is 3, must be true or false"),
         ({"top_logprobs": 3}, 400, "top_logprobs", "top_logprobs: has no effect without logprobs"),
