@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -70,7 +69,7 @@ class Endpoints:
         served = find(self.models, query.get("model", ""))
         if not served.has_coordinates:
             raise reject("model", f"{served.name} is of base {served.run.config.model.base}, which has no coordinates")
-        return HTMLResponse(await run_in_threadpool(served.coordinates_page, query.get("text", "")))
+        return HTMLResponse(await served.coordinates_page(query.get("text", "")))
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 as long as requests are taken."""
@@ -95,7 +94,7 @@ class Endpoints:
         return await self._answer(request, ChatCompletion, wanted.in_template(served.records), served)
 
     async def _answer(self, request: Request, form: type[Answer], wanted: TextRequest, served: Served) -> Response:
-        prompts = await run_in_threadpool(served.encode, wanted)
+        prompts = await asyncio.to_thread(served.encode, wanted)
         self._refuse_if_ending()  # nothing else runs between this and the submission of the texts
         answer = form(wanted, prompts, served)
         if wanted.stream:

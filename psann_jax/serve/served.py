@@ -1,9 +1,9 @@
 """The models that a server has."""
 
+import asyncio
 import dataclasses
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Served:
         self.run = run if self.has_coordinates else dataclasses.replace(run, params={})
         self._params_bytes = sampler.nbytes + sum(array.nbytes for array in jax.tree.leaves(self.run.params))
         self._loaded = int(time.time())
-        self._coordinates = threading.Lock()
+        self._coordinates = asyncio.Lock()
 
     @property
     def max_length(self) -> int:
@@ -100,15 +100,15 @@ class Served:
             "has_chat": self.records is not None,
         }
 
-    def coordinates_page(self, text: str) -> str:
+    async def coordinates_page(self, text: str) -> str:
         """Returns the page of a text, one at a time, because it takes seconds of all cores.
 
         Raises:
           ApiError: the text has no tokens, the run has diverged or plotly is not installed.
         """
-        with self._coordinates:
+        async with self._coordinates:
             try:
-                return coordinates_page(self.run, text, name=self.name)
+                return await asyncio.to_thread(coordinates_page, self.run, text, name=self.name)
             except UserError as error:
                 raise ApiError(400, str(error)) from error
 

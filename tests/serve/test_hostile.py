@@ -6,7 +6,7 @@ import json
 import socket
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.serve.test_load import until
@@ -60,7 +60,7 @@ def still_answers(server):
 
 
 @pytest.mark.parametrize("path", VALID)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None)
 @given(changes=st.dictionaries(st.one_of(st.sampled_from(FIELDS), SURROGATES), VALUES, min_size=1, max_size=3))
 @example(changes={"\ud800": 1})
 @example(changes={"\n" * 100: 1})
@@ -81,7 +81,7 @@ def test_any_fields(chat_server, path, changes):
 
 
 @pytest.mark.parametrize("path", VALID)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None)
 @given(content=st.one_of(st.binary(min_size=1, max_size=60), VALUES.map(lambda value: json.dumps(value).encode())))
 @example(content=b'{"model": "talk", "prompt": 1e999}')
 @example(content=b'{"model": "talk", "prompt": "a", "temperature": 1e999}')
