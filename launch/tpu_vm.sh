@@ -34,7 +34,7 @@ case $action in
     trap 'rm -f "$archive"' EXIT
     tar -C "$here" --exclude=.git --exclude=runs -czf "$archive" .
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:$target.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
-    on_all "mkdir -p $target && tar -C $target -xzf $target.tar.gz && pip install -q -e './$target[buckets]' 'jax[tpu]'"
+    on_all "mkdir -p $target && tar -C $target -xzf $target.tar.gz && pip install -q -e './${target}[buckets]' 'jax[tpu]'"
     ;;
   run)
     [[ $# -ge 1 ]] || usage

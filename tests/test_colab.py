@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, print the expected results, and are stored without outputs."""
 
 import ast
+import html
 import json
 import math
 import re
@@ -11,9 +12,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.support.browser import HAS_BROWSER, read_page
+
 NOTEBOOKS = Path(__file__).parent.parent / "colab"
 # Smaller values for parameters of the notebooks.
-QUICK = {"N_DOCUMENTS": 6, "D_MODEL": 32, "MAX_STEPS": 12, "MAX_NEW_TOKENS": 12}
+QUICK = {"N_DOCUMENTS": 6, "D_MODEL": 32, "MAX_STEPS": 12, "MAX_NEW_TOKENS": 12, "N_SEEDS": 2}
 
 
 def with_quick_parameters(source):
@@ -33,8 +36,13 @@ def run(name, facts):
       facts: a Python expression that is evaluated after the last cell; its value must be serialisable as JSON.
 
     Returns:
-      The value of the expression, the text printed, and the figures (PNG).
+      The value of the expression, the text printed, and the figures (PNG); of `run_with_pages` the pages, too.
     """
+    *found, _ = run_with_pages(name, facts)
+    return found
+
+
+def run_with_pages(name, facts):
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", ()):
@@ -48,8 +56,10 @@ def run(name, facts):
     text += "\n".join(values).replace("\u2007", " ")
     red = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert not any("%" in line or " loss " in line for line in red), "stdout is not shown as an error"
-    figures = [b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
-    return json.loads(last.text), text, figures
+    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+    figures = [b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    pages = [data[kind] for data in shown for kind in ("text/html", "text/markdown") if kind in data]
+    return json.loads(last.text), text, figures, pages
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +97,40 @@ def test_generation_trains_a_model_if_there_is_none(tmp_path):
     assert "tokens, ended by" in out
 
 
-@pytest.mark.parametrize("name", ["quickstart.ipynb", "generate.ipynb"])
+# Looks into the report that the notebook shows.
+READER = """
+  await settled();
+  const report = document.querySelector("iframe").contentDocument;
+  seen.figures = report.querySelectorAll(".plot .main-svg").length;
+  seen.contenders = [...report.querySelectorAll("#texts th")].map((cell) => cell.textContent);
+"""
+
+
+@pytest.mark.slow
+def test_two_bases_are_compared(tmp_path):
+    facts = "{'names': list(CONTENDERS), 'seeds': N_SEEDS, 'steps': MAX_STEPS, 'is_cpu': IS_CPU}"
+    found, out, figures, pages = run_with_pages("compare.ipynb", facts)
+    assert found == {"names": ["transformer", "waveresnet"], "seeds": 2, "steps": QUICK["MAX_STEPS"], "is_cpu": True}
+    workdir = tmp_path / "runs" / "compare"
+    results = json.loads((workdir / "summary.json").read_text())["results"]
+    assert [result["status"] for result in results] == ["ok"] * 4
+    assert len(figures) == 1
+    report, result = (page for page in pages if "<iframe" in page or "Differences" in page)
+    assert html.unescape(report).count((workdir / "report.html").read_text()) == 1
+    if HAS_BROWSER:
+        seen = read_page(f"<html><head></head><body>{report}</body></html>", READER, tmp_path)
+        assert seen["errors"] == []
+        assert seen["figures"] >= 3
+        assert seen["contenders"] == found["names"], "with their sample texts"
+    assert "| waveresnet | transformer | 2 |" in result
+    assert "| no verdict: fewer than 4 seeds |" in result
+    for name in found["names"]:
+        samples = json.loads((workdir / "runs" / f"{name}_seed1" / "samples.json").read_text())["samples"]
+        texts = [repr(one["prompt"] + one["text"]) for one in samples if one["temperature"]]
+        assert all(text in out for text in texts)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
 def test_notebooks_have_no_outputs_and_valid_cells(name):
     notebook = json.loads((NOTEBOOKS / name).read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)

@@ -4,9 +4,9 @@ A document is the text of one field, or a template filled in from a prompt and i
 dialogue. Of the latter only the completion, or what the assistant says, is a target of the loss.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from psann_jax.config import DataConfig
 from psann_jax.config.data import COMPLETION, CONTENT, PROMPT, ROLE
@@ -42,6 +42,13 @@ class MarkedText(str):
 def parts_of(text: str) -> tuple[tuple[str, bool], ...]:
     """Returns the parts of a `MarkedText`, or an ordinary text as one target."""
     return text.parts if isinstance(text, MarkedText) else ((text, True),)
+
+
+class Message(NamedTuple):
+    """One message of a dialogue."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -110,17 +117,33 @@ class Records:
             return ""
         if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
             raise UserError(f"{field} holds {type(messages).__name__}, not a list of messages")
-        parts: list[tuple[str, bool]] = []
-        has_text = False
-        head, _, rest = self.template.partition(CONTENT)
+        read: list[Message] = []
         for i, message in enumerate(messages):
             if not isinstance(message, Mapping):
                 raise UserError(f"{field} holds {type(message).__name__}, not messages with role and content")
             place = f"{where}: message {i + 1}"
-            role, content = (record_text(message, name, place, "messages_field") for name in ("role", "content"))
-            is_target, has_text = role == ASSISTANT, has_text or bool(content.strip())
-            parts += [(_fill(head, ROLE, role), False), (content + rest, is_target)]
-        return MarkedText(parts) if has_text else ""
+            read.append(Message(*(record_text(message, name, place, "messages_field") for name in Message._fields)))
+        return MarkedText(self._parts(read)) if any(message.content.strip() for message in read) else ""
+
+    def _parts(self, messages: Iterable[Message]) -> Iterator[tuple[str, bool]]:
+        for role, content in messages:
+            yield self.heading(role), False
+            yield content + self.ending, role == ASSISTANT
+
+    # --- what generation needs of the template of dialogues ---------------------------------------------
+
+    def chat_prompt(self, messages: Iterable[Message]) -> MarkedText:
+        """Returns a dialogue up to the content of the assistant's next message, in the parts that training has."""
+        return MarkedText([*self._parts(messages), (self.heading(ASSISTANT), False)])
+
+    def heading(self, role: str) -> str:
+        """Returns what the template writes before the content of a message."""
+        return _fill(self.template.partition(CONTENT)[0], ROLE, role)
+
+    @property
+    def ending(self) -> str:
+        """What the template writes after the content of a message."""
+        return self.template.partition(CONTENT)[2]
 
 
 def _fill(template: str, placeholder: str, value: str) -> str:

@@ -141,6 +141,11 @@ class Tokenizer:
         return self._model.piece(i)
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that `decode` skips."""
+        return frozenset(self._special)
+
+    @property
     def names(self) -> dict[str, str]:
         """Names of the special tokens by role: pad, bos, eos and, if there is one, unk."""
         return dict(self._names)

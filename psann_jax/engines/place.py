@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from psann_jax.utils.progress_stream import progress_stream
+
 LOG = "log.txt"
 STOPPED = "was stopped before its end"
 _POLL_S = 0.2
@@ -59,7 +61,7 @@ class Place:
                 print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(arguments)}", file=log, flush=True)
             process = self._start(arguments, log)
             stack.callback(process.kill)  # has no effect on one that has ended
-            last = _LastLine(process, log or sys.stderr)
+            last = _LastLine(process, log or progress_stream())
             self._wait(process)
             line = last.get()
         return None if process.returncode == 0 else line.removeprefix("error: ") or f"exit code {process.returncode}"

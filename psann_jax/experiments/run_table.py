@@ -1,4 +1,4 @@
-"""Progress of runs that train at once, in one place: a bar for each on a terminal, otherwise a line now and then."""
+"""Progress of runs that train at once, in one place: a bar for each on a terminal or in a notebook, otherwise lines."""
 
 import contextlib
 import json
@@ -12,12 +12,13 @@ from tqdm import tqdm
 from psann_jax.engines.place import LOG
 from psann_jax.experiments.cases import Case
 from psann_jax.train.metrics import METRICS
-from psann_jax.utils.progress_stream import progress_stream, updates_in_place
+from psann_jax.utils.progress_stream import bar_class, progress_stream, updates_in_place
 
 Report = Callable[[Mapping[Path, str]], None]
 _LINES_EVERY_S = 30.0
 _TAIL_BYTES = 8192  # more than the last row of kind "train" and the evaluations after it
-_BAR = "{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+_TERMINAL_BAR = "{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+_NOTEBOOK_BAR = _TERMINAL_BAR.replace("{bar:12}", "{bar}")  # as in `psann_jax.train.progress`
 
 
 class RunTable:
@@ -85,12 +86,13 @@ class RunTable:
 
     def _show_bar(self, run: "_Run") -> None:
         if run.folder not in self._bars:
-            self._bars[run.folder] = tqdm(
+            assert self._stream is not None
+            self._bars[run.folder] = bar_class()(
                 total=run.steps,
                 initial=run.step,
                 desc=run.name,
                 leave=False,
-                bar_format=_BAR,
+                bar_format=_TERMINAL_BAR if self._stream.isatty() else _NOTEBOOK_BAR,
                 dynamic_ncols=True,
                 file=self._stream,
             )

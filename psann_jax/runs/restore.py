@@ -57,11 +57,12 @@ class TextRun(LoadedRun):
 
     tokenizer: Tokenizer
 
-    def sampler(self, n_alternatives: int = 0) -> Sampler:
+    def sampler(self, n_alternatives: int = 0, has_adjustments: bool = False) -> Sampler:
         """Returns a sampler whose context is as long as the windows in training.
 
         Args:
           n_alternatives: see `Sampler`.
+          has_adjustments: see `Sampler`.
         """
         return Sampler(
             self.network,
@@ -70,6 +71,7 @@ class TextRun(LoadedRun):
             max_length=self.config.data.max_length,
             mesh=self.mesh,
             n_alternatives=n_alternatives,
+            has_adjustments=has_adjustments,
         )
 
 

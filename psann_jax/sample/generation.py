@@ -39,7 +39,7 @@ class Row:
           UserError: the network's logits are not finite.
         """
         if sampler.vocab_size in tokens:
-            raise UserError("the network's logits are not finite: damaged parameters or too low a precision")
+            raise not_finite()
         self.tokens += tokens
         self.logprobs += logprobs
         if tokens[-1] == sampler.eos_id:
@@ -51,6 +51,11 @@ class Row:
         """Ends the row at the caller's request and drops all but its first `n_tokens` generated tokens."""
         self.finish = "stop"
         del self.tokens[n_tokens:], self.logprobs[n_tokens:]
+
+
+def not_finite() -> UserError:
+    """Returns the error for logits that are not finite."""
+    return UserError("the network's logits are not finite: damaged parameters or too low a precision")
 
 
 class Generation:

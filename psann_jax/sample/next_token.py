@@ -9,6 +9,7 @@ many kernels on a GPU. A filter is a threshold found by bisection; a draw is a t
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,11 @@ jax.tree_util.register_dataclass(Sampling)
 
 
 def next_token(
-    logits_BxV: jax.Array, seen_BxV: jax.Array, keys_B: jax.Array, sampling: Sampling
+    logits_BxV: jax.Array,
+    seen_BxV: jax.Array,
+    keys_B: jax.Array,
+    sampling: Sampling,
+    adjust: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses a token for every row independently.
 
@@ -39,6 +44,7 @@ def next_token(
       seen_BxV: bool, the tokens that the repetition penalty applies to.
       keys_B: one random key per row; a row's choice depends on its own key only.
       sampling: how to choose; each of its fields is one number, or one for every row (B,).
+      adjust: changes the logits (B, V) after the repetition penalty; None: does not.
 
     Returns:
       tokens_B, int32, with V where a row's logits are not finite; and logprobs_B, float32, the natural logarithm of
@@ -46,6 +52,7 @@ def next_token(
     """
     logits = logits_BxV.astype(jnp.float32)
     scores = _penalised(logits, seen_BxV, sampling.repetition_penalty)
+    scores = scores if adjust is None else adjust(scores)
     best_B = jnp.max(scores, axis=-1)
 
     def most_probable() -> jax.Array:
@@ -65,10 +72,29 @@ def next_token(
     tokens_B = jnp.where(is_drawn, drawn_B, lax.cond(jnp.all(is_drawn), ignored, most_probable))
     largest_B = jnp.max(logits, axis=-1)  # NaN if any logit is
     tokens_B = jnp.where(jnp.isfinite(largest_B), tokens_B, scores.shape[-1])
-    chosen_Bx1 = jnp.take_along_axis(logits, tokens_B[:, None], axis=-1, mode="clip")
+    return tokens_B, _logprobs(logits, largest_B, tokens_B)
+
+
+def _logprobs(logits_BxV: jax.Array, largest_B: jax.Array, tokens_B: jax.Array) -> jax.Array:
+    chosen_Bx1 = jnp.take_along_axis(logits_BxV, tokens_B[:, None], axis=-1, mode="clip")
     # Differences first: logsumexp would round the sum to the digits of the largest logit.
-    sum_B = jnp.sum(jnp.exp(logits - largest_B[:, None]), axis=-1)
-    return tokens_B, (chosen_Bx1[:, 0] - largest_B) - jnp.log(sum_B)
+    sum_B = jnp.sum(jnp.exp(logits_BxV - largest_B[:, None]), axis=-1)
+    return (chosen_Bx1[:, 0] - largest_B) - jnp.log(sum_B)
+
+
+def score(logits_BxV: jax.Array, tokens_B: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes the log-probabilities of given tokens, and the n >= 1 most probable ones.
+
+    Returns:
+      logprobs_B, float32, NaN where a row's logits are not finite; and the results of `alternatives`. The value of a
+      token that is among these is the same number, so that comparing the two finds it.
+    """
+    logits = logits_BxV.astype(jnp.float32)
+    logprobs_B = _logprobs(logits, jnp.max(logits, axis=-1), tokens_B)
+    top_tokens_BxN, top_logprobs_BxN = alternatives(logits, n)
+    is_token = top_tokens_BxN == tokens_B[:, None]
+    among_B = jnp.sum(jnp.where(is_token, top_logprobs_BxN, 0), axis=-1)
+    return jnp.where(jnp.any(is_token, axis=-1), among_B, logprobs_B), top_tokens_BxN, top_logprobs_BxN
 
 
 def alternatives(logits_BxV: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """A network compiled for decoding: prefill of the cache, and the loop that generates tokens from it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from psann_jax.models.network import Network, Params
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 from psann_jax.nn.partition import RULES, ParamInfo, constrain, info_tree, param_shardings
 from psann_jax.ops import kernels
-from psann_jax.sample.next_token import alternatives, next_token
+from psann_jax.sample.next_token import alternatives, next_token, score
 
 MAX_STEPS = 32  # tokens per row that one call of the compiled loop generates
 # Parameters that layers cast to the compute dtype on use; casting them once saves reading them in float32 every step.
@@ -35,6 +36,7 @@ class Sampler:
       max_length: the context length in tokens.
       mesh: the devices it runs on.
       n_alternatives: number of most probable tokens that `decode` can return for each position.
+      has_adjustments: whether rows can have a `psann_jax.sample.settings.Adjustment`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Sampler:
         max_length: int,
         mesh: Mesh | None = None,
         n_alternatives: int = 0,
+        has_adjustments: bool = False,
     ) -> None:
         """Places the parameters on the mesh; nothing is compiled before the first use.
 
@@ -56,6 +59,7 @@ class Sampler:
           max_length: the context length in tokens, at least 2.
           mesh: a mesh from `psann_jax.nn.mesh.make_mesh`; None uses the first device.
           n_alternatives: see above; at most the size of the vocabulary.
+          has_adjustments: see above.
 
         Raises:
           ConfigError: max_length or eos_id is out of range.
@@ -65,18 +69,20 @@ class Sampler:
         require(0 <= eos_id < self.vocab_size, "eos_id", f"is {eos_id}, outside the {self.vocab_size} ids")
         self.eos_id, self.max_length, self.mesh = eos_id, max_length, mesh or make_mesh(ONE_DEVICE, all_devices=False)
         self._network, self.n_alternatives = network, min(n_alternatives, self.vocab_size)
+        self.has_adjustments = has_adjustments
         module = nnx.eval_shape(self._unstacked, network.abstract)
         self._graphdef, abstract = nnx.split(module)
         self._infos = info_tree(abstract)
         self._stacked_shardings = param_shardings(self.mesh, network.abstract, network.infos)
-        self._shardings = self._on_mesh(
-            {"tokens": ("batch",), "counts": ("batch",), "seen": ("batch", None), "cache": module.cache_axes()}
-        )
+        axes = {"tokens": ("batch",), "counts": ("batch",), "seen": ("batch", None), "cache": module.cache_axes()}
+        axes |= {"bias": ("batch", None), "sampled": ("batch", None)} if has_adjustments else {}
+        self._shardings = self._on_mesh(axes)
         cache, everywhere = self._shardings["cache"], NamedSharding(self.mesh, PartitionSpec())
         params_shardings = param_shardings(self.mesh, nnx.to_pure_dict(abstract), self._infos)
         self._cast = jax.jit(self._cast_once, out_shardings=params_shardings)
         self._init_cache = jax.jit(module.init_cache, static_argnums=(0, 1), out_shardings=cache)
         self._prefill = jax.jit(self._prefill_cache, donate_argnums=1, out_shardings=cache)
+        self._score = jax.jit(self._prefill_and_score, donate_argnums=1, out_shardings=(cache, everywhere))
         self._decode = jax.jit(self._decode_loop, donate_argnums=1, out_shardings=(self._shardings, everywhere))
         self._join = jax.jit(_replace_row, donate_argnums=0, out_shardings=self._shardings)
         if params is not None:
@@ -101,19 +107,26 @@ class Sampler:
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return -(-power_of_two(n) // shards) * shards
 
-    def init_state(self, tokens_B: np.ndarray, seen_BxV: np.ndarray, capacity: int) -> State:
+    def init_state(
+        self, tokens_B: np.ndarray, seen_BxV: np.ndarray, capacity: int, bias_BxV: np.ndarray | None = None
+    ) -> State:
         """Returns the decoding state with an empty cache.
 
         Args:
           tokens_B: int32, the last token of each row's prompt.
           seen_BxV: bool, the tokens that occur in each row's prompt.
           capacity: tokens per row that the cache can hold.
+          bias_BxV: float32, what is added to the logits; None: nothing. With has_adjustments only.
 
         Returns:
           A dict: "tokens" (B,), the last token of each row, which the cache does not hold yet; "counts" (B,), the
-          numbers of tokens generated; "seen" (B, V); and "cache".
+          numbers of tokens generated; "seen" (B, V); and "cache". With has_adjustments also "bias" (B, V) and "sampled"
+          (B, V), how often each token has been generated.
         """
         small = {"tokens": tokens_B, "counts": np.zeros_like(tokens_B), "seen": seen_BxV}
+        if self.has_adjustments:
+            small["bias"] = np.zeros(seen_BxV.shape, np.float32) if bias_BxV is None else bias_BxV
+            small["sampled"] = np.zeros(seen_BxV.shape, np.int32)
         with jax.set_mesh(self.mesh):
             return {
                 **jax.device_put(small, {name: self._shardings[name] for name in small}),
@@ -132,6 +145,26 @@ class Sampler:
         with jax.set_mesh(self.mesh):
             return {**state, "cache": self._prefill(self._params, state["cache"], tokens_BxL, counts_B, reset_B)}
 
+    def score(
+        self, state: State, tokens_1xL: np.ndarray, next_1xL: np.ndarray, n_tokens: int
+    ) -> tuple[State, dict[str, np.ndarray]]:
+        """Appends tokens to the cache of one row, and scores the token after each. Needs n_alternatives.
+
+        Args:
+          state: the decoding state of one row, donated.
+          tokens_1xL: int32, padded at the end.
+          next_1xL: int32, the token that follows each.
+          n_tokens: number of tokens to append.
+
+        Returns:
+          The new state, and a dict: "logprobs" (n_tokens,), NaN where the logits are not finite; "top_tokens" and
+          "top_logprobs" (n_tokens, n_alternatives), see `next_token.alternatives`.
+        """
+        with jax.set_mesh(self.mesh):
+            counts_1 = np.array([n_tokens], np.int32)
+            cache, out = self._score(self._params, state["cache"], tokens_1xL, next_1xL, counts_1)
+        return {**state, "cache": cache}, {name: array[:n_tokens] for name, array in jax.device_get(out).items()}
+
     def join(self, state: State, row: State, index: int) -> State:
         """Replaces one row of the decoding state, donated, by the only row of another one of the same capacity."""
         with jax.set_mesh(self.mesh):
@@ -148,7 +181,8 @@ class Sampler:
             "seed" and "streams" (B,), uint32; and "sampling", `Sampling.scalars()`. A row's random numbers depend on
             the seed, its stream and the number of tokens it has generated. The limit, the seed and the fields of
             "sampling" are one number or one for every row. With n_alternatives also "explained" (B,), bool: the rows
-            whose alternatives are wanted.
+            whose alternatives are wanted. With has_adjustments also "adjusted" (B,), bool: the rows that have one, and
+            "presence_penalty" and "frequency_penalty" (B,), float32.
           steps: at most MAX_STEPS.
 
         Returns:
@@ -216,10 +250,18 @@ class Sampler:
     ) -> Any:
         # No layer reads beyond a row's length, so resetting the length empties the cache.
         cache = {**cache, "length": jnp.where(reset_B, 0, cache["length"])}
-        valid_BxL = jnp.arange(tokens_BxL.shape[1]) < counts_B[:, None]
         model = nnx.merge(self._graphdef, params)
         with kernels.using(self._network.config.kernels):
-            return model.hidden(tokens_BxL, valid_BxL.astype(jnp.int32), cache=cache)[1]
+            return model.hidden(tokens_BxL, _segment_ids(tokens_BxL, counts_B), cache=cache)[1]
+
+    def _prefill_and_score(
+        self, params: Params, cache: Any, tokens_1xL: jax.Array, next_1xL: jax.Array, counts_1: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        model = nnx.merge(self._graphdef, params)
+        with kernels.using(self._network.config.kernels):
+            x_1xLxD, cache, _ = model.hidden(tokens_1xL, _segment_ids(tokens_1xL, counts_1), cache=cache)
+            found = score(model.logits(x_1xLxD[0]), next_1xL[0], self.n_alternatives)
+        return cache, dict(zip(("logprobs", "top_tokens", "top_logprobs"), found, strict=True))
 
     def _decode_loop(self, params: Params, state: State, control: Control, steps: jax.Array) -> tuple[State, State]:
         model = nnx.merge(self._graphdef, params)
@@ -239,7 +281,8 @@ class Sampler:
             x_Bx1xD, cache, _ = model.hidden(state["tokens"][:, None], segment_ids_Bx1, cache=state["cache"])
             logits_BxV = constrain(model.logits(x_Bx1xD[:, 0]), "batch", None)
             step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, state["counts"])
-            chosen_B, logprobs_B = next_token(logits_BxV, state["seen"], step_keys_B, control["sampling"])
+            adjust = functools.partial(_adjusted, state, control) if self.has_adjustments else None
+            chosen_B, logprobs_B = next_token(logits_BxV, state["seen"], step_keys_B, control["sampling"], adjust)
             tokens_B = jnp.where(runs_B, chosen_B, state["tokens"])
             counts_B = state["counts"] + runs_B
             seen_BxV = state["seen"].at[jnp.arange(shape[0]), tokens_B].set(True, mode="drop")
@@ -248,7 +291,11 @@ class Sampler:
                 new |= self._explain(logits_BxV, runs_B & control["explained"])
             out = {name: array.at[:, index].set(new[name]) for name, array in out.items()}
             active_B &= (counts_B < control["limit"]) & ~(runs_B & (tokens_B == control["eos"]))
-            return index + 1, active_B, {"cache": cache, "tokens": tokens_B, "counts": counts_B, "seen": seen_BxV}, out
+            state = {**state, "cache": cache, "tokens": tokens_B, "counts": counts_B, "seen": seen_BxV}
+            if self.has_adjustments:
+                row = jnp.arange(shape[0])
+                state["sampled"] = state["sampled"].at[row, tokens_B].add(runs_B.astype(jnp.int32), mode="drop")
+            return index + 1, active_B, state, out
 
         out = {"tokens": jnp.full(shape, -1, jnp.int32), "logprobs": jnp.zeros(shape, jnp.float32)}
         if self.n_alternatives:
@@ -268,6 +315,23 @@ class Sampler:
             lambda: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)),
         )
         return {"top_tokens": tokens, "top_logprobs": logprobs}
+
+
+def _segment_ids(tokens_BxL: jax.Array, counts_B: jax.Array) -> jax.Array:
+    """1 for the first tokens of each row, 0 for the padding behind them."""
+    return (jnp.arange(tokens_BxL.shape[1]) < counts_B[:, None]).astype(jnp.int32)
+
+
+def _adjusted(state: State, control: Control, scores_BxV: jax.Array) -> jax.Array:
+    """Applies the bias and the penalties of all rows if any row has some; those of the others are 0."""
+
+    def adjust() -> jax.Array:
+        presence_Bx1, frequency_Bx1 = (control[f"{name}_penalty"][:, None] for name in ("presence", "frequency"))
+        sampled_BxV = state["sampled"]
+        penalty_BxV = frequency_Bx1 * sampled_BxV + jnp.where(sampled_BxV > 0, presence_Bx1, 0)
+        return scores_BxV + (state["bias"] - penalty_BxV)
+
+    return lax.cond(jnp.any(control["adjusted"]), adjust, lambda: scores_BxV)
 
 
 def _replace_row(state: State, row: State, index: jax.Array) -> State:

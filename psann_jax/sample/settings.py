@@ -1,7 +1,8 @@
 """Settings of generation with their defaults and checks, for the command line and the API; imports no JAX."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -62,6 +63,21 @@ class Sampling:
             min_p=np.float32(self.min_p if self.min_p >= least else 0),  # type: ignore[arg-type]
             repetition_penalty=penalty,  # type: ignore[arg-type]
         )
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What one text adds to the logits of tokens, after the repetition penalty. Source: OpenAI's API.
+
+    Attributes:
+      presence_penalty: is subtracted for tokens that have been generated.
+      frequency_penalty: is subtracted as often as a token has been generated.
+      logit_bias: token id -> what is added.
+    """
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 # Draws from the model's own distribution.

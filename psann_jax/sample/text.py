@@ -201,9 +201,7 @@ class Reader:
 
     def start(self, index: int) -> int:
         """Returns the number of characters before a generated token; a token may continue the last one of them."""
-        text, piece = self._decode(index), self._tokenizer.piece(self._row.tokens[index])
-        continues = 0x80 <= piece[0] < 0xC0 if piece else False  # the first byte of UTF-8
-        return _n_complete(text) if continues else len(text)
+        return _start(self._decode(index), self._tokenizer.piece(self._row.tokens[index]))
 
     def completion(self, prompt: str) -> Completion:
         """Returns the finished row as a Completion."""
@@ -236,6 +234,31 @@ def _n_complete(text: str) -> int:
     while n > len(text) - _MAX_PENDING_BYTES and n > 0 and text[n - 1] == _REPLACEMENT:
         n -= 1
     return n
+
+
+def _start(before: str, piece: bytes) -> int:
+    """Number of characters before a token, given the decoded text before it; one that it continues does not count."""
+    continues = 0x80 <= piece[0] < 0xC0 if piece else False  # the first byte of UTF-8
+    return _n_complete(before) if continues else len(before)
+
+
+def token_starts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Returns for each token the number of characters before it in the decoded text.
+
+    A token that continues a character begins where the character does.
+    """
+    special = tokenizer.special_ids
+    pieces = [b"" if i in special else tokenizer.piece(i) for i in ids]
+    whole = b"".join(pieces)
+    if whole.decode(errors="replace").encode() == whole == tokenizer.decode(ids).encode():
+        # For each byte and for the end, the number of characters that have begun there.
+        begun = [*itertools.accumulate(int(byte & 0xC0 != 0x80) for byte in whole)]
+        begun.append(begun[-1] + 1 if begun else 1)
+        starts = itertools.accumulate(map(len, pieces), initial=0)
+        return [begun[start] - 1 for start, _ in zip(starts, ids, strict=False)]
+    # Slower, but right for tokenizers that drop or change spaces where they join tokens, and for incomplete characters.
+    slow = (_start(tokenizer.decode(ids[:i]), piece) for i, piece in enumerate(pieces))
+    return [*itertools.accumulate(slow, max)]
 
 
 def _callback_of(on_text: OnText | None, index: int) -> Callable[[str], None]:

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,13 +20,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from psann_jax.plots.plotly_page import fill_template
-from psann_jax.serve.completion import Answer
+from psann_jax.serve.answer import Answer
+from psann_jax.serve.chat import ChatCompletion
+from psann_jax.serve.chat_requests import parse_chat
+from psann_jax.serve.completion import Completion
 from psann_jax.serve.errors import ApiError, reject
-from psann_jax.serve.requests import parse_completion
+from psann_jax.serve.requests import TextRequest, parse_completion
 from psann_jax.serve.served import Served, find
 from psann_jax.utils.errors import one_line
 
 MAX_BODY_BYTES = 4 * 2**20
+_MAX_READ_BYTES = 16 * MAX_BODY_BYTES  # most clients read the answer only after they have sent everything
+_PROGRAMS = {"program": "page", "chat": "chat"}  # places in page.html -> files
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # The page has its program and its style in itself, and asks nobody but this server.
 _PAGE_POLICY = (
@@ -65,7 +69,7 @@ class Endpoints:
         served = find(self.models, query.get("model", ""))
         if not served.has_coordinates:
             raise reject("model", f"{served.name} is of base {served.run.config.model.base}, which has no coordinates")
-        return HTMLResponse(await run_in_threadpool(served.coordinates_page, query.get("text", "")))
+        return HTMLResponse(await served.coordinates_page(query.get("text", "")))
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 as long as requests are taken."""
@@ -75,8 +79,24 @@ class Endpoints:
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
         wanted = parse_completion(await _read_json(request))
+        return await self._answer(request, Completion, wanted, find(self.models, wanted.model))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        wanted = parse_chat(await _read_json(request))
+        served = find(self.models, wanted.request.model)
+        if served.records is None:
+            raise reject(
+                "model",
+                f"{served.name} was not trained on messages and has no template for them; use /v1/completions, or "
+                "fine-tune it with data.messages_field",
+            )
+        return await self._answer(request, ChatCompletion, wanted.in_template(served.records), served)
+
+    async def _answer(self, request: Request, form: type[Answer], wanted: TextRequest, served: Served) -> Response:
+        prompts = await asyncio.to_thread(served.encode, wanted)
         self._refuse_if_ending()  # nothing else runs between this and the submission of the texts
-        answer = Answer(wanted, find(self.models, wanted.model))
+        answer = form(wanted, prompts, served)
         if wanted.stream:
             return _EventStream(answer)
         whole = asyncio.ensure_future(answer.whole())
@@ -143,6 +163,7 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
         Route("/v1/models", endpoints.list_models),
         Route("/v1/models/{name:path}", endpoints.get_model),
         Route("/v1/completions", endpoints.complete, methods=["POST"]),
+        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/health", endpoints.health),
     ]
     middleware = [Middleware(_LocalNames)] if is_loopback else []
@@ -158,8 +179,8 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
 @functools.cache
 def _page() -> str:
     files = resources.files("psann_jax.serve")
-    program = (files / "page.js").read_text(encoding="utf-8")
-    return fill_template((files / "page.html").read_text(encoding="utf-8"), {"program": program})
+    parts = {name: (files / f"{file}.js").read_text(encoding="utf-8") for name, file in _PROGRAMS.items()}
+    return fill_template((files / "page.html").read_text(encoding="utf-8"), parts)
 
 
 async def _read_json(request: Request) -> Any:
@@ -170,11 +191,15 @@ async def _read_json(request: Request) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"Content-Type: is {kind!r:.80}, must be application/json")
-    body = bytearray()
+    body, n_bytes = bytearray(), 0
     async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"body: has more than {MAX_BODY_BYTES} bytes")
+        n_bytes += len(part)
+        if n_bytes <= MAX_BODY_BYTES:
+            body += part
+        elif n_bytes > _MAX_READ_BYTES:
+            break
+    if n_bytes > MAX_BODY_BYTES:
+        raise ApiError(413, f"body: has more than {MAX_BODY_BYTES} bytes")
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -45,6 +45,7 @@ class Choice:
         tokenizer: Tokenizer,
         stop: Sequence[str],
         explained: bool,
+        ending: str | None,
         deliver: Callable[[Update], None],
     ) -> None:
         """Prepares the reading of a row.
@@ -54,10 +55,12 @@ class Choice:
           tokenizer: of the network.
           stop: strings that end the text.
           explained: whether the updates have tokens and log-probabilities.
+          ending: of a message: what it loses at its end, with the tokens of it and eos, if the model ends it; strings
+            in `stop` begin with it. None: the text is no message.
           deliver: called by the engine's thread with each update, in order; the last one has a finish.
         """
         self.row, self.cancelled = row, False
-        self._explained, self._deliver = explained, deliver
+        self._explained, self._ending, self._deliver = explained, ending, deliver
         self._pieces: list[str] = []
         self._reader = Reader(tokenizer, row, stop, self._pieces.append)
         self._shown, self._n_explained = 0, 0  # characters and tokens delivered
@@ -69,6 +72,8 @@ class Choice:
             self.row.stop(stopped)
         text = "".join(self._pieces)
         self._pieces.clear()
+        if self.row.finish == "eos" and self._ending:  # not delivered yet, because a stop string could have followed
+            text = text.removesuffix(self._ending)
         self._shown += len(text)
         update = Update(text, len(self.row.tokens), finish=self.row.finish)
         if self._explained:
@@ -84,9 +89,10 @@ class Choice:
     def _explain(self, update: Update) -> None:
         """Adds the tokens whose text has been delivered; a stop string may cut the text of the last one."""
         row, first = self.row, self._n_explained
+        is_cut = row.finish == "stop" or (row.finish == "eos" and self._ending is not None)
         for i in range(first, len(row.tokens)):
             start = self._reader.start(i)
-            if row.finish == "stop":
+            if is_cut:
                 is_delivered = start < self._shown
             else:
                 is_delivered = row.finish is not None or self._reader.end(i) <= self._shown

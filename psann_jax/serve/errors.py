@@ -33,6 +33,8 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Returns the headers of the answer."""
+        if self.status == 413:
+            return {"Connection": "close"}  # or the rest of the body is read
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 

@@ -152,53 +152,75 @@ async function* eventsOf(response) {
   }
 }
 
-// Sends one request and shows its texts in the cards, one for each of them.
-async function stream(cards, settings, signal) {
-  const [card] = cards;
-  const turns = cards.map((one) => one.turn);
-  const body = { ...settings, model: card.model.id, prompt: card.prompt + card.kept, logprobs: N_ALTERNATIVES, stream: true };
+// Sends one request and yields the choices of its events.
+async function* choicesOf(path, fields, signal) {
   const headers = { "Content-Type": "application/json" };
-  const response = await fetch("/v1/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+  const body = JSON.stringify({ ...fields, stream: true });
+  const response = await fetch(path, { method: "POST", headers, body, signal });
   if (!response.ok) throw new Error((await response.json()).error.message);
   for await (const event of eventsOf(response)) {
     if (event.error) throw new Error(event.error.message);
-    for (const choice of event.choices) {
-      const one = cards[choice.index];
-      if (one.turn === turns[choice.index]) one.add(choice); // it may have been restarted from an alternative
-    }
+    yield* event.choices;
   }
 }
 
-async function run(cards, settings) {
+// Shows the texts of one request in the cards, one for each of them.
+async function stream(cards, settings, signal) {
+  const [card] = cards;
+  const turns = cards.map((one) => one.turn);
+  const fields = { ...settings, model: card.model.id, prompt: card.prompt + card.kept, logprobs: N_ALTERNATIVES };
+  for await (const choice of choicesOf("/v1/completions", fields, signal)) {
+    const one = cards[choice.index];
+    if (one.turn === turns[choice.index]) one.add(choice); // it may have been restarted from an alternative
+  }
+}
+
+// Does something that can be stopped; `fail` gets what went wrong, "" if it was stopped.
+async function whileRunning(work, fail) {
   const control = new AbortController();
   running.push(control);
   update();
   try {
-    await stream(cards, settings, control.signal);
+    await work(control.signal);
   } catch (error) {
-    cards.forEach((card) => (error.name === "AbortError" ? card.describe("stopped") : card.fail(error.message)));
+    fail(error.name === "AbortError" ? "" : error.message);
   }
   running = running.filter((other) => other !== control);
   update();
 }
 
+const run = (cards, settings) => whileRunning(
+  (signal) => stream(cards, settings, signal),
+  (message) => cards.forEach((card) => (message ? card.fail(message) : card.describe("stopped"))),
+);
+
 function update() {
   byId("stop").disabled = running.length === 0;
+  byId("generate").disabled = isChat() && running.length > 0; // a message follows the answer to the one before
   byId("status").textContent = running.length ? "generating" : "";
 }
 
+const boxOf = (model) => document.querySelector(`#models input[value="${CSS.escape(model.id)}"]`);
+
 function chosenModels() {
-  return models.filter((model) => document.querySelector(`#models input[value="${CSS.escape(model.id)}"]`).checked);
+  return models.filter((model) => {
+    const box = boxOf(model);
+    return box.checked && !box.disabled;
+  });
 }
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   running.forEach((control) => control.abort());
   const settings = Object.fromEntries(NUMBERS.map((name) => [name, Number(byId(name).value)]));
-  settings.n = Number(byId("n").value);
   const chosen = chosenModels();
-  byId("texts").replaceChildren();
   if (!chosen.length) byId("status").textContent = "choose at least one model";
+  if (isChat()) {
+    sendToAll(chosen, settings);
+    return;
+  }
+  settings.n = Number(byId("n").value);
+  byId("texts").replaceChildren();
   for (const model of chosen) {
     const cards = Array.from({ length: settings.n }, (_, i) => {
       return new Card(model, byId("prompt").value, settings, settings.n > 1 ? `${model.id}, text ${i + 1}` : model.id);
@@ -220,5 +242,6 @@ async function start() {
     const box = make("input", { type: "checkbox", value: model.id, checked: true });
     byId("models").append(make("label", {}, box, `${model.id} (${model.base}, ${model.max_model_len} tokens)`));
   }
+  byId("modes").hidden = !models.some((model) => model.has_chat);
 }
 start();

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psann_jax.config import ConfigError, DataConfig, TokenizerConfig
 from psann_jax.data.encoding import encode_documents
 from psann_jax.data.loader import load_text
-from psann_jax.data.records import MarkedText, Records
+from psann_jax.data.records import MarkedText, Message, Records
 from psann_jax.data.sources import open_source
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.data.windows import DocumentRows, PackedWindows, is_target
@@ -89,6 +89,28 @@ def test_parts_of_a_record(settings, record, parts):
     found = Records.of(config).document(record, "x")
     assert list(found.parts) == parts
     assert found == "".join(text for text, _ in parts)
+
+
+ROLES = ("system", "user", "assistant", "", "rôle")
+TEMPLATES = ("", "[{role}] {content}</>", "{role}: {content}", "{role}{content}\n\n")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(ROLES), st.text(max_size=8)), min_size=1), st.sampled_from(TEMPLATES))
+def test_the_prompt_of_a_chat_has_the_tokens_of_the_training(messages, template):
+    """The tokens before each message of the assistant are those of the document up to there."""
+    records = Records.of(DataConfig(sources=("x",), messages_field="m", template=template))
+    whole = [Message(*pair) for pair in [*messages, ("assistant", "!")]]
+    document = records.document({"m": [message._asdict() for message in whole]}, "x")
+    (encoded,) = encode_documents([document], BYTES)
+    for i, message in enumerate(whole):
+        if message.role == "assistant":
+            (prompt,) = encode_documents([records.chat_prompt(whole[:i])], BYTES)
+            n = len(prompt.ids) - 1
+            assert encoded.ids[:n] == prompt.ids[:n]
+            rest = BYTES.encode(message.content + records.ending)
+            assert encoded.ids[n : n + len(rest)] == rest
+            assert all(encoded.scored[n : n + len(rest)])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from psann_jax.sample.next_token import (
     filtered_weights,
     look_up,
     next_token,
+    score,
     threshold,
     threshold_by_bisection,
     threshold_by_digits,
@@ -341,3 +342,21 @@ def test_alternatives_are_the_most_probable_tokens_in_order():
     assert tokens.tolist() == [[1, 3, 2], [0, 1, 2]], "of equal ones, the lowest id first"
     expected = np.take_along_axis(logits - np.logaddexp.reduce(logits, -1, keepdims=True), np.asarray(tokens), -1)
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
+
+
+def test_a_score_is_the_same_number_as_that_of_the_alternative():
+    logits = 5 * np.random.default_rng(0).normal(size=(200, 37)).astype(np.float32)
+    tokens = np.concatenate([logits.argmax(-1)[:100], np.arange(100) % 37]).astype(np.int32)
+    logprobs, top, of_top = jax.jit(score, static_argnums=2)(jnp.asarray(logits), jnp.asarray(tokens), 4)
+    exact = logits.astype(np.float64)
+    expected = exact - np.logaddexp.reduce(exact, -1, keepdims=True)
+    np.testing.assert_allclose(logprobs, np.take_along_axis(expected, tokens[:, None], -1)[:, 0], rtol=1e-5, atol=1e-6)
+    for token, value, others, values in zip(tokens, logprobs, np.asarray(top), np.asarray(of_top), strict=True):
+        assert token not in others or value == values[list(others).index(token)]
+    np.testing.assert_array_equal(top, alternatives(jnp.asarray(logits), 4)[0])
+
+
+def test_a_score_of_logits_that_are_not_finite_is_nan():
+    logits = jnp.array([[0.0, jnp.nan, 1.0], [0.0, jnp.inf, 1.0], [0.0, 1.0, 2.0]])
+    logprobs, *_ = score(logits, jnp.array([0, 1, 2]), 1)
+    assert np.isnan(logprobs).tolist() == [True, True, False]

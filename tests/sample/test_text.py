@@ -14,7 +14,7 @@ from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.models import network as registry
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import GenerationOptions, Sampling
-from psann_jax.sample.text import TextSampler
+from psann_jax.sample.text import TextSampler, token_starts
 from psann_jax.utils.errors import UserError
 from tests.support.scripted import scripted
 
@@ -170,3 +170,28 @@ def test_an_error_names_the_cause(prompt, options, message):
 def test_invalid_sampling_is_named():
     with pytest.raises(UserError, match=r"^top_p: is 2"):
         made().complete(["a"], Sampling(top_p=2))
+
+
+# --- where the tokens of a prompt begin -----------------------------------------------------------------
+
+
+@functools.cache
+def tokenizer_of(kind):
+    texts = ["the moon and the sea", "über den Fluß", "wave after wave\n\n  stone"] * 20
+    return BYTES if kind == "bytes" else train_tokenizer(texts, TokenizerConfig(kind=kind, vocab_size=300))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram", "wordpiece"])
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(alphabet="aehmnot wü\n\u20ac\U0001f600", max_size=30))
+def test_the_starts_of_tokens(kind, text):
+    """Those of the decoded beginnings, also where a token is a part of a character."""
+    tokenizer = tokenizer_of(kind)
+    ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+    starts = token_starts(tokenizer, ids)
+    whole = tokenizer.decode(ids)
+    assert (starts[0], starts[-1], len(starts)) == (0, len(whole), len(ids))
+    for i, start in enumerate(starts):
+        before = tokenizer.decode(ids[:i]).rstrip("\ufffd")
+        assert len(before) == start
+        assert whole.startswith(before)

@@ -25,6 +25,16 @@ _UNTIL = """
 @pytest.fixture
 def read(server, tmp_path):
     """A function that opens the page with the body of a reader, see `read_page`."""
+    return opener(server, tmp_path)
+
+
+@pytest.fixture
+def read_chat(chat_server, tmp_path):
+    """The same for a server of which one model was trained on dialogues."""
+    return opener(chat_server, tmp_path)
+
+
+def opener(server, tmp_path):
     from starlette.responses import HTMLResponse, Response
     from starlette.routing import Route
 
@@ -135,8 +145,49 @@ def test_several_texts_of_a_model(server, read):
     assert seen["texts"] == [choice["text"] for choice in completion(server, n=3, temperature=1.5)]
 
 
+def test_a_chat(chat_server, read_chat):
+    seen = read_chat("""
+      const mode = (name) => document.querySelector(`input[name=mode][value=${name}]`).click();
+      seen.hidden = byId("modes").hidden;
+      mode("chat");
+      seen.disabled = [...document.querySelectorAll("#models input")].map((box) => box.disabled);
+      seen.button = byId("generate").textContent;
+      byId("n").value = 3;
+      const say = async (text) => { set({ prompt: text, max_tokens: 12, temperature: 1, seed: 3 }); await generate(); };
+      await say("sun");
+      await say("a".repeat(200));
+      seen.wrong = cards()[0].querySelector(".wrong").textContent;
+      await say("moon");
+      await say("");
+      seen.status = byId("status").textContent;
+      seen.titles = cards().map((card) => card.querySelector("h2").textContent);
+      const parts = (message) => ["b", "span"].map((name) => message.querySelector(name).textContent);
+      seen.messages = [...document.querySelectorAll(".message")].map(parts);
+      byId("new").click();
+      seen.after_new = document.querySelectorAll(".message").length;
+      mode("text");
+      set({ prompt: "sun", n: 1 });
+      await generate();
+      seen.cards = cards().map((card) => card.querySelector("h2").textContent);
+    """)
+    assert (seen["hidden"], seen["disabled"], seen["button"]) == (False, [False, True], "Send")
+    assert (seen["titles"], seen["after_new"], seen["status"]) == (["talk"], 0, "write a message")
+    assert "more than the 96 tokens of the model's context" in seen["wrong"]
+    first, failed, third = (seen["messages"][i : i + 2] for i in (0, 2, 4))
+    messages, same = [{"role": "user", "content": "sun"}], {"max_tokens": 12, "temperature": 1, "seed": 3}
+    for found in (first, third):
+        body = {"model": "talk", "messages": messages, **same}
+        answer = ask(chat_server, "/v1/chat/completions", body)[2]["choices"][0]["message"]
+        assert found == [["user", messages[-1]["content"]], ["assistant", answer["content"]]]
+        messages += [answer | {}, {"role": "user", "content": "moon"}]
+        messages[-2].pop("refusal")
+    assert failed[0] == ["user", "a" * 200]
+    assert seen["cards"] == ["talk", "wave"]
+
+
 def test_an_error_is_shown(read):
     seen = read("""
+      seen.modes = byId("modes").hidden;
       byId("max_tokens").value = 1000;
       await generate();
       seen.errors_shown = cards().map((card) => card.querySelector(".wrong").textContent);
@@ -146,6 +197,7 @@ def test_an_error_is_shown(read):
     """)
     assert all("more than the 64 tokens of the model's context" in error for error in seen["errors_shown"])
     assert seen["status"] == "choose at least one model"
+    assert seen["modes"], "no model was trained on dialogues"
 
 
 def test_nothing_is_wider_than_a_phone(read):

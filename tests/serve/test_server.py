@@ -111,6 +111,37 @@ def test_echo_begins_with_the_prompt(server, sampler):
     assert echoed["text"] == "a wave" + plain["text"]
 
 
+def test_a_bias_forces_and_forbids_tokens(server):
+    same = {"temperature": 1, "max_tokens": 12, "seed": 2, "logprobs": 1}
+    (plain,) = complete(server, **same)["choices"]
+    (biased,) = complete(server, **same, logit_bias={str(ord("x") + 4): 100})["choices"]  # of the byte tokenizer
+    assert biased["text"] == "x" * 12
+    tops = [choice["logprobs"]["top_logprobs"][0] for choice in (plain, biased)]
+    assert max(tops[0].items(), key=lambda pair: pair[1])[0] in tops[1], "log-probabilities are those of the model"
+    greedy = {"temperature": 0, "max_tokens": 1, "prompt": "a wave"}
+    (found,) = complete(server, **greedy, logprobs=0)["choices"]
+    banned = str(sum(found["logprobs"]["tokens"][0].encode()[:1]) + 4)
+    assert texts(complete(server, **greedy, logit_bias={banned: -100})) != [found["text"]]
+
+
+def test_a_penalty_avoids_what_was_generated(server):
+    same = {"temperature": 0, "max_tokens": 12, "logit_bias": {str(ord(c) + 4): 100 for c in "ab"}}
+    assert len(set(*texts(complete(server, **same)))) == 1
+    assert len(set(*texts(complete(server, **same, frequency_penalty=-2)))) == 1
+    assert set(*texts(complete(server, **same, frequency_penalty=2))) == {"a", "b"}
+
+
+def test_best_of_gives_the_most_probable_texts(server):
+    same = {"prompt": ["a wave", "stone"], "seed": 6, "max_tokens": 10, "temperature": 1.5, "logprobs": 0}
+    every = complete(server, **same, n=5)
+    best = complete(server, **same, n=2, best_of=5)
+    mean = [np.mean(choice["logprobs"]["token_logprobs"]) for choice in every["choices"]]
+    ranked = [sorted(group, key=lambda i: -mean[i])[:2] for group in (range(5), range(5, 10))]
+    assert texts(best) == [every["choices"][i]["text"] for group in ranked for i in group]
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"] == every["usage"], "all that were generated"
+
+
 # --- log-probabilities ----------------------------------------------------------------------------------
 
 
@@ -229,7 +260,8 @@ def test_models_are_listed(server):
         ({"prompt": [[1], [-1]]}, 400, "prompt", "prompt: has token id -1"),
         ({"prompt": "\ud800"}, 400, "prompt", "prompt: cannot be encoded"),
         ({"prompt": "a" * 60}, 400, "max_tokens", "max_tokens: 16 and a prompt of 61 tokens, bos included, are more"),
-        ({"max_tokens": 0}, 400, "max_tokens", "max_tokens: is 0, must be at least 1"),
+        ({"max_tokens": 0}, 400, "max_tokens", "max_tokens: is 0, must be at least 1 without echo"),
+        ({"max_tokens": -1}, 400, "max_tokens", "max_tokens: is -1, must be at least 0"),
         ({"max_tokens": 2.5}, 400, "max_tokens", "max_tokens: is 2.5, must be a whole number"),
         ({"max_tokens": True}, 400, "max_tokens", "max_tokens: is True, must be a whole number"),
         ({"n": 10**9}, 400, "n", "n: makes 1000000000 texts of the prompts, more than the 260"),
@@ -243,9 +275,17 @@ def test_models_are_listed(server):
         ({"seed": -1}, 400, "seed", "seed: is -1, must be from 0"),
         ({"stream_options": {}}, 400, "stream_options", "stream_options: has no effect without stream"),
         ({"stream": "yes"}, 400, "stream", "stream: is 'yes', must be true or false"),
-        ({"echo": True, "logprobs": 1}, 400, "echo", "echo: has no log-probabilities of the prompt here"),
-        ({"best_of": 3}, 400, "best_of", "best_of: is 3, but this server does not support it"),
-        ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "frequency_penalty: is 0.5, but this server"),
+        ({"suffix": "end"}, 400, "suffix", "suffix: is 'end', but this server does not support it"),
+        ({"logit_bias": {"260": 1}}, 400, "logit_bias", "logit_bias: has token id 260, outside the 260 ids"),
+        ({"logit_bias": {"a": 1}}, 400, "logit_bias", "logit_bias: has 'a', must have token ids"),
+        ({"logit_bias": {"5": 101}}, 400, "logit_bias", "logit_bias: is 101 for token 5, must be from -100 to 100"),
+        ({"logit_bias": {"5": None}}, 400, "logit_bias", "logit_bias: is None for token 5, must be from -100"),
+        ({"logit_bias": [5]}, 400, "logit_bias", "logit_bias: is [5], must be an object"),
+        ({"presence_penalty": -2.5}, 400, "presence_penalty", "presence_penalty: is -2.5, must be from -2 to 2"),
+        ({"best_of": 1, "n": 2}, 400, "best_of", "best_of: is 1, must be at least 2"),
+        ({"best_of": 3, "stream": True}, 400, "best_of", "best_of: is 3, but only whole texts can be ranked"),
+        ({"best_of": 300}, 400, "best_of", "best_of: makes 300 texts of the prompts, more than the 260"),
+        ({"frequency_penalty": 3}, 400, "frequency_penalty", "frequency_penalty: is 3.0, must be from -2 to 2"),
         ({"temprature": 1}, 400, "temprature", "temprature: is not a field of this request, did you mean temperature?"),
     ],
 )

@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(_CHROMIUM is None, reason="needs chromium")
+HAS_BROWSER = _CHROMIUM is not None
+needs_browser = pytest.mark.skipif(not HAS_BROWSER, reason="needs chromium")
 _FLAGS = ("--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader",
           "--virtual-time-budget=15000", "--enable-logging=stderr", "--dump-dom")  # fmt: skip
 
