@@ -13,6 +13,16 @@ from psann_jax.train.loss_parts import TargetParts
 from psann_jax.train.update import Objective
 
 
+class Stream(Protocol):
+    """Data of which a batch is not a function of the step, but of a state."""
+
+    def state(self) -> Any:
+        """Returns the state after the batches returned so far, JSON-like."""
+
+    def restore(self, state: Any) -> None:
+        """Makes the batches continue where they were when `state` returned this; called before the first."""
+
+
 class Task(Objective, Protocol):
     """What the training loop needs from a task in addition to its objective.
 
@@ -43,6 +53,10 @@ class Task(Objective, Protocol):
 
     def train_batches(self, start_step: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the training batches from `start_step` on, without end."""
+
+    def stream(self) -> Stream | None:
+        """Returns the stream that the training batches come from, None if they are a function of the step."""
+        return None
 
     def valid_batches(self, batch_size: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the validation batches, the same ones at each call."""

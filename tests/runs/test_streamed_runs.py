@@ -1,0 +1,162 @@
+"""Runs on a stream: killed and resumed, without a network, evaluated."""
+
+import json
+import random
+
+import pytest
+
+from psann_jax.data import remote_files, stream_windows
+from psann_jax.runs.evaluate import evaluate, validation_text
+from psann_jax.runs.restore import load_text_run
+from psann_jax.runs.training import train_run
+from psann_jax.train import resuming
+from psann_jax.train.checkpoint_reader import CheckpointReader
+from psann_jax.train.metrics import read_metrics
+from psann_jax.utils.errors import DataError, UserError
+from tests.support.bucket import bucket_at, s3_bucket
+from tests.support.experiment import Experiment, recorded_step, saved_steps, wait_for_step
+from tests.support.tiny import sentences, tiny_config
+from tests.support.web import web_server
+
+
+def write_parts(folder, n=4):
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        lines = (json.dumps({"text": text}) + "\n" for text in sentences(60, seed=i))
+        (folder / f"part-{i}.jsonl").write_text("".join(lines))
+    (folder / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, seed=99)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream")
+    texts = write_parts(folder / "texts")
+    return Experiment(
+        folder,
+        f"--config.data.sources={texts}/part-*.jsonl",
+        f"--config.data.valid_sources={texts}/valid.jsonl",
+        "--config.data.stream=True",
+        "--config.data.shuffle_buffer=24",
+    )
+
+
+def test_a_killed_run_continues_bit_for_bit(experiment):
+    workdir = experiment.folder / "killed"
+    rng = random.Random(0)
+    while recorded_step(workdir) < 55:
+        process = experiment.start(workdir)
+        wait_for_step(workdir, min(recorded_step(workdir) + rng.randint(8, 25), 59), process)
+        process.kill()
+        process.communicate()
+    experiment.finish(workdir)
+    experiment.assert_uninterrupted(workdir)
+
+
+def test_a_run_that_was_stopped_continues_bit_for_bit(experiment):
+    workdir = experiment.folder / "stopped"
+    process = experiment.start(workdir)
+    wait_for_step(workdir, 13, process)
+    process.terminate()
+    process.communicate()
+    assert saved_steps(workdir)[-1] == recorded_step(workdir)
+    experiment.finish(workdir, "--config.data.num_workers=3")
+    experiment.assert_uninterrupted(workdir)
+
+
+def stream_config(tmp_path, sources, **overrides):
+    values = {
+        "data__sources": sources,
+        "data__valid_sources": (str(tmp_path / "texts" / "valid.jsonl"),),
+        "data__valid_fraction": 0.01,
+        "data__stream": True,
+        "data__shuffle_buffer": 16,
+        "checkpoint__every": 100,
+        "train__steps": 12,
+    }
+    return tiny_config(tmp_path, **values | overrides)
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "train"}
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(remote_files, "WAITS_S", (0, 0))
+    monkeypatch.setattr(stream_windows, "_BATCH_CHARACTERS", 500)
+
+
+def test_a_network_that_fails_ends_the_run_with_its_work_saved(tmp_path, no_waiting):
+    write_parts(tmp_path / "texts")
+    with web_server(tmp_path / "texts") as web:
+        config = stream_config(tmp_path, tuple(f"{web.url}/part-{i}.jsonl" for i in range(4)))
+        train_run(config, tmp_path / "whole")
+        web.failures = [None] * 5 + [503] * 3  # four when the sources are opened, and the first part
+        with pytest.raises(DataError, match=r"^http://.*part-\d.jsonl: cannot be read: HTTP Error 503.*3 attempts"):
+            train_run(config, tmp_path / "run")
+        assert 0 < recorded_step(tmp_path / "run") < 12
+        assert saved_steps(tmp_path / "run") == [recorded_step(tmp_path / "run")]
+        web.failures = [None] * 5 + [503, 10, 503]  # which are overcome
+        assert train_run(config, tmp_path / "run")["steps"] == 12
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_text_and_run_in_a_bucket_equal_those_on_a_disk(tmp_path):
+    texts = write_parts(tmp_path / "texts")
+    with s3_bucket() as url:
+        bucket_at(url).upload(texts, [path.name for path in texts.iterdir()])
+        config = stream_config(tmp_path, (f"{url}/part-*.jsonl",), data__valid_sources=(f"{url}/valid.jsonl",))
+        train_run(config, tmp_path / "bucket")
+        assert not list((tmp_path / "cache").glob("**/*.jsonl"))
+    train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",)), tmp_path / "disk")
+    assert losses(tmp_path / "bucket") == losses(tmp_path / "disk")
+
+
+def test_a_run_keeps_its_tokenizer_and_its_state_when_the_cache_is_gone(tmp_path):
+    texts = write_parts(tmp_path / "texts")
+    changes = {"data__tokenizer__kind": "bpe", "data__tokenizer__vocab_size": 300, "checkpoint__every": 4}
+    config = stream_config(tmp_path, (f"{texts}/part-*.jsonl",), **changes)
+    train_run(config, tmp_path / "whole")
+    short = stream_config(tmp_path, (f"{texts}/part-*.jsonl",), **changes | {"train__steps": 6})
+    train_run(short, tmp_path / "run")
+    other = stream_config(tmp_path, (f"{texts}/part-*.jsonl",), **changes | {"data__cache_dir": str(tmp_path / "new")})
+    assert train_run(other, tmp_path / "run")["steps"] == 12
+    assert not list((tmp_path / "new").glob("tokenizer-*"))
+    # The schedule differs before step 6, as the short run ends there.
+    assert losses(tmp_path / "run").keys() == losses(tmp_path / "whole").keys()
+
+
+def test_another_text_and_another_number_of_processes_are_refused(tmp_path, monkeypatch):
+    texts = write_parts(tmp_path / "texts")
+    config = stream_config(tmp_path, (f"{texts}/part-*.jsonl",))
+    train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",), train__steps=3), tmp_path / "run")
+    metadata = CheckpointReader(tmp_path / "run" / "checkpoints").metadata(3)
+    assert len(metadata["streams"]) == 1
+    assert metadata["streams"][0]["n_readers"] == 1
+    monkeypatch.setattr(resuming, "gather_from_all", lambda state: [state, state])
+    train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",), train__steps=3), tmp_path / "two")
+    monkeypatch.undo()
+    expected = r"^data.stream: the run was saved by 2 processes, and a stream continues with as many only;"
+    with pytest.raises(UserError, match=expected):
+        train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",)), tmp_path / "two")
+    with pytest.raises(UserError, match=r"holds another run: data.shuffle_buffer is 16 there and 17 here"):
+        train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",), data__shuffle_buffer=17), tmp_path / "run")
+    with (texts / "part-2.jsonl").open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(UserError, match=r"data.sources or the tokenizer give another text than the one the run was"):
+        train_run(config, tmp_path / "run")
+
+
+def test_a_streamed_run_is_evaluated_on_its_validation_text(tmp_path):
+    texts = write_parts(tmp_path / "texts")
+    config = stream_config(tmp_path, (f"{texts}/part-*.jsonl",))
+    summary = train_run(config, tmp_path / "run")
+    for path in texts.glob("part-*"):
+        path.unlink()
+    run = load_text_run(tmp_path / "run", "last")
+    text = validation_text(run)
+    assert evaluate(run, text).results["loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+    (texts / "valid.jsonl").write_text('{"text": "another"}\n')
+    with pytest.raises(UserError, match=r"^data.valid_sources: differ from the text that"):
+        validation_text(run)
