@@ -88,7 +88,15 @@ def is_web(spec: str) -> bool:
 
 
 def web_file(url: str) -> RemoteFile:
-    """Returns a file on the web."""
+    """Returns a file on the web.
+
+    Raises:
+      UserError: it cannot be a URL.
+    """
+    try:
+        urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{url}: is not the URL of a file: {error}") from error
     return RemoteFile(url, lambda start: _request(url, start))
 
 

@@ -117,7 +117,9 @@ def test_a_file_that_is_not_there_is_not_asked_for_again(web):
 def test_a_server_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(remote_files, "WAITS_S", (0,))
     assert "http://127.0.0.1:1/a.txt: cannot be read: " in message(web_file("http://127.0.0.1:1/a.txt"))
-    assert "is not the URL of a file" in message(web_file("http://[/a.txt"))
+    assert "is not the URL of a file" in message(web_file("http://x:y/a.txt"))
+    with pytest.raises(UserError, match=r"^http://\[/a.txt: is not the URL of a file: Invalid IPv6 URL$"):
+        web_file("http://[/a.txt")
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(web, tmp_path):

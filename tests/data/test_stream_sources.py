@@ -68,9 +68,7 @@ def test_files_of_the_web(tmp_path):
         found = open_stream(f"{web.url}/a.jsonl", DataConfig())
         assert texts(found) == ["a", "b", "c"]
         assert [part.identity for part in found.parts] == [[f"{web.url}/a.jsonl", 42]]
-        assert message(f"{web.url}/b.jsonl") == (
-            f"{web.url}/b.jsonl: cannot be read: the server answers 404 Not Found"
-        )
+        assert message(f"{web.url}/b.jsonl") == (f"{web.url}/b.jsonl: cannot be read: the server answers 404 Not Found")
         assert "unknown file type" in message(f"{web.url}/b.html")
         expected = f"data.sources: {web.url}/a.jsonl: files of the web are read with data.stream=True only"
         with pytest.raises(UserError, match=f"^{expected}$"):
