@@ -6,6 +6,7 @@ the place of a token in the text, four numbers, from which it can be read again.
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -60,6 +61,11 @@ class PartReader:
         """
         self._parts, self._seed = parts, tuple(seed)
         self._reader, self._n_readers = reader, n_readers
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends the reading in another thread, which gets a DataError, with the next document."""
+        self._stopped.set()
 
     def order(self, passes: int) -> list[StreamPart]:
         """Returns the parts that this reader reads after so many passes, in order."""
@@ -89,6 +95,8 @@ class PartReader:
                 if n_skipped < start.document:
                     raise changed(order[k])
                 for i, text in texts:
+                    if self._stopped.is_set():
+                        raise UserError("data.stream: the run has ended")
                     yield Place(passes, k, i), text
                     is_empty = False
                 start = Place()

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import operator
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -117,6 +118,35 @@ def _read_valid(
     return shard, [(name, len(list(same))) for name, same in itertools.groupby(names)]
 
 
+class StreamBatches(Iterator[Element]):
+    """The batches of a stream; deleting it, closing it or ending the program stops the threads that read ahead.
+
+    Without that, a thread that runs native code when Python ends would abort the program.
+
+    Attributes:
+      close: stops the threads.
+    """
+
+    def __init__(self, batches: "grain.DatasetIterator[Element]", readers: Sequence[PartReader]):
+        """Reads nothing yet; the readers are those at the source of the batches."""
+        # In a list that closing empties: deleting an iterator when the modules are gone prints errors.
+        self._batches = [batches]
+        self.close = weakref.finalize(self, _close, self._batches, readers)
+
+    def __next__(self) -> Element:
+        return next(self._batches[0])
+
+    def state(self) -> dict[str, Any]:
+        """Returns the state after the batches returned so far, JSON-like."""
+        return self._batches[0].get_state()
+
+
+def _close(batches: "list[grain.DatasetIterator[Element]]", readers: Sequence[PartReader]) -> None:
+    for reader in readers:
+        reader.stop()  # or a thread would first fill its buffer
+    batches.pop().close()
+
+
 class StreamedText(ValidText):
     """Training batches of a stream, and validation batches of a text in memory; batches are those of `ValidText`.
 
@@ -150,7 +180,7 @@ class StreamedText(ValidText):
         self.tokens_per_row = config.max_length
         self._sources = tuple(sources)
         self._saved: dict[str, Any] | None = None
-        self._batches: grain.DatasetIterator[Element] | None = None
+        self._batches: StreamBatches | None = None
         self._place = (0, 1)  # index of this process's reader, and number of readers
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -166,11 +196,11 @@ class StreamedText(ValidText):
         if self._batches is None:
             return self._saved
         reader, n_readers = self._place
-        return {"reader": reader, "n_readers": n_readers, "stream": self._batches.get_state()}
+        return {"reader": reader, "n_readers": n_readers, "stream": self._batches.state()}
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, shard: BatchShard = WHOLE_BATCH
-    ) -> "grain.DatasetIterator[Element]":
+    ) -> StreamBatches:
         """Returns the endless batches of a stream, read ahead by threads.
 
         Args:
@@ -183,37 +213,41 @@ class StreamedText(ValidText):
           UserError: batch_size cannot be divided over the processes, a source has fewer parts than there are readers,
             or the restored state is of another number of them.
         """
-        self._place = reader, n_readers = shard.reader()
-        form = WindowFormat(
-            self.tokenizer, self._config.max_length, self._config.document_mask, has_scored=self.has_scored
-        )
-        groups = [[source] for source in self._sources] if self._config.weights else [self._sources]
-        windows = []
-        for i, group in enumerate(groups):
-            parts = [part for source in group for part in source.parts]
-            names = ", ".join(source.name for source in group)
-            require(
-                len(parts) >= n_readers,
-                "data.sources",
-                f"{names} has {len(parts)} parts for {n_readers} processes that read; name more files",
-            )
-            windows.append(StreamWindows(PartReader(parts, (seed, i), reader, n_readers), form))
-        batches = iter(self._dataset(windows, seed, len(shard.rows(batch_size))))
+        self._place = shard.reader()
+        readers = self._readers(seed)
+        batches = iter(self._dataset(readers, seed, len(shard.rows(batch_size))))
         if self._saved is not None:
-            found = (self._saved["reader"], self._saved["n_readers"])
-            if found != self._place:
+            n_saved, n_readers = self._saved["n_readers"], self._place[1]
+            if (self._saved["reader"], n_saved) != self._place:
                 raise UserError(
-                    f"data.stream: the run was saved by {found[1]} processes that read different rows, and now "
-                    f"has {n_readers}; resume it with as many processes and the same mesh"
+                    f"data.stream: the run was saved by {n_saved} processes that read different rows, and now has "
+                    f"{n_readers}; resume it with as many processes and the same mesh"
                 )
             batches.set_state(self._saved["stream"])
         elif start_step:
             raise ValueError("a stream begins in the middle only from a state")
-        self._batches = batches
-        return batches
+        self._batches = StreamBatches(batches, readers)
+        return self._batches
 
-    def _dataset(self, windows: list[StreamWindows], seed: int, n_rows: int) -> "grain.IterDataset[Element]":
+    def _readers(self, seed: int) -> list[PartReader]:
+        """Returns the readers of this process: of each source with `data.weights`, else one."""
+        readers = []
+        for i, group in enumerate([[source] for source in self._sources] if self._config.weights else [self._sources]):
+            parts = [part for source in group for part in source.parts]
+            names = ", ".join(source.name for source in group)
+            require(
+                len(parts) >= self._place[1],
+                "data.sources",
+                f"{names} has {len(parts)} parts for {self._place[1]} processes that read; name more files",
+            )
+            readers.append(PartReader(parts, (seed, i), *self._place))
+        return readers
+
+    def _dataset(self, readers: Sequence[PartReader], seed: int, n_rows: int) -> "grain.IterDataset[Element]":
         """Returns batches of windows of the sources, shuffled, that threads read ahead."""
+        length, has_mask = self._config.max_length, self._config.document_mask
+        form = WindowFormat(self.tokenizer, length, has_mask, self.has_scored)
+        windows = [StreamWindows(reader, form) for reader in readers]
         size, weights = self._config.shuffle_buffer, self._config.weights
         rows: grain.IterDataset[Element] = grain.IterDataset.mix(windows, weights) if weights else windows[0]
         if size > 1:
