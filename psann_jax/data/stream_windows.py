@@ -5,6 +5,7 @@ the place of a token in the text, four numbers, from which it can be read again.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -50,16 +51,16 @@ class PartReader:
     within a pass, no two readers read the same part.
     """
 
-    def __init__(self, parts: Sequence[StreamPart], seed: Sequence[int], reader: int, n_readers: int):
+    def __init__(self, parts: Sequence[StreamPart], seed: str, reader: int, n_readers: int):
         """Reads nothing yet.
 
         Args:
           parts: of all readers, at least as many as there are readers.
-          seed: of the order of the parts.
+          seed: of the order of the parts, another one for each stream of a run.
           reader: index of this reader.
           n_readers: number of readers.
         """
-        self._parts, self._seed = parts, tuple(seed)
+        self._parts, self._seed = parts, seed
         self._reader, self._n_readers = reader, n_readers
         self._stopped = threading.Event()
 
@@ -69,7 +70,11 @@ class PartReader:
 
     def order(self, passes: int) -> list[StreamPart]:
         """Returns the parts that this reader reads after so many passes, in order."""
-        order = np.random.default_rng([*self._seed, passes]).permutation(len(self._parts))
+
+        def key(i: int) -> bytes:  # NumPy does not promise the same order in all its versions
+            return hashlib.sha256(f"{self._seed} {passes} {i}".encode()).digest()
+
+        order = sorted(range(len(self._parts)), key=key)
         return [self._parts[i] for i in order[self._reader :: self._n_readers]]
 
     def documents(self, start: Place) -> Iterator[tuple[Place, str]]:

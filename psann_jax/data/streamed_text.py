@@ -179,22 +179,24 @@ class StreamedText(ValidText):
         super().__init__(config, tokenizer, valid, names, f"stream-{identity}-{_fingerprint(valid, tokenizer)}")
         self.tokens_per_row = config.max_length
         self._sources = tuple(sources)
-        self._saved: dict[str, Any] | None = None
+        self._saved: list[dict[str, Any]] = []  # states of all processes
+        self._initial: dict[str, Any] | None = None
         self._batches: StreamBatches | None = None
         self._place = (0, 1)  # index of this process's reader, and number of readers
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Makes `train_batches` begin after the batches that had been returned when `state` returned this.
+    def restore(self, states: Sequence[dict[str, Any] | None], process: int) -> None:
+        """Makes `train_batches` begin after the batches that had been returned when `state` returned these.
 
         Args:
-          state: JSON-like.
+          states: of all processes.
+          process: index of this process.
         """
-        self._saved = state
+        self._saved, self._initial = [state for state in states if state is not None], states[process]
 
     def state(self) -> dict[str, Any] | None:
-        """Returns the state after the batches returned so far, JSON-like; None before `train_batches` is called."""
+        """Returns the state after the batches returned so far, JSON-like; None at the beginning of the stream."""
         if self._batches is None:
-            return self._saved
+            return self._initial
         reader, n_readers = self._place
         return {"reader": reader, "n_readers": n_readers, "stream": self._batches.state()}
 
@@ -216,18 +218,24 @@ class StreamedText(ValidText):
         self._place = shard.reader()
         readers = self._readers(seed)
         batches = iter(self._dataset(readers, seed, len(shard.rows(batch_size))))
-        if self._saved is not None:
-            n_saved, n_readers = self._saved["n_readers"], self._place[1]
-            if (self._saved["reader"], n_saved) != self._place:
-                raise UserError(
-                    f"data.stream: the run was saved by {n_saved} processes that read different rows, and now has "
-                    f"{n_readers}; resume it with as many processes and the same mesh"
-                )
-            batches.set_state(self._saved["stream"])
+        if self._saved:
+            batches.set_state(self._saved_state()["stream"])
         elif start_step:
             raise ValueError("a stream begins in the middle only from a state")
         self._batches = StreamBatches(batches, readers)
         return self._batches
+
+    def _saved_state(self) -> dict[str, Any]:
+        """Returns the saved state of this process's reader."""
+        reader, n_readers = self._place
+        n_saved = self._saved[0]["n_readers"]
+        require(
+            n_saved == n_readers,
+            "data.stream",
+            f"the run was saved by {n_saved} processes that read different rows, and now has {n_readers}; resume it "
+            "with as many processes and the same mesh",
+        )
+        return next(state for state in self._saved if state["reader"] == reader)
 
     def _readers(self, seed: int) -> list[PartReader]:
         """Returns the readers of this process: of each source with `data.weights`, else one."""
@@ -238,9 +246,9 @@ class StreamedText(ValidText):
             require(
                 len(parts) >= self._place[1],
                 "data.sources",
-                f"{names} has {len(parts)} parts for {self._place[1]} processes that read; name more files",
+                f"{names}: {len(parts)} parts are too few for {self._place[1]} processes; name more files",
             )
-            readers.append(PartReader(parts, (seed, i), *self._place))
+            readers.append(PartReader(parts, f"{seed} {i}", *self._place))
         return readers
 
     def _dataset(self, readers: Sequence[PartReader], seed: int, n_rows: int) -> "grain.IterDataset[Element]":
@@ -267,7 +275,7 @@ class StreamedText(ValidText):
             (
                 f"text        {', '.join(map(operator.add, config.sources, weights))}",
                 *self._describe_targets(),
-                f"training    a stream of {n_parts:,} parts, {config.shuffle_buffer:,} windows of {config.max_length} "
+                f"training    a stream, parts: {n_parts:,}; {config.shuffle_buffer:,} windows of {config.max_length} "
                 "shuffled at a time",
                 *self._describe_validation(", ".join(config.valid_sources)),
             )

@@ -48,7 +48,7 @@ def _restore(stream: Stream, metadata: Mapping[str, Any]) -> None:
             f"data.stream: the run was saved by {len(states)} processes, and a stream continues with as many only; "
             f"this start has {count}"
         )
-    stream.restore(states[jax.process_index()])
+    stream.restore(states, jax.process_index())
 
 
 class StreamState:

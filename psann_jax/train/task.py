@@ -1,6 +1,6 @@
 """The interface between the training loop and a task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -19,8 +19,13 @@ class Stream(Protocol):
     def state(self) -> Any:
         """Returns the state after the batches returned so far, JSON-like."""
 
-    def restore(self, state: Any) -> None:
-        """Makes the batches continue where they were when `state` returned this; called before the first."""
+    def restore(self, states: Sequence[Any], process: int) -> None:
+        """Makes the batches continue where they were when `state` returned these; called before the first.
+
+        Args:
+          states: of all processes, in their order.
+          process: index of this process.
+        """
 
 
 class Task(Objective, Protocol):

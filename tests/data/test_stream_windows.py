@@ -31,7 +31,7 @@ def documents(n, seed):
 PARTS = [part(f"part {i}", documents(n, i)) for i, n in enumerate((7, 1, 12, 0, 5))]
 
 
-def windows(parts=PARTS, reader=0, n_readers=1, seed=(3,), **form):
+def windows(parts=PARTS, reader=0, n_readers=1, seed="3", **form):
     values = {"tokenizer": TOKENIZER, "length": LENGTH, "document_mask": True, "has_scored": False}
     return StreamWindows(PartReader(parts, seed, reader, n_readers), WindowFormat(**values | form))
 
@@ -55,7 +55,7 @@ def batch_characters(request, monkeypatch):
 
 @pytest.mark.parametrize("document_mask", [True, False])
 def test_windows_are_those_of_the_stored_text(batch_characters, document_mask):
-    reader = PartReader(PARTS, (3,), 0, 1)
+    reader = PartReader(PARTS, "3", 0, 1)
     texts = [text for passes in range(4) for p in reader.order(passes) for text in p.documents()]
     shard = encode_shard(texts, TOKENIZER)
     stored = PackedWindows(shard, LENGTH, TOKENIZER.pad_id, document_mask=document_mask)
@@ -97,17 +97,18 @@ def test_targets_are_marked():
 
 
 def test_each_pass_has_every_part_once_in_another_order():
-    reader = PartReader(PARTS, (3,), 0, 1)
+    reader = PartReader(PARTS, "3", 0, 1)
     orders = [[p.name for p in reader.order(passes)] for passes in range(10)]
     assert all(sorted(order) == [p.name for p in PARTS] for order in orders)
     assert len({tuple(order) for order in orders}) > 5
-    assert [p.name for p in PartReader(PARTS, (4,), 0, 1).order(0)] != orders[0] or orders[1:] != orders[:-1]
+    other = PartReader(PARTS, "4", 0, 1)
+    assert [[p.name for p in other.order(passes)] for passes in range(10)] != orders
 
 
 @pytest.mark.parametrize("n_readers", [2, 3, 5])
 def test_readers_read_different_parts(n_readers):
     for passes in range(5):
-        orders = [PartReader(PARTS, (3,), i, n_readers).order(passes) for i in range(n_readers)]
+        orders = [PartReader(PARTS, "3", i, n_readers).order(passes) for i in range(n_readers)]
         names = [p.name for order in orders for p in order]
         assert sorted(names) == [p.name for p in PARTS]
         assert max(map(len, orders)) - min(map(len, orders)) <= 1

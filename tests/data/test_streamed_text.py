@@ -3,6 +3,7 @@
 import collections
 import functools
 import gc
+import gzip
 import itertools
 import json
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import threading
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from psann_jax.config import ConfigError, DataConfig, TokenizerConfig
@@ -82,10 +85,34 @@ def test_batches_continue_exactly_from_a_state(tmp_path, shuffle_buffer, batch_s
         states.append(json.dumps(text.state()))
     for step in (0, 1, 5, 16):
         again = open_stream_text(tmp_path, **changes)
-        again.restore(json.loads(states[step]))
+        again.restore([json.loads(states[step])], 0)
         assert json.dumps(again.state()) == states[step]
         assert_equal(take(again, 8, batch_size=batch_size, start_step=step), found[step : step + 8])
         assert json.dumps(again.state()) == states[step + 8]
+
+
+def test_every_kind_of_source_continues_exactly(tmp_path):
+    (tmp_path / "set").mkdir()
+    records = ["".join(json.dumps({"text": line}) + "\n" for line in random_lines(30, seed)) for seed in range(5)]
+    for i in (0, 1):
+        (tmp_path / "set" / f"train-{i}.jsonl").write_text(records[i])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(records[2].encode()))
+    pq.write_table(pa.table({"text": random_lines(30, 3)}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text(records[4])
+    with web_server(tmp_path) as web:
+        files = (str(tmp_path / "*.jsonl.gz"), str(tmp_path / "b.parquet"), f"{web.url}/c.jsonl")
+        changes = {"sources": (f"hf:{tmp_path / 'set'}", *files)}
+        text = open_stream_text(tmp_path, **changes)
+        assert len(text._sources[0].parts) == 2
+        batches = text.train_batches(seed=1, batch_size=4)
+        states, found = [], []
+        for _ in range(60):
+            states.append(text.state())
+            found.append(next(batches))
+        for step in (7, 29, 50):
+            again = open_stream_text(tmp_path, **changes)
+            again.restore([states[step]], 0)
+            assert_equal(take(again, 8, start_step=step), found[step : step + 8])
 
 
 def test_batches_do_not_depend_on_the_threads_that_read_ahead(tmp_path):
@@ -165,20 +192,34 @@ def test_processes_with_the_same_rows_read_the_same(tmp_path):
         take(open_stream_text(tmp_path), 1, shard=BatchShard((0, 1), 3, ((0, 1), (1, 2))))
 
 
+def test_a_reader_continues_in_another_process(tmp_path):
+    states, expected = [], []
+    for shard in reader_shards(2):
+        text = open_stream_text(tmp_path)
+        take(text, 3, shard=shard)
+        states.append(text.state())
+        again = open_stream_text(tmp_path)
+        expected.append(take(again, 8, shard=shard)[3:])
+    for shard, batches in zip(reader_shards(2), expected, strict=True):
+        text = open_stream_text(tmp_path)
+        text.restore(states[::-1], shard.parts[0])
+        assert_equal(take(text, 5, shard=shard, start_step=3), batches)
+
+
 def test_another_number_of_readers_is_refused(tmp_path):
     text = open_stream_text(tmp_path)
     take(text, 3, shard=reader_shards(2)[1])
     again = open_stream_text(tmp_path)
-    again.restore(text.state())
+    again.restore([None, text.state()], 1)
     with pytest.raises(UserError, match=r"^data.stream: the run was saved by 2 processes that read different rows"):
         take(again, 1, start_step=3)
 
 
 def test_too_few_files_for_the_readers(tmp_path):
-    expected = r"^data.sources: .*2.txt has 3 parts for 4 processes that read; name more files$"
+    expected = r"^data.sources: .*2.txt: 3 parts are too few for 4 processes; name more files$"
     with pytest.raises(ConfigError, match=expected):
         take(open_stream_text(tmp_path), 1, shard=reader_shards(4)[0])
-    with pytest.raises(ConfigError, match=r"0.txt has 1 parts for 2 processes"):
+    with pytest.raises(ConfigError, match=r"0.txt: 1 parts are too few for 2 processes"):
         take(open_stream_text(tmp_path, weights=(1.0, 1.0, 1.0)), 1, shard=reader_shards(2)[0])
 
 
@@ -238,7 +279,7 @@ def test_the_tokenizer_is_trained_on_a_bounded_sample(tmp_path, monkeypatch):
     text = open_text(settings, progress=False)
     assert text.tokenizer.vocab_size <= 300
     assert text.fingerprint == open_text(settings, progress=False).fingerprint
-    assert "a stream of 3 parts, 4 windows of 16 shuffled at a time" in text.describe()
+    assert "a stream, parts: 3; 4 windows of 16 shuffled at a time" in text.describe()
 
 
 def test_the_fingerprint_follows_names_sizes_settings_and_the_validation_text(tmp_path):
