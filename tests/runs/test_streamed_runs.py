@@ -1,6 +1,4 @@
-"""Runs on a stream: killed and resumed, without a network, evaluated."""
-
-import json
+"""Runs on a stream: without a network, from a bucket, resumed, evaluated; tests/faults kills them."""
 
 import pytest
 
@@ -13,41 +11,9 @@ from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.errors import DataError, UserError
 from tests.support.bucket import bucket_at, s3_bucket
-from tests.support.experiment import Experiment, recorded_step, saved_steps, wait_for_step
-from tests.support.tiny import sentences, tiny_config
+from tests.support.experiment import recorded_step, saved_steps
+from tests.support.tiny import tiny_config, write_parts
 from tests.support.web import web_server
-
-
-def write_parts(folder, n=4):
-    folder.mkdir(exist_ok=True)
-    for i in range(n):
-        lines = (json.dumps({"text": text}) + "\n" for text in sentences(60, seed=i))
-        (folder / f"part-{i}.jsonl").write_text("".join(lines))
-    (folder / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, seed=99)))
-    return folder
-
-
-def test_a_run_that_is_stopped_and_killed_continues_bit_for_bit(tmp_path):
-    texts = write_parts(tmp_path / "texts")
-    experiment = Experiment(
-        tmp_path,
-        f"--config.data.sources={texts}/part-*.jsonl",
-        f"--config.data.valid_sources={texts}/valid.jsonl",
-        "--config.data.stream=True",
-        "--config.data.shuffle_buffer=24",
-    )
-    workdir = tmp_path / "run"
-    process = experiment.start(workdir)
-    wait_for_step(workdir, 13, process)
-    process.terminate()
-    process.communicate()
-    assert saved_steps(workdir)[-1] == recorded_step(workdir)
-    process = experiment.start(workdir, "--config.data.num_workers=3")
-    wait_for_step(workdir, 32, process)
-    process.kill()
-    process.communicate()
-    experiment.finish(workdir)
-    experiment.assert_uninterrupted(workdir)
 
 
 def stream_config(tmp_path, sources, **overrides):
