@@ -99,6 +99,8 @@ class DataConfig:
     max_length: int = 1024  # tokens in a window
     pack: bool = True  # False: one padded document per row
     document_mask: bool = True  # False: a token attends to earlier documents in its window
+    stream: bool = False  # read the text while training, without storing it; needs valid_sources
+    shuffle_buffer: int = 1024  # windows of a stream that are shuffled at a time; 1: none are
     cache_dir: str = ""  # of prepared text; "": the user's cache directory
     num_workers: int = 2  # threads that read windows ahead of training
 
@@ -125,6 +127,7 @@ class DataConfig:
 
     def hold_out(self, fraction: float) -> Self:
         """See `DataSection`."""
+        require(not self.stream, "data.stream", "cannot be True with a tuning stage, which splits the training text")
         return replace(self, valid_sources=(), valid_fraction=fraction)
 
     def check(self, prefix: str) -> None:
@@ -150,6 +153,19 @@ class DataConfig:
         )
         self._check_records(prefix)
         self.tokenizer.check(f"{prefix}.tokenizer")
+        self._check_stream(prefix)
+
+    def _check_stream(self, prefix: str) -> None:
+        at_least(1, self, prefix, "shuffle_buffer")
+        if not self.stream:
+            refuse_inactive(self, prefix, f"without {prefix}.stream", "shuffle_buffer")
+            return
+        reason = f"with {prefix}.stream"
+        require(self.pack, f"{prefix}.pack", f"cannot be False {reason}")
+        why = "is empty, but a stream is not split; name the validation text"
+        require(bool(self.valid_sources), f"{prefix}.valid_sources", why)
+        least = f"is 0, which stands for the whole text; {reason} it must be above 0"
+        require(self.tokenizer.sample_bytes > 0, f"{prefix}.tokenizer.sample_bytes", least)
 
     def _check_records(self, prefix: str) -> None:
         pair = {"prompt_field": "completion_field", "completion_field": "prompt_field"}

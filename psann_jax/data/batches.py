@@ -16,10 +16,26 @@ class BatchShard:
     Attributes:
       parts: which of the equal parts of a batch, in ascending order.
       count: number of parts.
+      readers: the `parts` of all processes, without repetition; () if this process alone reads.
     """
 
     parts: tuple[int, ...]
     count: int
+    readers: tuple[tuple[int, ...], ...] = ()
+
+    def reader(self) -> tuple[int, int]:
+        """Returns the index of this process among those that read different rows, and their number.
+
+        Processes that read the same rows count as one.
+
+        Raises:
+          UserError: processes have some rows in common and others not.
+        """
+        if not self.readers:
+            return 0, 1
+        if sum(map(len, self.readers)) != self.count:
+            raise UserError("data.stream: some rows of a batch belong to several processes; choose another mesh")
+        return self.readers.index(self.parts), len(self.readers)
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Returns the indices of the rows in a batch, ascending.

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from psann_jax.config import DataConfig, require
 from psann_jax.config.checks import refuse_inactive
@@ -13,6 +13,7 @@ from psann_jax.data.records import RECORD_SETTINGS
 from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
 from psann_jax.data.split import TRAIN, VALID, Split, document_hash, find_split
 
+_P = TypeVar("_P")
 SAMPLE_PIECE_BYTES = 1 << 20
 # At most so many times the bytes of a sample are read to draw it, and so many more documents than needed are drawn.
 _MAX_READ, _SURPLUS = 4, 1.25
@@ -60,7 +61,8 @@ class Corpus:
         self.document = units.pop() if len(units) == 1 else config.document
         alike = dataclasses.replace(config, document=self.document)
         self.valid_sources = [open_source(spec, alike, "data.valid_sources", progress) for spec in config.valid_sources]
-        _refuse_inactive(config, [*self.sources, *self.valid_sources])
+        sources = [*self.sources, *self.valid_sources]
+        refuse_unused(config, frozenset[str]().union(*(source.settings for source in sources)))
         self._fraction, self._seed = config.valid_fraction, config.split_seed
         texts, valid_texts = [[s.fingerprint for s in group] for group in (self.sources, self.valid_sources)]
         self.fingerprint = key_of(texts, valid_texts or ("by hash", self._fraction, self._seed))
@@ -98,7 +100,7 @@ class Corpus:
         """
         if self.valid_sources:
             return TRAIN
-        pieces = _in_random_order([piece for _, piece in _pieces(self.sources, SAMPLE_PIECE_BYTES)], self._seed)
+        pieces = in_random_order([piece for _, piece in _pieces(self.sources, SAMPLE_PIECE_BYTES)], self._seed)
         return find_split((text for piece in pieces for _, text in read_piece(piece)), self._fraction, self._seed)
 
     def training_sample(self, n_bytes: int) -> Iterator[str]:
@@ -114,7 +116,7 @@ class Corpus:
         if not n_bytes:
             return self._in_order(pieces)
         is_small = sum(piece.n_bytes for piece in pieces) <= n_bytes
-        return _truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes), n_bytes)
+        return truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes), n_bytes)
 
     def _in_order(self, pieces: list[Piece]) -> Iterator[str]:
         return (text for piece in pieces for _, text in read_piece(piece) if not self.split.is_valid(text))
@@ -123,8 +125,8 @@ class Corpus:
         fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / sum(piece.n_bytes for piece in pieces))
         limit = 2 * n_bytes // len(pieces) + SAMPLE_PIECE_BYTES
         for is_drawn in (True, False):  # the others only if those that are drawn are too few
-            for piece in _in_random_order(pieces, self._seed):
-                for text in _until(limit, read_piece(piece)):
+            for piece in in_random_order(pieces, self._seed):
+                for text in until(limit, (text for _, text in read_piece(piece))):
                     below = document_hash(text, self._seed, "sample") < fraction * (1 << 64)
                     if below == is_drawn and not self.split.is_valid(text):
                         yield text
@@ -134,16 +136,16 @@ def _pieces(sources: Iterable[Source], piece_bytes: int) -> Iterator[tuple[int, 
     return ((i, piece) for i, source in enumerate(sources) for piece in source.pieces(piece_bytes))
 
 
-def _until(n_bytes: int, documents: Iterable[tuple[int, str]]) -> Iterator[str]:
+def until(n_bytes: int, texts: Iterable[str]) -> Iterator[str]:
     """Yields the first texts, up to the one with which they have `n_bytes` bytes."""
-    for _, text in documents:
+    for text in texts:
         yield text
         n_bytes -= len(text.encode())
         if n_bytes <= 0:
             return
 
 
-def _truncated(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
+def truncated(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
     """Yields the first `n_bytes` bytes of texts."""
     for text in texts:
         encoded = text.encode()
@@ -154,14 +156,19 @@ def _truncated(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
         n_bytes -= len(encoded)
 
 
-def _in_random_order(pieces: list[Piece], seed: int) -> list[Piece]:
+def in_random_order(pieces: Sequence[_P], seed: int) -> list[_P]:
+    """Returns pieces of a text in an order that depends on their number and the seed only."""
     order = sorted(range(len(pieces)), key=lambda i: document_hash(str(i), seed, "pieces"))
     return [pieces[i] for i in order]
 
 
-def _refuse_inactive(config: DataConfig, sources: list[Source]) -> None:
-    """Raises ConfigError for settings that differ from their defaults but have no effect on these sources."""
-    used = frozenset[str]().union(*(source.settings for source in sources))
+def refuse_unused(config: DataConfig, used: frozenset[str]) -> None:
+    """Raises ConfigError for settings that differ from their defaults but have no effect on the sources.
+
+    Args:
+      config: the `data` section.
+      used: what has an effect on one of them, see `Source.settings`.
+    """
     # Version 0.1 saved "line", its default, with every config.
     if "document" not in used and config.document != "line":
         refuse_inactive(config, "data", "without .txt files (except article)", "document")

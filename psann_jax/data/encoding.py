@@ -1,11 +1,17 @@
 """Documents as token ids, with the tokens that are targets of the loss."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from psann_jax.data.records import MarkedText, parts_of
+from psann_jax.data.shard_file import Documents
+from psann_jax.data.shards import Shard
 from psann_jax.data.tokenizer import Tokenizer
+
+_BATCH = 256  # documents encoded at once
 
 
 class EncodedDocument(NamedTuple):
@@ -38,3 +44,18 @@ def encode_documents(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Enc
             marks = [[is_target] * len(part) for part, (_, is_target) in zip(ids, text_parts, strict=True)]
             scored = [False, *itertools.chain(*marks), text_parts[-1][1]]
         yield EncodedDocument([tokenizer.bos_id, *itertools.chain(*ids), tokenizer.eos_id], scored)
+
+
+def encode_shard(texts: Iterable[str], tokenizer: Tokenizer) -> Shard:
+    """Returns documents as a shard in memory.
+
+    Raises:
+      UserError: as `encode_documents`.
+    """
+    found = Documents(wide=True)
+    iterator = iter(texts)
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        for text, document in zip(batch, encode_documents(batch, tokenizer), strict=True):
+            found.add(document.ids, len(text.encode()), 0, document.scored)
+    scored = np.frombuffer(found.scored, np.uint8) if found.has_scored else None
+    return Shard(np.array(found.tokens, np.uint32), np.array(found.offsets), found.text_bytes, scored)

@@ -10,13 +10,14 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psann_jax.data.records import Records, is_unicode
+from psann_jax.data.remote_files import RemoteFile
 from psann_jax.data.text_units import Unit, articles, chapters, paragraphs
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
@@ -29,12 +30,14 @@ _POINTERS = {
     b"/annex/objects/": ("git-annex", "git annex get"),
 }
 
-_Open = Callable[[Path], BinaryIO]
+File = Path | RemoteFile
+_Open = Callable[[Path | BinaryIO], BinaryIO]
 
 
-def _open_zst(path: Path) -> BinaryIO:
+def _open_zst(file: Path | BinaryIO) -> BinaryIO:
     # The `zstandard` package does not detect that a file is truncated; Arrow's reader raises.
-    return cast(BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(str(path), compression="zstd"))))
+    source = str(file) if isinstance(file, Path) else file
+    return cast(BinaryIO, io.BufferedReader(cast(Any, pa.input_stream(source, compression="zstd"))))
 
 
 # Extension of a compressed file -> function that opens it for reading bytes.
@@ -46,7 +49,17 @@ _OPEN: dict[str, _Open] = {
 }
 
 
-def split_extension(path: Path) -> tuple[str, str]:
+@contextlib.contextmanager
+def _opened(file: File, compression: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading its bytes, decompressed."""
+    with contextlib.ExitStack() as stack:
+        source: Path | BinaryIO = file if isinstance(file, Path) else stack.enter_context(file.open())
+        if compression or isinstance(source, Path):
+            source = stack.enter_context(_OPEN[compression](source))
+        yield source
+
+
+def split_extension(path: File) -> tuple[str, str]:
     """Returns the format and the compression of a file, as its extensions.
 
     Returns:
@@ -55,8 +68,9 @@ def split_extension(path: Path) -> tuple[str, str]:
     Raises:
       UserError: the extension is unknown.
     """
-    compression = _compression(path)
-    name = path.with_suffix("") if compression else path
+    pure: PurePath = path if isinstance(path, Path) else path.path
+    compression = _compression(pure)
+    name = pure.with_suffix("") if compression else pure
     if name.suffix.lower() in TEXT_FORMATS:
         return name.suffix.lower(), compression
     if name.suffix.lower() == ".parquet" and not compression:
@@ -66,7 +80,7 @@ def split_extension(path: Path) -> tuple[str, str]:
     )
 
 
-def _compression(path: Path) -> str:
+def _compression(path: PurePath) -> str:
     return path.suffix.lower() if path.suffix.lower() in _OPEN else ""
 
 
@@ -89,7 +103,7 @@ def text_head(path: Path, n_bytes: int) -> str:
     Raises:
       UserError: the file cannot be read.
     """
-    with read_errors(path), _OPEN[_compression(path)](path) as file:
+    with read_errors(path), _opened(path, _compression(path)) as file:
         data = file.read(n_bytes)
         is_whole = len(data) < n_bytes
     if not is_whole:
@@ -98,13 +112,13 @@ def text_head(path: Path, n_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: File) -> Iterator[None]:
     """Converts the errors of reading a possibly compressed file to a UserError that names it.
 
     Raises:
       UserError: instead of an OSError or an error of the decompressor.
     """
-    with storage_errors(path, "read"):
+    with storage_errors(str(path), "read"):
         try:
             yield
         except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError) as e:
@@ -117,7 +131,7 @@ def read_errors(path: Path) -> Iterator[None]:
 
 
 def read_documents(
-    path: Path, document: Unit, records: Records, start: int = 0, stop: int | None = None
+    path: File, document: Unit, records: Records, start: int = 0, stop: int | None = None
 ) -> Iterator[str]:
     """Yields the documents of a file, or of a range of it, in order, without blank ones.
 
@@ -149,7 +163,7 @@ def read_documents(
                 yield text
 
 
-def _txt(path: Path, compression: str, document: Unit, start: int, stop: int | None) -> Iterator[str]:
+def _txt(path: File, compression: str, document: Unit, start: int, stop: int | None) -> Iterator[str]:
     if document == "file":
         return _whole_file(path, compression)
     if document == "paragraph":
@@ -203,12 +217,12 @@ class _Line(NamedTuple):
     text: str
 
 
-def _lines(path: Path, compression: str, start: int = 0, stop: int | None = None) -> Iterator[_Line]:
+def _lines(path: File, compression: str, start: int = 0, stop: int | None = None) -> Iterator[_Line]:
     r"""Yields the lines of a UTF-8 file that start in a byte range.
 
     Lines end with "\n" or "\r\n", or with "\r" in a file that has no "\n".
     """
-    with _OPEN[compression](path) as file:
+    with _opened(path, compression) as file:
         if start:
             file.seek(start - 1)
             file.readline()  # the end of a line that starts before the range
@@ -225,7 +239,7 @@ def _lines(path: Path, compression: str, start: int = 0, stop: int | None = None
             offset += len(line)
 
 
-def _paragraph_lines(path: Path, compression: str, start: int, stop: int | None) -> Iterator[str]:
+def _paragraph_lines(path: File, compression: str, start: int, stop: int | None) -> Iterator[str]:
     """Yields the lines of the paragraphs that start in a byte range."""
     in_text = in_earlier = start > 0 and _follows_text(path, start)
     for line in _lines(path, compression, start):
@@ -240,9 +254,9 @@ def _paragraph_lines(path: Path, compression: str, start: int, stop: int | None)
             return  # a paragraph that starts before the range and ends after it
 
 
-def _follows_text(path: Path, start: int) -> bool:
+def _follows_text(path: File, start: int) -> bool:
     """Returns whether the line before the first one that starts at `start` or later is not blank."""
-    with open(path, "rb") as file:
+    with _opened(path, "") as file:
         file.seek(start - 1)
         file.readline()
         end, size = file.tell(), _BLOCK
@@ -262,7 +276,7 @@ def _follows_text(path: Path, start: int) -> bool:
 class _Place:
     """A line of a file, for error messages. Lines before a range are counted only when there is a message."""
 
-    path: Path
+    path: File
     offset: int
     number: int
 
@@ -270,7 +284,7 @@ class _Place:
         """Returns the number of the line from 1."""
         if self.number:
             return self.number
-        with open(self.path, "rb") as file:
+        with _opened(self.path, "") as file:
             sizes = [_BLOCK] * (self.offset // _BLOCK) + [self.offset % _BLOCK]
             return 1 + sum(file.read(size).count(b"\n") for size in sizes)
 
@@ -278,8 +292,8 @@ class _Place:
         return f"{self.path}: line {self.line()}"
 
 
-def _whole_file(path: Path, compression: str) -> Iterator[str]:
-    with _OPEN[compression](path) as file:
+def _whole_file(path: File, compression: str) -> Iterator[str]:
+    with _opened(path, compression) as file:
         yield _decode(file.read(), _Place(path, 0, 1)).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -295,7 +309,7 @@ def _decode(data: bytes, place: _Place) -> str:
     return text.removeprefix("\ufeff") if place.offset == 0 else text
 
 
-def _jsonl(path: Path, compression: str, records: Records, start: int, stop: int | None) -> Iterator[str]:
+def _jsonl(path: File, compression: str, records: Records, start: int, stop: int | None) -> Iterator[str]:
     for offset, number, line in _lines(path, compression, start, stop):
         if not line.strip():
             continue
@@ -322,9 +336,11 @@ def row_group_sizes(path: Path) -> list[int]:
         return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
 
 
-def _parquet(path: Path, records: Records, start: int, stop: int | None) -> Iterator[str]:
+def _parquet(path: File, records: Records, start: int, stop: int | None) -> Iterator[str]:
     names = records.names
-    with pq.ParquetFile(path) as file:
+    # Arrow opens a path itself, which is faster than through Python.
+    source = contextlib.nullcontext(path) if isinstance(path, Path) else path.open()
+    with source as data, pq.ParquetFile(data) as file:
         records.missing(file.schema_arrow.names, path)
         groups = range(start, file.num_row_groups if stop is None else stop)
         row = sum(file.metadata.row_group(i).num_rows for i in range(start))

@@ -29,6 +29,7 @@ from psann_jax.data.content import file_contents
 from psann_jax.data.downloads import local_copies
 from psann_jax.data.pieces import Part, Piece, file_pieces, record_pieces
 from psann_jax.data.records import Records
+from psann_jax.data.remote_files import is_web
 from psann_jax.data.text_units import Unit, choose_unit, suggest_unit
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.extras import require_extra
@@ -129,6 +130,8 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources", prog
       UserError: there is no such source, or a library that it needs is not installed.
     """
     kind, colon, name = spec.partition(":")
+    if is_web(spec):
+        raise UserError(f"{field}: {spec}: files of the web are read with data.stream=True only")
     if colon and kind == "builtin":
         return _builtin(name, field)
     if colon and kind == "tfds":
@@ -193,15 +196,19 @@ def _named_paths(spec: str, config: DataConfig, field: str, progress: bool) -> d
     """Returns the files that a path, URL or glob names, sorted: name -> path, or copy of an object in a bucket."""
     location = given_location(spec, field)
     if isinstance(location, Path):
-        return {str(path): path for path in _paths(spec, location, field)}
+        return {str(path): path for path in matching_paths(spec, location, field)}
     copies = local_copies(location, cache_root(config.cache_dir), field, progress)
     if not copies:
         raise UserError(f"{field}: there is no object {spec}; name several with a glob such as s3://BUCKET/*.txt")
     return copies
 
 
-def _paths(spec: str, path: Path, field: str) -> list[Path]:
-    """Returns the files that a path or glob names, sorted."""
+def matching_paths(spec: str, path: Path, field: str) -> list[Path]:
+    """Returns the files that a path or glob names, sorted.
+
+    Raises:
+      UserError: there are none, or they cannot be listed.
+    """
     with storage_errors(spec, "read"):
         if path.is_dir():
             example = f"{spec.rstrip('/')}/*.txt"
@@ -239,7 +246,7 @@ def _open_records(spec: str, field: str) -> Any:
       UserError: it cannot be loaded, or its library is not installed.
     """
     kind, _, name = spec.partition(":")
-    _opened[spec] = (_open_tfds if kind == "tfds" else _open_hugging_face)(spec, name, field)
+    _opened[spec] = (_open_tfds if kind == "tfds" else open_hugging_face)(spec, name, field)
     return _opened[spec]
 
 
@@ -276,7 +283,19 @@ def _tfds_texts(spec: str, data: Any, records: Records, indices: range) -> Itera
     return _texts(spec, ((i, data[i]) for i in indices), records)
 
 
-def _open_hugging_face(spec: str, name: str, field: str) -> Any:
+def open_hugging_face(spec: str, name: str, field: str, streaming: bool = False) -> Any:
+    """Returns a data set of the `datasets` library.
+
+    Args:
+      spec: the source.
+      name: the part of it after "hf:".
+      field: the setting that names the source.
+      streaming: returns an `IterableDataset`, which is read while it is used; a data set on a disk is cut into shards
+        of about `PIECE_BYTES`.
+
+    Raises:
+      UserError: it cannot be loaded, or the library is not installed.
+    """
     require_extra(f"{field}: {spec}", "datasets")
     import datasets
 
@@ -284,8 +303,10 @@ def _open_hugging_face(spec: str, name: str, field: str) -> Any:
     dataset, config = _parse_config(name, field)
     try:
         if _is_saved(Path(dataset)):
-            return _load_saved(datasets.load_from_disk(dataset), split)
-        return datasets.load_dataset(dataset, config, split=split)
+            saved = _load_saved(datasets.load_from_disk(dataset), split)
+            n_shards = min(-(-saved.data.nbytes // PIECE_BYTES), saved.num_rows)
+            return saved.to_iterable_dataset(max(n_shards, 1)) if streaming else saved
+        return datasets.load_dataset(dataset, config, split=split, streaming=streaming)
     except Exception as e:  # datasets has no common base class for its errors
         raise _load_error(field, spec, e, "hf:ORG/NAME[/CONFIG][@SPLIT]") from e
 

@@ -23,7 +23,16 @@ _STEPS = 8
 # Settings that change neither the program of an update nor the shape of a batch.
 _FREE = {
     "train": ("steps", "lr", "warmup_steps", "max_bad_steps", "log_every"),
-    "data": ("sources", "valid_sources", "valid_fraction", "split_seed", "cache_dir", "num_workers"),
+    "data": (
+        "sources",
+        "valid_sources",
+        "valid_fraction",
+        "split_seed",
+        "stream",
+        "shuffle_buffer",
+        "cache_dir",
+        "num_workers",
+    ),
 }
 
 

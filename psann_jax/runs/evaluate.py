@@ -5,22 +5,20 @@ Start with `evaluate`, and `validation_text` or `text_of` for its text.
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from psann_jax.config import DataConfig, require, text_data
+from psann_jax.config import require, text_data
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
-from psann_jax.data.encoding import encode_documents
+from psann_jax.data.encoding import encode_shard
 from psann_jax.data.loader import TextData, load_text
-from psann_jax.data.shard_file import Documents
-from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import PIECE_BYTES, Source, open_source, read_piece
-from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.data.streamed_text import load_valid_text
+from psann_jax.data.valid_text import ValidText
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import TextRun
 from psann_jax.tasks.lm import LanguageModel
@@ -29,8 +27,6 @@ from psann_jax.train.loss_parts import PartLoss, standard_error
 from psann_jax.train.mesh import batch_sharding, num_batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 from psann_jax.utils.errors import UserError
-
-_ENCODE_BATCH = 256  # documents encoded at once
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Evaluator:
     def __init__(
         self,
         run: TextRun,
-        text: TextData,
+        text: ValidText,
         *,
         max_tokens: int = 0,
         batch_size: int | None = None,
@@ -83,7 +79,8 @@ class Evaluator:
         valid = self._rows >= 1 and self._rows % shards == 0
         require(valid, "batch_size", f"is {self._rows}, must be a positive multiple of {shards}")
         self.text = text
-        self._task = LanguageModel(config, text if stride is None else text.with_stride(stride))
+        windows = text if stride is None else text.with_stride(stride)
+        self._task = LanguageModel(config, cast(TextData, windows))  # no training batches are needed
         network = self._task.network
         shardings = param_shardings(run.mesh, network.abstract, network.infos)
         self._mesh, self._batch = run.mesh, batch_sharding(run.mesh)
@@ -109,7 +106,7 @@ class Evaluator:
         return Evaluation(loss | results, {kind: parts.losses() for kind, parts in windows.parts.items()})
 
 
-def evaluate(run: TextRun, text: TextData, *, progress: bool = False, **options: Any) -> Evaluation:
+def evaluate(run: TextRun, text: ValidText, *, progress: bool = False, **options: Any) -> Evaluation:
     """Evaluates a run on the validation part of a text.
 
     Args:
@@ -124,7 +121,7 @@ def evaluate(run: TextRun, text: TextData, *, progress: bool = False, **options:
     return Evaluator(run, text, **options).evaluate(run, progress=progress)
 
 
-def validation_text(run: TextRun, progress: bool = False) -> TextData:
+def validation_text(run: TextRun, progress: bool = False) -> ValidText:
     """Loads the text that a run was trained and validated on.
 
     Raises:
@@ -132,13 +129,19 @@ def validation_text(run: TextRun, progress: bool = False) -> TextData:
     """
     if is_of_earlier_version(run.data):
         return load_earlier_text(text_data(run.config), run.data, run.tokenizer, progress)
-    text = load_text(text_data(run.config), progress, tokenizer=run.tokenizer)
-    if text.fingerprint != run.data:
-        raise UserError("data.sources: differ from the text that the run was trained on; name a text with --data")
-    return text
+    data = text_data(run.config)
+    if data.stream:
+        valid: ValidText = load_valid_text(data, run.tokenizer)
+        name, is_same = "data.valid_sources", run.data.endswith(valid.fingerprint)
+    else:
+        valid = load_text(data, progress, tokenizer=run.tokenizer)
+        name, is_same = "data.sources", run.data == valid.fingerprint
+    if not is_same:
+        raise UserError(f"{name}: differ from the text that the run was trained on; name a text with --data")
+    return valid
 
 
-def text_of(run: TextRun, source: str, *, document: str | None = None, text_field: str | None = None) -> TextData:
+def text_of(run: TextRun, source: str, *, document: str | None = None, text_field: str | None = None) -> ValidText:
     """Loads a text into memory, tokenised and split into windows as in a run, all of it as validation data.
 
     Args:
@@ -158,13 +161,11 @@ def text_of(run: TextRun, source: str, *, document: str | None = None, text_fiel
     config = replace(data, sources=(source,), weights=(), valid_sources=(source,), **names)
     opened = open_source(source, config, "--data")
     names_of_files: list[str] = []
-    valid = _shard(_documents(opened, names_of_files), run.tokenizer)
+    valid = encode_shard(_documents(opened, names_of_files), run.tokenizer)
     if not valid.n_documents:
         raise UserError(f"{source}: has no text, only blank lines")
-    training = _unused_training_text(config, run.tokenizer)
-    counts = tuple((name, len(list(same))) for name, same in itertools.groupby(names_of_files))
-    prepared = Prepared(training, valid, (1,), opened.fingerprint, counts)
-    return TextData(config, run.tokenizer, prepared)
+    counts = [(name, len(list(same))) for name, same in itertools.groupby(names_of_files)]
+    return ValidText(config, run.tokenizer, valid, counts, opened.fingerprint)
 
 
 def _documents(source: Source, names: list[str]) -> Iterator[str]:
@@ -173,24 +174,3 @@ def _documents(source: Source, names: list[str]) -> Iterator[str]:
         for file, text in read_piece(piece):
             names.append(source.files[file])
             yield text
-
-
-def _unused_training_text(config: DataConfig, tokenizer: Tokenizer) -> Shard:
-    """A single training window of padding, because `TextData` requires one."""
-    length = config.max_length + 1
-    return Shard(np.full(length, tokenizer.pad_id, np.uint32), np.array([0, length]), 0)
-
-
-def _shard(documents: Iterable[str], tokenizer: Tokenizer) -> Shard:
-    found = Documents(wide=True)
-    for texts in _groups(documents, _ENCODE_BATCH):
-        for text, document in zip(texts, encode_documents(texts, tokenizer), strict=True):
-            found.add(document.ids, len(text.encode()), 0, document.scored)
-    scored = np.frombuffer(found.scored, np.uint8) if found.has_scored else None
-    return Shard(np.array(found.tokens, np.uint32), np.array(found.offsets), found.text_bytes, scored)
-
-
-def _groups(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

@@ -13,7 +13,8 @@ from psann_jax.config import Config, ConfigError, DataConfig, text_data
 from psann_jax.config.families import family
 from psann_jax.data.cache import cache_root
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
-from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.loader import TextData
+from psann_jax.data.streamed_text import StreamedText, open_text
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
 from psann_jax.plots.loss_curve import plot_loss_curve
@@ -75,10 +76,11 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
     def make_task() -> Task:
         earlier = _earlier_text(config, workdir)
         kind = family(config.model.base).get("task")
-        tokenizer = None if start is None else start.tokenizer()
+        tokenizer = _stream_tokenizer(config, workdir) if start is None else start.tokenizer()
+        text: TextData | StreamedText | None = earlier
         if earlier is None and tokenizer is not None:
-            earlier = load_text(text_data(config), progress=jax.process_index() == 0, tokenizer=tokenizer)
-        curve.task = kind.load(config) if earlier is None else kind(config, earlier)
+            text = open_text(text_data(config), progress=jax.process_index() == 0, tokenizer=tokenizer)
+        curve.task = kind.load(config) if text is None else kind(config, text)
         return curve.task
 
     summary = train(config, make_task, workdir, on_results=curve.update, **options)
@@ -86,6 +88,15 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
         with storage_errors(workdir / LOSS_CURVE):
             curve.draw()
     return summary
+
+
+def _stream_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
+    """Returns the tokenizer that a run trained on its stream, which may have changed, if the run resumes."""
+    data = config.data
+    if not isinstance(data, DataConfig) or not data.stream or data.tokenizer.path:
+        return None
+    saved = _saved_text(workdir)
+    return None if saved is None else saved[1]
 
 
 def _earlier_text(config: Config, workdir: Path) -> TextData | None:

@@ -12,7 +12,8 @@ import numpy as np
 from psann_jax.config import Config, DecoderConfig, WaveConfig, require, text_data, text_model
 from psann_jax.config.families import family
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
-from psann_jax.data.loader import TextData, load_text
+from psann_jax.data.loader import TextData
+from psann_jax.data.streamed_text import StreamedText, open_text
 from psann_jax.data.target_parts import TextParts
 from psann_jax.data.windows import is_target
 from psann_jax.models.network import DTYPES, Params, make_network
@@ -46,7 +47,7 @@ class LanguageModel:
     TARGET = "token"
     INFERENCE: str | None = None
 
-    def __init__(self, config: Config, data: TextData):
+    def __init__(self, config: Config, data: TextData | StreamedText):
         """Builds the network for a text.
 
         Raises:
@@ -66,7 +67,7 @@ class LanguageModel:
     @classmethod
     def load(cls, config: Config, *, progress: bool = True) -> "LanguageModel":
         """Prepares the text of the config, or finds it in the cache, and builds the network."""
-        return cls(config, load_text(text_data(config), progress=progress and jax.process_index() == 0))
+        return cls(config, open_text(text_data(config), progress=progress and jax.process_index() == 0))
 
     def describe(self) -> dict[str, object]:
         """Facts for the header of a run."""
@@ -178,6 +179,10 @@ class LanguageModel:
             start_step=start_step,
             shard=shard,
         )
+
+    def stream(self) -> StreamedText | None:
+        """The stream that the training batches come from, with `data.stream`."""
+        return self.data if isinstance(self.data, StreamedText) else None
 
     def valid_batches(self, batch_size: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
         """Yields a process's rows of the fixed validation batches, in order."""

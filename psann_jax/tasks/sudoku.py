@@ -139,6 +139,9 @@ class SudokuTask:
             shard=shard,
         )
 
+    def stream(self) -> None:
+        """No stream: a batch is a function of the step."""
+
     def valid_batches(self, batch_size: int, shard: BatchShard = WHOLE_BATCH) -> Iterator[dict[str, np.ndarray]]:
         """Yields a process's rows of the fixed validation batches, in order."""
         return self.data.valid_batches(

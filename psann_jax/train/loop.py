@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from psann_jax.config import Config, require
+from psann_jax.config import Config
 from psann_jax.config.io import to_dict
 from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
@@ -30,6 +30,7 @@ from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.reports import Reports
+from psann_jax.train.resuming import StreamState, prepare_resuming
 from psann_jax.train.start import ReadWeights, StartingWeights, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
@@ -90,7 +91,7 @@ def train(
         for message in damaged:
             _log(message)
         with raise_together():
-            _check_resumable(saved_step, checkpoints, task, config, workdir)
+            prepare_resuming(saved_step, checkpoints, task, config, workdir)
         summary = broadcast_from_leader(read_summary(workdir) if is_leader else {})
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
@@ -121,24 +122,6 @@ def train(
 def _log(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def _check_resumable(
-    saved_step: int | None, checkpoints: Checkpoints, task: Task, config: Config, workdir: Path
-) -> None:
-    """Raises UserError if the run saved after `saved_step` updates cannot continue with this config and data."""
-    if saved_step is None:
-        return
-    require(
-        saved_step <= config.train.steps,
-        "train.steps",
-        f"is {config.train.steps}, but the run in {workdir} has done {saved_step} steps",
-    )
-    if checkpoints.metadata(saved_step)["data"] != task.fingerprint():
-        raise UserError(
-            f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
-            "restore it, or choose another --workdir"
-        )
 
 
 class _StoppedError(Exception):
@@ -174,6 +157,7 @@ class _Run:
         self.progress = self.reports.progress
         self.step = self.saved_step = self.resumed_from or 0
         self.shard = local_batch_shard(self.compiled.batch)
+        self.stream = StreamState(self.task.stream())
         self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
         self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
@@ -242,6 +226,7 @@ class _Run:
             except _StoppedError:
                 return False
             self.step += 1
+            self.stream.update()
             self.trace.after(self.step, metrics)
             # Reading the metrics of the step before keeps the device busy with this one.
             self._report_last_step()
@@ -359,6 +344,7 @@ class _Run:
                 "config": to_dict(self.config),
                 "data": self.task.fingerprint(),
                 "description": {name: str(fact) for name, fact in self.task.describe().items()},
+                **self.stream.metadata(),
             },
             metrics={"val_loss": evaluated[-1]["loss"]} if evaluated else None,
             tokenizer=self.task.tokenizer_bytes(),

@@ -46,12 +46,11 @@ def local_batch_shard(sharding: NamedSharding) -> BatchShard:
     Processes whose devices hold the same rows, as with tensor parallelism across processes, load the same ones.
     """
     count = num_batch_shards(cast(Mesh, sharding.mesh))
-    parts = {
-        rows.start or 0
-        for device, (rows, *_) in sharding.devices_indices_map((count,)).items()
-        if cast(jax.Device, device).process_index == jax.process_index()
-    }
-    return BatchShard(tuple(sorted(parts)), count)
+    parts: dict[int, set[int]] = {}
+    for device, (rows, *_) in sharding.devices_indices_map((count,)).items():
+        parts.setdefault(cast(jax.Device, device).process_index, set()).add(rows.start or 0)
+    readers = {tuple(sorted(found)) for found in parts.values()}
+    return BatchShard(tuple(sorted(parts.get(jax.process_index(), ()))), count, tuple(sorted(readers)))
 
 
 def check_heads(mesh: Mesh, n_heads: int, n_kv_heads: int = 0) -> None:

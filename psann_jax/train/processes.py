@@ -172,6 +172,20 @@ def broadcast_from_leader(content: Any) -> Any:
     return json.loads(np.asarray(encoded, np.uint8).tobytes())
 
 
+def gather_from_all(content: Any) -> list[Any]:
+    """Returns the values of all processes, in their order; all of them must call it.
+
+    Args:
+      content: a JSON-like value.
+    """
+    if jax.process_count() == 1:
+        return [content]
+    encoded = json.dumps(content).encode()
+    size = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
+    rows = multihost_utils.process_allgather(np.frombuffer(encoded.ljust(size), np.uint8))
+    return [json.loads(row.tobytes()) for row in np.asarray(rows, np.uint8)]
+
+
 @contextlib.contextmanager
 def raise_together() -> Iterator[None]:
     """If any process raises UserError inside this block, all of them exit. The block must contain no collectives.

@@ -1,6 +1,6 @@
 """The interface between the training loop and a task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -11,6 +11,21 @@ from psann_jax.data.batches import BatchShard
 from psann_jax.models.network import Params
 from psann_jax.train.loss_parts import TargetParts
 from psann_jax.train.update import Objective
+
+
+class Stream(Protocol):
+    """Data of which a batch is not a function of the step, but of a state."""
+
+    def state(self) -> Any:
+        """Returns the state after the batches returned so far, JSON-like."""
+
+    def restore(self, states: Sequence[Any], process: int) -> None:
+        """Makes the batches continue where they were when `state` returned these; called before the first.
+
+        Args:
+          states: of all processes, in their order.
+          process: index of this process.
+        """
 
 
 class Task(Objective, Protocol):
@@ -43,6 +58,10 @@ class Task(Objective, Protocol):
 
     def train_batches(self, start_step: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the training batches from `start_step` on, without end."""
+
+    def stream(self) -> Stream | None:
+        """Returns the stream that the training batches come from, None if they are a function of the step."""
+        return None
 
     def valid_batches(self, batch_size: int, shard: BatchShard) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the validation batches, the same ones at each call."""

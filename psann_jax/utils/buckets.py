@@ -10,7 +10,7 @@ import glob
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.extras import require_extra
@@ -95,6 +95,19 @@ class Bucket:
                 return bytes(self._fs.cat_file(self._path(name)))
             except FileNotFoundError:
                 return None
+
+    def open(self, name: str, start: int) -> tuple[BinaryIO, int, str]:
+        """Opens an object for reading from a byte on; reading raises what the library raises.
+
+        Returns:
+          The open file; the size of the object in bytes; what identifies its content.
+
+        Raises:
+          Exception: it cannot be read; FileNotFoundError and PermissionError say why.
+        """
+        file = self._fs.open(self._path(name), "rb", cache_type="none")
+        file.seek(start)
+        return file, file.size, " ".join(str(file.details.get(version)) for version in _VERSIONS)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes an object; it has its old content or the whole new one.

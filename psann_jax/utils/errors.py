@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """Prepared data that are damaged. Nothing was computed from them; the run can save its state."""
+    """Training data that are damaged or cannot be read. Nothing was computed from them; the run can save its state."""
 
 
 def one_line(error: BaseException) -> str:

@@ -289,7 +289,7 @@ def test_hf_names_are_parsed(monkeypatch, tmp_path, spec, dataset, config, split
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read(spec) == ["a", "b"]
-    assert asked == [((dataset, config), {"split": split})]
+    assert asked == [((dataset, config), {"split": split, "streaming": False})]
 
 
 def test_hf_folder_with_an_at_sign(hf_folder):

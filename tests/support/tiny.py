@@ -1,5 +1,6 @@
 """A language model small enough to train in a second, and its text."""
 
+import json
 import random
 
 from psann_jax.config.io import default_config, parse
@@ -32,6 +33,16 @@ def write_text(path, *, n_lines=400, seed=0):
     """Writes sentences to a file, one per line."""
     path.write_text("\n".join(sentences(n_lines, seed)) + "\n")
     return path
+
+
+def write_parts(folder, n=4):
+    """Writes files part-*.jsonl and valid.jsonl of sentences to a new folder, and returns it."""
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        lines = (json.dumps({"text": text}) + "\n" for text in sentences(60, seed=i))
+        (folder / f"part-{i}.jsonl").write_text("".join(lines))
+    (folder / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, seed=99)))
+    return folder
 
 
 def prepared(n=200, **options):

@@ -1,0 +1,68 @@
+"""Where a run continues: whether it may, and the state of a stream of data, if its task has one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from psann_jax.config import Config, require
+from psann_jax.train.checkpoint_reader import CheckpointReader
+from psann_jax.train.processes import gather_from_all
+from psann_jax.train.task import Stream, Task
+from psann_jax.utils.errors import UserError
+
+_STREAMS = "streams"  # in the metadata of a checkpoint: the state of each process's stream
+
+
+def prepare_resuming(
+    saved_step: int | None, checkpoints: CheckpointReader, task: Task, config: Config, workdir: Path
+) -> None:
+    """Checks that the run saved after `saved_step` updates can continue, and continues its stream.
+
+    Raises:
+      UserError: the config has fewer steps, the data are others, or a stream was read by another number of processes.
+    """
+    if saved_step is None:
+        return
+    require(
+        saved_step <= config.train.steps,
+        "train.steps",
+        f"is {config.train.steps}, but the run in {workdir} has done {saved_step} steps",
+    )
+    metadata = checkpoints.metadata(saved_step)
+    if metadata["data"] != task.fingerprint():
+        raise UserError(
+            f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
+            "restore it, or choose another --workdir"
+        )
+    stream = task.stream()
+    if stream is not None:
+        _restore(stream, metadata)
+
+
+def _restore(stream: Stream, metadata: Mapping[str, Any]) -> None:
+    states, count = metadata[_STREAMS], jax.process_count()
+    if len(states) != count:
+        raise UserError(
+            f"data.stream: the run was saved by {len(states)} processes, and a stream continues with as many only; "
+            f"this start has {count}"
+        )
+    stream.restore(states, jax.process_index())
+
+
+class StreamState:
+    """The state of a task's stream after the last update; batches that were read for the next one do not count."""
+
+    def __init__(self, stream: Stream | None):
+        """Starts with the state that the stream begins with."""
+        self._stream = stream
+        self.update()
+
+    def update(self) -> None:
+        """Takes the state of now."""
+        self._state = None if self._stream is None else self._stream.state()
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps; all processes must call it."""
+        return {} if self._stream is None else {_STREAMS: gather_from_all(self._state)}

@@ -1,0 +1,75 @@
+"""A web server on this machine that serves the files of a folder, as well or as badly as a test needs."""
+
+import contextlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Web:
+    """The server.
+
+    Attributes:
+      url: of the folder.
+      requests: the path and the Range header of each request so far.
+      ranges: whether it sends parts of files.
+      failures: what the next requests get, first to last: a status, or the number of bytes after which the connection
+        ends.
+    """
+
+    def __init__(self, url):
+        self.url, self.requests, self.ranges, self.failures = url, [], True, []
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *args, web, **kwargs):
+        self.web = web
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self):
+        self.web.requests.append((self.path, self.headers.get("Range")))
+        failure = self.web.failures.pop(0) if self.web.failures else None
+        if failure is not None and 400 <= failure < 600:
+            self.send_error(failure)
+            return
+        try:
+            with open(self.translate_path(self.path), "rb") as file:
+                content = file.read()
+        except OSError:
+            self.send_error(404)
+            return
+        start, total = 0, len(content)
+        is_part = self.web.ranges and self.headers.get("Range", "").startswith("bytes=")
+        if is_part:
+            start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+            if start >= total:
+                self.send_error(416)
+                return
+        self.send_response(206 if is_part else 200)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.send_header("Content-Length", str(total - start))
+        self.send_header("ETag", f'"{hash(content)}"')
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(content[start:] if failure is None else content[start : start + failure])
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def web_server(folder):
+    """Starts a server of a folder, and yields its `Web`."""
+    web = Web("")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, web=web, directory=str(folder)))
+    web.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
