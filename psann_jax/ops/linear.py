@@ -3,6 +3,8 @@
 import jax
 from jax import Array, lax
 
+from psann_jax.ops import kernels
+
 
 def matmul_reference(x: Array, kernel_DxF: Array) -> Array:
     """Reference for `matmul`, differentiated by JAX."""
@@ -33,6 +35,10 @@ def _forward(x: Array, kernel_DxF: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel_DxF = saved
+    if kernels.window_parts() > 1:
+        # Positions that are divided over devices cannot become rows of a matrix without being gathered.
+        lead = tuple(range(x.ndim - 1))
+        return g @ kernel_DxF.T, lax.dot_general(x, g, ((lead, lead), ((), ())))
     x_RxD, g_RxF = (a.reshape(-1, a.shape[-1]) for a in (x, g))
     if x_RxD.shape[1] <= g_RxF.shape[1]:
         dkernel_DxF = x_RxD.T @ g_RxF

@@ -1,6 +1,7 @@
-"""Square tiles on and below the diagonal of causal attention: query tile i meets key tiles 0 to i.
+"""Square tiles of the scores of causal attention.
 
-With a sliding window, tiles before it are left out.
+Among its own tokens, query tile i meets key tiles 0 to i; of a block of earlier tokens, all. With a sliding window,
+tiles before it are left out.
 """
 
 import math
@@ -51,6 +52,34 @@ def tile_pairs(n: int, back: int | None = None) -> tuple[np.ndarray, np.ndarray]
     i, j = np.tril_indices(n)
     seen = slice(None) if back is None else i - j <= back
     return i[seen].astype(np.int32), j[seen].astype(np.int32)
+
+
+def pairs_behind(n: int, T: int, length: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices (i, j) of the tiles with keys of an earlier block, row by row.
+
+    Args:
+      n: tiles of a block.
+      T: tokens of a tile.
+      length: tokens of a block, at most n * T.
+      window: if not 0, pairs are left out whose keys the queries do not see even if the block is the one just before.
+    """
+    i, j = np.indices((n, n)).reshape(2, -1)
+    seen = length + (i - j - 1) * T + 1 < window if window else slice(None)
+    return i[seen].astype(np.int32), j[seen].astype(np.int32)
+
+
+class Block(NamedTuple):
+    """A block of keys that queries meet, both as tiles.
+
+    Attributes:
+      segment_ids: documents of the queries and of the keys, each (n, B, T), or None.
+      behind: tokens from the first key to the first query; 0 if they are the same tokens.
+      n_keys: keys before the padding; 0 if no query comes after the padding, which causality then hides.
+    """
+
+    segment_ids: tuple[Array, Array] | None
+    behind: Array | int = 0
+    n_keys: int = 0
 
 
 def split(x_BxLxHxK: Array) -> Array:
@@ -106,17 +135,25 @@ def within(lag: Array, window: int) -> Array:
     return (lag >= 0) & (lag < window) if window else lag >= 0
 
 
-def visible(i: Array, j: Array, T: int, segment_ids_nxBxT: Array | None, window: int = 0) -> tuple[Array, Array]:
+def visible(i: Array, j: Array, T: int, block: Block, window: int = 0) -> tuple[Array, Array]:
     """Returns the lag (query index - key index) in tile (i, j), (T, T), and the visible keys, (B or 1, 1, T, T)."""
-    lag_TxT = (i - j) * T + jnp.arange(T)[:, None] - jnp.arange(T)[None]
+    lag_TxT = block.behind + (i - j) * T + jnp.arange(T)[:, None] - jnp.arange(T)[None]
     visible_BxHxTxT = within(lag_TxT, window)[None, None]
-    if segment_ids_nxBxT is not None:
-        visible_BxHxTxT &= (segment_ids_nxBxT[i][:, :, None] == segment_ids_nxBxT[j][:, None, :])[:, None]
+    if block.n_keys:
+        visible_BxHxTxT &= j * T + jnp.arange(T) < block.n_keys
+    if block.segment_ids is not None:
+        query_ids_nxBxT, key_ids_nxBxT = block.segment_ids
+        visible_BxHxTxT &= (query_ids_nxBxT[i][:, :, None] == key_ids_nxBxT[j][:, None, :])[:, None]
     return lag_TxT, visible_BxHxTxT
+
+
+def own_block(segment_ids_nxBxT: Array | None) -> Block:
+    """Returns the block of keys that are of the same tokens as the queries."""
+    return Block(None if segment_ids_nxBxT is None else (segment_ids_nxBxT, segment_ids_nxBxT))
 
 
 def window_visible(L: int, segment_ids_BxL: Array | None, window: int = 0) -> tuple[Array, Array]:
     """Returns `visible` for all L tokens, (L, L) and (B or 1, 1, L, L)."""
     segment_ids = None if segment_ids_BxL is None else jnp.asarray(segment_ids_BxL)[None]
     zero = jnp.zeros((), jnp.int32)
-    return visible(zero, zero, L, segment_ids, window)
+    return visible(zero, zero, L, own_block(segment_ids), window)

@@ -52,7 +52,7 @@ def batch_of():
 
 def measured(name, sequence, sizes=(2, 1, 4)):
     """Returns loss and gradients on a mesh, and the bytes of temporary memory on a device."""
-    config, mesh = config_of(name, sequence, sizes[-1]), make_mesh(MeshConfig(*sizes), all_devices=False)
+    config, mesh = config_of(name, sequence, sizes[2]), make_mesh(MeshConfig(*sizes), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)
     params = param_shardings(mesh, task.network.abstract, task.network.infos)

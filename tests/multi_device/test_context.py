@@ -1,0 +1,41 @@
+"""Windows divided over eight simulated devices (mesh.context): the values of one device, without gathered activations."""
+
+import json
+
+import pytest
+
+from tests.support.processes import run_script
+
+QUICK = ["dilated", "ngt"]
+SLOW = [
+    "modern",
+    "window",
+    "window_across",
+    "alibi",
+    "learned_positions",
+    "sinusoidal",
+    "scaled",
+    "replace",
+    "spectral",
+    "spectral_full",
+    "ngt_value_soft",
+    "ngt_attractive",
+    "ngt_fixed",
+]
+
+
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
+def test_windows_divided_over_devices_give_the_values_of_one(cases):
+    found = json.loads(run_script("multi_device/context.py", *cases, devices=8).splitlines()[-1])
+    assert set(found) == set(cases)
+    for case, meshes in found.items():
+        for mesh, result in meshes.items():
+            assert result["difference"] < 1e-8, (case, mesh)
+            assert result["chosen"] == ["ring"], (case, mesh)
+            assert result["permutes"] > 0, (case, mesh)
+            assert result["gathered"] == 0, (case, mesh)
+
+
+def test_attention_on_a_ring_equals_the_plain_reference():
+    """Any part length, window, grouping, dropout and packing; gravity in all its forms; the kernel for TPUs."""
+    run_script("multi_device/ring.py", devices=8)
