@@ -192,6 +192,11 @@ class MeshConfig:
         found = tuple(sizes.values())
         require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
         at_least(0, self, prefix, "slices")
+        require(
+            not self.sequence or self.context == 1,
+            f"{prefix}.sequence",
+            f"cannot be used with {prefix}.context, which divides all activations along the window; leave it at False",
+        )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
-from psann_jax.ops.attention import alibi_slopes
 from psann_jax.ops import kernels
+from psann_jax.ops.attention import alibi_slopes
 from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 

@@ -47,7 +47,7 @@ class Context:
 
     def channels(self, x_BxLxD: jax.Array) -> jax.Array:
         """Shards x by features instead of positions if the stream is sharded, for depthwise operations."""
-        return constrain(x_BxLxD, "batch", "time", "channels") if self.sequence else x_BxLxD
+        return constrain(x_BxLxD, "batch", None, "channels") if self.sequence else x_BxLxD
 
 
 def make_context(

@@ -46,7 +46,7 @@ class ShardingRules:
 
     batch: MeshAxes = ("data", "fsdp")
     time: MeshAxes = CONTEXT_AXIS  # positions in a window
-    sequence: MeshAxes = (CONTEXT_AXIS, "tensor")  # positions between layers with mesh.sequence, see `Context.split`
+    sequence: MeshAxes = "tensor"  # positions between layers with mesh.sequence, see `Context.split`
     channels: MeshAxes = "tensor"  # features in a depthwise filter, see `Context.channels`
     layers: MeshAxes = None
     embed: MeshAxes = "fsdp"

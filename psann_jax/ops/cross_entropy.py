@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from psann_jax.ops import kernels
+from psann_jax.ops.window_parts import parts_as_rows, rows_as_parts
 
 # Tokens per chunk and device: few on a CPU, to fit its caches; elsewhere enough to fill the matrix units.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 4096
@@ -179,16 +180,16 @@ def _scan_chunks(
     w_DxV = kernel_DxV.astype(dtype)
     length = math.ceil(L / n)
 
-    # A chunk has all rows of the batch and some positions of each part of a window, so that what is sharded over devices
-    # is not moved. Parts count as rows here.
+    # A chunk has all rows of the batch and some positions of each part of a window, so that nothing that is sharded
+    # over devices is moved. Parts count as rows here.
     def split(a: Array) -> Array:
-        a = _parts_as_rows(a, options.parts)
+        a = parts_as_rows(a, options.parts)
         a = jnp.pad(a, [(0, 0), (0, n * length - L)] + [(0, 0)] * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(B, n, length, *a.shape[2:]), 1, 0).reshape(n, B * length, *a.shape[2:])
 
     def join(a: Array) -> Array:
         a = jnp.moveaxis(a.reshape(n, B, length, *a.shape[2:]), 0, 1).reshape(B, n * length, *a.shape[2:])[:, :L]
-        return _rows_as_parts(a, options.parts)
+        return rows_as_parts(a, options.parts)
 
     def chunk(sums: Any, inputs: Any) -> tuple[Any, Any]:
         x_RxD, targets_R, weights_R = inputs
@@ -216,22 +217,6 @@ def _scan_chunks(
         zeros = (jnp.zeros(kernel_DxV.shape, wide), None if bias_V is None else jnp.zeros(bias_V.shape, wide))
     sums, (tokens, dx) = jax.lax.scan(chunk, zeros, tuple(map(split, (x_BxLxD, targets_BxL, weights_BxL))))
     return jax.tree.map(join, tokens), (join(dx), *sums) if with_gradients else None
-
-
-def _parts_as_rows(a: Array, parts: int) -> Array:
-    """Returns a (B, L, ...) as (parts * B, L / parts, ...), the first part of every row first."""
-    if parts == 1:
-        return a
-    B, L, *rest = a.shape
-    return jnp.moveaxis(a.reshape(B, parts, L // parts, *rest), 1, 0).reshape(parts * B, L // parts, *rest)
-
-
-def _rows_as_parts(a: Array, parts: int) -> Array:
-    """Inverts `_parts_as_rows`."""
-    if parts == 1:
-        return a
-    rows, length, *rest = a.shape
-    return jnp.moveaxis(a.reshape(parts, rows // parts, length, *rest), 0, 1).reshape(-1, parts * length, *rest)
 
 
 def _token_losses(

@@ -4,6 +4,7 @@ import jax
 from jax import Array, lax
 
 from psann_jax.ops import kernels
+from psann_jax.ops.window_parts import parts_as_rows
 
 
 def matmul_reference(x: Array, kernel_DxF: Array) -> Array:
@@ -35,11 +36,8 @@ def _forward(x: Array, kernel_DxF: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel_DxF = saved
-    if kernels.window_parts() > 1:
-        # Positions that are divided over devices cannot become rows of a matrix without being gathered.
-        lead = tuple(range(x.ndim - 1))
-        return g @ kernel_DxF.T, lax.dot_general(x, g, ((lead, lead), ((), ())))
-    x_RxD, g_RxF = (a.reshape(-1, a.shape[-1]) for a in (x, g))
+    parts = kernels.window_parts()
+    x_RxD, g_RxF = (parts_as_rows(a, parts).reshape(-1, a.shape[-1]) for a in (x, g))
     if x_RxD.shape[1] <= g_RxF.shape[1]:
         dkernel_DxF = x_RxD.T @ g_RxF
     else:

@@ -71,15 +71,16 @@ def check_window(mesh: Mesh, max_length: int, *, sequence: bool) -> None:
     """Raises ConfigError if the mesh cannot split windows of `max_length` tokens for mesh.context or mesh.sequence."""
     context, tensor = mesh.shape["context"], mesh.shape["tensor"]
     require(
-        max_length % context == 0, "data.max_length", f"is {max_length}, which mesh.context={context} does not divide"
+        max_length % context == 0,
+        "data.max_length",
+        f"is {max_length}, which mesh.context={context} does not divide",
     )
     if sequence:
         require(tensor > 1, "mesh.sequence", "has no effect where mesh.tensor is 1; leave it at False")
-        shown = f"mesh.tensor={tensor}" if context == 1 else f"mesh.context * mesh.tensor = {context * tensor}"
         require(
-            max_length % (context * tensor) == 0,
+            max_length % tensor == 0,
             "data.max_length",
-            f"is {max_length}, which {shown} does not divide; mesh.sequence requires that",
+            f"is {max_length}, which mesh.tensor={tensor} does not divide; mesh.sequence requires that",
         )
 
 

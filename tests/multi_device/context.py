@@ -15,7 +15,6 @@ import numpy as np
 from psann_jax.config import MeshConfig, WaveConfig
 from psann_jax.config.io import default_config, parse
 from psann_jax.data.random_text import RandomText
-from psann_jax.models import network as network_module
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import param_shardings
 from psann_jax.ops import kernels, tiles

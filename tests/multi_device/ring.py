@@ -17,7 +17,7 @@ from psann_jax.nn.partition import RULES
 from psann_jax.ops import attention_splash, kernels, tiles
 from psann_jax.ops.attention import alibi_slopes, causal_attention
 from psann_jax.ops.gravity_attention import gravity_attention
-from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams
+from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 from tests.multi_device.gravity_kernel import value_and_gradients as of_gravity
 from tests.ops.test_attention import documents, draw

@@ -1,4 +1,4 @@
-"""Windows divided over eight simulated devices (mesh.context): the values of one device, without gathered activations."""
+"""Windows divided over eight simulated devices (mesh.context) have the values of one, without gathered activations."""
 
 import json
 
