@@ -55,22 +55,22 @@ CASES = {
 ACTIVATIONS = re.compile(r"= f\d+\[([\d,]+)\][^=]* all-gather\(")
 
 
-def config_of(case, sizes, *, sequence, mask):
+def config_of(case, sizes, *, mask):
     """Returns the config of a case on a mesh."""
     name, changes, _ = CASES[case]
     config = default_config("waveresnet")
     config.data.update(max_length=LENGTH, document_mask=mask)
     config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
-    config.mesh.update(dict(zip(("data", "fsdp", "tensor", "context"), sizes, strict=True)), sequence=sequence)
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor", "context"), sizes, strict=True)))
     model = variant(name, vocab_size=32, d_model=32, n_layers=4, dropout=0.1, **changes)
     if hasattr(model, "n_positions"):
         model = dataclasses.replace(model, n_positions=LENGTH)
     return dataclasses.replace(parse(config), model=model)
 
 
-def measured(case, sizes, *, sequence=False, mask=True):
+def measured(case, sizes, *, mask=True):
     """Returns loss and gradients on a mesh, the implementations in use, and the text of the program."""
-    config = config_of(case, sizes, sequence=sequence, mask=mask)
+    config = config_of(case, sizes, mask=mask)
     mesh = make_mesh(MeshConfig(*sizes), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)
@@ -95,15 +95,13 @@ def compare(case):
     for mask in (True, False) if case in ("modern", "ngt") else (True,):
         want, _, _ = measured(case, (1, 1, 1, 1), mask=mask)
         for mesh in CASES[case][2]:
-            for sequence in (False, True) if mesh == "all" else (False,):
-                got, chosen, text = measured(case, MESHES[mesh], sequence=sequence, mask=mask)
-                key = f"{mesh}{'_sequence' * sequence}{'' if mask else '_one_document'}"
-                found[key] = {
-                    "difference": difference(got, want),
-                    "chosen": sorted(set().union(*(chosen.get(op, ()) for op in ("attention", "gravity")))),
-                    "permutes": len(re.findall(r" collective-permute(?:-start)?\(", text)),
-                    "gathered": gathered(text) if mesh == "context" else 0,
-                }
+            got, chosen, text = measured(case, MESHES[mesh], mask=mask)
+            found[mesh if mask else f"{mesh}_one_document"] = {
+                "difference": difference(got, want),
+                "chosen": sorted(set().union(*(chosen.get(op, ()) for op in ("attention", "gravity")))),
+                "permutes": len(re.findall(r" collective-permute(?:-start)?\(", text)),
+                "gathered": gathered(text) if mesh == "context" else 0,
+            }
     return found
 
 
