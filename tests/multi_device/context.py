@@ -32,21 +32,25 @@ MESHES = {
     "tensor": (1, 1, 2, 4),
     "all": (1, 2, 2, 2),
 }
-# A variant, changes of it, and the meshes that it is tried on.
+# A variant, changes of it, and the meshes that it is tried on; without a document mask if the name says so.
 FAR = WaveConfig(interleave=True, kernel=4, dilation_growth=4)  # reaches 192 tokens back, in parts of 32
 CASES = {
     "modern": ("modern_swiglu_tied_softcap", {}, ("context", "all")),
+    "one_document": ("modern", {}, ("context",)),
     "window": ("waveresnet_interleave_window", {}, ("context", "all")),
     "window_across": ("waveresnet_interleave_window", {"sliding_window": 80}, ("context", "fsdp")),
     "alibi": ("transformer_one_kv_head_window_alibi", {"sliding_window": 0}, ("context", "data")),
     "learned_positions": ("vanilla", {}, ("context", "all")),
     "sinusoidal": ("respsann_sinusoidal", {}, ("context", "tensor")),
     "scaled": ("respsann_scaled_gelu", {}, ("context",)),
-    "dilated": ("waveresnet_dilated", {"wave": FAR}, ("context", "all")),
+    "dilated": ("waveresnet_dilated", {"wave": FAR}, ("context",)),
+    "dilated_all": ("waveresnet_dilated", {"wave": FAR}, ("all",)),
     "replace": ("waveresnet_replace", {}, ("context", "tensor")),
     "spectral": ("sgrpsann", {}, ("context", "all")),
     "spectral_full": ("sgrpsann_fourier_full", {}, ("data",)),
-    "ngt": ("ngt", {}, ("context", "all")),
+    "ngt": ("ngt", {}, ("context",)),
+    "ngt_all": ("ngt", {}, ("all",)),
+    "ngt_one_document": ("ngt", {}, ("context",)),
     "ngt_value_soft": ("ngt_value_soft", {}, ("data",)),
     "ngt_attractive": ("ngt_attractive_decay", {}, ("context", "tensor")),
     "ngt_fixed": ("ngt_fixed_coordinates", {}, ("fsdp",)),
@@ -55,11 +59,11 @@ CASES = {
 ACTIVATIONS = re.compile(r"= f\d+\[([\d,]+)\][^=]* all-gather\(")
 
 
-def config_of(case, sizes, *, mask):
+def config_of(case, sizes):
     """Returns the config of a case on a mesh."""
     name, changes, _ = CASES[case]
     config = default_config("waveresnet")
-    config.data.update(max_length=LENGTH, document_mask=mask)
+    config.data.update(max_length=LENGTH, document_mask="one_document" not in case)
     config.train.update(batch_tokens=ROWS * LENGTH, precision="fp32")
     config.mesh.update(dict(zip(("data", "fsdp", "tensor", "context"), sizes, strict=True)))
     model = variant(name, vocab_size=32, d_model=32, n_layers=4, dropout=0.1, **changes)
@@ -68,9 +72,9 @@ def config_of(case, sizes, *, mask):
     return dataclasses.replace(parse(config), model=model)
 
 
-def measured(case, sizes, *, mask=True):
+def measured(case, sizes):
     """Returns loss and gradients on a mesh, the implementations in use, and the text of the program."""
-    config = config_of(case, sizes, mask=mask)
+    config = config_of(case, sizes)
     mesh = make_mesh(MeshConfig(*sizes), all_devices=False)
     task = LanguageModel(config, RandomText(config))
     task.check_mesh(mesh)
@@ -91,17 +95,16 @@ def measured(case, sizes, *, mask=True):
 
 def compare(case):
     """Returns by mesh the difference from one device, the implementations, and how the program moves activations."""
+    want, _, _ = measured(case, (1, 1, 1, 1))
     found = {}
-    for mask in (True, False) if case in ("modern", "ngt") else (True,):
-        want, _, _ = measured(case, (1, 1, 1, 1), mask=mask)
-        for mesh in CASES[case][2]:
-            got, chosen, text = measured(case, MESHES[mesh], mask=mask)
-            found[mesh if mask else f"{mesh}_one_document"] = {
-                "difference": difference(got, want),
-                "chosen": sorted(set().union(*(chosen.get(op, ()) for op in ("attention", "gravity")))),
-                "permutes": len(re.findall(r" collective-permute(?:-start)?\(", text)),
-                "gathered": gathered(text) if mesh == "context" else 0,
-            }
+    for mesh in CASES[case][2]:
+        got, chosen, text = measured(case, MESHES[mesh])
+        found[mesh] = {
+            "difference": difference(got, want),
+            "chosen": sorted(set().union(*(chosen.get(op, ()) for op in ("attention", "gravity")))),
+            "permutes": len(re.findall(r" collective-permute(?:-start)?\(", text)),
+            "gathered": gathered(text) if mesh == "context" else 0,
+        }
     return found
 
 

@@ -8,7 +8,11 @@ from tests.support.processes import run_script
 
 QUICK = ["dilated", "ngt"]
 SLOW = [
+    "dilated_all",
+    "ngt_all",
+    "ngt_one_document",
     "modern",
+    "one_document",
     "window",
     "window_across",
     "alibi",
