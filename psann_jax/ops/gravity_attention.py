@@ -298,7 +298,7 @@ class GravityTiles:
             "bias": jnp.zeros_like(self.params.bias_H),
             "radius": jnp.zeros_like(self.params.radius),
         }
-        if self.queries.mass_nxBxT is not None:
+        if self.queries.mass_nxBxT is not None and tokens.mass_nxBxT is not None:
             init |= {"mass_i": jnp.zeros_like(self.queries.mass_nxBxT), "mass_j": jnp.zeros_like(tokens.mass_nxBxT)}
         sums, dv = online_softmax.backward(tile, add_gradients, init, v, options, saved, dout)
         of_keys = {"Ga": online_softmax.transposed(sums.pop("GaT")), "v": dv}

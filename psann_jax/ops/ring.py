@@ -136,11 +136,11 @@ class Ring(NamedTuple):
         """Returns the visit of the block of the device that is `back` places before this one."""
         return Visit(back * self.length, tiles.pairs_behind(*tiles.tiling(self.length), self.length, self.window))
 
-    def _hops(self) -> np.ndarray:
+    def _hops(self) -> Array:
         """Returns the numbers of places, from 1, that blocks travel; with a window, as far as any query sees."""
         others = window_parts() - 1
         reached = min(others, math.ceil((self.window - 1) / self.length)) if self.window else others
-        return np.arange(1, reached + 1, dtype=np.int32)
+        return jnp.arange(1, reached + 1, dtype=jnp.int32)
 
     def _unless_later(self, back: Array, more: Callable[[], Any], found: Any) -> Any:
         """Returns more(), or `found` if the block of the device `back` places before this one is of later tokens."""
