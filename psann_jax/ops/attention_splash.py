@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from psann_jax.ops import kernels
@@ -18,6 +19,7 @@ _LANES = 128  # blocks and windows are multiples of it
 _LARGEST_BLOCK = 512
 # The fused backward kernel stores one gradient of the queries per block of keys before it adds them.
 _FUSED_BLOCKS = 4
+_GATHERED = "gathered_keys_and_values"
 
 
 def blocks(length: int) -> tuple[int, int]:
@@ -93,6 +95,8 @@ def kernel_of_parts(length: int, n_heads: int, *, window: int = 0, interpret: bo
     return kernel, kernel.manual_sharding_spec(queries)
 
 
+# What a device keeps for the backward pass does not include the keys and values of others; it gathers them again.
+@partial(jax.checkpoint, policy=jax.checkpoint_policies.save_anything_except_these_names(_GATHERED))
 def gathered_splash_attention(
     kernel: Any, q_BxLxHxK: Array, k_BxLxGxK: Array, v_BxLxGxK: Array, segment_ids_BxL: Array | None
 ) -> Array:
@@ -108,7 +112,8 @@ def gathered_splash_attention(
       segment_ids_BxL: document of each token; None: one document per row.
     """
     gather = partial(lax.all_gather, axis_name=CONTEXT_AXIS, axis=1, tiled=True)
-    arrays = [x.swapaxes(1, 2) for x in (_scaled(q_BxLxHxK), gather(k_BxLxGxK), gather(v_BxLxGxK))]
+    k_BxGxSxK, v_BxGxSxK = (checkpoint_name(gather(x).swapaxes(1, 2), _GATHERED) for x in (k_BxLxGxK, v_BxLxGxK))
+    arrays = [_scaled(q_BxLxHxK).swapaxes(1, 2), k_BxGxSxK, v_BxGxSxK]
     if segment_ids_BxL is not None:
         L = q_BxLxHxK.shape[1]
         numbers_BxS = document_numbers(gather(segment_ids_BxL))
