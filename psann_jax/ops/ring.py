@@ -111,7 +111,7 @@ class Ring(NamedTuple):
         if words is None:
             return Options(visit.pairs, None, group)
         first_query = lax.axis_index(CONTEXT_AXIS) * self.length
-        n, T = tiles.tiling(self.length)
+        n, T = tiles.split_tiling(self.length)
         whole = tiles.tiling(self.length * window_parts())
         # A tile of these parts can begin anywhere among the tiles of the window, whose masks it takes.
         form = MaskForm(self.dropout_rate, *whole, aligned=n * T == self.length)
@@ -129,12 +129,12 @@ class Ring(NamedTuple):
         return tiles.Block(ids, visit.behind, self.length)
 
     def _own(self) -> Visit:
-        n, T = tiles.tiling(self.length)
+        n, T = tiles.split_tiling(self.length)
         return Visit(0, tiles.tile_pairs(n, tiles.tiles_back(self.window, T) if self.window else None))
 
     def _visit(self, back: Array) -> Visit:
         """Returns the visit of the block of the device that is `back` places before this one."""
-        return Visit(back * self.length, tiles.pairs_behind(*tiles.tiling(self.length), self.length, self.window))
+        return Visit(back * self.length, tiles.pairs_behind(*tiles.split_tiling(self.length), self.length, self.window))
 
     def _hops(self) -> Array:
         """Returns the numbers of places, from 1, that blocks travel; with a window, as far as any query sees."""

@@ -19,6 +19,7 @@ from psann_jax.ops.dropout import keep_mask
 MASK_VALUE = -1e30  # score of a masked key; finite, so that a row with no visible key in a tile gives no NaN
 # Rows and columns per tile: small enough for the caches of a CPU, large enough for a kernel launch elsewhere.
 _CPU_TILE, _ACCELERATOR_TILE = 128, 256
+_RING_TILE = 512  # of parts of a window on accelerators, where the tiles of a ring are many and each launches kernels
 
 
 class Dropout(NamedTuple):
@@ -37,8 +38,19 @@ NO_DROPOUT = Dropout(None, 0.0)
 
 
 def tiling(length: int) -> tuple[int, int]:
-    """Returns the number of tiles along a sequence and the length of each."""
-    n = math.ceil(length / (_CPU_TILE if kernels.platform() == "cpu" else _ACCELERATOR_TILE))
+    """Returns the number of tiles along a sequence and the length of each; also of masks of dropout, on every mesh."""
+    return _divided(length, _CPU_TILE if kernels.platform() == "cpu" else _ACCELERATOR_TILE)
+
+
+def split_tiling(length: int) -> tuple[int, int]:
+    """Returns the number and the length of the tiles that `split` makes of a sequence, or of a part of a window."""
+    if kernels.platform() == "cpu" or kernels.window_parts() == 1:
+        return tiling(length)
+    return _divided(length, _RING_TILE)
+
+
+def _divided(length: int, largest: int) -> tuple[int, int]:
+    n = math.ceil(length / largest)
     return n, math.ceil(length / n)
 
 
@@ -85,7 +97,7 @@ class Block(NamedTuple):
 def split(x_BxLxHxK: Array) -> Array:
     """Splits a sequence into tiles, (B, L, H, K) -> (n, B, H, T, K), and pads the last one with zeros."""
     B, L, H, K = x_BxLxHxK.shape
-    n, T = tiling(L)
+    n, T = split_tiling(L)
     x_BxLxHxK = jnp.pad(x_BxLxHxK, ((0, 0), (0, n * T - L), (0, 0), (0, 0)))
     return x_BxLxHxK.reshape(B, n, T, H, K).transpose(1, 0, 3, 2, 4)
 

@@ -40,6 +40,9 @@ def test_windows_divided_over_devices_give_the_values_of_one(cases):
             assert result["gathered"] == 0, (case, mesh)
 
 
-def test_attention_on_a_ring_equals_the_plain_reference():
-    """Any part length, window, grouping, dropout and packing; gravity in all its forms; the kernel for TPUs."""
-    run_script("multi_device/ring.py", devices=8)
+@pytest.mark.parametrize(
+    "kind", ["attention", *(pytest.param(k, marks=pytest.mark.slow) for k in ("gravity", "splash"))]
+)
+def test_attention_to_parts_of_a_window_equals_the_plain_reference(kind):
+    """For any length of the parts, window, grouping, dropout and packing; for all forms of gravity."""
+    run_script("multi_device/ring.py", kind, devices=8)
