@@ -261,7 +261,7 @@ class GravityTiles:
           dout: gradient of the output.
 
         Returns:
-          Sums for the queries: "Ga", see `coordinate_gradients`; gamma, bias and radius; and mass, if masses multiply
+          Sums for the queries: "Ga", see `input_gradients`; gamma, bias and radius; and mass, if masses multiply
           the scores. For the keys: "Ga", mass, and v, the gradient of the values.
         """
         tokens, v = keys
