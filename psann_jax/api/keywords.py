@@ -117,6 +117,7 @@ FIT = Keywords(
         **{f"checkpoint_{n}": f"checkpoint.{n}" for n in _names(CheckpointConfig)},
         "fsdp": "mesh.fsdp",
         "tensor": "mesh.tensor",
+        "context": "mesh.context",
         "sequence": "mesh.sequence",
     }
 )
@@ -257,15 +258,16 @@ def fit_config(
     rest: dict[str, Any] = {"model": to_dict(model), "data": to_dict(data)}
     # Checks the values that the following numbers depend on.
     checked = parse({**sections, **rest, "train": {**train, "batch_tokens": data.max_length * 2**20, "grad_accum": 1}})
-    n_devices, parts = jax.device_count(), checked.mesh.fsdp * checked.mesh.tensor
-    divides = n_devices % parts == 0
-    require(divides, "fsdp" if checked.mesh.fsdp > 1 else "tensor", f"{parts} parts do not divide {n_devices} devices")
+    n_devices, mesh = jax.device_count(), checked.mesh
+    parts = mesh.fsdp * mesh.tensor * mesh.context
+    name = next((axis for axis in ("fsdp", "tensor") if getattr(mesh, axis) > 1), "context")
+    require(n_devices % parts == 0, name, f"{parts} parts do not divide {n_devices} devices")
     accum = train.get("grad_accum", 1)
     require_whole("grad_accum_steps", accum, 1)
     asked = train["batch_tokens"]
     if asked is not None:
         require_whole("batch_tokens", asked, 1)
-    unit = data.max_length * accum * (n_devices // checked.mesh.tensor)
+    unit = data.max_length * accum * (n_devices // (mesh.tensor * mesh.context))
     train["batch_tokens"] = fitting_batch_tokens(asked, n_windows, data.max_length, unit)
     if asked is not None and train["batch_tokens"] != asked:
         note(

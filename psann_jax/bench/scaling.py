@@ -63,11 +63,16 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
       devices: numbers of accelerators; those that fsdp and tensor do not use form the data axis.
 
     Raises:
-      ConfigError: not a language model, or fsdp and tensor do not divide a number of devices.
+      ConfigError: not a language model, mesh.context is not 1, or fsdp and tensor do not divide a number of devices.
     """
     length = text_data(config).max_length
     network = random_task(config).network
     model, mesh = config.model, config.mesh
+    require(
+        mesh.context == 1,
+        "mesh.context",
+        "is not part of the estimate; leave it at 1, and count its traffic with psann-jax bench compile",
+    )
     fsdp, tensor = max(mesh.fsdp, 1), max(mesh.tensor, 1)
     embedding = network.abstract["embed"].size
     flops = config.train.batch_tokens * training_flops(

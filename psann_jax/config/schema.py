@@ -180,17 +180,23 @@ class MeshConfig:
     data: int = -1  # data-parallel replicas
     fsdp: int = 1  # data-parallel groups that shard the parameters
     tensor: int = 1  # shards of heads, MLP features and vocabulary
+    context: int = 1  # shards of every window, for long ones; must divide data.max_length
     sequence: bool = False  # shard activations between layers along the window, over tensor
     slices: int = 0  # groups of devices that a slow network joins, over which data is divided; 0: as the devices say
 
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor, "context": self.context}
         for name, size in sizes.items():
             require(size >= 1 or size == -1, f"{prefix}.{name}", f"is {size}, must be positive, or -1 for the rest")
         found = tuple(sizes.values())
         require(found.count(-1) <= 1, prefix, f"only one axis can be -1, got {found}")
         at_least(0, self, prefix, "slices")
+        require(
+            not self.sequence or self.context == 1,
+            f"{prefix}.sequence",
+            f"cannot be used with {prefix}.context, which divides all activations along the window; leave it at False",
+        )
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,9 @@ class Config:
         self.model.check_data(self.data)
         if not isinstance(self.model, TextModelConfig):
             refuse_inactive(self.eval, "eval", f"with base {self.model.base}", "prompts")
+            refuse_inactive(
+                self.mesh, "mesh", f"with base {self.model.base}, which reads no windows of text", "context"
+            )
         tokens, length, accum = self.train.batch_tokens, self.data.max_length, self.train.grad_accum
         require(
             tokens >= length,

@@ -16,6 +16,7 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.norm import NORMS
 from psann_jax.nn.partition import param
 from psann_jax.nn.positions import rope_tables, sinusoidal_encoding
+from psann_jax.ops import kernels
 from psann_jax.ops.attention import alibi_slopes
 from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
@@ -49,6 +50,7 @@ class Decoder(TextNetwork):
             config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
             length=length,
+            context=kernels.window_parts(),
             has_alibi=config.positional_encoding == "alibi",
             dropout=config.dropout,
             group=config.n_heads // config.kv_heads,

@@ -106,8 +106,8 @@ class NGT(TiedHead):
     @staticmethod
     def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """See `TextNetwork`."""
-        sizes = {"head_size": config.d_model // config.n_heads, "coordinates": config.d_head_coord}
-        return choose_gravity(config.attention, dtype=dtype, **sizes)
+        head_size = config.d_model // config.n_heads
+        return choose_gravity(config.attention, dtype=dtype, head_size=head_size, coordinates=config.d_head_coord)
 
     def hidden(
         self,

@@ -16,6 +16,7 @@ from psann_jax.nn.initial import INITIALS
 from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import param
+from psann_jax.ops import kernels
 from psann_jax.ops.attention_choice import AttentionCase, describe_attention
 
 
@@ -86,6 +87,7 @@ class Vanilla(TiedHead):
             config.d_model // config.n_heads,
             has_segment_ids=has_segment_ids,
             length=length,
+            context=kernels.window_parts(),
             dropout=config.dropout,
         )
         return describe_attention(config.attention, case)

@@ -18,10 +18,15 @@ from psann_jax.nn.positions import halves_first, rotate, rotate_halves
 from psann_jax.ops import kernels
 from psann_jax.ops.attention import KERNELS, cached_attention, causal_attention, kernel_with_dropout
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention
-from psann_jax.ops.attention_dropout import MaskWords
+from psann_jax.ops.attention_dropout import MaskWords, words_if_dropped
+from psann_jax.ops.attention_reference import Static
+from psann_jax.ops.attention_ring import ring_attention
+from psann_jax.ops.attention_splash import gathered_splash_attention, kernel_of_parts
 from psann_jax.ops.dropout import dropout
 from psann_jax.ops.full_attention import attention_weights
 from psann_jax.ops.tiles import Dropout
+
+_HEADS = ("batch", "time", "heads", None)  # axes of queries, keys and values
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Attention(nnx.Module):
         else:
             out = full_attention(q, k, v, dropout=weights_dropout)
         # Mainly for the gradient of `out`, which could otherwise be sharded along the window.
-        out = constrain(out, "batch", None, "heads", None)
+        out = constrain(out, *_HEADS)
         return dropout(self.o(out.reshape(x_BxLxD.shape)), options.output_dropout, output_key), updated
 
     def weights(self, x_BxLxD: jax.Array, context: Context) -> jax.Array:
@@ -116,11 +121,10 @@ class Attention(nnx.Module):
         return attention_weights(*self._queries_and_keys(x_BxLxD, context, cached=False))
 
     def _causal(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, dropout: Dropout) -> jax.Array:
-        """Attends within the window, each device to its own rows and heads."""
-        segment_ids, alibi = context.segment_ids_BxL, context.alibi_H
-        heads = ("batch", None, "heads", None)
-        (shape, uneven), (_, uneven_kv) = shard_of(q.shape, heads), shard_of(k.shape, heads)
-        rate, window = dropout.rate if dropout.key is not None else 0.0, self.options.window
+        """Attends within the window, each device to its own rows, heads and positions."""
+        segment_ids, alibi, window = context.segment_ids_BxL, context.alibi_H, self.options.window
+        (shape, uneven), (_, uneven_kv) = shard_of(q.shape, _HEADS), shard_of(k.shape, _HEADS)
+        rate = dropout.rate if dropout.key is not None else 0.0
         case = AttentionCase(
             q.dtype,
             q.shape[-1],
@@ -132,25 +136,36 @@ class Attention(nnx.Module):
             q.shape[2] // k.shape[2],
             window,
             q.shape[1],
+            kernels.window_parts(),
         )
         chosen = choose_attention(self.options.implementation, case)
+        axes, arrays = (*[_HEADS] * 3, None if segment_ids is None else ("batch", "time")), (q, k, v, segment_ids)
+        words_axes = MaskWords._make([("batch", "heads"), (None,)])
+        out: jax.Array
         if chosen in KERNELS:
-            rows = None if segment_ids is None else ("batch", None)
             kernel, words = kernel_with_dropout(chosen, dropout, q.shape)
-            axes = (heads, heads, heads, rows, *[MaskWords._make([("batch", "heads"), (None,)])] * len(words))
             attend = partial(kernel, window=window)
-            out: jax.Array = per_shard(attend, axes, heads)(q, k, v, segment_ids, *words)
-            return out
-        return causal_attention(
-            q,
-            k,
-            v,
-            segment_ids_BxL=segment_ids,
-            window=window,
-            alibi_slopes_H=alibi,
-            dropout=dropout,
-            implementation=chosen,
-        )
+            out = per_shard(attend, (*axes, *[words_axes] * len(words)), _HEADS)(*arrays, *words)
+        elif chosen == "splash_gathered":
+            part, specs = kernel_of_parts(shape[1], shape[2], window=window)
+            out = per_shard(gathered_splash_attention, (specs, *axes), _HEADS)(part, *arrays)
+        elif chosen == "ring":
+            masks = words_if_dropped(dropout, q.shape)
+            more = (None if alibi is None else ("heads",), None if masks is None else words_axes)
+            attend = partial(ring_attention, Static(rate, window))
+            out = per_shard(attend, (*axes, *more), _HEADS)(*arrays, alibi, masks)
+        else:
+            out = causal_attention(
+                q,
+                k,
+                v,
+                segment_ids_BxL=segment_ids,
+                window=window,
+                alibi_slopes_H=alibi,
+                dropout=dropout,
+                implementation=chosen,
+            )
+        return out
 
     def _queries_and_keys(self, x_BxLxD: jax.Array, context: Context, *, cached: bool) -> tuple[jax.Array, jax.Array]:
         if context.rope is None:
@@ -176,4 +191,4 @@ class Attention(nnx.Module):
 
     def _heads(self, project: Callable[[jax.Array], jax.Array], x_BxLxD: jax.Array) -> jax.Array:
         heads = project(x_BxLxD).reshape(*x_BxLxD.shape[:2], -1, self.options.head_dim)
-        return constrain(heads, "batch", None, "heads", None)
+        return constrain(heads, *_HEADS)

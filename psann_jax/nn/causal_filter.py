@@ -6,6 +6,8 @@ import jax
 
 from psann_jax.nn.partition import per_shard
 from psann_jax.ops import causal_filter as ops
+from psann_jax.ops import kernels
+from psann_jax.ops.ring import columns_before
 
 
 def causal_filter(
@@ -17,18 +19,27 @@ def causal_filter(
     max_shift: int,
     history_BxWxD: jax.Array | None = None,
 ) -> jax.Array:
-    """Applies `psann_jax.ops.causal_filter.causal_filter`, on a mesh to the part of each device."""
+    """Applies `psann_jax.ops.causal_filter.causal_filter`, on a mesh to the part of each device.
+
+    If a window is divided over devices, each gets the columns before its part from the devices that hold them.
+    """
     chosen = ops.choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation)
     apply = partial(ops.causal_filter, max_shift=max_shift, implementation=chosen)
-    if chosen not in ops.KERNELS:
+    divided = kernels.window_parts() > 1
+    if chosen not in ops.KERNELS and not divided:
         return apply(x_BxLxD, taps_KxD, reach_BxL, dilation=dilation, history_BxWxD=history_BxWxD)
     # Features that are on all devices are split as well: otherwise each would add up all gradients of x.
-    x_axes = ("batch", None, "channels")
+    x_axes = ("batch", "time", "channels")
     history_axes = None if history_BxWxD is None else x_axes
 
-    def run(x: jax.Array, taps: jax.Array, reach: jax.Array, history: jax.Array | None) -> jax.Array:
-        return apply(x, taps, reach, history_BxWxD=history)
+    def run(
+        x: jax.Array, taps: jax.Array, reach: jax.Array, history: jax.Array | None, traced: jax.Array | None
+    ) -> jax.Array:
+        if divided:
+            history = columns_before(x, min(max_shift, x_BxLxD.shape[1]))
+        return apply(x, taps, reach, dilation=dilation if traced is None else traced, history_BxWxD=history)
 
-    axes = (x_axes, (None, "channels"), ("batch", None), history_axes)
-    y: jax.Array = per_shard(run, axes, x_axes)(x_BxLxD, taps_KxD, reach_BxL, history_BxWxD)
+    traced = None if isinstance(dilation, int) else dilation
+    axes = (x_axes, (None, "channels"), ("batch", "time"), history_axes, None if traced is None else ())
+    y: jax.Array = per_shard(run, axes, x_axes)(x_BxLxD, taps_KxD, reach_BxL, history_BxWxD, traced)
     return y

@@ -39,11 +39,11 @@ class Context:
         Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022: sequence
         parallelism, in which a layer ends with a reduce-scatter and the next begins with an all-gather.
         """
-        return constrain(x_BxLxD, "batch", "sequence" if self.sequence else None, None)
+        return constrain(x_BxLxD, "batch", "sequence" if self.sequence else "time", None)
 
     def whole(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Gathers the whole window of x, for operations that mix positions and shard heads or features."""
-        return constrain(x_BxLxD, "batch", None, None)
+        """Undoes `split` over tensor, for operations that shard heads or features. Context still divides the window."""
+        return constrain(x_BxLxD, "batch", "time", None)
 
     def channels(self, x_BxLxD: jax.Array) -> jax.Array:
         """Shards x by features instead of positions if the stream is sharded, for depthwise operations."""
@@ -63,8 +63,12 @@ def make_context(
     """
     index = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32), tokens_BxL.shape)
     if cached_B is None:
-        reach = index if segment_ids_BxL is None else document_reach(segment_ids_BxL)
-        return Context(segment_ids_BxL, reach)
+        if segment_ids_BxL is None:
+            return Context(None, constrain(index, "batch", "time"))
+        # Of whole windows, so that devices with parts of one exchange ids once, if at all.
+        segment_ids_BxL = constrain(segment_ids_BxL, "batch", None)
+        reach = document_reach(segment_ids_BxL)
+        return Context(constrain(segment_ids_BxL, "batch", "time"), constrain(reach, "batch", "time"))
     valid = jnp.ones_like(tokens_BxL) if segment_ids_BxL is None else (segment_ids_BxL > 0).astype(jnp.int32)
     reach = index + cached_B[:, None]
     slots = jnp.where(valid > 0, reach, jnp.iinfo(jnp.int32).max)  # padding is dropped

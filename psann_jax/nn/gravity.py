@@ -1,7 +1,8 @@
 """Attention by distance and mass, and the repulsion loss that keeps coordinates apart."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from psann_jax.config import RepulsionConfig, require
 from psann_jax.nn.context import Context, LayerCache, append
 from psann_jax.nn.initial import XAVIER, Initial, uniform_by_inputs
 from psann_jax.nn.linear import Linear
-from psann_jax.nn.partition import constant, constrain, param, per_shard
+from psann_jax.nn.partition import constant, constrain, param, per_shard, shard_of
 from psann_jax.ops import kernels
+from psann_jax.ops.attention_dropout import MaskWords, words_if_dropped
 from psann_jax.ops.gravity_attention import (
     GravityCache,
     cached_gravity_attention,
@@ -21,6 +23,7 @@ from psann_jax.ops.gravity_attention import (
     gravity_attention,
 )
 from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target
+from psann_jax.ops.gravity_ring import ring_gravity
 from psann_jax.ops.gravity_scores import (
     GravityForm,
     GravityInputs,
@@ -29,8 +32,10 @@ from psann_jax.ops.gravity_scores import (
     squared_distances,
 )
 from psann_jax.ops.mixed_precision import scale
+from psann_jax.ops.tiles import Dropout
 
 _MIN_DISTANCE = 1e-3  # the repulsion is constant below it
+_HEADS = ("batch", "time", "heads", None)  # axes of coordinates and values per head
 
 
 class Masses(NamedTuple):
@@ -127,7 +132,7 @@ class GravityAttention(nnx.Module):
             form = replace(options.form, dropout_rate=options.dropout if key is not None else 0.0)
             inputs = GravityInputs(a, v, self.strengths(), mass_BxL, context.segment_ids_BxL, key)
             out = attend(form, inputs, options.implementation)
-            out = constrain(out, "batch", None, "heads", None)  # mainly for its gradient, see `Attention`
+            out = constrain(out, *_HEADS)  # mainly for its gradient, see `Attention`
             return self.o(out.reshape(x_BxLxD.shape)), {}
         assert context.slots_BxL is not None
         updated = {name: append(cache[name], new, context.slots_BxL) for name, new in (("a", a), ("v", v))}
@@ -161,7 +166,7 @@ class GravityAttention(nnx.Module):
         v = self.v(x_BxLxD).reshape(*lead, c.n_heads, c.d_model // c.n_heads)
         if c.mass == "value":
             v = scale(v, masses.tokens_BxL[..., None, None])
-        return constrain(a, "batch", None, "heads", None), constrain(v, "batch", None, "heads", None)
+        return constrain(a, *_HEADS), constrain(v, *_HEADS)
 
 
 def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax.Array:
@@ -175,24 +180,29 @@ def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax
     Returns:
       (B, L, H, K) in the type of the values.
     """
-    chosen = choose_for(inputs, implementation)
-    if chosen != "pallas":
+    even = not shard_of(inputs.v_BxLxHxK.shape, _HEADS)[1]
+    chosen = choose_for(inputs, implementation, even=even)
+    if chosen not in ("pallas", "ring"):
         return gravity_attention(form, inputs, implementation=chosen)
-    target = kernel_target(kernels.platform(), inputs.v_BxLxHxK)
 
     # Dropped weights depend on the row and head in the whole batch, so the words are drawn before the split.
-    words_BxHx2 = dropout_words(form, inputs)
+    words: Any
+    words_axes: Any
+    if chosen == "ring":
+        words = words_if_dropped(Dropout(inputs.dropout_key, form.dropout_rate), inputs.v_BxLxHxK.shape)
+        words_axes = MaskWords._make([("batch", "heads"), (None,)])
+        run = partial(ring_gravity, form)
+    else:
+        words, words_axes = dropout_words(form, inputs), ("batch", "heads", None)
+        run = partial(gravity_kernel, form, target=kernel_target(kernels.platform(), inputs.v_BxLxHxK))
     inputs = inputs._replace(dropout_key=None)
 
-    def run(inputs: GravityInputs, words_BxHx2: jax.Array | None) -> jax.Array:
-        return gravity_kernel(form, inputs, words_BxHx2, target)
-
-    features, row = ("batch", None, "heads", None), ("batch", None)
+    row = ("batch", "time")
     params = GravityParams._make([("heads",), ("heads",), ()])
     optional = [None if x is None else row for x in (inputs.mass_BxL, inputs.segment_ids_BxL)]
-    axes = GravityInputs._make([features, features, params, *optional, None])
-    words_axes = None if words_BxHx2 is None else ("batch", "heads", None)
-    return per_shard(run, (axes, words_axes), features)(inputs, words_BxHx2)
+    axes = GravityInputs._make([_HEADS, _HEADS, params, *optional, None])
+    out: jax.Array = per_shard(run, (axes, None if words is None else words_axes), _HEADS)(inputs, words)
+    return out
 
 
 def repulsion(

@@ -1,4 +1,4 @@
-"""The device mesh (data, fsdp, tensor) that training, sampling and loaded runs share."""
+"""The device mesh (data, fsdp, context, tensor) that training, sampling and loaded runs share."""
 
 import math
 from collections.abc import Sequence
@@ -49,11 +49,23 @@ def make_mesh(config: MeshConfig, *, all_devices: bool = True, devices: Sequence
         "mesh.data",
         f"is {sizes['data']}, which the {len(slices)} slices do not divide; data parallelism joins them (mesh.slices)",
     )
-    shape = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
+    shape = (sizes["data"] // len(slices), *(sizes[axis] for axis in MESH_AXES[1:]))
     # Axes that no group of torus dimensions has the size of are laid across parts of dimensions.
     grids = [mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True) for part in slices]
+    return _mesh_of(np.concatenate(grids))
+
+
+def _mesh_of(devices: np.ndarray) -> Mesh:
     # Auto: the compiler places activations. With JAX's default, Explicit, embedding look-ups are type errors.
-    return Mesh(np.concatenate(grids), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """Returns the mesh with the devices along context moved to data: for decoding, which has one token at a time."""
+    data, fsdp, context, tensor = mesh.devices.shape
+    if context == 1:
+        return mesh
+    return _mesh_of(mesh.devices.swapaxes(1, 2).reshape(data * context, fsdp, 1, tensor))
 
 
 def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:

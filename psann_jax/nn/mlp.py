@@ -88,6 +88,6 @@ class MLP(nnx.Module):
         inner_key, outer_key = (None, key) if key is None or not inner_rate else jax.random.split(key)
         h_BxLxF = self.fc1(x_BxLxD)
         h_BxLxF = self.act(h_BxLxF) if self.fc_gate is None else self.act(self.fc_gate(x_BxLxD)) * h_BxLxF
-        h_BxLxF = constrain(h_BxLxF, "batch", None, "mlp")
+        h_BxLxF = constrain(h_BxLxF, "batch", "time", "mlp")
         h_BxLxF = dropout(h_BxLxF, inner_rate, inner_key)
         return dropout(self.fc2(h_BxLxF), self.options.dropout, outer_key)

@@ -15,8 +15,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import ConfigError, require
+from psann_jax.ops.kernels import CONTEXT_AXIS
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", CONTEXT_AXIS, "tensor")
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -44,7 +45,8 @@ class ShardingRules:
     """The mesh axes that each logical axis is sharded over; None: not sharded."""
 
     batch: MeshAxes = ("data", "fsdp")
-    sequence: MeshAxes = "tensor"  # positions between layers, see `Context.split`
+    time: MeshAxes = CONTEXT_AXIS  # positions in a window
+    sequence: MeshAxes = "tensor"  # positions between layers with mesh.sequence, see `Context.split`
     channels: MeshAxes = "tensor"  # features in a depthwise filter, see `Context.channels`
     layers: MeshAxes = None
     embed: MeshAxes = "fsdp"
@@ -209,7 +211,7 @@ def per_shard(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..
     Args:
       f: function of arrays without communication between devices.
       in_axes: for each argument the logical axes of its dimensions, a tuple with None for a dimension that is not
-        sharded; a pytree of tuples for a pytree of arrays.
+        sharded; a pytree of tuples for a pytree of arrays. A `PartitionSpec` stands for itself.
       out_axes: the same for the result.
 
     Returns:
@@ -221,8 +223,11 @@ def per_shard(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..
     def is_axes(entry: Any) -> bool:
         return type(entry) is tuple and all(axis is None or isinstance(axis, str) for axis in entry)
 
+    def spec(entry: Any) -> PartitionSpec:
+        return entry if isinstance(entry, PartitionSpec) else RULES.spec(entry)
+
     def specs(axes: Any) -> Any:
-        return jax.tree.map(RULES.spec, axes, is_leaf=is_axes)
+        return jax.tree.map(spec, axes, is_leaf=is_axes)
 
     # Varying axes are not checked, because kernels do not declare those of their results.
     return jax.shard_map(f, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)

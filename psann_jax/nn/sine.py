@@ -57,7 +57,7 @@ class Sine(nnx.Module):
             damped_sine, decay_mode=self.config.decay_mode, implementation=implementation
         )
         if implementation == "triton":
-            z_axes = ("batch", *(None,) * (z.ndim - 2), axis)
+            z_axes = (*("batch", "time")[: z.ndim - 1], *(None,) * (z.ndim - 3), axis)
             apply = per_shard(apply, (z_axes, (axis,), (axis,), (axis,)), z_axes)
         return apply(z, *self.values())
 

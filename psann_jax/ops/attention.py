@@ -12,7 +12,7 @@ from jax import Array
 from psann_jax.ops import tiles
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention
 from psann_jax.ops.attention_cudnn import cudnn_attention
-from psann_jax.ops.attention_dropout import mask_words
+from psann_jax.ops.attention_dropout import words_if_dropped
 from psann_jax.ops.attention_reference import Static, plain_attention, scores, weighted_values
 from psann_jax.ops.attention_splash import splash_attention
 from psann_jax.ops.attention_tiled import tiled_attention
@@ -39,10 +39,8 @@ def kernel_with_dropout(name: str, dropout: Dropout, shape: tuple[int, ...]) -> 
       dropout: of the attention weights.
       shape: of the queries of all devices, (B, L, H, K).
     """
-    if dropout.key is None or not dropout.rate:
-        return KERNELS[name], ()
-    B, L, H, _ = shape
-    return partial(KERNELS[name], dropout_rate=dropout.rate), (mask_words(dropout.key, B, H, L),)
+    words = words_if_dropped(dropout, shape)
+    return (KERNELS[name], ()) if words is None else (partial(KERNELS[name], dropout_rate=dropout.rate), (words,))
 
 
 def alibi_slopes(n_heads: int) -> Array:

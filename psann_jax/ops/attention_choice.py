@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from psann_jax.config.checks import ConfigError
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_cudnn import max_head_dim
+from psann_jax.ops.attention_splash import part_block
 from psann_jax.ops.gpu_kinds import OLD_GPU, architecture
 from psann_jax.ops.kernels import Candidate
 
@@ -18,6 +19,7 @@ _MODULES = {
     "cudnn_packed": "jax._src.cudnn.fused_attention_stablehlo",
     "triton": "jax.experimental.pallas.triton",
     "splash": "jax.experimental.pallas.ops.tpu.splash_attention",
+    "splash_gathered": "jax.experimental.pallas.ops.tpu.splash_attention",
 }
 # What model.attention can be, and the implementations that it stands for.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
@@ -25,7 +27,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "xla": ("xla",),
     "cudnn": ("cudnn", "cudnn_packed"),
     "triton": ("triton",),
-    "splash": ("splash",),
+    "splash": ("splash", "splash_gathered"),
     "plain": ("plain",),
 }
 
@@ -44,6 +46,7 @@ class AttentionCase(NamedTuple):
       group: heads of queries per head of keys and values.
       window: tokens that a query sees, itself included; 0: all.
       length: tokens of a window; 0 if it is not known.
+      context: devices that a window is divided over.
     """
 
     dtype: Any
@@ -56,9 +59,16 @@ class AttentionCase(NamedTuple):
     group: int = 1
     window: int = 0
     length: int = 0
+    context: int = 1
+
+    @property
+    def tiles(self) -> str:
+        """Name of the implementation by tiles of scores: "ring" if devices exchange parts of a window, else "xla"."""
+        return "ring" if self.context > 1 and not self.uneven else "xla"
 
     def example(self, kernel: str) -> str:
         """Returns the name of the example of a kernel that covers grouped heads and the sliding window, if in use."""
+        kernel = kernel.removesuffix("_gathered")  # the same kernel
         return f"{kernel}_window" if self.window else f"{kernel}_grouped" if self.group > 1 else kernel
 
 
@@ -74,12 +84,12 @@ def candidates(case: AttentionCase) -> tuple[Candidate, ...]:
 
     The last one, tiles of scores in plain JAX, computes everything everywhere.
     """
-    xla = Candidate("xla", is_kernel=False)
+    xla = Candidate(case.tiles, is_kernel=False)
     match kernels.platform():
         case "gpu":
             return *_on_gpu(case, architecture(kernels.device_kind())), xla
         case "tpu":
-            return _candidate(case, "splash", *_splash_limits(case)), xla
+            return _candidate(case, "splash" if case.context == 1 else "splash_gathered", *_splash_limits(case)), xla
     return (xla,)
 
 
@@ -124,7 +134,12 @@ def _on_gpu(case: AttentionCase, found: str) -> tuple[Candidate, Candidate]:
 
 
 def _splash_limits(case: AttentionCase) -> tuple[_Limit, ...]:
-    return (_types(case, jnp.bfloat16, jnp.float32), _heads(case, 256), *_options(case))
+    parts = _Limit(
+        f"needs parts of a window that are multiples of 128 tokens (data.max_length={case.length}, "
+        f"mesh.context={case.context})",
+        case.context > 1 and not part_block(case.length // case.context),
+    )
+    return (_types(case, jnp.bfloat16, jnp.float32), _heads(case, 256), parts, *_options(case, gathers=True))
 
 
 def _types(case: AttentionCase, *types: Any) -> _Limit:
@@ -138,10 +153,11 @@ def _heads(case: AttentionCase, limit: int) -> _Limit:
     return _Limit(reason, case.head_dim % 8 != 0 or case.head_dim > limit)
 
 
-def _options(case: AttentionCase, *, drops: bool = False) -> tuple[_Limit, ...]:
+def _options(case: AttentionCase, *, drops: bool = False, gathers: bool = False) -> tuple[_Limit, ...]:
     return (
         _Limit("cannot add ALiBi", case.has_alibi),
         _Limit("cannot drop attention weights", case.dropout > 0 and not drops),
+        _Limit(f"cannot attend to parts of a window (mesh.context={case.context})", case.context > 1 and not gathers),
         _Limit(case.uneven, bool(case.uneven)),
     )
 
@@ -154,7 +170,8 @@ def choose_attention(implementation: str, case: AttentionCase) -> str:
       case: what it must support.
 
     Returns:
-      A key of `attention.KERNELS`, "xla" (tiles of scores) or "plain".
+      A key of `attention.KERNELS`, "xla" (tiles of scores), "ring" (the same for parts of a window), "splash_gathered"
+      (for parts of a window, with all keys and values on each device) or "plain".
 
     Raises:
       ConfigError: The requested implementation is unknown or does not support the case.
@@ -165,7 +182,8 @@ def choose_attention(implementation: str, case: AttentionCase) -> str:
     if implementation == "auto":
         return kernels.choose("attention", *candidates(case))
     if implementation in ("xla", "plain"):
-        return kernels.choose("attention", Candidate(implementation, is_kernel=False))
+        name = case.tiles if implementation == "xla" else implementation
+        return kernels.choose("attention", Candidate(name, is_kernel=False))
     names, platform = IMPLEMENTATIONS[implementation], kernels.platform()
     elsewhere = Candidate(names[0], f"runs on {_PLATFORMS[implementation]}, not on {platform}")
     chosen = next((c for c in candidates(case) if c.name in names), elsewhere)

@@ -21,11 +21,13 @@ class MaskForm(NamedTuple):
       rate: fraction of the weights to drop.
       n: tiles along the window.
       span: tokens of one of them; the kernel's own tiles have another length.
+      aligned: whether the kernel's tiles begin at multiples of their length.
     """
 
     rate: float
     n: int
     span: int
+    aligned: bool = True
 
 
 class MaskWords(NamedTuple):
@@ -54,23 +56,30 @@ def mask_words(key: Array, B: int, H: int, length: int) -> MaskWords:
     return MaskWords(lax.iota(jnp.uint32, B * H).reshape(B, H) * jnp.uint32(span), words_nxnx2.reshape(-1))
 
 
+def words_if_dropped(dropout: tiles.Dropout, shape: tuple[int, ...]) -> MaskWords | None:
+    """Returns the words of the masks for queries of a shape (B, L, H, K); None if no weights are dropped."""
+    B, L, H, _ = shape
+    return None if dropout.key is None or not dropout.rate else mask_words(dropout.key, B, H, L)
+
+
 def mask_factors(form: MaskForm, words: Any, T: int, query: Any, key: Any) -> Array:
     """Returns the factors of a tile of weights of one row and head: 0 where dropped, 1 / (1 - rate) elsewhere.
 
     Args:
       form: of the masks.
-      words: the row's and head's element of `MaskWords.first_BxH`, and a reference to `MaskWords.words_N`.
+      words: the row's and head's element of `MaskWords.first_BxH`, or an array (..., 1, 1) of such elements; and
+        `MaskWords.words_N`, or a reference to it.
       T: tokens of the tile, which can touch several tiles of the masks.
       query: position of its first query, int32.
       key: position of its first key.
 
     Returns:
-      (T, T) float32; arbitrary beyond the end of the window.
+      (..., T, T) float32; arbitrary beyond the end of the window.
     """
     first, words_N = words
     query_Tx1, key_1xT = query + jnp.arange(T)[:, None], key + jnp.arange(T)[None]
     # Where no border of the masks crosses the tile, all its weights share two words.
-    crossed = form.n > 1 and form.span % T != 0
+    crossed = form.n > 1 and (form.span % T != 0 or not form.aligned)
     i, j = (jnp.minimum(x // form.span, form.n - 1) for x in ((query_Tx1, key_1xT) if crossed else (query, key)))
     place = 2 * (i * form.n + j)
     row, column = first + (query_Tx1 - i * form.span).astype(jnp.uint32), (key_1xT - j * form.span).astype(jnp.uint32)

@@ -10,23 +10,22 @@ from jax import Array
 
 from psann_jax.ops import online_softmax, tiles
 from psann_jax.ops.attention_reference import Static
-from psann_jax.ops.tiles import Dropout
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """Queries, keys and options of the scores; heads of queries that share one of keys lie one after another.
 
     Attributes:
       q_nxBxGxMxK: queries, M = R * T for R heads of queries per head of keys.
       k_nxBxGxTxK: keys.
-      segment_ids_nxBxT: document of each token, or None.
+      block: where the keys lie, and the documents of queries and keys.
       slopes_H: of ALiBi, or None.
       window: see `Static`.
     """
 
     q_nxBxGxMxK: Array
     k_nxBxGxTxK: Array
-    segment_ids_nxBxT: Array | None
+    block: tiles.Block
     slopes_H: Array | None
     window: int
 
@@ -38,21 +37,50 @@ class _Scores(NamedTuple):
         wide = jnp.promote_types(q_BxGxMxK.dtype, jnp.float32)
         s = jnp.einsum("bhik,bhjk->bhij", q_BxGxMxK, k_BxGxTxK, preferred_element_type=wide) / math.sqrt(K)
         s = s.reshape(B, -1, T, T)
-        lag_TxT, visible_BxHxTxT = tiles.visible(i, j, T, self.segment_ids_nxBxT, self.window)
+        lag_TxT, visible_BxHxTxT = tiles.visible(i, j, T, self.block, self.window)
         if self.slopes_H is not None:
             s -= self.slopes_H[None, :, None, None] * lag_TxT[None, None]
         return jnp.where(visible_BxHxTxT, s, tiles.MASK_VALUE).reshape(B, G, M, T)
 
+    def gradients(
+        self, v_nxBxGxTxK: Array, options: online_softmax.Options, saved: tuple[Array, Array], dout_nxBxGxMxK: Array
+    ) -> tuple[Array, Array, Array]:
+        """Returns the gradients of queries, keys and values, in the shapes of all three and the type of the logsumexp.
 
-def _split(x_BxLxHxK: Array, n_groups: int) -> Array:
+        Args:
+          v_nxBxGxTxK: values.
+          options: as in the forward pass.
+          saved: output and logsumexp of the forward pass.
+          dout_nxBxGxMxK: gradient of the output.
+        """
+        q, k, wide = self.q_nxBxGxMxK, self.k_nxBxGxTxK, saved[1].dtype
+        qT = online_softmax.transposed(q)
+        dot = partial(jnp.einsum, preferred_element_type=wide)
+
+        def tile(i: Array, j: Array) -> tuple[Array, None]:
+            return self.tile(i, j), None
+
+        def add_gradients(sums: tuple[Array, Array], i: Array, j: Array, _: None, p: Array, slope: Array) -> Any:
+            dq, dkT = sums
+            ds = (p * slope).astype(q.dtype)
+            dq = tiles.set_tile(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
+            return dq, tiles.set_tile(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
+
+        init = jnp.zeros(q.shape, wide), jnp.zeros(k.swapaxes(3, 4).shape, wide)
+        (dq, dkT), dv = online_softmax.backward(tile, add_gradients, init, v_nxBxGxTxK, options, saved, dout_nxBxGxMxK)
+        scale = 1 / math.sqrt(q.shape[-1])
+        return scale * dq, scale * online_softmax.transposed(dkT), dv
+
+
+def split_queries(x_BxLxHxK: Array, n_groups: int) -> Array:
     """Splits queries into tiles, (n, B, G, M, K)."""
     x_nxBxHxTxK = tiles.split(x_BxLxHxK)
     n, B, _, _, K = x_nxBxHxTxK.shape
     return x_nxBxHxTxK.reshape(n, B, n_groups, -1, K)
 
 
-def _join(x_nxBxGxMxK: Array, shape: tuple[int, ...]) -> Array:
-    """Inverts `_split`, for queries of shape (B, L, H, K)."""
+def join_queries(x_nxBxGxMxK: Array, shape: tuple[int, ...]) -> Array:
+    """Inverts `split_queries`, for queries of shape (B, L, H, K)."""
     _, L, H, K = shape
     n, B = x_nxBxGxMxK.shape[:2]
     return tiles.join(x_nxBxGxMxK.reshape(n, B, H, -1, K), L)
@@ -60,9 +88,9 @@ def _join(x_nxBxGxMxK: Array, shape: tuple[int, ...]) -> Array:
 
 def _options(static: Static, dropout_key: Array | None, q_nxBxGxMxK: Array, T: int) -> online_softmax.Options:
     n, M = q_nxBxGxMxK.shape[0], q_nxBxGxMxK.shape[3]
-    back = tiles.tiles_back(static.window, T) if static.window else n
-    dropout = Dropout(dropout_key, static.dropout_rate)
-    return online_softmax.Options(dropout, M // T, back if back < n - 1 else None)
+    back = tiles.tiles_back(static.window, T) if static.window else None
+    factors = None if dropout_key is None else partial(tiles.dropout_factors, dropout_key, static.dropout_rate)
+    return online_softmax.Options(tiles.tile_pairs(n, back), factors, M // T)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,39 +116,24 @@ def _tiled_forward(
     slopes_H: Array | None,
     dropout_key: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    q, k, v = _split(q_BxLxHxK, k_BxLxGxK.shape[2]), tiles.split(k_BxLxGxK), tiles.split(v_BxLxGxK)
-    scores = _Scores(q, k, tiles.split_rows(segment_ids_BxL), slopes_H, static.window)
+    q, k, v = split_queries(q_BxLxHxK, k_BxLxGxK.shape[2]), tiles.split(k_BxLxGxK), tiles.split(v_BxLxGxK)
+    scores = Scores(q, k, tiles.own_block(tiles.split_rows(segment_ids_BxL)), slopes_H, static.window)
     options = _options(static, dropout_key, q, k.shape[3])
     out, lse = online_softmax.forward(scores.tile, v, options, jnp.promote_types(q.dtype, jnp.float32))
-    out_BxLxHxK = _join(out, q_BxLxHxK.shape)
+    out_BxLxHxK = join_queries(out, q_BxLxHxK.shape)
     return out_BxLxHxK, (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse)
 
 
 def _tiled_backward(static: Static, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Array | None, ...]:
     q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, segment_ids_BxL, slopes_H, dropout_key, out_BxLxHxK, lse = saved
     L, G = k_BxLxGxK.shape[1:3]
-    q, out, dout = (_split(x, G) for x in (q_BxLxHxK, out_BxLxHxK, dout_BxLxHxK))
+    q, out, dout = (split_queries(x, G) for x in (q_BxLxHxK, out_BxLxHxK, dout_BxLxHxK))
     k, v = tiles.split(k_BxLxGxK), tiles.split(v_BxLxGxK)
-    qT = online_softmax.transposed(q)
-    scores = _Scores(q, k, tiles.split_rows(segment_ids_BxL), slopes_H, static.window)
-    wide = lse.dtype
-    dot = partial(jnp.einsum, preferred_element_type=wide)
-
-    def tile(i: Array, j: Array) -> tuple[Array, None]:
-        return scores.tile(i, j), None
-
-    def add_gradients(sums: tuple[Array, Array], i: Array, j: Array, _: None, p: Array, slope: Array) -> Any:
-        dq, dkT = sums
-        ds = (p * slope).astype(q.dtype)
-        dq = tiles.set_tile(dq, dq[i] + dot("bhij,bhjk->bhik", ds, k[j]), i)
-        return dq, tiles.set_tile(dkT, dkT[j] + dot("bhki,bhij->bhkj", qT[i], ds), j)
-
-    init = jnp.zeros(q.shape, wide), jnp.zeros(k.swapaxes(3, 4).shape, wide)
+    scores = Scores(q, k, tiles.own_block(tiles.split_rows(segment_ids_BxL)), slopes_H, static.window)
     options = _options(static, dropout_key, q, k.shape[3])
-    (dq, dkT), dv = online_softmax.backward(tile, add_gradients, init, v, options, (out, lse), dout)
-    scale = 1 / math.sqrt(q.shape[-1])
-    dq_BxLxHxK = _join(scale * dq, q_BxLxHxK.shape).astype(q.dtype)
-    dk_BxLxGxK = tiles.join(scale * online_softmax.transposed(dkT), L).astype(k.dtype)
+    dq, dk, dv = scores.gradients(v, options, (out, lse), dout)
+    dq_BxLxHxK = join_queries(dq, q_BxLxHxK.shape).astype(q.dtype)
+    dk_BxLxGxK = tiles.join(dk, L).astype(k.dtype)
     return dq_BxLxHxK, dk_BxLxGxK, tiles.join(dv, L).astype(v.dtype), None, None, None
 
 

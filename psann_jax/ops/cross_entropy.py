@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from psann_jax.ops import kernels
+from psann_jax.ops.window_parts import parts_as_rows, rows_as_parts
 
 # Tokens per chunk and device: few on a CPU, to fit its caches; elsewhere enough to fill the matrix units.
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 512, 4096
@@ -111,8 +112,9 @@ def cross_entropy(
     if chunk_tokens is None:
         per_device = _CPU_CHUNK if kernels.platform() == "cpu" else _ACCELERATOR_CHUNK
         chunk_tokens = kernels.device_count() * per_device
-    n_chunks = math.ceil(L / max(1, chunk_tokens // B))
-    return _cross_entropy(_Options(*options, n_chunks), x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
+    parts = kernels.window_parts()
+    n_chunks = math.ceil(L // parts / max(1, chunk_tokens // (B * parts)))
+    return _cross_entropy(_Options(*options, n_chunks, parts), x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
 
 
 class _Options(NamedTuple):
@@ -120,6 +122,7 @@ class _Options(NamedTuple):
     z_loss: float
     softcap: float
     n_chunks: int
+    parts: int  # of a window, on different devices
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -171,19 +174,22 @@ def _scan_chunks(
     with_gradients: bool,
 ) -> tuple[dict[str, Array], tuple[Array, Array, Array | None] | None]:
     """Returns loss, nll and correctness per token, (B, L), and the gradients of x, kernel and bias, if asked for."""
-    B, L, _ = x_BxLxD.shape
+    B, L = x_BxLxD.shape[0] * options.parts, x_BxLxD.shape[1] // options.parts
     n = options.n_chunks
     dtype, wide = x_BxLxD.dtype, jnp.promote_types(x_BxLxD.dtype, jnp.float32)
     w_DxV = kernel_DxV.astype(dtype)
     length = math.ceil(L / n)
 
-    # A chunk has all rows of the batch and some positions, so that a batch sharded over devices is not moved.
+    # A chunk has all rows of the batch and some positions of each part of a window, so that nothing that is sharded
+    # over devices is moved. Parts count as rows here.
     def split(a: Array) -> Array:
+        a = parts_as_rows(a, options.parts)
         a = jnp.pad(a, [(0, 0), (0, n * length - L)] + [(0, 0)] * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(B, n, length, *a.shape[2:]), 1, 0).reshape(n, B * length, *a.shape[2:])
 
     def join(a: Array) -> Array:
-        return jnp.moveaxis(a.reshape(n, B, length, *a.shape[2:]), 0, 1).reshape(B, n * length, *a.shape[2:])[:, :L]
+        a = jnp.moveaxis(a.reshape(n, B, length, *a.shape[2:]), 0, 1).reshape(B, n * length, *a.shape[2:])[:, :L]
+        return rows_as_parts(a, options.parts)
 
     def chunk(sums: Any, inputs: Any) -> tuple[Any, Any]:
         x_RxD, targets_R, weights_R = inputs

@@ -1,5 +1,6 @@
 """Attention by distance and mass, from the Newton Gravity Transformer: a plain reference and a tiled implementation."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ from psann_jax.ops.gravity_scores import (
 )
 from psann_jax.ops.gravity_tile import Pairs, Strengths, Tile, TileGradients, differentiate_tile, score_tile
 from psann_jax.ops.kernels import Candidate
-from psann_jax.ops.tiles import Dropout
 
 
 class GravityCache(NamedTuple):
@@ -41,7 +41,7 @@ class GravityCache(NamedTuple):
     mass_BxS: Array | None = None
 
 
-def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinates: int) -> str:
+def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinates: int, even: bool = True) -> str:
     """Chooses the implementation of gravity attention for the devices of the current mesh.
 
     Args:
@@ -50,30 +50,35 @@ def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinat
       dtype: of the values.
       head_size: features per head.
       coordinates: per head.
+      even: whether the mesh splits the arrays into equal parts.
 
     Returns:
-      "pallas", "tiled" or "plain".
+      "pallas", "tiled", "ring" (the same for parts of a window) or "plain".
 
     Raises:
       ConfigError: the implementation is unknown or cannot run.
     """
     if implementation not in ("auto", "pallas", "tiled", "plain"):
         raise ConfigError(f"model.attention: {implementation!r} is unknown, choose from auto, pallas, tiled, plain")
+    parts = kernels.window_parts()
+    tiled = Candidate("ring" if parts > 1 and even else "tiled", is_kernel=False)
     if implementation in ("tiled", "plain"):
-        return kernels.choose("gravity", Candidate(implementation, is_kernel=False))
+        return kernels.choose("gravity", tiled if implementation == "tiled" else Candidate("plain", is_kernel=False))
     reason = unsupported(kernels.platform(), dtype, head_size, coordinates)
+    if parts > 1:
+        reason = f"cannot attend to parts of a window (mesh.context={parts})"
     if implementation == "auto":
-        return kernels.choose("gravity", Candidate("pallas", reason), Candidate("tiled", is_kernel=False))
+        return kernels.choose("gravity", Candidate("pallas", reason), tiled)
     if reason:
         raise ConfigError(f"model.attention: pallas {reason}; use auto or tiled")
     return kernels.choose("gravity", Candidate("pallas"))
 
 
-def choose_for(inputs: GravityInputs, implementation: str) -> str:
+def choose_for(inputs: GravityInputs, implementation: str, *, even: bool = True) -> str:
     """Returns `choose_gravity` for these arrays."""
     a, v = inputs.a_BxLxHxC, inputs.v_BxLxHxK
     dtype = a.dtype if a.dtype == jnp.float64 else v.dtype
-    return choose_gravity(implementation, dtype=dtype, head_size=v.shape[-1], coordinates=a.shape[-1])
+    return choose_gravity(implementation, dtype=dtype, head_size=v.shape[-1], coordinates=a.shape[-1], even=even)
 
 
 def dropout_words(form: GravityForm, inputs: GravityInputs) -> Array | None:
@@ -99,18 +104,12 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
     Raises:
       ConfigError: see `choose_gravity`.
     """
-    chosen = choose_for(inputs, implementation)
+    chosen = choose_for(inputs, implementation, even=False)
     if chosen == "pallas":
         return gravity_kernel(
             form, inputs, dropout_words(form, inputs), kernel_target(kernels.platform(), inputs.v_BxLxHxK)
         )
-    wide = jnp.promote_types(inputs.v_BxLxHxK.dtype, jnp.float32)
-    x = inputs._replace(
-        a_BxLxHxC=inputs.a_BxLxHxC.astype(wide),
-        params=GravityParams(*(param.astype(wide) for param in inputs.params)),
-        mass_BxL=None if inputs.mass_BxL is None else inputs.mass_BxL.astype(wide),
-        dropout_key=inputs.dropout_key if form.dropout_rate else None,
-    )
+    x = in_wide_types(form, inputs)
     return _plain(form, x) if chosen == "plain" else _tiled(form, x)
 
 
@@ -166,31 +165,170 @@ def _plain(form: GravityForm, x: GravityInputs) -> Array:
 # --- tiled, with derivatives of the scores in closed form -----------------------------------------------
 
 
-def _strengths(x: GravityInputs) -> Strengths:
-    """Returns the parameters, broadcastable to (B, H, T, T)."""
-    return Strengths(x.params.gamma_H[:, None, None], x.params.bias_H[:, None, None], x.params.radius)
+class Tokens(NamedTuple):
+    """What the scores need of tokens, as tiles.
+
+    Attributes:
+      a_nxBxHxTxC: coordinates.
+      mass_nxBxT: masses, or None.
+      segment_ids_nxBxT: documents, or None.
+    """
+
+    a_nxBxHxTxC: Array
+    mass_nxBxT: Array | None
+    segment_ids_nxBxT: Array | None
+
+    def norms(self) -> Array:
+        """Returns the squared norms of the coordinates, (n, B, H, T)."""
+        return jnp.sum(jnp.square(self.a_nxBxHxTxC), axis=-1)
 
 
-def _tile(form: GravityForm, x: GravityInputs, split: dict[str, Any], i: Array, j: Array) -> Tile:
-    """Returns the scores of tile (i, j), (B, H, T, T)."""
-    a, norm, mass = split["a"], split["norm"], split["mass"]
-    lag_TxT, visible = tiles.visible(i, j, a.shape[3], split["segment_ids"])
-    same = lag_TxT == 0
-    d2 = expanded_distances(a[i], a[j], norm[i], norm[j], same)
-    mass_product = None if mass is None else (mass[i][:, :, None] * mass[j][:, None])[:, None]
-    return score_tile(form, _strengths(x), d2, Pairs(same, visible, split["self_score"][i][..., None], mass_product))
-
-
-def _split(form: GravityForm, x: GravityInputs) -> dict[str, Any]:
+def tokens_of(x: GravityInputs) -> Tokens:
     """Splits the inputs of the scores into tiles."""
-    split_a = tiles.split(x.a_BxLxHxC)
-    return {
-        "a": split_a,
-        "norm": jnp.sum(jnp.square(split_a), axis=-1),
-        "mass": tiles.split_rows(x.mass_BxL),
-        "segment_ids": tiles.split_rows(x.segment_ids_BxL),
-        "self_score": tiles.split(self_scores(form, x)[..., None])[..., 0],
-    }
+    return Tokens(tiles.split(x.a_BxLxHxC), tiles.split_rows(x.mass_BxL), tiles.split_rows(x.segment_ids_BxL))
+
+
+def split_self_scores(form: GravityForm, x: GravityInputs) -> Array:
+    """Returns the score of every token with itself as tiles, (n, B, H, T)."""
+    return tiles.split(self_scores(form, x)[..., None])[..., 0]
+
+
+def in_wide_types(form: GravityForm, x: GravityInputs) -> GravityInputs:
+    """Returns the inputs with all but the values in float32 or wider, and without a key that would drop nothing."""
+    wide = jnp.promote_types(x.v_BxLxHxK.dtype, jnp.float32)
+    return x._replace(
+        a_BxLxHxC=x.a_BxLxHxC.astype(wide),
+        params=GravityParams(*(param.astype(wide) for param in x.params)),
+        mass_BxL=None if x.mass_BxL is None else x.mass_BxL.astype(wide),
+        dropout_key=x.dropout_key if form.dropout_rate else None,
+    )
+
+
+class GravityTiles:
+    """Tiles of scores of queries and keys, and their gradients."""
+
+    def __init__(self, form: GravityForm, params: GravityParams, queries: Tokens, self_score: Array):
+        """Takes the queries.
+
+        Args:
+          form: options of the score.
+          params: of the scores.
+          queries: tokens as queries.
+          self_score: from `split_self_scores`.
+        """
+        self.form, self.params, self.queries, self.self_score = form, params, queries, self_score
+        # Broadcastable to (B, H, T, T).
+        self.strengths = Strengths(params.gamma_H[:, None, None], params.bias_H[:, None, None], params.radius)
+        self.norms = queries.norms()
+
+    def tile(self, keys: Tokens, block: tiles.Block) -> Callable[[Array, Array], Tile]:
+        """Returns the function from (i, j) to the tile of query tile i and key tile j, (B, H, T, T).
+
+        Args:
+          keys: tokens as keys.
+          block: where they lie.
+        """
+        a, b, norm_b = self.queries.a_nxBxHxTxC, keys.a_nxBxHxTxC, keys.norms()
+        mass_a, mass_b = self.queries.mass_nxBxT, keys.mass_nxBxT
+
+        def tile(i: Array, j: Array) -> Tile:
+            lag_TxT, visible = tiles.visible(i, j, a.shape[3], block)
+            same = lag_TxT == 0
+            d2 = expanded_distances(a[i], b[j], self.norms[i], norm_b[j], same)
+            product = None
+            if mass_a is not None and mass_b is not None:
+                product = (mass_a[i][:, :, None] * mass_b[j][:, None])[:, None]
+            pairs = Pairs(same, visible, self.self_score[i][..., None], product)
+            return score_tile(self.form, self.strengths, d2, pairs)
+
+        return tile
+
+    def gradients(
+        self,
+        keys: tuple[Tokens, Array],
+        block: tiles.Block,
+        options: online_softmax.Options,
+        saved: tuple[Array, Array],
+        dout: Array,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Differentiates the attention to keys.
+
+        Args:
+          keys: tokens as keys, and their values.
+          block: where they lie.
+          options: as in the forward pass.
+          saved: output and logsumexp of the forward pass.
+          dout: gradient of the output.
+
+        Returns:
+          Sums for the queries: "Ga", see `input_gradients`; gamma, bias and radius; and mass, if masses multiply
+          the scores. For the keys: "Ga", mass, and v, the gradient of the values.
+        """
+        tokens, v = keys
+        at, lse, wide = self.tile(tokens, block), saved[1], saved[1].dtype
+        # The column of ones turns the product with G into row sums of G, too.
+        a1, b1 = (_with_ones(x.a_nxBxHxTxC) for x in (self.queries, tokens))
+        a1T = online_softmax.transposed(a1)
+
+        def tile(i: Array, j: Array) -> tuple[Array, Tile]:
+            t = at(i, j)
+            return t.s, t
+
+        def add_gradients(sums: Any, i: Array, j: Array, t: Tile, p: Array, slope: Array) -> Any:
+            g = differentiate_tile(self.form, self.strengths, t, p, slope, lse[i][..., None])
+            of_params = self._sum_over_pairs(t, g)
+            sums = sums | {name: sums[name] + grad for name, grad in of_params.items()}
+            G = g.d2
+            at_i = {"Ga": dot("bhij,bhjk->bhik", G, b1[j])}
+            at_j = {"GaT": dot("bhki,bhij->bhkj", a1T[i], G)}
+            if self.queries.mass_nxBxT is not None and tokens.mass_nxBxT is not None:
+                e = g.massed * t.base
+                at_i["mass_i"] = jnp.sum(e * tokens.mass_nxBxT[j][:, None, None], (1, 3))
+                at_j["mass_j"] = jnp.sum(e * self.queries.mass_nxBxT[i][:, None, :, None], (1, 2))
+            for index, parts in ((i, at_i), (j, at_j)):
+                sums = sums | {
+                    name: tiles.set_tile(sums[name], sums[name][index] + g, index) for name, g in parts.items()
+                }
+            return sums
+
+        init = {
+            "Ga": jnp.zeros(a1.shape, wide),
+            "GaT": jnp.zeros(online_softmax.transposed(b1).shape, wide),
+            "gamma": jnp.zeros_like(self.params.gamma_H),
+            "bias": jnp.zeros_like(self.params.bias_H),
+            "radius": jnp.zeros_like(self.params.radius),
+        }
+        if self.queries.mass_nxBxT is not None and tokens.mass_nxBxT is not None:
+            init |= {"mass_i": jnp.zeros_like(self.queries.mass_nxBxT), "mass_j": jnp.zeros_like(tokens.mass_nxBxT)}
+        sums, dv = online_softmax.backward(tile, add_gradients, init, v, options, saved, dout)
+        of_keys = {"Ga": online_softmax.transposed(sums.pop("GaT")), "v": dv}
+        if "mass_j" in sums:
+            of_keys["mass"] = sums.pop("mass_j")
+            sums["mass"] = sums.pop("mass_i")
+        return sums, of_keys
+
+    def _sum_over_pairs(self, t: Tile, g: TileGradients) -> dict[str, Array]:
+        """Returns the gradients of gamma, bias and, if the cutoff depends on it smoothly, radius from one tile."""
+        grads = {"gamma": self.form.sign * jnp.sum(g.gamma, (0, 2, 3)), "bias": jnp.sum(g.base, (0, 2, 3))}
+        if g.cutoff is not None:
+            radius = self.params.radius
+            grads["radius"] = 2 * jnp.sum(g.cutoff * t.d2) / (jnp.square(radius) * radius)
+        return grads
+
+
+def _with_ones(a: Array) -> Array:
+    return jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+
+
+def input_gradients(x: GravityInputs, of_queries: dict[str, Array], of_keys: dict[str, Array]) -> GravityInputs:
+    """Returns the gradients of the inputs from those of `GravityTiles.gradients`, summed over all blocks."""
+    L, split_a = x.a_BxLxHxC.shape[1], tiles.split(x.a_BxLxHxC)
+    Ga = of_queries["Ga"] + of_keys["Ga"]
+    da = tiles.join(2 * (split_a * Ga[..., -1:] - Ga[..., :-1]), L)
+    dv = tiles.join(of_keys["v"], L).astype(x.v_BxLxHxK.dtype)
+    dmass = None if x.mass_BxL is None else tiles.join_rows(of_queries["mass"] + of_keys["mass"], L)
+    dparams = GravityParams(*(of_queries[name] for name in ("gamma", "bias", "radius")))
+    return GravityInputs(da, dv, dparams, dmass)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -198,67 +336,27 @@ def _tiled(form: GravityForm, x: GravityInputs) -> Array:
     return _tiled_forward(form, x)[0]
 
 
+def _options(form: GravityForm, x: GravityInputs, n: int) -> online_softmax.Options:
+    factors = None if x.dropout_key is None else partial(tiles.dropout_factors, x.dropout_key, form.dropout_rate)
+    return online_softmax.Options(tiles.tile_pairs(n), factors)
+
+
 def _tiled_forward(form: GravityForm, x: GravityInputs) -> tuple[Array, tuple[Any, ...]]:
-    split, v = _split(form, x), tiles.split(x.v_BxLxHxK)
-    options = online_softmax.Options(Dropout(x.dropout_key, form.dropout_rate))
-    out, lse = online_softmax.forward(lambda i, j: _tile(form, x, split, i, j).s, v, options, x.a_BxLxHxC.dtype)
+    tokens, v, self_score = tokens_of(x), tiles.split(x.v_BxLxHxK), split_self_scores(form, x)
+    block = tiles.own_block(tokens.segment_ids_nxBxT)
+    at = GravityTiles(form, x.params, tokens, self_score).tile(tokens, block)
+    out, lse = online_softmax.forward(lambda i, j: at(i, j).s, v, _options(form, x, v.shape[0]), x.a_BxLxHxC.dtype)
     out_BxLxHxK = tiles.join(out, x.v_BxLxHxK.shape[1])
-    return out_BxLxHxK, (x, split["self_score"], out_BxLxHxK, lse)
+    return out_BxLxHxK, (x, self_score, out_BxLxHxK, lse)
 
 
 def _tiled_backward(form: GravityForm, saved: tuple[Any, ...], dout_BxLxHxK: Array) -> tuple[Any]:
     x, self_score, out_BxLxHxK, lse = saved
-    split = _split(form, x) | {"self_score": self_score}
+    tokens = tokens_of(x)
     v, out, dout = (tiles.split(y) for y in (x.v_BxLxHxK, out_BxLxHxK, dout_BxLxHxK))
-    wide, L = lse.dtype, x.a_BxLxHxC.shape[1]
-    # The column of ones turns the product with G into row sums of G, too.
-    a1 = jnp.concatenate([split["a"], jnp.ones_like(split["a"][..., :1])], axis=-1)
-    a1T = online_softmax.transposed(a1)
-
-    def tile(i: Array, j: Array) -> tuple[Array, Tile]:
-        t = _tile(form, x, split, i, j)
-        return t.s, t
-
-    def add_gradients(sums: Any, i: Array, j: Array, t: Tile, p: Array, slope: Array) -> Any:
-        g = differentiate_tile(form, _strengths(x), t, p, slope, lse[i][..., None])
-        sums = sums | {name: sums[name] + grad for name, grad in _sum_over_pairs(form, x, t, g).items()}
-        G = g.d2
-        at_i = {"Ga": dot("bhij,bhjk->bhik", G, a1[j])}
-        at_j = {"GaT": dot("bhki,bhij->bhkj", a1T[i], G)}
-        if x.mass_BxL is not None:
-            e = g.massed * t.base
-            at_i["mass_i"] = jnp.sum(e * split["mass"][j][:, None, None], (1, 3))
-            at_j["mass_j"] = jnp.sum(e * split["mass"][i][:, None, :, None], (1, 2))
-        for index, parts in ((i, at_i), (j, at_j)):
-            sums = sums | {name: tiles.set_tile(sums[name], sums[name][index] + g, index) for name, g in parts.items()}
-        return sums
-
-    init = {
-        "Ga": jnp.zeros(a1.shape, wide),
-        "GaT": jnp.zeros(a1T.shape, wide),
-        "gamma": jnp.zeros_like(x.params.gamma_H),
-        "bias": jnp.zeros_like(x.params.bias_H),
-        "radius": jnp.zeros_like(x.params.radius),
-    }
-    if x.mass_BxL is not None:
-        init |= {"mass_i": jnp.zeros_like(split["mass"]), "mass_j": jnp.zeros_like(split["mass"])}
-    options = online_softmax.Options(Dropout(x.dropout_key, form.dropout_rate))
-    sums, dv = online_softmax.backward(tile, add_gradients, init, v, options, (out, lse), dout)
-    Ga = sums["Ga"] + online_softmax.transposed(sums["GaT"])
-    da = tiles.join(2 * (split["a"] * Ga[..., -1:] - Ga[..., :-1]), L)
-    dv = tiles.join(dv, L).astype(x.v_BxLxHxK.dtype)
-    dmass = None if x.mass_BxL is None else tiles.join_rows(sums["mass_i"] + sums["mass_j"], L)
-    dparams = GravityParams(sums["gamma"], sums["bias"], sums["radius"])
-    return (GravityInputs(da, dv, dparams, dmass),)
-
-
-def _sum_over_pairs(form: GravityForm, x: GravityInputs, t: Tile, g: TileGradients) -> dict[str, Array]:
-    """Returns the gradients of gamma, bias and, if the cutoff depends on it smoothly, radius from one tile."""
-    grads = {"gamma": form.sign * jnp.sum(g.gamma, (0, 2, 3)), "bias": jnp.sum(g.base, (0, 2, 3))}
-    if g.cutoff is not None:
-        radius = x.params.radius
-        grads["radius"] = 2 * jnp.sum(g.cutoff * t.d2) / (jnp.square(radius) * radius)
-    return grads
+    block, options = tiles.own_block(tokens.segment_ids_nxBxT), _options(form, x, v.shape[0])
+    scores = GravityTiles(form, x.params, tokens, self_score)
+    return (input_gradients(x, *scores.gradients((tokens, v), block, options, (out, lse), dout)),)
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

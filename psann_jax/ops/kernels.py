@@ -15,6 +15,7 @@ import jax
 from psann_jax.ops.kernel_checks import Example, is_sound
 
 Kernels = Literal["auto", "plain"]
+CONTEXT_AXIS = "context"  # the mesh axis that windows are divided over
 
 
 _selected: ContextVar[Kernels] = ContextVar("selected", default="auto")
@@ -66,6 +67,11 @@ def device_count() -> int:
     """Returns the number of devices of the current mesh, or of all processes without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.device_count() if mesh.empty else mesh.size
+
+
+def window_parts() -> int:
+    """Returns the number of devices that a window is divided over in the current mesh; 1 without one."""
+    return int(jax.sharding.get_abstract_mesh().shape.get(CONTEXT_AXIS, 1))
 
 
 @contextlib.contextmanager

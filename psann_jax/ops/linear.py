@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from psann_jax.ops import kernels
+from psann_jax.ops.window_parts import parts_as_rows
 
 _wide: ContextVar[bool] = ContextVar("wide", default=False)
 
@@ -35,10 +36,12 @@ class _Options(NamedTuple):
     Attributes:
       on_cpu: whether the order of operands is that for CPUs.
       wide: see `wide_kernel_gradients`.
+      parts: see `parts_as_rows`.
     """
 
     on_cpu: bool
     wide: bool
+    parts: int
 
 
 def matmul_reference(x: Array, kernel_DxF: Array) -> Array:
@@ -61,7 +64,7 @@ def matmul(x: Array, kernel_DxF: Array) -> Array:
       (..., F) in the type of x. The gradient of the kernel is rounded to that type, except in
       `wide_kernel_gradients`.
     """
-    return _matmul(_Options(kernels.platform() == "cpu", _wide.get()), x, kernel_DxF)
+    return _matmul(_Options(kernels.platform() == "cpu", _wide.get(), kernels.window_parts()), x, kernel_DxF)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -76,7 +79,7 @@ def _forward(_: _Options, x: Array, kernel_DxF: Array) -> tuple[Array, tuple[Arr
 
 def _backward(options: _Options, saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel_DxF, like = saved
-    x_RxD, g_RxF = (a.reshape(-1, a.shape[-1]) for a in (x, g))
+    x_RxD, g_RxF = (parts_as_rows(a, options.parts).reshape(-1, a.shape[-1]) for a in (x, g))
     product = partial(jnp.matmul, preferred_element_type=like.dtype if options.wide else x.dtype)
     if x_RxD.shape[1] <= g_RxF.shape[1] or not options.on_cpu:
         dkernel_DxF = product(x_RxD.T, g_RxF)

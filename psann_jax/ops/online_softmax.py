@@ -12,71 +12,73 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from psann_jax.ops.tiles import MASK_VALUE, Dropout, dropout_factors, set_tile, tile_pairs
+from psann_jax.ops.tiles import MASK_VALUE, set_tile
 
 Tile = TypeVar("Tile")
 Sums = TypeVar("Sums")
 
 
 class Options(NamedTuple):
-    """What is computed of all pairs of tiles.
+    """What is computed of which pairs of tiles.
 
     Attributes:
-      dropout: dropout of the softmax weights.
+      pairs: indices (i, j) of the query and key tiles that meet, row by row.
+      factors: takes (shape, i, j) and returns the factors of the softmax weights of a tile for dropout; None: none.
       group: M / T.
-      back: number of key tiles before its own that a query tile meets; None: all.
     """
 
-    dropout: Dropout
+    pairs: tuple[np.ndarray, np.ndarray]
+    factors: Callable[[tuple[int, ...], Array, Array], Array] | None = None
     group: int = 1
-    back: int | None = None
 
 
 def forward(
-    scores: Callable[[Array, Array], Array], v_nxBxHxTxK: Array, options: Options, dtype: Any
+    scores: Callable[[Array, Array], Array], v_nxBxHxTxK: Array, options: Options, dtype: Any, out_dtype: Any = None
 ) -> tuple[Array, Array]:
     """Computes softmax(scores) @ v with a running maximum, sum and accumulator per query.
 
     Args:
-      scores: returns the scores of query tile i and key tile j, (B, H, M, T), with `MASK_VALUE` where masked. Each
-        query must see at least one key of the tile on the diagonal.
+      scores: returns the scores of query tile i and key tile j, (B, H, M, T), with `MASK_VALUE` where masked.
       v_nxBxHxTxK: values.
       options: see `Options`.
       dtype: type of scores, softmax and accumulator.
+      out_dtype: type of the output; None: that of the values.
 
     Returns:
-      The output, (n, B, H, M, K) in the type of the values, and the logsumexp of the scores, (n, B, H, M).
+      The output, (n, B, H, M, K), and the logsumexp of the scores, (n, B, H, M). For a query that sees no key, the
+      logsumexp is about `MASK_VALUE`, and the output arbitrary but finite.
     """
     n, B, H, T, K = v_nxBxHxTxK.shape
-    dropout, group, back = options
-    M = group * T
+    M = options.group * T
 
     def step(carry: Any, pair: Any) -> tuple[Any, None]:
         max_BxHxM, sum_BxHxM, acc_BxHxMxK, out, lse = carry
-        i, j = pair
-        first = j == 0 if back is None else (j == 0) | (j == i - back)
+        i, j, first = pair
         s_BxHxMxT = scores(i, j)
         previous_max_BxHxM = jnp.where(first, MASK_VALUE, max_BxHxM)
         max_BxHxM = jnp.maximum(previous_max_BxHxM, s_BxHxMxT.max(-1))
         p_BxHxMxT = jnp.exp(s_BxHxMxT - max_BxHxM[..., None])
         rescale_BxHxM = jnp.where(first, 0, jnp.exp(previous_max_BxHxM - max_BxHxM))
         sum_BxHxM = sum_BxHxM * rescale_BxHxM + p_BxHxMxT.sum(-1)
-        if dropout.key is not None:
-            p_BxHxMxT *= dropout_factors(dropout.key, dropout.rate, p_BxHxMxT.shape, i, j)
+        if options.factors is not None:
+            p_BxHxMxT *= options.factors(p_BxHxMxT.shape, i, j)
         p_BxHxMxT = p_BxHxMxT.astype(v_nxBxHxTxK.dtype)
         pv_BxHxMxK = jnp.einsum("bhij,bhjk->bhik", p_BxHxMxT, v_nxBxHxTxK[j], preferred_element_type=dtype)
         acc_BxHxMxK = acc_BxHxMxK * rescale_BxHxM[..., None] + pv_BxHxMxK
-        # Each key tile overwrites the result of the one before it; the last one, on the diagonal, is final.
+        # Each key tile overwrites the result of the one before it; the last one is final.
         out = set_tile(out, (acc_BxHxMxK / sum_BxHxM[..., None]).astype(out.dtype), i)
         lse = set_tile(lse, max_BxHxM + jnp.log(sum_BxHxM), i)
         return (max_BxHxM, sum_BxHxM, acc_BxHxMxK, out, lse), None
 
     row = jnp.zeros((B, H, M), dtype)
-    out = jnp.zeros((n, B, H, M, K), v_nxBxHxTxK.dtype)
-    init = (row, row, jnp.zeros((B, H, M, K), dtype), out, jnp.zeros((n, B, H, M), dtype))
-    (*_, out_nxBxHxMxK, lse_nxBxHxM), _ = lax.scan(step, init, tile_pairs(n, back))
+    out = jnp.zeros((n, B, H, M, K), out_dtype or v_nxBxHxTxK.dtype)
+    init = (row, row, jnp.zeros((B, H, M, K), dtype), out, jnp.full((n, B, H, M), MASK_VALUE, dtype))
+    i, j = options.pairs
+    first = np.diff(i, prepend=-1) != 0  # of the tiles of a row
+    (*_, out_nxBxHxMxK, lse_nxBxHxM), _ = lax.scan(step, init, (i, j, first))
     return out_nxBxHxMxK, lse_nxBxHxM
 
 
@@ -106,7 +108,6 @@ def backward(
       The sums over all tiles, and the gradient of the values, (n, B, H, T, K) in the type of the logsumexp.
     """
     out_nxBxHxMxK, lse_nxBxHxM = saved
-    dropout, _, back = options
     dtype = lse_nxBxHxM.dtype
     delta_nxBxHxM = (dout_nxBxHxMxK.astype(dtype) * out_nxBxHxMxK).sum(-1)
     doutT_nxBxHxKxM = transposed(dout_nxBxHxMxK)
@@ -118,8 +119,8 @@ def backward(
         s_BxHxMxT, rest = tile(i, j)
         p_BxHxMxT = dropped_BxHxMxT = jnp.exp(s_BxHxMxT - lse_nxBxHxM[i][..., None])
         dp_BxHxMxT = dot("bhik,bhjk->bhij", dout_nxBxHxMxK[i], v_nxBxHxTxK[j])
-        if dropout.key is not None:
-            factors_BxHxMxT = dropout_factors(dropout.key, dropout.rate, p_BxHxMxT.shape, i, j)
+        if options.factors is not None:
+            factors_BxHxMxT = options.factors(p_BxHxMxT.shape, i, j)
             dropped_BxHxMxT, dp_BxHxMxT = p_BxHxMxT * factors_BxHxMxT, dp_BxHxMxT * factors_BxHxMxT
         dropped_BxHxMxT = dropped_BxHxMxT.astype(dout_nxBxHxMxK.dtype)
         dvT = set_tile(dvT, dvT[j] + dot("bhki,bhij->bhkj", doutT_nxBxHxKxM[i], dropped_BxHxMxT), j)
@@ -128,7 +129,7 @@ def backward(
 
     n, B, H, T, K = v_nxBxHxTxK.shape
     zeros = jnp.zeros((n, B, H, K, T), dtype)
-    (sums, dvT_nxBxHxKxT), _ = lax.scan(step, (init, zeros), tile_pairs(n, back))
+    (sums, dvT_nxBxHxKxT), _ = lax.scan(step, (init, zeros), options.pairs)
     return sums, transposed(dvT_nxBxHxKxT)
 
 

@@ -161,7 +161,7 @@ def by_blocks(gradients: Callable[..., tuple[Array, ...]], z: Array, *params_and
     Returns:
       What `gradients` returns for all positions.
     """
-    if z.ndim == 1:
+    if z.ndim == 1 or kernels.window_parts() > 1:  # each device already has a block of positions
         return gradients(z, *params_and_dy)
     *params, dy = params_and_dy
     axis, length = z.ndim - 2, z.shape[-2]

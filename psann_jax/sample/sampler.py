@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psann_jax.config import require
 from psann_jax.models.network import Network, Params
-from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
+from psann_jax.nn.mesh import ONE_DEVICE, make_mesh, without_context
 from psann_jax.nn.partition import RULES, ParamInfo, constrain, info_tree, param_shardings
 from psann_jax.ops import kernels
 from psann_jax.sample.next_token import alternatives, next_token, score
@@ -67,7 +67,8 @@ class Sampler:
         self.vocab_size: int = network.config.vocab_size
         require(max_length >= 2, "max_length", f"is {max_length}, must be at least 2")
         require(0 <= eos_id < self.vocab_size, "eos_id", f"is {eos_id}, outside the {self.vocab_size} ids")
-        self.eos_id, self.max_length, self.mesh = eos_id, max_length, mesh or make_mesh(ONE_DEVICE, all_devices=False)
+        self.eos_id, self.max_length = eos_id, max_length
+        self.mesh = without_context(mesh or make_mesh(ONE_DEVICE, all_devices=False))
         self._network, self.n_alternatives = network, min(n_alternatives, self.vocab_size)
         self.has_adjustments = has_adjustments
         module = nnx.eval_shape(self._unstacked, network.abstract)

@@ -17,6 +17,7 @@ from psann_jax.data.streamed_text import StreamedText, open_text
 from psann_jax.data.target_parts import TextParts
 from psann_jax.data.windows import is_target
 from psann_jax.models.network import DTYPES, Params, make_network
+from psann_jax.nn.mesh import without_context
 from psann_jax.nn.partition import constrain
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from psann_jax.sample.prompts import sample_texts
@@ -148,12 +149,11 @@ class LanguageModel:
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises ConfigError if the mesh does not divide the heads or the window."""
         check_heads(mesh, self.config.model.n_heads, getattr(self.config.model, "n_kv_heads", 0))
-        if self.config.mesh.sequence:
-            check_window(mesh, self.config.data.max_length)
+        check_window(mesh, self.config.data.max_length, sequence=self.config.mesh.sequence)
 
     def sample_texts(self, params: Params, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
         """Continuations of eval.prompts; see `psann_jax.sample.prompts.sample_texts`."""
-        if self._sampler is None or self._sampler.sampler.mesh != mesh:
+        if self._sampler is None or self._sampler.sampler.mesh != without_context(mesh):
             tokenizer, length = self.data.tokenizer, self._settings.max_length
             sampler = Sampler(self.network, None, eos_id=tokenizer.eos_id, max_length=length, mesh=mesh)
             self._sampler = TextSampler(sampler, tokenizer)

@@ -66,15 +66,21 @@ def check_heads(mesh: Mesh, n_heads: int, n_kv_heads: int = 0) -> None:
         require(n % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.{name}={n}")
 
 
-def check_window(mesh: Mesh, max_length: int) -> None:
-    """Raises ConfigError if the mesh cannot split windows of `max_length` tokens for mesh.sequence."""
-    parts = mesh.shape["tensor"]
-    require(parts > 1, "mesh.sequence", "has no effect where mesh.tensor is 1; leave it at False")
+def check_window(mesh: Mesh, max_length: int, *, sequence: bool) -> None:
+    """Raises ConfigError if the mesh cannot split windows of `max_length` tokens for mesh.context or mesh.sequence."""
+    context, tensor = mesh.shape["context"], mesh.shape["tensor"]
     require(
-        max_length % parts == 0,
+        max_length % context == 0,
         "data.max_length",
-        f"is {max_length}, which mesh.tensor={parts} does not divide; mesh.sequence requires that",
+        f"is {max_length}, which mesh.context={context} does not divide",
     )
+    if sequence:
+        require(tensor > 1, "mesh.sequence", "has no effect where mesh.tensor is 1; leave it at False")
+        require(
+            max_length % tensor == 0,
+            "data.max_length",
+            f"is {max_length}, which mesh.tensor={tensor} does not divide; mesh.sequence requires that",
+        )
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -196,7 +196,7 @@ class Update:
 def _sums_whole_gradients() -> bool:
     """Returns whether devices of the current mesh sum gradients of which each could keep all micro-batches."""
     shape = jax.sharding.get_abstract_mesh().shape
-    return shape.get("data", 1) > 1 and shape.get("fsdp", 1) == 1
+    return shape.get("data", 1) * shape.get("context", 1) > 1 and shape.get("fsdp", 1) == 1
 
 
 def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:

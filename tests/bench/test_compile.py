@@ -98,7 +98,7 @@ def test_the_report_has_a_column_for_each_program(compiler):
     mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     result = {"programs": programs, "device": "cpu", "topology": "cpu:1", "mesh": mesh, "config": config}
     lines = compiling.report(result).splitlines()
-    assert lines[0].startswith("cpu:1 (cpu), mesh data 1 x fsdp 1 x tensor 1; waveresnet, fp32; compiled, not run")
+    assert lines[0].startswith("cpu:1 (cpu), mesh data 1 x fsdp 1 x context 1 x tensor 1; waveresnet, fp32; compiled")
     assert lines[1].split() == ["train", "decode"]
     kernels = next(line for line in lines if line.startswith("kernels"))
     assert kernels.split() == ["kernels", f"{programs['train']['kernels']:,}", "-"]

@@ -35,7 +35,7 @@ def test_a_mesh_of_eight(tmp_path):
     done = show_layout(tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     assert done.returncode == 0, done.stderr
     assert "8 x CPU" in done.stdout
-    assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
+    assert "mesh data 2 x fsdp 2 x context 1 x tensor 2" in done.stdout
     shape, axes, split, megabytes = row(done.stdout, "blocks.mlp.fc1.kernel")[1:]
     assert (shape, axes, split) == ("2 x 64 x 128", "layers, embed, mlp", "1: fsdp 2, 2: tensor 2")
     assert float(megabytes) == pytest.approx(2 * 64 * 128 * 4 / 4 / 2**20, abs=0.005)

@@ -55,6 +55,11 @@ def test_a_number_of_devices_that_the_mesh_does_not_divide():
         on(MeshConfig(fsdp=4), 6)
 
 
+def test_windows_divided_over_devices_are_refused():
+    with pytest.raises(ConfigError, match=r"^mesh\.context: is not part of the estimate; leave it at 1"):
+        on(MeshConfig(context=2), 8)
+
+
 def test_the_table():
     text = report(CONFIG, estimate(CONFIG, CLUSTER, [1, 8]))
     assert f"{N_PARAMS:,} parameters" in text

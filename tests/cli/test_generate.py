@@ -195,7 +195,9 @@ def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
         load_text_run(tmp_path, "lst")
     with pytest.raises(UserError, match="no checkpoint has a validation loss"):
         load_text_run(tmp_path, "best")
-    with pytest.raises(UserError, match=r"^mesh: is data 99 x fsdp 1 x tensor 1, but there (is|are) \d+ device"):
+    with pytest.raises(
+        UserError, match=r"^mesh: is data 99 x fsdp 1 x context 1 x tensor 1, but there (is|are) \d+ device"
+    ):
         load_text_run(tmp_path, mesh=(99, 1, 1))
     for part in (tmp_path / "checkpoints" / "step_3" / "params").rglob("*"):
         if part.is_file() and part.parent.name == "d":

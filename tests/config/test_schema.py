@@ -198,6 +198,21 @@ def test_any_misspelt_key_is_refused(name, suffix):
         parse_with(name + suffix, 1)
 
 
+def test_windows_are_divided_over_context_or_for_sequence():
+    mapping = to_dict(Config())
+    mapping["mesh"].update(context=2, tensor=2, sequence=True)
+    with pytest.raises(ConfigError, match=r"^mesh\.sequence: cannot be used with mesh\.context, which divides all"):
+        parse(mapping)
+
+
+@pytest.mark.parametrize("size", [2, -1])
+def test_puzzles_are_not_divided_over_devices(size):
+    mapping = default_config("sudoku").to_dict()
+    mapping["mesh"].update(data=1, context=size)
+    with pytest.raises(ConfigError, match=r"^mesh\.context: has no effect with base sudoku, which reads no windows"):
+        parse(mapping)
+
+
 def test_sample_texts_have_no_effect_on_puzzles():
     mapping = default_config("sudoku").to_dict()
     mapping["eval"]["prompts"] = ("5 3",)

@@ -26,6 +26,7 @@ from tests.support.tiny import tiny_config
 
 # 8 does not divide the vocabulary, 260 bytes.
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+WITH_CONTEXT = {"context": (1, 1, 1, 8), "context_and_all": (1, 2, 2, 2)}  # the last is of windows
 STEPS = 3
 
 
@@ -104,9 +105,10 @@ def sudoku(workdir):
 def main(kind, workdir):
     """Prints a JSON object that maps the name of a mesh to its results."""
     task, config = {"text": text, "sudoku": sudoku}[kind](workdir)
+    meshes = MESHES | (WITH_CONTEXT if kind == "text" else {})
     found = {
         name: results_on(make_mesh(MeshConfig(*sizes), all_devices=False), task, config)
-        for name, sizes in MESHES.items()
+        for name, sizes in meshes.items()
     }
     _, one = found["one"]
     print(json.dumps({name: {**shown, "difference": difference(m, one)} for name, (shown, m) in found.items()}))

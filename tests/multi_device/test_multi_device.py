@@ -24,6 +24,16 @@ KINDS = pytest.mark.parametrize(
 @KINDS
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor", "all"])
 def test_losses_and_gradients_equal_those_of_one_device(on_meshes, mesh):
+    equal_to_one(on_meshes, mesh)
+
+
+@pytest.mark.parametrize("on_meshes", ["text"], indirect=True, scope="module")
+@pytest.mark.parametrize("mesh", ["context", "context_and_all"])
+def test_losses_and_gradients_of_divided_windows_equal_those_of_one_device(on_meshes, mesh):
+    equal_to_one(on_meshes, mesh)
+
+
+def equal_to_one(on_meshes, mesh):
     np.testing.assert_allclose(on_meshes[mesh]["losses"], on_meshes["one"]["losses"], rtol=2e-5)
     assert on_meshes[mesh]["difference"] < 2e-5
     for kind, parts in on_meshes["one"]["parts"].items():
@@ -87,7 +97,7 @@ def test_activations_split_along_the_window_give_the_same_values_in_less_memory(
 
 # 8 does not divide the vocabulary of 260 bytes, but 1 and 2 do.
 @pytest.mark.slow
-@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+@pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
 def test_resume_on_fewer_devices_continues_the_same_run(tmp_path, axis):
     losses = {}
     for name, stages in {"whole": [(1, -1)], "moved": [(8, 3), (2, 5), (1, -1)]}.items():

@@ -9,7 +9,11 @@ from psann_jax.runs.samples import write_samples
 from psann_jax.train.metrics import read_metrics
 from tests.support.processes import run_script
 
-MESHES = {"8 devices": (1, 8, "fsdp=2", "tensor=2", "sequence"), "2 processes": (2, 2, "tensor=2")}
+MESHES = {
+    "8 devices": (1, 8, "fsdp=2", "tensor=2", "sequence"),
+    "2 processes": (2, 2, "tensor=2"),
+    "context": (1, 8, "tensor=2", "context=2"),
+}
 OTHERS = [
     "modern_swiglu_tied_softcap",
     "transformer_relu_alibi",

@@ -8,9 +8,11 @@ import pytest
 from psann_jax.config import ConfigError, MeshConfig
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
 
+ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+
 
 def test_the_mesh_covers_all_devices_or_the_error_says_why_not():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig()).shape) == ONE
     found = r"but there is 1 device \(cpu\)"
     for config, message in {
         MeshConfig(data=8): rf"^mesh\.data: is 8, {found}; it must divide that number$",
@@ -26,13 +28,13 @@ def test_the_number_of_devices_is_in_the_message(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: eight)
     with pytest.raises(ConfigError, match=r"^mesh\.data: is 3, but there are 8 devices \(cpu\); it must divide"):
         make_mesh(MeshConfig(data=3))
-    with pytest.raises(ConfigError, match=r"^mesh: is data 2 x fsdp 2 x tensor 1, but there are 8 devices \(cpu\)$"):
+    with pytest.raises(ConfigError, match=r"^mesh: is data 2 x fsdp 2 x context 1 x tensor 1, but there are 8 "):
         make_mesh(MeshConfig(data=2, fsdp=2))
 
 
 def test_the_mesh_over_the_first_devices_needs_that_many():
-    assert dict(make_mesh(ONE_DEVICE, all_devices=False).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    with pytest.raises(ConfigError, match=r"^mesh: is data 1 x fsdp 2 x tensor 3, but there is 1 device \(cpu\)$"):
+    assert dict(make_mesh(ONE_DEVICE, all_devices=False).shape) == ONE
+    with pytest.raises(ConfigError, match=r"^mesh: is data 1 x fsdp 2 x context 1 x tensor 3, but there is 1 device"):
         make_mesh(MeshConfig(1, 2, 3), all_devices=False)
     with pytest.raises(ConfigError, match=r"^mesh\.data: is 0, must be positive, or -1"):
         make_mesh(MeshConfig(0, 1, 1), all_devices=False)
@@ -54,7 +56,7 @@ class Device:
 
 def processes(mesh):
     """The process of every device, in the shape of the mesh."""
-    return [[[device.process_index for device in row] for row in group] for group in mesh.devices.tolist()]
+    return [[[device.process_index for device in row] for row in group] for group in mesh.devices[:, :, 0].tolist()]
 
 
 @pytest.mark.parametrize("count", [0, 2])

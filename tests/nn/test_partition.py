@@ -31,8 +31,9 @@ def test_every_parameter_has_axes_that_fit_its_shape_and_some_are_divided(name):
     assert {"fsdp", "tensor"} in divided
 
 
-def abstract_mesh(*sizes):
-    return jax.sharding.AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+def abstract_mesh(data, fsdp, tensor, context=1):
+    sizes = (data, fsdp, context, tensor)
+    return jax.sharding.AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def test_a_dimension_that_cannot_be_divided_is_named():
@@ -66,11 +67,15 @@ def test_features_that_cannot_be_divided_beside_such_a_vocabulary_are_named():
 
 
 def test_windows_that_cannot_be_split_are_refused():
-    check_window(abstract_mesh(1, 1, 4), 32)
+    check_window(abstract_mesh(1, 1, 4), 32, sequence=True)
+    check_window(abstract_mesh(1, 1, 4), 30, sequence=False)
+    check_window(abstract_mesh(1, 1, 4, 3), 30, sequence=False)
     with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.tensor=4 does not divide;"):
-        check_window(abstract_mesh(1, 1, 4), 30)
+        check_window(abstract_mesh(1, 1, 4), 30, sequence=True)
     with pytest.raises(ConfigError, match=r"^mesh\.sequence: has no effect where mesh\.tensor is 1"):
-        check_window(abstract_mesh(4, 2, 1), 32)
+        check_window(abstract_mesh(4, 2, 1), 32, sequence=True)
+    with pytest.raises(ConfigError, match=r"^data\.max_length: is 30, which mesh\.context=4 does not divide$"):
+        check_window(abstract_mesh(1, 1, 1, 4), 30, sequence=False)
 
 
 def test_initial_weights_follow_the_table():

@@ -57,6 +57,31 @@ def test_head_sizes_beyond_128_run_on_hopper_only(on):
         choose_attention("cudnn", case)
 
 
+def test_parts_of_a_window_are_attended_to_on_a_ring(on):
+    parts = CASE._replace(length=4096, context=4)
+    assert choose_attention("auto", parts) == choose_attention("xla", parts) == "ring"
+    assert choose_attention("plain", parts) == "plain"
+    assert choose_attention("auto", parts._replace(uneven="cannot split batch=3 into 2 equal parts")) == "xla"
+    on("gpu", H100)
+    for case in (parts, parts._replace(has_segment_ids=True), parts._replace(dropout=0.1)):
+        assert choose_attention("auto", case) == "ring"
+    assert "cannot attend to parts of a window (mesh.context=4)" in describe_attention("auto", parts)
+    with pytest.raises(ConfigError, match=r"^model\.attention: triton cannot attend to parts .*; use auto or xla$"):
+        choose_attention("triton", parts)
+
+
+def test_a_tpu_gathers_keys_for_its_kernel_if_parts_are_whole_blocks(on):
+    on("tpu", "TPU v5 lite")
+    parts = CASE._replace(length=1024, context=8)
+    assert choose_attention("auto", parts) == choose_attention("splash", parts) == "splash_gathered"
+    assert choose_attention("xla", parts) == "ring"
+    assert choose_attention("auto", parts._replace(dropout=0.1)) == "ring"
+    odd = parts._replace(length=1000)
+    assert choose_attention("auto", odd) == "ring"
+    with pytest.raises(ConfigError, match=r"splash needs parts of a window that are multiples of 128 tokens \(data"):
+        choose_attention("splash", odd)
+
+
 def test_an_unknown_name_is_rejected():
     with pytest.raises(ConfigError, match=r"^model\.attention: 'flash' is unknown, choose from auto, xla"):
         choose_attention("flash", CASE)

@@ -55,7 +55,7 @@ def check(platforms, kind, dtype, packed, expected, options):
     """Lowers a layer and its gradients for a device; checks the implementation and the calls of its kernels."""
     name, calls = expected
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platforms[0])
-    mesh = AbstractMesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    mesh = AbstractMesh((1,) * 4, MESH_AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=device)
     x, kv = (jax.ShapeDtypeStruct((2, 299, n, options.d_model // 2), dtype) for n in (2, options.kv_heads))
     segment_ids = jax.ShapeDtypeStruct((2, 299), jnp.int32)
     layer = SimpleNamespace(options=options)

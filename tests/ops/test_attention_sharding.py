@@ -30,7 +30,7 @@ fused.dot_product_attention = interpreter
 attention_cudnn.documents_per_pass = lambda length: 3
 for name in ("triton", "splash"):
     KERNELS[name] = partial(KERNELS[name], interpret=True)
-mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+mesh = jax.make_mesh((2, 2, 1, 2), ("data", "fsdp", "context", "tensor"), axis_types=(AxisType.Auto,) * 4)
 B, L, H, K = 8, 40, 4, 8
 q, k, v, dout = jax.random.normal(jax.random.key(0), (4, B, L, H, K))
 segment_ids = jnp.cumsum(jax.random.bernoulli(jax.random.key(1), 0.1, (B, L)), 1).astype(jnp.int32)

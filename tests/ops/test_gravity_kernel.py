@@ -223,6 +223,17 @@ def test_gpus_and_tpus_use_the_kernel_where_it_is_supported(platform, monkeypatc
     assert choose_for(make(), "auto") == "tiled"
 
 
+@PLATFORMS
+def test_parts_of_a_window_are_attended_to_on_a_ring(platform, monkeypatch):
+    pretend(monkeypatch, platform)
+    monkeypatch.setattr(kernels, "window_parts", lambda: 4)
+    assert choose_for(make(), "auto") == choose_for(make(), "tiled") == "ring"
+    assert choose_for(make(), "auto", even=False) == "tiled"
+    assert choose_for(make(), "plain") == "plain"
+    with pytest.raises(ConfigError, match=r"^model.attention: pallas cannot attend to parts .*context=4\); use auto"):
+        choose_for(make(), "pallas")
+
+
 def test_an_implementation_that_cannot_run_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"^model.attention: pallas runs on GPUs and TPUs, not on cpu; use auto"):
         choose_for(make(), "pallas")

@@ -24,7 +24,7 @@ from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from psann_jax.ops.sine import damped_sine
 
 tiles._CPU_TILE = 16
-mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+mesh = jax.make_mesh((2, 2, 1, 2), ("data", "fsdp", "context", "tensor"), axis_types=(AxisType.Auto,) * 4)
 BATCH = ("data", "fsdp")
 B, L, H, K, F, D, V = 8, 48, 4, 8, 32, 16, 96
 

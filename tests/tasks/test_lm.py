@@ -146,7 +146,7 @@ def test_a_vocabulary_other_than_the_tokenizers_is_refused(home):
 
 def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(home):
     task, _, _ = make(home, train__grad_accum=2)
-    mesh = AbstractMesh((8, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((8, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     with pytest.raises(UserError, match=r"train\.batch_tokens: makes micro-batches of 4 windows, .* over 8 devices"):
         compile_steps(task, task.config, mesh)
 
