@@ -8,6 +8,7 @@ the code that users run.
 
 import gc
 import os
+import pathlib
 import shutil
 import signal
 import tempfile
@@ -27,6 +28,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import jax
 import pytest
+
+_MAX_MEMORY_BYTES = 1.5e9
 
 # JAX makes so many objects that to look through them again and again takes a tenth of the time.
 gc.set_threshold(50_000, 20, 100)
@@ -56,6 +59,19 @@ def default_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Drops the compiled programs of a file's tests when they take much memory; other files rarely use them."""
+    if nextitem is not None and nextitem.path != item.path and _memory_bytes() > _MAX_MEMORY_BYTES:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _memory_bytes():
+    """Memory of this process in use; 0 where the system does not tell."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def pytest_unconfigure(config):

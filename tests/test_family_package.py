@@ -72,6 +72,7 @@ def run(folder, command, *flags):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_swept_resumed_sampled_and_measured(folder):
     run(folder, "sweep", f"--config={folder}/sweep.py", f"--workdir={folder}/sweep")
     results = {r["contender"]: r for r in json.loads((folder / "sweep" / "summary.json").read_text())["results"]}

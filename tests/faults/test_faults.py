@@ -214,6 +214,7 @@ def test_sigterm_in_compilation_evaluation_and_save(experiment, tmp_path):
     experiment.assert_uninterrupted(workdir)
 
 
+@pytest.mark.slow
 def test_sigterm_within_an_update(tmp_path):
     """The update is abandoned, the state before it saved, and the resumed run repeats the whole update."""
     experiment = Experiment(tmp_path, "--config.train.steps=8", "--config.train.grad_accum=4")

@@ -107,6 +107,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
         dataclasses.replace(TRAIN, **changes).check("train")
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_is_used_without_them_and_resumes_exactly(tmp_path):
     short = {"train__steps": 4, "checkpoint__every": 2, "eval__every": 2}
     train_run(tiny_config(tmp_path, **short), tmp_path / "source")

@@ -69,6 +69,7 @@ def test_the_gradient_of_a_sharded_embedding_is_summed_in_float32():
         assert found["communicated"] <= 1, vocab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["waveresnet_interleave_window"])
 def test_grouped_heads_and_sliding_windows_give_the_values_of_one_device(name):
     found = json.loads(run_script("multi_device/grouped.py", name, devices=8).splitlines()[-1])[name]

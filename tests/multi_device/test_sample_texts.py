@@ -25,7 +25,8 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("names", [["waveresnet_dilated"], pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["waveresnet_dilated"], OTHERS])
 def test_sample_texts_do_not_depend_on_the_mesh(tmp_path, names, mesh):
     processes, devices, *sizes = MESHES[mesh]
     arguments = ("multi_device/sample_texts.py", tmp_path, ",".join(names), *sizes)

@@ -67,6 +67,7 @@ def test_processes_without_a_common_disk_use_a_bucket(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, load_run(tmp_path / "whole").params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "error"), [("stop", "no error"), ("fail", "of the callback")])
 def test_a_callback_of_the_first_process_ends_all(tmp_path, action, error):
     run_script("multi_device/callbacks.py", tmp_path, tmp_path / "run", action, processes=2)

@@ -31,6 +31,7 @@ def files_read(workdir, process):
     return list(dict.fromkeys(line.split()[0] for line in lines[:50]))
 
 
+@pytest.mark.slow
 def test_two_processes_read_different_files_and_continue_exactly(texts, tmp_path):
     train(texts, tmp_path / "whole", WHOLE, 2)
     assert not set(files_read(tmp_path / "whole", 0)) & set(files_read(tmp_path / "whole", 1))

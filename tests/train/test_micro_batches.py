@@ -104,6 +104,13 @@ def one_by_one(monkeypatch):
 
 SAM = {"train__sam_rho": 0.05, "train__grad_clip": 0.1, "train__ema_decay": 0.9}
 FP16 = {"train__precision": "fp16", "train__sam_rho": 0.05}
+BF16 = {
+    "train__precision": "bf16",
+    "train__label_smoothing": 0.1,
+    "train__z_loss": 1e-3,
+    "data__document_mask": True,
+}
+MUON = {"train__optimizer": "muon", "train__remat": "block", "model__dropout": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -111,9 +118,9 @@ FP16 = {"train__precision": "fp16", "train__sam_rho": 0.05}
     [
         {},
         SAM,
-        FP16,
-        {"train__precision": "bf16", "train__label_smoothing": 0.1, "train__z_loss": 1e-3, "data__document_mask": True},
-        {"train__optimizer": "muon", "train__remat": "block", "model__dropout": 0.0},
+        pytest.param(FP16, marks=pytest.mark.slow),
+        pytest.param(BF16, marks=pytest.mark.slow),
+        pytest.param(MUON, marks=pytest.mark.slow),
     ],
     ids=["fp32", "sam_clip_ema", "fp16", "bf16", "muon"],
 )
