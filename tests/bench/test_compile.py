@@ -95,7 +95,7 @@ def test_a_compiler_that_ends_its_process_is_a_result(tmp_path, monkeypatch):
 def test_the_report_has_a_column_for_each_program(compiler):
     programs = {"train": compiler.run("train"), "decode": {"ok": False, "error": "too big"}}
     config = to_dict(compiler._config)
-    mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
     result = {"programs": programs, "device": "cpu", "topology": "cpu:1", "mesh": mesh, "config": config}
     lines = compiling.report(result).splitlines()
     assert lines[0].startswith("cpu:1 (cpu), mesh data 1 x fsdp 1 x context 1 x tensor 1; waveresnet, fp32; compiled")
