@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config.checks import require
+from psann_jax.nn.layers import unstacked
 from psann_jax.ops import kernels
 from psann_jax.ops.cross_entropy import soft_cap
 
@@ -27,11 +28,11 @@ class Layered(nnx.Module):
     Attributes:
       config: the `model` section, which a subclass sets before its blocks are made.
       REMATS: the values of `train.remat` that the class supports.
+      UNROLLED_ON_TPU: the most layers that are unrolled on TPUs by default; more would take long to compile.
       n_layers: number of blocks.
       dtype: of activations and of the cache.
       remat: what the backward pass recomputes: none, dots (keeps matrix products), block (keeps the input of each
         block) or full (keeps the input of every ~sqrt(n_layers)-th block).
-      UNROLLED_ON_TPU: the most layers that are unrolled on TPUs by default; more would take long to compile.
       scan_layers: whether one compiled block is scanned over all layers; False unrolls. None unrolls on GPUs, and few
         layers on TPUs: a scan copies what it keeps for the backward pass, half of a step's memory traffic on a GPU.
       sequence: whether the residual stream is sharded along the window between layers, see `Context.split`.
@@ -79,8 +80,9 @@ class Layered(nnx.Module):
         def run(carry: Any, layers_and_indices: tuple[Any, jax.Array]) -> tuple[Any, None]:
             if scan:
                 return jax.lax.scan(one, carry, layers_and_indices)
-            for i in range(layers_and_indices[1].shape[0]):
-                carry, _ = one(carry, jax.tree.map(lambda p, i=i: p[i], layers_and_indices))
+            leaves, structure = jax.tree.flatten(layers_and_indices)
+            for parts in zip(*map(unstacked, leaves), strict=True):
+                carry, _ = one(carry, jax.tree.unflatten(structure, parts))
             return carry, None
 
         one = _rematerialised(body, self.remat, scanned=scan)

@@ -20,8 +20,8 @@ _wide: ContextVar[bool] = ContextVar("wide", default=False)
 def wide_kernel_gradients(wide: bool) -> Iterator[None]:
     """Context in which the kernel gradients of 16-bit products are float32 from the start, not rounded first.
 
-    XLA moves a sum over devices out of a loop that adds up gradients only if nothing is between the two, a conversion
-    included. Without a loop, 16-bit gradients take half the bytes.
+    XLA can then move their sum over devices out of a loop that adds them up. Without a loop, 16-bit gradients take half
+    the bytes.
     """
     token = _wide.set(wide)
     try:

@@ -3,6 +3,7 @@
 `psann_jax.train.step` makes one program of it, `psann_jax.train.micro_batches` several.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,8 @@ import optax
 
 from psann_jax.config import TrainConfig
 from psann_jax.models.network import Network, Params
+from psann_jax.nn.layers import join_layers, split_layers
+from psann_jax.ops import kernels
 from psann_jax.ops.linear import wide_kernel_gradients
 from psann_jax.train.optimizers import ascend, clip_by_global_norm, make_optimizer
 from psann_jax.train.schedules import learning_rate
@@ -109,15 +112,18 @@ class Update:
         self, params: Params, batch: Batch, terms: Terms, sums: Sums, interval: tuple[int | jax.Array, int | jax.Array]
     ) -> Sums:
         """Returns the sums with the micro-batches of a half-open interval of indices added."""
-        micro = self._divided(batch)
+        micro, infos, split = self._divided(batch), self.objective.network.infos, self._sums_over_devices_last()
+
+        def change(form: Callable[[Params, Params], Params], sums: Sums) -> Sums:
+            return sums._replace(grads=form(sums.grads, infos)) if split else sums
 
         def add_one(index: jax.Array, sums: Sums) -> Sums:
             rows = jax.tree.map(lambda x: x[index], micro)
             part = self._micro_batch(params, rows, terms, jax.random.fold_in(terms.key, index))
-            return jax.tree.map(jnp.add, sums, part)
+            return jax.tree.map(jnp.add, sums, change(split_layers, part))
 
-        total: Sums = jax.lax.fori_loop(*interval, add_one, sums)
-        return total
+        total: Sums = jax.lax.fori_loop(*interval, add_one, change(split_layers, sums))
+        return change(join_layers, total)
 
     def perturb(self, params: Params, terms: Terms, grads: Params) -> tuple[Params, Terms]:
         """Returns parameters and terms of the second gradient (train.sam_rho)."""
@@ -173,8 +179,7 @@ class Update:
         return jax.tree.map(lambda i, a, b: a if i.trainable else b, self.objective.network.infos, params, frozen)
 
     def _micro_batch(self, params: Params, batch: Batch, terms: Terms, key: jax.Array) -> Sums:
-        # A factor here would keep XLA from moving the sum over devices out of the loop of micro-batches. fp16 needs
-        # it: without it, the gradients would leave the range of the type.
+        # No factor, see `_sums_over_devices_last`, but in fp16 the gradients would leave the range of the type.
         scale = terms.loss_scale / terms.total if self.config.precision == "fp16" else 1.0
 
         def scaled(params: Params) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
@@ -182,21 +187,25 @@ class Update:
             loss, stats = self.objective.loss(given, batch, key, terms.step)
             return loss * scale, (loss, stats)
 
-        with wide_kernel_gradients(self.config.grad_accum > 1 and _sums_whole_gradients()):
+        with wide_kernel_gradients(self.config.grad_accum > 1 and self._sums_over_devices_last()):
             grads, (loss, stats) = jax.grad(scaled, has_aux=True)(params)
         return Sums(grads, loss, stats)
+
+    def _sums_over_devices_last(self) -> bool:
+        """Returns whether XLA can move the sum of gradients over devices out of the loop of micro-batches.
+
+        It does so on GPUs, if nothing comes between that sum and the one over micro-batches: no factor, no conversion
+        (`wide_kernel_gradients`), no stack of layers (`split_layers`), and no division over fsdp.
+        """
+        shape = jax.sharding.get_abstract_mesh().shape
+        whole = shape.get("data", 1) * shape.get("context", 1) > 1 and shape.get("fsdp", 1) == 1
+        return whole and kernels.platform() == "gpu" and not self.config.scan_layers
 
     def _mean(self, grads: Params, terms: Terms) -> Params:
         """Returns the gradients of the mean loss over the whole batch, given those of `Sums`."""
         factor = 1.0 / (terms.loss_scale if self.config.precision == "fp16" else terms.total)
         mean: Params = jax.tree.map(lambda g: g * factor, grads)
         return mean
-
-
-def _sums_whole_gradients() -> bool:
-    """Returns whether devices of the current mesh sum gradients of which each could keep all micro-batches."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return shape.get("data", 1) * shape.get("context", 1) > 1 and shape.get("fsdp", 1) == 1
 
 
 def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfig) -> State:
