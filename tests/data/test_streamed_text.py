@@ -252,7 +252,7 @@ def test_text_is_read_no_further_than_the_buffers_hold():
     text = StreamedText(settings, byte_tokenizer(), [fake_source("x", endless)], [valid])
     n_batches = 200
     take(text, n_batches, batch_size=5)
-    # A window is a document: two buffers of windows, the batches that are ready, and what is encoded at once.
+    # A window is a document: two buffers of windows, the batches that are ready, and one group that is encoded.
     assert n_batches * 5 <= read <= n_batches * 5 + 2 * 50 + 4 * 5 + 2 * 10 + 3
 
 
