@@ -12,6 +12,7 @@ def small(tmp_path, precision="fp32"):
     return tiny_config(tmp_path, train__precision=precision, model__dropout=0.0)
 
 
+@pytest.mark.slow
 def test_the_errors_are_those_of_the_precision(tmp_path):
     comparison = kernel_agreement.make()
     loss = comparison.reference(small(tmp_path))

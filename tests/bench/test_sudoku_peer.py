@@ -69,6 +69,7 @@ def test_filling_grids_changes_nothing():
     assert ((grids >= 1) & (grids <= 9)).all()
 
 
+@pytest.mark.slow
 def test_both_speeds_are_reported():
     result = throughput.measure(TINY, n_steps=2)
     assert result["filled_puzzles_per_s"] > 0

@@ -248,7 +248,14 @@ def test_errors_of_a_worker_reach_the_parent(action, error, message):
 
 
 @pytest.mark.usefixtures("default_signals")
-@pytest.mark.parametrize(("sign", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 3.0), (signal.SIGKILL, 1.0)])
+@pytest.mark.parametrize(
+    ("sign", "delay"),
+    [
+        pytest.param(signal.SIGINT, 0.0, marks=pytest.mark.slow),
+        (signal.SIGINT, 3.0),
+        pytest.param(signal.SIGKILL, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_no_worker_outlives_the_measurement(sign, delay, config_file):
     """Ctrl-C reaches all processes of the group at once; a killed parent cannot clean up."""
     arguments = command("throughput", f"--config={config_file}", "--steps=1000000")

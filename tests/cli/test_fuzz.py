@@ -290,7 +290,9 @@ def complete(name, world, out):
 
 
 @budgets
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "bench kernels" else name for name in NAMES]
+)
 def test_odd_values_of_options(name, factor, world, loaded_once, quick, faults, capsys, monkeypatch, tmp_path):
     rng = random.Random(factor)
     faults.try_command(complete(name, world, tmp_path / "good"), capsys)

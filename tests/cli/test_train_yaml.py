@@ -23,7 +23,7 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("example", ["psannlm", "repository"])
+@pytest.mark.parametrize("example", ["psannlm", pytest.param("repository", marks=pytest.mark.slow)])
 def test_a_yaml_file_trains(example, tmp_path):
     write_text(tmp_path / "text.txt")
     path = CONFIGS / "yaml" / "waveresnet.yaml"

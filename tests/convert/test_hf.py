@@ -20,7 +20,7 @@ from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import sentences
-from tests.support.variants import VARIANTS
+from tests.support.variants import quick_variants
 from tests.support.weights import weights_of
 
 # Variant and changed settings -> the standard architecture that equals it.
@@ -50,7 +50,7 @@ def content(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_a_folder_of_every_variant_is_read_again(name, tmp_path):
     ours = weights_of(name)
     write_folder(tmp_path / "a", ours, "runs/a")

@@ -18,13 +18,13 @@ from psann_jax.convert.weights import flat_params, nested_params
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.utils.errors import UserError
 from tests.support.saved import TOKENIZER
-from tests.support.variants import VARIANTS
+from tests.support.variants import quick_variants
 from tests.support.weights import weights_of
 
 NAMES = {"bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_a_round_trip_is_exact(name, tmp_path):
     weights = weights_of(name)
     weights.params["embed"][0, :3] = [np.nan, -0.0, 1e-42]

@@ -235,6 +235,7 @@ def test_ema_weights_that_do_not_exist_are_refused(folder, tmp_path):
         open_start(config)
 
 
+@pytest.mark.slow
 def test_puzzles_start_from_puzzles(tmp_path):
     """A run without a tokenizer, and never from one with text."""
     config = default_config("sudoku")

@@ -105,6 +105,7 @@ print("initialised" if xla_bridge.backends_are_initialized() else "free", speeds
 """
 
 
+@pytest.mark.slow
 def test_the_process_of_a_sweep_leaves_the_devices_to_its_runs(tmp_path):
     """A TPU belongs to the first process that asks JAX for its devices."""
     command = [sys.executable, "-c", PARENT, str(tmp_path)]

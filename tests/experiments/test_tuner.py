@@ -106,7 +106,9 @@ def test_the_chosen_settings_are_compared(started, sweep, tmp_path):
     assert started == []
 
 
-@pytest.mark.parametrize("at", range(len(TRIALS + COMPARED)))
+@pytest.mark.parametrize(
+    "at", [at if at % 3 == 0 else pytest.param(at, marks=pytest.mark.slow) for at in range(len(TRIALS + COMPARED))]
+)
 def test_an_interrupted_sweep_continues_where_it_was(started, sweep, at, tmp_path):
     everything = TRIALS + COMPARED
     started.errors = {everything[at].split("/")[1]: KeyboardInterrupt()}

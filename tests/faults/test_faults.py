@@ -167,8 +167,14 @@ def kill_repeatedly(experiment, workdir, n_steps, how):
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"index.json", *kept}
 
 
-def test_four_kills_change_nothing(experiment, tmp_path):
-    how = ["step", "kill-in-save", "kill-before-checksums", "kill-in-deletion"]
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["kill-in-save", "kill-in-deletion"],
+        pytest.param(["step", "kill-before-checksums"], marks=pytest.mark.slow),
+    ],
+)
+def test_two_kills_change_nothing(experiment, tmp_path, how):
     kill_repeatedly(experiment, tmp_path / "run", 60, how)
 
 

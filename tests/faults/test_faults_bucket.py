@@ -72,6 +72,7 @@ def kill(experiment, workdir, how, rng):
     return process.returncode
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_from_the_bucket(experiment, bucket, tmp_path):
     workdir, rng = f"{bucket}/runs/killed", random.Random(0)
     for how in ("kill-before-marker=10", "kill-in-remote-deletion"):

@@ -29,6 +29,7 @@ def small_disk(tmp_path):
     unmount(disk)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_the_same_command_finishes_the_run(experiment, small_disk):
     workdir = small_disk / "run"
     error = experiment.fails(workdir)
@@ -41,6 +42,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_finishes_the_run(experim
     experiment.assert_uninterrupted(workdir)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_named_and_the_run_resumes_from_an_intact_one(experiment, tmp_path):
     workdir = experiment.copy(tmp_path / "run")
     earlier, middle, last = saved_steps(workdir)[-3:]

@@ -1,9 +1,12 @@
 """A run on a stream that is stopped and killed."""
 
+import pytest
+
 from tests.support.experiment import Experiment, recorded_step, saved_steps, wait_for_step
 from tests.support.tiny import write_parts
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_killed_continues_bit_for_bit(tmp_path):
     texts = write_parts(tmp_path / "texts")
     experiment = Experiment(

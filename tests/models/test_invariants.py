@@ -13,14 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psann_jax.models import network as registry
-from tests.support.variants import SIZES, VARIANTS, randomised, variant
+from tests.support.variants import SIZES, every_variant, quick_variants, randomised, variant
 
 VOCAB = SIZES["vocab_size"]
 ATOL = RTOL = 1e-9
 
 float64 = pytest.mark.usefixtures("x64")
-
-every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
 @functools.cache
@@ -104,7 +102,7 @@ def test_token_by_token_decoding_equals_the_full_forward(name):
 
 
 @float64
-@every_variant
+@quick_variants
 def test_split_prefill_of_rows_of_different_lengths_equals_the_full_forward(name):
     model, logits, cached = made(name)
     tokens = tokens_of(4, *SHORT)
@@ -155,7 +153,7 @@ def test_rematerialisation_and_unrolling_change_no_value(name, remat, scan_layer
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), other_grads, grads)
 
 
-@every_variant
+@quick_variants
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(name):
     network = registry.build(variant(name))
     tokens = tokens_of(6, 2, 24)
@@ -179,6 +177,7 @@ def test_dropout_acts_and_depends_on_its_key_only():
     network = registry.build(variant("waveresnet_interleave", dropout=0.5))
     params, tokens = randomised(network), tokens_of(7, 2, 12)
 
+    @jax.jit
     def hidden(key):
         return network.merge(params).hidden(tokens, dropout_key=key)[0]
 

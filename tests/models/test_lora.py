@@ -18,7 +18,7 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.training import train_run
 from psann_jax.train.metrics import read_metrics
 from tests.support.tiny import tiny_config
-from tests.support.variants import VARIANTS, variant
+from tests.support.variants import quick_variants, variant
 from tests.train.test_step import MODEL, copied, make, random_batch
 
 TRAIN = TrainConfig(precision="fp32", warmup_steps=0, lr=1e-2, lora_rank=3, lora_alpha=6.0)
@@ -38,7 +38,7 @@ def logits(network, params):
     return network.merge(params)(TOKENS)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_new_adapters_change_nothing_and_merged_ones_are_a_plain_model(name):
     model = variant(name)
     adapted, plain = network_of(model), network_of(model, TrainConfig(precision="fp32"))

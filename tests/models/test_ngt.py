@@ -86,6 +86,7 @@ def test_parameter_counts_are_those_of_the_originals():
     assert registry.build(VanillaConfig(vocab_size=8192, n_positions=512)).n_params == 25_486_336
 
 
+@pytest.mark.slow
 def test_reference_initial_weights_have_the_originals_loss():
     """Section 1.4 of the original: a loss of about 332 (vanilla) and 422 (NGT) instead of ln V = 9."""
     tokens = np.random.default_rng(0).integers(0, 8192, (1, 65))

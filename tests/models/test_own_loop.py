@@ -6,10 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from psann_jax.models import build
-from tests.support.variants import VARIANTS, randomised, variant
+from tests.support.variants import quick_variants, randomised, variant
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -23,7 +22,7 @@ def test_the_documented_loop_trains():
     assert names["losses"][-1] < 1
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_a_call_gives_the_logits(name):
     network = build(variant(name, vocab_size=11))
     params = randomised(network)

@@ -8,9 +8,9 @@ import pytest
 from psann_jax.config.families import family
 from psann_jax.models import network as registry
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
-from tests.support.variants import VARIANTS, variant
+from tests.support.variants import VARIANTS, quick_variants, variant
 
-PRECISE = ["waveresnet_interleave", "ngt", "ngt_value_soft"]
+PRECISE = ["waveresnet_interleave", "ngt", pytest.param("ngt_value_soft", marks=pytest.mark.slow)]
 SUMS = {"reduce_sum", "scatter-add", "cumsum", "reduce_window_sum"}
 
 
@@ -27,7 +27,7 @@ def narrow_sums(program):
     return found
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_gradients_of_a_language_model_are_summed_in_float32(name):
     network = registry.build(variant(name), dtype=jnp.bfloat16)
 

@@ -78,6 +78,7 @@ def test_learning_rates_equal_the_original(variant, lr, steps, warmup):
         np.testing.assert_allclose(learning_rate(step - (step >= warmup), config), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_of_sam_equals_the_original(x64, monkeypatch):
     """Through the training step, with dropout off as in the golden arrays."""
     monkeypatch.setitem(network_module.DTYPES, "fp32", jnp.float64)

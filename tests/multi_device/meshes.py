@@ -1,6 +1,6 @@
 """Trains a few steps on several meshes of one process and prints the results as JSON.
 
-Args: text or sudoku; a directory.
+Args: text or sudoku; a directory; names of meshes.
 """
 
 import itertools
@@ -24,9 +24,16 @@ from psann_jax.train.optimizers import make_optimizer
 from psann_jax.train.step import init_state
 from tests.support.tiny import tiny_config
 
-# 8 does not divide the vocabulary, 260 bytes.
-MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
-WITH_CONTEXT = {"context": (1, 1, 1, 8), "context_and_all": (1, 2, 2, 2)}  # the last is of windows
+# Sizes of data, fsdp, tensor and context (of windows). 8 does not divide the vocabulary, 260 bytes.
+MESHES = {
+    "one": (1, 1, 1),
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "tensor": (1, 1, 8),
+    "all": (2, 2, 2),
+    "context": (1, 1, 1, 8),
+    "context_and_all": (1, 2, 2, 2),
+}
 STEPS = 3
 
 
@@ -102,13 +109,12 @@ def sudoku(workdir):
     return random_task(config), config
 
 
-def main(kind, workdir):
-    """Prints a JSON object that maps the name of a mesh to its results."""
+def main(kind, workdir, *meshes):
+    """Prints a JSON object that maps the name of a mesh, "one" included, to its results."""
     task, config = {"text": text, "sudoku": sudoku}[kind](workdir)
-    meshes = MESHES | (WITH_CONTEXT if kind == "text" else {})
     found = {
-        name: results_on(make_mesh(MeshConfig(*sizes), all_devices=False), task, config)
-        for name, sizes in meshes.items()
+        name: results_on(make_mesh(MeshConfig(*MESHES[name]), all_devices=False), task, config)
+        for name in ("one", *meshes)
     }
     _, one = found["one"]
     print(json.dumps({name: {**shown, "difference": difference(m, one)} for name, (shown, m) in found.items()}))

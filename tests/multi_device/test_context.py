@@ -40,9 +40,8 @@ def test_windows_divided_over_devices_give_the_values_of_one(cases):
             assert result["gathered"] == 0, (case, mesh)
 
 
-@pytest.mark.parametrize(
-    "kind", ["attention", *(pytest.param(k, marks=pytest.mark.slow) for k in ("gravity", "splash"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["attention", "gravity", "splash"])
 def test_attention_to_parts_of_a_window_equals_the_plain_reference(kind):
     """For any length of the parts, window, grouping, dropout and packing; for all forms of gravity."""
     run_script("multi_device/ring.py", kind, devices=8)

@@ -69,7 +69,7 @@ def test_dropout_equals_plain(B, L, K, tile, rate, packed):
         compare_with_plain(dropping(dropout), draw(B, L, 2, K, seed=L), segment_ids, "float32", 3e-6, dropout=dropout)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.9])
+@pytest.mark.parametrize("rate", [0.1, pytest.param(0.9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float32", 3e-6)])
 @pytest.mark.parametrize("L", [131, 256])  # borders of masks within tiles of the kernel, and on their borders
 def test_dropout_with_documents_and_padding(L, dtype, tolerance, rate, monkeypatch):

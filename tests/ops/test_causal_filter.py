@@ -152,7 +152,9 @@ KERNEL_CASES = {
 
 
 @pytest.mark.parametrize("kernel", ["triton", "mosaic"])
-@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in ("far", "tiles") else case for case in KERNEL_CASES]
+)
 def test_the_kernels_equal_the_reference(kernel, case, interpreted):
     L, D, K, reach = KERNEL_CASES[case]
     rng = np.random.default_rng(0)

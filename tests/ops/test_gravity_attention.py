@@ -116,7 +116,7 @@ def test_plain_equals_a_loop_over_queries(form, mass, x64):
 
 
 @every_form
-@pytest.mark.parametrize("mass", [True, False])
+@pytest.mark.parametrize("mass", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tiled_equals_plain_in_float64(form, mass, x64, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(mass=mass)
@@ -129,7 +129,7 @@ def test_tiled_equals_plain_in_float64(form, mass, x64, monkeypatch):
 
 
 @every_form
-@pytest.mark.parametrize("mass", [True, False])
+@pytest.mark.parametrize("mass", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tiled_equals_plain_in_float32(form, mass, monkeypatch):
     monkeypatch.setattr(tiles, "_CPU_TILE", 8)
     arrays = draw(mass=mass, dtype="float32", C=16)

@@ -78,6 +78,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_its_text(folder, tmp_path):
     workdir = copy(folder, tmp_path)
     train_run(tiny_config(folder, model__dropout=0.0), workdir)

@@ -126,6 +126,7 @@ def test_whole_texts_are_scored_window_by_window(found, run, scorer, tasks):
     assert found["results"]["tiny_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_generation_is_greedy_and_limited(run):
     from lm_eval.api.instance import Instance
 
@@ -154,6 +155,7 @@ def test_generation_is_greedy_and_limited(run):
         ask(max_gen_toks=32)
 
 
+@pytest.mark.slow
 def test_answers_are_cached_and_reused(found, workdir, tasks, monkeypatch, capsys):
     monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: pytest.fail("scored again"))
     flags = ("--tasks=tiny_choice,tiny_rolling", "--limit=6", f"--use_cache={tasks[0] / 'answers'}")
@@ -174,6 +176,7 @@ def test_errors_name_the_cause(workdir, tasks, flags, message):
         command.main([f"--workdir={workdir}", f"--include_path={tasks[0]}", *flags])
 
 
+@pytest.mark.slow
 def test_missing_task_data_is_named(workdir, tasks, tmp_path):
     text = TASK.format(name="tiny_gone", data=tmp_path / "gone.jsonl", kind="multiple_choice", text="x")
     (tmp_path / "tiny_gone.yaml").write_text(text + CHOICE)

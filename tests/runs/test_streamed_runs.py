@@ -54,6 +54,7 @@ def test_a_network_that_fails_ends_the_run_with_its_work_saved(tmp_path, no_wait
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_text_and_run_in_a_bucket_equal_those_on_a_disk(tmp_path):
     texts = write_parts(tmp_path / "texts")
     with s3_bucket() as url:
@@ -65,6 +66,7 @@ def test_text_and_run_in_a_bucket_equal_those_on_a_disk(tmp_path):
     assert losses(tmp_path / "bucket") == losses(tmp_path / "disk")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tokenizer_when_the_cache_is_gone(tmp_path):
     texts = write_parts(tmp_path / "texts")
     changes = {"data__tokenizer__kind": "bpe", "data__tokenizer__vocab_size": 300}

@@ -61,6 +61,7 @@ def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, mon
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_phases_that_have_begun_are_marked(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(training, "plot_loss_curve", lambda *args: drawn.append(args))

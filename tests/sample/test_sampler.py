@@ -13,7 +13,7 @@ from psann_jax.sample.generation import Generation, generate
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import Sampling
 from psann_jax.utils.errors import UserError
-from tests.support.variants import SIZES, VARIANTS, variant
+from tests.support.variants import SIZES, quick_variants, variant
 
 VOCAB, CONTEXT, EOS = SIZES["vocab_size"], 48, 2
 GREEDY = Sampling(temperature=0)
@@ -98,7 +98,7 @@ class Compilations:
 # --- generated tokens -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_a_greedy_batch_of_mixed_lengths_equals_full_forward_passes(name):
     it = made(name)
     prompts = prompts_of(1, 6, 17)

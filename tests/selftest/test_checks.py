@@ -277,6 +277,7 @@ def compiled():
     return loop.compile_steps(training.make_task(config), config, loop.make_mesh(config.mesh))
 
 
+@pytest.mark.slow
 def test_resume(in_process, monkeypatch, compiled):
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
     record = run_check(CHECKS["GPU-08"], TINY, CPU)
@@ -287,7 +288,11 @@ def test_resume(in_process, monkeypatch, compiled):
 
 @pytest.mark.parametrize(
     ("broken", "expected"),
-    [("data", "the losses of updates [12"), ("params", "arrays of the final state differ"), ("lost", "resumed at 0")],
+    [
+        ("data", "the losses of updates [12"),
+        pytest.param("params", "arrays of the final state differ", marks=pytest.mark.slow),
+        pytest.param("lost", "resumed at 0", marks=pytest.mark.slow),
+    ],
 )
 def test_a_broken_resume_fails(in_process, monkeypatch, compiled, broken, expected):
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)

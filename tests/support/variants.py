@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from psann_jax.config import SineConfig, SpectralConfig, WaveConfig
 from psann_jax.config.families import family
@@ -76,6 +77,26 @@ VARIANTS = {
     "ngt_attractive_decay": {"base": "ngt", **GRAVITY, "variant": "attractive", "cutoff": "decay"},
     "ngt_fixed_coordinates": {"base": "ngt", **GRAVITY, "cutoff": "none", "coordinate_evolution": False},
 }
+
+# One or two of each base, which have every kind of parameter and layer; most tests take these, the slow suite all.
+QUICK = {
+    "modern_swiglu_tied_softcap",
+    "transformer_relu_alibi",
+    "transformer_one_kv_head_window_alibi",
+    "respsann",
+    "respsann_bounds_relu_decay",
+    "waveresnet_dilated",
+    "waveresnet_replace",
+    "sgrpsann_fourier_full",
+    "vanilla",
+    "ngt_value_soft",
+    "ngt_attractive_decay",
+}
+
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+quick_variants = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 
 
 def variant(name, **changes):

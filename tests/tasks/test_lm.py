@@ -191,7 +191,16 @@ def test_fp16_overflow_halves_the_scale_and_is_no_bad_step(home, monkeypatch):
     assert np.isfinite(rows[-1]["grad_norm"])
 
 
-@pytest.mark.parametrize("name", ["modern", "transformer", "respsann_alibi", "waveresnet_dilated", "sgrpsann"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modern",
+        "waveresnet_dilated",
+        "sgrpsann",
+        pytest.param("transformer", marks=pytest.mark.slow),
+        pytest.param("respsann_alibi", marks=pytest.mark.slow),
+    ],
+)
 def test_no_base_predicts_independent_random_tokens(name):
     """No causal model can go below ln V; one that sees its targets does within these steps."""
     vocab, steps = 8, 60

@@ -57,7 +57,7 @@ TEMPORARY = ("step_{}.orbax-checkpoint-tmp", "step_{}.orbax-checkpoint-tmp-17956
 
 
 @pytest.mark.parametrize("kind", PARTIAL)
-@pytest.mark.parametrize("step", [5, 9])
+@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 9])
 def test_a_partial_checkpoint_is_in_nobodys_way(saved, kind, step):
     """Step 5 is what a deletion leaves; step 9 is the step that the run will save next."""
     PARTIAL[kind](saved / f"step_{step}")

@@ -10,7 +10,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from psann_jax.config import Config, ConfigError, DataConfig, TrainConfig
 from psann_jax.models.network import make_network
 from psann_jax.nn.partition import kinds_of
-from tests.support.variants import VARIANTS, variant
+from tests.support.variants import quick_variants, variant
 from tests.train.test_optimizers import OPTIMIZERS
 from tests.train.test_step import MODEL, copied, make, random_batch
 
@@ -22,7 +22,9 @@ def infos_of(kinds, model=MODEL):
     return make_network(config, model.vocab_size).infos
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", [name if name == "adamw" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
 @pytest.mark.parametrize("kinds", [("embedding",), ("matrix", "sine_frequency", "bias"), ("head", "sine")], ids=str)
 def test_frozen_parameters_keep_their_values_and_have_no_state(optimizer, kinds):
     train = dataclasses.replace(TRAIN, optimizer=optimizer, freeze=kinds, ema_decay=0.9, grad_accum=2)
@@ -42,7 +44,9 @@ def test_frozen_parameters_keep_their_values_and_have_no_state(optimizer, kinds)
     tree_map_with_path(check, infos, state["params"], before, state["ema_params"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"sam_rho": 0.05}, {"grad_accum": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"sam_rho": 0.05, "grad_accum": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_the_others_are_trained_as_without(changes):
     """The gradients are those of the whole model, as are clipping by the norm of what is trained, and SAM's."""
     train = dataclasses.replace(TRAIN, grad_clip=0.0, **changes)
@@ -66,7 +70,7 @@ def test_the_state_is_smaller_by_the_moments():
     assert sizes[0] - sizes[1] == 2 * 2 * MODEL.vocab_size * MODEL.d_model
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@quick_variants
 def test_each_kind_of_each_model_can_be_frozen(name):
     model = variant(name)
     found = tree_leaves_with_path(infos_of((), model))

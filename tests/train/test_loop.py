@@ -327,6 +327,7 @@ def test_the_step_loop_has_no_implicit_transfers(base, run, tmp_path, monkeypatc
     assert run(tmp_path / "run", config=quiet)["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_second_start_uses_the_compilation_cache_of_the_first(tmp_path):
     """In separate processes, like a user who runs the same command twice."""
     script = """

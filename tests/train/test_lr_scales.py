@@ -99,7 +99,9 @@ def test_a_factor_changes_neither_the_state_nor_other_parameters(optimizer):
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1]), "checkpoints of both have the same arrays"
 
 
-@pytest.mark.parametrize("change", [{"grad_accum": 2}, {"sam_rho": 0.1}, {"ema_decay": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"grad_accum": 2, "ema_decay": 0.5}, pytest.param({"sam_rho": 0.1}, marks=pytest.mark.slow)], ids=str
+)
 def test_updates_of_a_training_step_are_scaled(change):
     train = TrainConfig(precision="fp32", warmup_steps=0, lr=1e-3, weight_decay=0.1, weight_decay_on="all", **change)
     batch, changes = random_batch(1), []
@@ -120,6 +122,7 @@ def test_updates_of_a_training_step_are_scaled(change):
         np.testing.assert_allclose(scaled, factor * plain, rtol=1e-2, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_run_with_factors_resumes_exactly(tmp_path, monkeypatch):
     """Muon uses AdamW for all but matrices, so both are tested."""
     config = tiny_config(tmp_path, train__optimizer="muon", train__lr_scales__sine=10.0, train__lr_scales__conv=0.1)

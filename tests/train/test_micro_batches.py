@@ -116,7 +116,7 @@ MUON = {"train__optimizer": "muon", "train__remat": "block", "model__dropout": 0
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         SAM,
         pytest.param(FP16, marks=pytest.mark.slow),
         pytest.param(BF16, marks=pytest.mark.slow),
@@ -130,6 +130,7 @@ def test_micro_batches_equal_one_program_bit_for_bit(home, one_by_one, overrides
     assert_equal(after_updates(case, case.micro_batches), after_updates(case, case.one_program))
 
 
+@pytest.mark.slow
 def test_updates_of_another_task_are_equal_too(one_by_one):
     case = sudoku()
     assert_equal(after_updates(case, case.micro_batches), after_updates(case, case.one_program))
@@ -146,6 +147,7 @@ def test_the_number_of_micro_batches_in_a_dispatch_changes_nothing(home, monkeyp
         assert_equal(result, results[0])
 
 
+@pytest.mark.slow
 def test_a_bad_update_is_skipped(home, one_by_one):
     """The first gradients in fp16 overflow at a large loss scale."""
     case, results = text(home, **FP16), []

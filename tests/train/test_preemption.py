@@ -146,7 +146,9 @@ print("stopped after", step, "signal", stop.received)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow), pytest.param("SIGHUP", marks=pytest.mark.slow)]
+)
 def test_processes_stop_after_the_same_step(name, free_port):
     """Only one of two processes, which run at different speeds, gets the signal."""
     workers = [

@@ -112,7 +112,7 @@ def test_all_steps_are_reported_with_rare_rows(run, base, tmp_path):
     assert trained == [1, 5, 8]
 
 
-@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_callback_stops_the_run_and_the_resumed_one_equals_an_uninterrupted_one(run, tmp_path, step, capsys):
     run(tmp_path / "whole")
     assert run(tmp_path / "run", At(step, stop))["stopped"]
@@ -150,7 +150,15 @@ def test_an_exception_in_a_callback_is_raised_with_the_state_saved(run, tmp_path
     np.testing.assert_equal(rows_of(tmp_path / "run"), rows_of(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("method", ["on_train_begin", "on_evaluate_end", "on_checkpoint", "on_train_end"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("on_train_begin", marks=pytest.mark.slow),
+        "on_evaluate_end",
+        pytest.param("on_checkpoint", marks=pytest.mark.slow),
+        "on_train_end",
+    ],
+)
 def test_an_exception_in_any_method_leaves_a_run_that_resumes(run, tmp_path, method):
     def method_that_fails(self, *_):
         raise KeyError(method)
@@ -256,7 +264,7 @@ def test_sample_texts_at_every_evaluation_are_those_of_the_checkpoint(run, promp
     assert summary["steps"] == 8
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_has_the_same_sample_texts(run, prompted, tmp_path, step, monkeypatch):
     config, task = prompted
     run(tmp_path / "whole", config=config, task=task)

@@ -57,6 +57,7 @@ def test_errors_name_the_url(bucket, server, monkeypatch):
     with pytest.raises(UserError, match=r"^s3://no-such-bucket/run/a: cannot be written: "):
         bucket_at("s3://no-such-bucket/run").write("a", b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UserError, match=r"^s3://bucket/run: cannot be read: Could not connect"):
         bucket_at("s3://bucket/run").files()
 
