@@ -163,6 +163,12 @@ def test_commands_and_config_files_in_the_docs_exist(page):
         assert all(importlib.util.find_spec(module) for module in modules), words
 
 
+def test_the_readme_lists_every_command():
+    section = (ROOT / "README.md").read_text().split("## Commands")[1].split("\n## ")[0]
+    listed = set(re.findall(r"`(\w+)`", section))
+    assert {name.removeprefix("bench ") for group in COMMANDS.values() for name in group} <= listed
+
+
 @every_page
 def test_paths_in_the_docs_exist(page):
     """Paths of the repository in code spans, which may be globs, and the targets of relative links."""
