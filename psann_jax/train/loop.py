@@ -18,6 +18,7 @@ from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.common_end import before_exit
 from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
@@ -82,6 +83,7 @@ def train(
             mesh = make_mesh(config.mesh)
             stack.enter_context(lock(workdir, config))
             checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.checkpoint))
+            stack.enter_context(before_exit(checkpoints.wait))
             if is_leader:  # the process with the lock, and before any other looks at the directory
                 for message in checkpoints.clear_partial():
                     _log(message)
