@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax._src import distributed  # the key-value store of the processes has no public name
@@ -46,10 +47,14 @@ def end_together() -> Iterator[None]:
         yield
     except UserError as error:
         watch.stop()
-        distributed.global_state.client.key_value_set(_FAILURE, _message(error), allow_overwrite=True)
+        _store().key_value_set(_FAILURE, _message(error), allow_overwrite=True)
         raise
     finally:
         watch.stop()
+
+
+def _store() -> Any:
+    return distributed.global_state.client
 
 
 def _message(error: UserError) -> str:
@@ -73,7 +78,7 @@ class _Watch:
         while not self._stopped.wait(_POLL_S):
             # Without such a key it raises an error. A failed service is reported by JAX itself.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                _end_process(distributed.global_state.client.key_value_try_get(_FAILURE))
+                _end_process(_store().key_value_try_get(_FAILURE))
 
 
 def _end_process(message: str) -> None:

@@ -26,7 +26,7 @@ from psann_jax.train.loggers import Loggers, check_loggers
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.micro_batches import waits_for_each
-from psann_jax.train.preemption import StopSignals
+from psann_jax.train.preemption import StoppedError, StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
@@ -126,10 +126,6 @@ def _log(text: str) -> None:
         print(text, flush=True)
 
 
-class _StoppedError(Exception):
-    """A signal has ended the run within an update, which has not changed the state."""
-
-
 @dataclass(frozen=True)
 class _Outputs:
     """Where the results of a run go; see `train`."""
@@ -221,11 +217,14 @@ class _Run:
                 return False
             self.trace.before(self.step + 1)
             began = time.perf_counter()
-            batch = put_batch(next(batches), self.compiled.batch)
-            self.timer.data_seconds += time.perf_counter() - began
             try:
+                with self.signals.at_once():  # the next batch may have to wait for the network for minutes
+                    rows = next(batches)
+                batch = put_batch(rows, self.compiled.batch)
+                self.timer.data_seconds += time.perf_counter() - began
                 self.state, metrics = self.compiled.train_step(self.state, batch, self._before_micro_batch)
-            except _StoppedError:
+            except StoppedError:
+                self._report_last_step()
                 return False
             self.step += 1
             self.stream.update()
@@ -238,10 +237,10 @@ class _Run:
         return True
 
     def _before_micro_batch(self) -> None:
-        """Raises `_StoppedError` if a signal is to end the run within the next update."""
+        """Raises `StoppedError` if a signal is to end the run within the next update."""
         self._report_last_step()
         if self.signals.should_stop(self.step):
-            raise _StoppedError
+            raise StoppedError
 
     def _save_and_evaluate_if_due(self) -> bool:
         """Writes a checkpoint and evaluates after a step where due; returns False if a signal ended that."""
