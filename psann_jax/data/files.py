@@ -7,8 +7,9 @@ import io
 import json
 import lzma
 import os
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -54,9 +55,15 @@ def _opened(file: File, compression: str) -> Iterator[BinaryIO]:
     """Opens a file for reading its bytes, decompressed."""
     with contextlib.ExitStack() as stack:
         source: Path | BinaryIO = file if isinstance(file, Path) else stack.enter_context(file.open())
+        if _is_empty(file):  # it does not even have the header of its format
+            compression = ""
         if compression or isinstance(source, Path):
             source = stack.enter_context(_OPEN[compression](source))
         yield source
+
+
+def _is_empty(file: File) -> bool:
+    return isinstance(file, Path) and not file.stat().st_size
 
 
 def split_extension(path: File) -> tuple[str, str]:
@@ -93,6 +100,20 @@ def refuse_pointer(path: Path) -> None:
     for start, (tool, command) in _POINTERS.items():
         if head.startswith(start):
             raise UserError(f"{path}: is a {tool} pointer, not the file itself; fetch it with `{command}`")
+
+
+def check_all(paths: Sequence[Path]) -> None:
+    """Warns of empty files among several.
+
+    Raises:
+      UserError: the only file is empty; or see `refuse_pointer`.
+    """
+    for path in paths:
+        refuse_pointer(path)
+        if _is_empty(path):
+            if len(paths) == 1:
+                raise UserError(f"{path}: is empty")
+            print(f"warning: {path}: is empty", file=sys.stderr)
 
 
 def text_head(path: Path, n_bytes: int) -> str:
@@ -337,6 +358,8 @@ def row_group_sizes(path: Path) -> list[int]:
 
 
 def _parquet(path: File, records: Records, start: int, stop: int | None) -> Iterator[str]:
+    if _is_empty(path):
+        return
     names = records.names
     # Arrow opens a path itself, which is faster than through Python.
     source = contextlib.nullcontext(path) if isinstance(path, Path) else path.open()

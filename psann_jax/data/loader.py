@@ -22,7 +22,7 @@ from psann_jax.data.downloads import local_file
 from psann_jax.data.preparation import Run, prepare, run_here
 from psann_jax.data.shards import Prepared, Shard
 from psann_jax.data.sources import Source
-from psann_jax.data.text_checks import unit_warnings, unknown_word_warnings
+from psann_jax.data.text_checks import repeat_warnings, unit_warnings, unknown_word_warnings
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.valid_text import Batches, ValidText
@@ -214,7 +214,8 @@ class TextData(ValidText):
         }
         found = [line for line, holds in lines.items() if holds]
         shards = (self._prepared.train, self._prepared.valid)
-        return (*found, *unit_warnings(self._sources), *unknown_word_warnings(shards, self.tokenizer))
+        repeats = repeat_warnings(source.part_names() for source in self._sources)
+        return (*found, *repeats, *unit_warnings(self._sources), *unknown_word_warnings(shards, self.tokenizer))
 
     def _train_shards(self) -> list[Shard]:
         """Returns the shards that are shuffled separately."""

@@ -8,12 +8,12 @@ import http.client
 import io
 import re
 import sys
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from psann_jax.utils.errors import UserError, one_line
 
 # Seconds before each repetition of a request; one that reads something starts them again.
 WAITS_S: tuple[float, ...] = (1, 2, 5, 10, 30)
-_TIMEOUT_S = 60
+_TIMEOUT_S = 20  # without a byte from the server
 _BUFFER_BYTES = 1 << 22
 _WEB = re.compile("https?://", re.IGNORECASE)
 # Answers of a web server that another try may change: timeouts, too many requests, and its own errors.
@@ -33,12 +33,14 @@ class Connection(NamedTuple):
     """An answer to a request for a file from a byte on.
 
     Attributes:
-      stream: reads the rest of the file.
+      read: returns the next bytes of the file, at most so many; b"" at its end.
+      close: ends the connection.
       size: of the whole file in bytes; None if the server does not say.
       version: differs if the file has changed; "" if the server does not say.
     """
 
-    stream: Any
+    read: Callable[[int], bytes]
+    close: Callable[[], Any]
     size: int | None
     version: str
 
@@ -51,10 +53,16 @@ class RemoteFile:
       url: its URL.
       connect: requests the file from a byte on. It raises FileNotFoundError or PermissionError if repeating the request
         is of no use, and any other exception if it may be.
+      size: in bytes, which it must have; None: any.
+      version: which it must have; "": any.
+      stopped: ends all reading of the file, at the next failure of a request.
     """
 
     url: str
     connect: Callable[[int], Connection]
+    size: int | None = None
+    version: str = ""
+    stopped: threading.Event = field(default_factory=threading.Event, compare=False)
 
     @property
     def path(self) -> PurePosixPath:
@@ -72,8 +80,8 @@ class RemoteFile:
         """
         return cast(BinaryIO, io.BufferedReader(_RawFile(self), _BUFFER_BYTES))
 
-    def size(self) -> int | None:
-        """Returns the size in bytes; None if the server does not say.
+    def find_size(self) -> int | None:
+        """Asks the server for the size in bytes; None if it does not say.
 
         Raises:
           OSError: the file cannot be read.
@@ -100,9 +108,14 @@ def web_file(url: str) -> RemoteFile:
     return RemoteFile(url, lambda start: _request(url, start))
 
 
-def bucket_file(url: str, bucket: Bucket, name: str) -> RemoteFile:
-    """Returns an object of a bucket; `name` is relative to that."""
-    return RemoteFile(url, lambda start: Connection(*bucket.open(name, start)))
+def bucket_file(url: str, bucket: Bucket, name: str, version: str) -> RemoteFile:
+    """Returns a version of an object of a bucket; `name` is relative to that."""
+
+    def connect(start: int) -> Connection:
+        file, size, found = bucket.open(name, start)
+        return Connection(file.read, file.close, size, found)
+
+    return RemoteFile(url, connect, version=version)
 
 
 class _RawFile(io.RawIOBase):
@@ -111,9 +124,8 @@ class _RawFile(io.RawIOBase):
     def __init__(self, file: RemoteFile):
         super().__init__()
         self._file, self._position = file, 0
-        self._stream: Any = None
-        self._version = ""
-        self.size: int | None = None
+        self._connection: Connection | None = None
+        self._version, self.size = file.version, file.size
         self._attempt(self._connect)
 
     def readable(self) -> bool:
@@ -157,27 +169,28 @@ class _RawFile(io.RawIOBase):
                 if wait is None:
                     raise OSError(f"{one_line(error)} ({len(WAITS_S) + 1} attempts)") from error
                 print(f"{self._file}: {one_line(error)}; trying again in {wait:g} s", file=sys.stderr, flush=True)
-                time.sleep(wait)
+                if self._file.stopped.wait(wait):
+                    raise OSError("the run has ended") from error
         raise AssertionError
 
     def _read(self, n: int) -> bytes:
-        if self._stream is None:
-            self._connect()
-        data = bytes(self._stream.read(n))
+        connection = self._connection or self._connect()
+        data = connection.read(n)
         if not data and self.size is not None and self._position < self.size:
             raise OSError(f"the connection ended after {self._position:,} of {self.size:,} bytes")
         return data
 
-    def _connect(self) -> None:
-        self._stream, size, version = self._file.connect(self._position)
-        if self._version not in ("", version) or self.size not in (None, size):
-            raise _ChangedError(f"{self._file}: changed while it was read")
-        self.size, self._version = size, version
+    def _connect(self) -> Connection:
+        self._connection = found = self._file.connect(self._position)
+        if self._version not in ("", found.version) or self.size not in (None, found.size):
+            raise _ChangedError("it has changed since the run began")
+        self.size, self._version = found.size, found.version
+        return found
 
     def _disconnect(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 class _ChangedError(OSError):
@@ -192,7 +205,7 @@ def _request(url: str, start: int) -> Connection:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and not start:
-            return Connection(io.BytesIO(), 0, "")  # an empty file has no first byte
+            return Connection(lambda n: b"", lambda: None, 0, "")  # an empty file has no first byte
         if 400 <= error.code < 500 and error.code not in _TEMPORARY:
             raise FileNotFoundError(f"the server answers {error.code} {error.reason}") from error
         raise
@@ -201,11 +214,12 @@ def _request(url: str, start: int) -> Connection:
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return Connection(response, int(total) if total.isdigit() else None, version)
+        return Connection(response.read1, response.close, int(total) if total.isdigit() else None, version)
     length = response.headers.get("Content-Length", "")
     while start:
         skipped = len(response.read(min(start, _BUFFER_BYTES)))
         if not skipped:
             raise OSError("the connection ended early")
         start -= skipped
-    return Connection(response, int(length) if length.isdigit() else None, version)
+    # read1 returns what has arrived, which a connection that then fails has not lost.
+    return Connection(response.read1, response.close, int(length) if length.isdigit() else None, version)

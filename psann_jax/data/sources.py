@@ -16,7 +16,6 @@ import glob
 import hashlib
 import json
 import platform
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +64,10 @@ class Source:
     settings: frozenset[str] = frozenset()
     unit: Unit | None = None
     suggested: Unit | None = None
+
+    def part_names(self) -> list[str]:
+        """Returns the paths of its files, or the name of another source; may raise UserError."""
+        return [part.name for piece in self.pieces(PIECE_BYTES) for part in piece.parts]
 
     def documents(self) -> Iterator[str]:
         """Yields the documents.
@@ -129,6 +132,7 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources", prog
     Raises:
       UserError: there is no such source, or a library that it needs is not installed.
     """
+    require_name(spec, field)
     kind, colon, name = spec.partition(":")
     if is_web(spec):
         raise UserError(f"{field}: {spec}: files of the web are read with data.stream=True only")
@@ -139,6 +143,12 @@ def open_source(spec: str, config: DataConfig, field: str = "data.sources", prog
     if colon and kind == "hf":
         return _hugging_face(spec, config, field, progress)
     return _files(spec, config, field, progress)
+
+
+def require_name(spec: str, field: str) -> None:
+    """Raises UserError for a source without a name."""
+    if not spec.strip():
+        raise UserError(f"{field}: has an empty name; name a file, or another source")
 
 
 def _fingerprint(*parts: Any) -> str:
@@ -161,12 +171,7 @@ def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     named = _named_paths(spec, config, field, progress)
     paths = list(named.values())
     kinds = [files.split_extension(path) for path in paths]
-    for path in paths:
-        files.refuse_pointer(path)
-        if path.stat().st_size == 0:
-            if len(paths) == 1:
-                raise UserError(f"{path}: is empty")
-            print(f"warning: {path}: is empty", file=sys.stderr)
+    files.check_all(paths)
     texts = [path for path, (kind, _) in zip(paths, kinds, strict=True) if kind == ".txt"]
     heads = _heads(texts)
     unit: Unit | None = None
@@ -213,6 +218,8 @@ def matching_paths(spec: str, path: Path, field: str) -> list[Path]:
         if path.is_dir():
             example = f"{spec.rstrip('/')}/*.txt"
             raise UserError(f"{field}: {spec} is a directory; name its files with a glob such as {example}")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+            raise UserError(f"{field}: {spec} is not a regular file; write the text to a file first")
         if path.exists() or path.is_symlink():
             return [path]
         matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True))

@@ -5,8 +5,8 @@ each of which is read from its beginning to its end: a range of a file on a disk
 shard of a data set.
 """
 
+import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from psann_jax.data.content import Content
 from psann_jax.data.pieces import Piece, file_pieces
 from psann_jax.data.records import Records
 from psann_jax.data.remote_files import RemoteFile, bucket_file, is_web, web_file
-from psann_jax.data.sources import PIECE_BYTES, matching_paths, open_hugging_face, read_piece
+from psann_jax.data.sources import PIECE_BYTES, matching_paths, open_hugging_face, read_piece, require_name
 from psann_jax.data.text_units import Unit
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.errors import UserError, one_line
@@ -34,11 +34,13 @@ class StreamPart:
       identity: what tells it from other parts, JSON-like: its name, and its size or version if they are known. Its
         content is not hashed, which would mean reading it.
       documents: yields its documents from the beginning; may raise UserError.
+      stop: soon ends the reading in another thread, if that waits for the network; the part cannot be read again.
     """
 
     name: str
     identity: Any
     documents: Callable[[], Iterator[str]]
+    stop: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ def open_stream(spec: str, config: DataConfig, field: str = "data.sources") -> S
     Raises:
       UserError: there is no such source, it cannot be streamed, or a library that it needs is not installed.
     """
+    require_name(spec, field)
     kind, colon, name = spec.partition(":")
     if colon and kind in ("builtin", "tfds"):
         raise UserError(f"{field}: {spec} cannot be streamed; use files, URLs or hf:ORG/NAME, or data.stream=False")
     if colon and kind == "hf":
         return _hugging_face(spec, name, config, field)
     if is_web(spec):
-        return _remote(spec, [(web_file(spec), None)], config)
+        return _remote(spec, [_web(spec)], config)
     location = given_location(spec, field)
     if isinstance(location, BucketUrl):
         return _remote(spec, _objects(location, field), config)
@@ -109,11 +112,9 @@ def _kinds(names: list[Path] | list[RemoteFile], config: DataConfig) -> set[str]
 def _local(spec: str, paths: list[Path], config: DataConfig) -> StreamSource:
     kinds = _kinds(paths, config)
     parts = []
+    files.check_all(paths)
     for path in paths:
-        files.refuse_pointer(path)
         stat = path.stat()
-        if not stat.st_size:
-            print(f"warning: {path}: is empty", file=sys.stderr)
         content = Content("", stat.st_size, stat.st_mtime_ns)
         for piece in file_pieces([path], [content], _unit(config), Records.of(config), PIECE_BYTES):
             (part,) = piece.parts
@@ -130,23 +131,32 @@ def _objects(url: BucketUrl, field: str) -> list[tuple[RemoteFile, Any]]:
     """Returns the objects that a URL or a glob names, each with its version."""
     bucket = Bucket(url, field)
     root = Bucket(BucketUrl(url.scheme, url.path.partition("/")[0]), field)
-    found = [(bucket_file(name, root, name.split("/", 3)[3]), version) for name, version in bucket.matching().items()]
+    found: list[tuple[RemoteFile, Any]] = [
+        (bucket_file(name, root, name.split("/", 3)[3], version), version)
+        for name, version in bucket.matching().items()
+    ]
     if not found:
         raise UserError(f"{field}: there is no object {url}; name several with a glob such as s3://BUCKET/*.txt")
     return found
 
 
+def _web(url: str) -> tuple[RemoteFile, Any]:
+    """Returns a file on the web and its size."""
+    file = web_file(url)
+    files.split_extension(file)
+    with files.read_errors(file):
+        size = file.find_size()
+    return dataclasses.replace(file, size=size), size
+
+
 def _remote(spec: str, found: list[tuple[RemoteFile, Any]], config: DataConfig) -> StreamSource:
-    """Returns a source of files, each with its version; None: its size is asked for."""
+    """Returns a source of files, each with what tells its versions apart."""
     kinds = _kinds([file for file, _ in found], config)
     unit, records = _unit(config), Records.of(config)
     parts = []
     for file, version in found:
-        if version is None:
-            with files.read_errors(file):
-                version = file.size()
         documents = functools.partial(files.read_documents, file, unit, records)
-        parts.append(StreamPart(str(file), [str(file), version], documents))
+        parts.append(StreamPart(str(file), [str(file), version], documents, file.stopped.set))
     return _source(spec, parts, kinds, config)
 
 

@@ -65,8 +65,10 @@ class PartReader:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends the reading in another thread, which gets a DataError, with the next document."""
+        """Ends the reading in another thread, which gets a DataError, with the next document or failed request."""
         self._stopped.set()
+        for part in self._parts:
+            part.stop()
 
     def order(self, passes: int) -> list[StreamPart]:
         """Returns the parts that this reader reads after so many passes, in order."""
@@ -95,15 +97,14 @@ class PartReader:
         for passes in itertools.count(start.passes):
             order, is_empty = self.order(passes), not (start.part or start.document)
             for k in range(start.part, len(order)):
-                texts = enumerate(order[k].documents())
-                n_skipped = sum(1 for _ in itertools.islice(texts, start.document))
-                if n_skipped < start.document:
-                    raise changed(order[k])
-                for i, text in texts:
+                is_missing = start.document > 0 or start.token > 0  # the document that `start` is in
+                for i, text in itertools.islice(enumerate(order[k].documents()), start.document, None):
                     if self._stopped.is_set():
                         raise UserError("data.stream: the run has ended")
                     yield Place(passes, k, i), text
-                    is_empty = False
+                    is_empty = is_missing = False
+                if is_missing:
+                    raise changed(order[k])
                 start = Place()
             start, n_empty = Place(), n_empty + 1 if is_empty else 0
             if n_empty == _MAX_EMPTY_PASSES:

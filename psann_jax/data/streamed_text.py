@@ -26,6 +26,7 @@ from psann_jax.data.loader import TextData, load_text, load_tokenizer
 from psann_jax.data.shards import Shard
 from psann_jax.data.stream_sources import StreamSource, open_stream
 from psann_jax.data.stream_windows import PartReader, StreamWindows, WindowFormat
+from psann_jax.data.text_checks import repeat_warnings
 from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.valid_text import ValidText
 from psann_jax.data.windows import Element
@@ -286,4 +287,5 @@ class StreamedText(ValidText):
         small = f"the validation text has only {self.n_valid_tokens:,} tokens, so its loss says little"
         buffer = f"data.shuffle_buffer={self._config.shuffle_buffer} is less than an update of {batch_size:,} windows"
         lines = {small: self.is_small, buffer: 1 < self._config.shuffle_buffer < batch_size}
-        return tuple(line for line, holds in lines.items() if holds)
+        repeats = repeat_warnings([part.name for part in source.parts] for source in self._sources)
+        return (*(line for line, holds in lines.items() if holds), *repeats)

@@ -1,6 +1,7 @@
 """Properties of a text that are probably mistakes, as one line each for the start of a run."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +24,35 @@ def unit_warnings(sources: Sequence[Source]) -> Iterator[str]:
                 f"{_SUGGESTED[source.suggested]}; set data.document={source.suggested} to keep these whole, "
                 f"or data.document={source.unit}"
             )
+
+
+def repeat_warnings(sources: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yields a line if a file is there twice, also under two names.
+
+    Args:
+      sources: for each source, the names of its files, or its own name.
+    """
+    first: dict[object, str] = {}
+    repeated = []
+    for names in sources:
+        for name in dict.fromkeys(names):
+            file = _file_of(name)
+            if file in first:
+                repeated.append((first[file], name))
+            first.setdefault(file, name)
+    if repeated:
+        (one, other), others = repeated[0], len(repeated) - 1
+        more = f", and {others:,} more files" if others else ""
+        yield f"data.sources names the same text twice, which is then trained on twice: {one} and {other}{more}"
+
+
+def _file_of(name: str) -> object:
+    """Returns what is equal for all names of a file."""
+    try:
+        stat = os.stat(name)
+    except (OSError, ValueError):  # not a file on a disk
+        return name
+    return stat.st_dev, stat.st_ino
 
 
 def unknown_word_warnings(shards: Sequence[Shard], tokenizer: Tokenizer) -> Iterator[str]:

@@ -20,6 +20,7 @@ from psann_jax.models.network import Network, Params
 from psann_jax.plots.loss_curve import plot_loss_curve
 from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
+from psann_jax.train.common_end import end_together
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.mirror import local_workdir
@@ -57,7 +58,7 @@ def train_run(
       profile_steps: steps to trace.
       callbacks: called by process 0.
     """
-    with local_workdir(workdir, cache_root(config.data.cache_dir)) as local:
+    with end_together(), local_workdir(workdir, cache_root(config.data.cache_dir)) as local:
         start = _make_start(config, local, initial_params, open_start)
         return _train(
             config,

@@ -18,6 +18,7 @@ from psann_jax.models.network import Params
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.callbacks import Callbacks
 from psann_jax.train.checkpoints import Checkpoints
+from psann_jax.train.common_end import before_exit
 from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
@@ -25,7 +26,7 @@ from psann_jax.train.loggers import Loggers, check_loggers
 from psann_jax.train.mesh import local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.micro_batches import waits_for_each
-from psann_jax.train.preemption import StopSignals
+from psann_jax.train.preemption import StoppedError, StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
@@ -82,6 +83,7 @@ def train(
             mesh = make_mesh(config.mesh)
             stack.enter_context(lock(workdir, config))
             checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.checkpoint))
+            stack.enter_context(before_exit(checkpoints.wait))
             if is_leader:  # the process with the lock, and before any other looks at the directory
                 for message in checkpoints.clear_partial():
                     _log(message)
@@ -122,10 +124,6 @@ def train(
 def _log(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-class _StoppedError(Exception):
-    """A signal has ended the run within an update, which has not changed the state."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +217,14 @@ class _Run:
                 return False
             self.trace.before(self.step + 1)
             began = time.perf_counter()
-            batch = put_batch(next(batches), self.compiled.batch)
-            self.timer.data_seconds += time.perf_counter() - began
             try:
+                with self.signals.at_once():  # the next batch may have to wait for the network for minutes
+                    rows = next(batches)
+                batch = put_batch(rows, self.compiled.batch)
+                self.timer.data_seconds += time.perf_counter() - began
                 self.state, metrics = self.compiled.train_step(self.state, batch, self._before_micro_batch)
-            except _StoppedError:
+            except StoppedError:
+                self._report_last_step()
                 return False
             self.step += 1
             self.stream.update()
@@ -236,10 +237,10 @@ class _Run:
         return True
 
     def _before_micro_batch(self) -> None:
-        """Raises `_StoppedError` if a signal is to end the run within the next update."""
+        """Raises `StoppedError` if a signal is to end the run within the next update."""
         self._report_last_step()
         if self.signals.should_stop(self.step):
-            raise _StoppedError
+            raise StoppedError
 
     def _save_and_evaluate_if_due(self) -> bool:
         """Writes a checkpoint and evaluates after a step where due; returns False if a signal ended that."""

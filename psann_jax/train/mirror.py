@@ -19,6 +19,7 @@ from pathlib import Path, PurePath, PurePosixPath
 import filelock
 import jax
 
+from psann_jax.train.common_end import before_exit
 from psann_jax.train.lease import LEASE, RENEW_S, Lease, LostLeaseError
 from psann_jax.train.metrics import METRICS, TENSORBOARD
 from psann_jax.train.processes import raise_together
@@ -64,7 +65,8 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
                 stack.callback(shutil.rmtree, local, ignore_errors=True)
                 _make_empty(local)
                 Mirror(Bucket(location, "--workdir"), local, None).pull()
-        yield local
+        with before_exit(stack.close):
+            yield local
         with raise_together():  # none may end while process 0 still copies
             stack.close()
 

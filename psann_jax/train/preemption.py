@@ -5,11 +5,16 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+
+class StoppedError(Exception):
+    """A signal has ended a run while it computed or waited; its state is that of the last update."""
 
 
 class StopSignals:
@@ -38,6 +43,7 @@ class StopSignals:
         self._received: str | None = None
         self._interrupts = 0
         self._agreed = False
+        self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
         self._reports = contextlib.ExitStack()
 
@@ -73,6 +79,23 @@ class StopSignals:
             if self._interrupts > 1:
                 raise KeyboardInterrupt
         self.request(signal.Signals(number).name)
+        if self._at_once:
+            raise StoppedError
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While the context lasts, a signal does not wait for the next check of a run of one process.
+
+        Raises:
+          StoppedError: a signal has arrived. What the block was doing may be half done.
+        """
+        self._at_once = jax.process_count() == 1
+        try:
+            if self._at_once and self._received is not None:
+                raise StoppedError
+            yield
+        finally:
+            self._at_once = False
 
     def request(self, source: str) -> None:
         """Ends the run as a signal does, in all processes.

@@ -23,7 +23,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 # A process without a heartbeat for this long counts as dead, and JAX ends the others.
 _HEARTBEAT_TIMEOUT_S = 20
-_SHUTDOWN_TIMEOUT_S = 30
+_SHUTDOWN_TIMEOUT_S = 300  # process 0 may have to copy a checkpoint to a bucket first
 _WELCOME = "welcome"
 _MAX_MESSAGE_BYTES = 2000
 

@@ -17,7 +17,7 @@ from psann_jax.utils.extras import require_extra
 from psann_jax.utils.locations import BUCKET_MODULES, BucketUrl
 
 _TIMEOUT_S = 20
-_VERSIONS = ("ETag", "etag", "generation")  # facts about an object that change with its content
+_VERSION = ("size", "ETag", "etag", "generation")  # facts about an object that change with its content
 # Of the file systems. botocore repeats a request that fails for reasons of the network or the server.
 _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": _TIMEOUT_S, "read_timeout": 3 * _TIMEOUT_S}}}
 
@@ -79,7 +79,7 @@ class Bucket:
             else:
                 found = {pattern: self._fs.info(pattern)} if self._fs.exists(pattern) else {}
         return {
-            str(BucketUrl(self.url.scheme, path)): " ".join(str(facts.get(name)) for name in ("size", *_VERSIONS))
+            str(BucketUrl(self.url.scheme, path)): _version(facts)
             for path, facts in sorted(found.items())
             if facts["type"] == "file"
         }
@@ -107,7 +107,7 @@ class Bucket:
         """
         file = self._fs.open(self._path(name), "rb", cache_type="none")
         file.seek(start)
-        return file, file.size, " ".join(str(file.details.get(version)) for version in _VERSIONS)
+        return file, file.size, _version(file.details)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes an object; it has its old content or the whole new one.
@@ -168,6 +168,10 @@ class Bucket:
 
     def _path(self, name: str) -> str:
         return f"{self.url.path}/{name}" if name else self.url.path
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    return " ".join(str(facts.get(name)) for name in _VERSION)
 
 
 @contextlib.contextmanager

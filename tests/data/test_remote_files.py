@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from psann_jax.data.records import Records
 from psann_jax.data.remote_files import bucket_file, is_web, web_file
 from psann_jax.utils.errors import UserError
 from tests.support.bucket import bucket_at, s3_bucket
-from tests.support.web import web_server
+from tests.support.web import Stall, web_server
 
 TEXTS = [f"document {i}: " + "wörter 波 " * (i % 7) for i in range(300)]
 
@@ -69,10 +70,10 @@ def test_all_formats_are_read_from_a_bucket(tmp_path):
         bucket = bucket_at(url)
         bucket.upload(tmp_path, names)
         for name in names:
-            file = bucket_file(f"{url}/{name}", bucket, name)
-            assert file.size() == (tmp_path / name).stat().st_size
+            file = bucket_file(f"{url}/{name}", bucket, name, "")
+            assert file.find_size() == (tmp_path / name).stat().st_size
             assert read(file) == TEXTS, name
-        gone = message(bucket_file(f"{url}/gone.txt", bucket, "gone.txt"))
+        gone = message(bucket_file(f"{url}/gone.txt", bucket, "gone.txt", ""))
         assert gone.startswith(f"{url}/gone.txt: cannot be read: ")
 
 
@@ -128,14 +129,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(web, tmp_path):
     web.failures = [90]
     with web_file(f"{web.url}/a.txt").open() as file:
         path.write_bytes(b"new text\n" * 100)
-        with pytest.raises(OSError, match="changed while it was read"):
+        with pytest.raises(OSError, match="it has changed since the run began"):
             file.read()
 
 
 def test_an_empty_file(web, tmp_path):
     (tmp_path / "a.txt").touch()
     for web.ranges in (True, False):
-        assert web_file(f"{web.url}/a.txt").size() == 0
+        assert web_file(f"{web.url}/a.txt").find_size() == 0
         assert read(web_file(f"{web.url}/a.txt")) == []
 
 
@@ -152,3 +153,21 @@ def test_urls_of_the_web():
         False,
         False,
     ]
+
+
+def test_bytes_that_arrived_before_a_stall_are_kept(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_files, "_TIMEOUT_S", 0.2)
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    web.failures = [Stall(1000)] * 4  # more than the attempts that bring nothing
+    assert read(web_file(f"{web.url}/a.txt")) == TEXTS
+    starts = [int(part.removeprefix("bytes=").removesuffix("-")) for _, part in web.requests]
+    assert starts == [0, 1000, 2000, 3000, 4000]
+
+
+def test_waiting_for_another_attempt_can_be_ended(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_files, "WAITS_S", (3600,))
+    (tmp_path / "a.txt").write_text("text")
+    file = web_file(f"{web.url}/a.txt")
+    web.failures = [503]
+    threading.Timer(0.1, file.stopped.set).start()
+    assert message(file) == f"{web.url}/a.txt: cannot be read: the run has ended"

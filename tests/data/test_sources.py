@@ -53,6 +53,26 @@ def test_empty_files_of_a_glob_are_named(tmp_path, capsys):
     assert capsys.readouterr().err == f"warning: {tmp_path / 'b.txt'}: is empty\n"
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.xz", "a.jsonl.zst", "a.txt"])
+def test_empty_files_of_any_format_have_no_documents(tmp_path, name):
+    (tmp_path / name).touch()
+    (tmp_path / f"other{name[1:]}").touch()
+    assert list(open_source(str(tmp_path / "*"), DataConfig(document="line")).documents()) == []
+    with pytest.raises(UserError, match=r": is empty$"):
+        open_source(str(tmp_path / name), DataConfig(document="line"))
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_other_end(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"^data.sources: .*a.txt is not a regular file; write the text to a file"):
+        open_source(str(tmp_path / "a.txt"), DataConfig(document="line"))
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(UserError, match=r"^data.sources: has an empty name; name a file, or another source$"):
+        open_source("", DataConfig())
+
+
 def test_broken_links_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")

@@ -134,13 +134,14 @@ def test_errors_can_be_survived_by_saving():
         take(windows([StreamPart("x", "x", broken)]), 100)
 
 
+@pytest.mark.parametrize("end", [["short"], []])
 @pytest.mark.parametrize("left", [3, 5])
-def test_a_text_that_has_changed_is_an_error(left):
+def test_a_text_that_has_changed_is_an_error(left, end):
     texts = ["a" * 50] * 6
     iterator = iter(windows([part("a", texts)]))
     while iterator.get_state()["document"] < 5 or iterator.get_state()["token"] < 10:
         next(iterator)
-    again = iter(windows([part("a", [*texts[:left], "short"])]))
+    again = iter(windows([part("a", [*texts[:left], *end])]))
     again.set_state(iterator.get_state())
     with pytest.raises(DataError, match=r"^a: has changed since the run read it; restore it, or start anew"):
         next(again)

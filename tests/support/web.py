@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,12 +14,21 @@ class Web:
       url: of the folder.
       requests: the path and the Range header of each request so far.
       ranges: whether it sends parts of files.
-      failures: what the next requests get, first to last: a status, or the number of bytes after which the connection
-        ends.
+      failures: what the next requests get, first to last: a status, the number of bytes after which the connection
+        ends, or a `Stall`.
+      ended: whether the server ends.
     """
 
     def __init__(self, url):
         self.url, self.requests, self.ranges, self.failures = url, [], True, []
+        self.ended = threading.Event()
+
+
+@dataclass(frozen=True)
+class Stall:
+    """An answer that stops after some bytes, without an end of the connection."""
+
+    n_bytes: int
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -29,7 +39,8 @@ class _Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         self.web.requests.append((self.path, self.headers.get("Range")))
         failure = self.web.failures.pop(0) if self.web.failures else None
-        if failure is not None and 400 <= failure < 600:
+        stall = isinstance(failure, Stall)
+        if failure is not None and not stall and 400 <= failure < 600:
             self.send_error(failure)
             return
         try:
@@ -52,7 +63,10 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("ETag", f'"{hash(content)}"')
         self.end_headers()
         with contextlib.suppress(OSError):
-            self.wfile.write(content[start:] if failure is None else content[start : start + failure])
+            stop = total if failure is None else start + (failure.n_bytes if stall else failure)
+            self.wfile.write(content[start:stop])
+            if stall:
+                self.web.ended.wait()
         self.close_connection = True
 
     def log_message(self, *args):
@@ -70,6 +84,7 @@ def web_server(folder):
     try:
         yield web
     finally:
+        web.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

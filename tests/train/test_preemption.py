@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import warnings
 
 import pytest
 
-from psann_jax.train.preemption import StopSignals
+from psann_jax.train.preemption import StoppedError, StopSignals
 from tests.support.processes import environment
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -36,7 +37,7 @@ def test_a_signal_sets_a_flag_and_is_reported_once(name, capfd):
 
 BUSY = """
 import ctypes, signal, sys
-from psann_jax.train.preemption import StopSignals
+from psann_jax.train.preemption import StoppedError, StopSignals
 with StopSignals() as stop:
     stop.waiting_for = "the compilation"
     print("busy", flush=True)
@@ -90,6 +91,17 @@ def test_the_second_ctrl_c_interrupts():
         assert stop.should_stop(1)
 
 
+def test_a_signal_ends_a_wait_at_once():
+    with StopSignals() as stop:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(StoppedError), stop.at_once():
+            queue.Queue().get()
+        assert stop.received == "SIGTERM"
+        with pytest.raises(StoppedError), stop.at_once():  # the signal came before the wait
+            queue.Queue().get()
+        os.kill(os.getpid(), signal.SIGTERM)  # outside, it only sets the flag
+
+
 def test_the_previous_handlers_are_restored():
     watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(s) for s in watched]
@@ -134,7 +146,7 @@ WORKER = """
 import os, signal, sys, time
 import jax
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
-from psann_jax.train.preemption import StopSignals
+from psann_jax.train.preemption import StoppedError, StopSignals
 with StopSignals() as stop:
     for step in range(1, 2000):
         time.sleep(0.01 if sys.argv[2] == "0" else 0.013)
