@@ -247,7 +247,7 @@ def test_validation_text_without_targets_is_refused(tmp_path):
 
 def test_training_text_without_targets_is_refused(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"m": dialogue(text)} for text in sentences(60)])
-    write_jsonl(tmp_path / "b.jsonl", [{"m": [*dialogue(text), Message("assistant", "yes")._asdict()]} for text in "ab"])
+    write_jsonl(tmp_path / "b.jsonl", [{"m": dialogue(text, "yes")} for text in "ab"])
     valid = {"valid_sources": (str(tmp_path / "b.jsonl"),), "valid_fraction": 0.01}
     config = config_of(tmp_path / "a.jsonl", messages_field="m", max_length=16, **valid)
     with pytest.raises(UserError, match=r"^data.messages_field: no message of a training document is of the assistant"):
@@ -263,7 +263,7 @@ def test_an_evaluation_without_targets_is_refused(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", [{"q": "a long question " * 9, "a": "yes"}] * 3)
     valid = {"valid_sources": (str(tmp_path / "b.jsonl"),), "valid_fraction": 0.01}
     text = load_text(config_of(tmp_path / "a.jsonl", **QA, max_length=16, **valid), progress=False)
-    with pytest.raises(UserError, match=r"^eval.max_tokens: is 32, but the first window of the validation text has no "):
+    with pytest.raises(UserError, match=r"^eval.max_tokens: is 32, but the first window of the validation text has n"):
         text.valid_batches(batch_size=1, max_tokens=32)
     assert text.valid_batches(batch_size=1) is not None
 
