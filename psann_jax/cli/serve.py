@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     limits = Limits(flags.slots, flags.queue, flags.max_length)
     models = {}
     for name, workdir in runs.items():
-        models[name] = Served(name, load_text_run(workdir, flags.checkpoint, **load_options(flags)), limits)
+        models[name] = Served(name, load_text_run(str(workdir), flags.checkpoint, **load_options(flags)), limits)
         print(models[name].describe(), file=sys.stderr, flush=True)
     server = Server(models, bound)
     print(f"ready on {server.url}", flush=True)

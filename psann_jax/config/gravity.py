@@ -38,7 +38,8 @@ class VanillaConfig(TextModelConfig):
     n_positions: int = 0  # rows of the position table; 0: data.max_length
     # implementation; auto: the fastest for the device
     attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
-    mlp_activation: Literal["sine", "gelu", "relu"] = "gelu"  # of the MLPs
+    # of the MLPs; gelu_tanh: its approximation in GPT-2
+    mlp_activation: Literal["sine", "gelu", "gelu_tanh", "relu"] = "gelu"
     init: Literal["small", "reference"] = "small"  # N(0, 0.02^2) except coordinates, or as in the original: N(0, 1)
     sine: SineConfig = field(default_factory=SineConfig)
 

@@ -63,9 +63,16 @@ def folder_path(path: Path) -> Path | None:
     return Path(text.removeprefix(FOLDER_PREFIX)).expanduser() if text.startswith(FOLDER_PREFIX) else None
 
 
+def names_run(location: Path | BucketUrl) -> bool:
+    """Whether a path or URL is that of a run's workdir, not of a file with weights."""
+    if isinstance(location, BucketUrl):
+        return PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX)
+    return (location / CONFIG).exists() and not (location / DEFAULT_NAME).exists()
+
+
 def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., Weights]]:
     """Returns the names of the options that a path or URL accepts, and the function that reads it."""
-    if isinstance(location, BucketUrl) and PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX):
+    if names_run(location):
         return _RUN_OPTIONS, lambda **options: read_run(str(location), **options)
     path = location if isinstance(location, Path) else local_file(location, cache_root(""), "path")
     if (folder := folder_path(path)) is not None:
@@ -78,8 +85,6 @@ def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., 
         return (), lambda: read_safetensors(path)
     if (path / DEFAULT_NAME).exists():
         return (), lambda: read_safetensors(path / DEFAULT_NAME)
-    if (path / CONFIG).exists():
-        return _RUN_OPTIONS, lambda **options: read_run(path, **options)
     if path.exists():
         refuse_checkpoint(path)
     raise UserError(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from psann_jax.config import Config, ConfigError, DataConfig, ModelConfig, TokenizerConfig, require
 from psann_jax.config.checks import require_known
 from psann_jax.config.io import flatten, to_dict
-from psann_jax.convert.read import read_weights
+from psann_jax.convert.read import names_run, read_weights
 from psann_jax.convert.transfer import Transfer
 from psann_jax.convert.vocabulary import match_vocabularies
 from psann_jax.data.tokenizer import Tokenizer
@@ -19,9 +19,9 @@ from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import open_run, restore_params
 from psann_jax.train.start import StartingWeights
-from psann_jax.train.workdir import CONFIG
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import given_path
+from psann_jax.utils.files import storage_errors
+from psann_jax.utils.locations import BucketUrl, given_location
 
 # Model settings that may differ: they decide how values are computed, what training adds to the loss, or the initial
 # values of parameters, which are replaced.
@@ -107,9 +107,11 @@ def open_start(config: Config) -> OpenedStart:
         without naming it.
     """
     train = config.train
-    path = given_path(train.init_from, "train.init_from")
+    location = given_location(train.init_from, "train.init_from")
     try:
-        opened = _open_run(config, path) if (path / CONFIG).exists() else _open_file(config, path)
+        with storage_errors(str(location), "read"):
+            is_run = names_run(location)
+        opened = _open_run(config, location) if is_run else _open_file(config, location)
     except UserError as error:
         named = str(error).startswith("train.")
         raise error if named else UserError(f"train.init_from: {error}") from error
@@ -118,8 +120,8 @@ def open_start(config: Config) -> OpenedStart:
     return opened
 
 
-def _open_run(config: Config, path: Path) -> OpenedStart:
-    saved = open_run(path, config.train.init_checkpoint)
+def _open_run(config: Config, path: Path | BucketUrl) -> OpenedStart:
+    saved = open_run(str(path), config.train.init_checkpoint)
     has_ema = saved.config.train.ema_decay > 0
     problem = f"but {path} has no EMA weights, because its train.ema_decay was 0; leave it False"
     require(has_ema or not config.train.init_ema, "train.init_ema", f"is True, {problem}")
@@ -133,12 +135,12 @@ def _open_run(config: Config, path: Path) -> OpenedStart:
     return OpenedStart(config, saved.network, tokenizer, read, facts, to_dict(saved.config))
 
 
-def _open_file(config: Config, path: Path) -> OpenedStart:
+def _open_file(config: Config, path: Path | BucketUrl) -> OpenedStart:
     for name in ("init_checkpoint", "init_ema"):
         default = getattr(type(config.train), name)
         given = getattr(config.train, name)
         require(given == default, f"train.{name}", f"has no effect, because {path} is no run; leave it at {default!r}")
-    weights = read_weights(path)
+    weights = read_weights(str(path))
     network = weights.network()
 
     def read(mesh: Mesh) -> Params:
@@ -184,9 +186,10 @@ def _check_tokenizer(config: Config, opened: OpenedStart) -> None:
     )
     default, saved = TokenizerConfig(), opened.saved_config["data"]["tokenizer"]
     for name, value in to_dict(data.tokenizer).items():
+        allowed = list(dict.fromkeys((getattr(default, name), saved[name])))
         require(
-            value in (getattr(default, name), saved[name]),
+            value in allowed,
             f"data.tokenizer.{name}",
-            f"is {value!r}, but the tokenizer of {path} is used, for which it was {saved[name]!r}; leave it, or name "
+            f"is {value!r}, but the tokenizer of {path} is used; set it to {' or '.join(map(repr, allowed))}, or name "
             "another tokenizer with data.tokenizer.path",
         )

@@ -31,6 +31,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 
 _TOKENIZER_FILE = "tokenizer.json"
+_MARKS = 2**20  # of tokens that are read at once
 _SHORT_DOCUMENTS = 8  # documents of which more than so many fit in a window get a warning
 
 
@@ -123,9 +124,11 @@ class TextData(ValidText):
           sources: those of the training text, for `describe` and `warnings`.
 
         Raises:
-          UserError: the training text of a source is shorter than one window.
+          UserError: the training text of a source is shorter than one window, or has no targets.
         """
         super().__init__(config, tokenizer, prepared.valid, prepared.valid_names, prepared.fingerprint)
+        if self.has_scored and not _has_targets(prepared.train):
+            raise UserError("data.messages_field: no message of a training document is of the assistant")
         self.document = config.document
         self._prepared, self._sources = prepared, tuple(sources)
         shards = self._train_shards()
@@ -233,3 +236,10 @@ class TextData(ValidText):
         ]
         rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, self._config.weights)
         return Batches(rows, batch_size, shard)
+
+
+def _has_targets(shard: Shard) -> bool:
+    """Whether any token of a shard that says which are targets is one; reads no more of it than is needed."""
+    marks_N = shard.scored_N
+    assert marks_N is not None
+    return any(np.any(marks_N[start : start + _MARKS]) for start in range(0, len(marks_N), _MARKS))

@@ -111,8 +111,7 @@ class Records:
         """Returns the document of a list of messages, or of a dict of lists, as `datasets` and tfds may give it."""
         field = f"data.messages_field: {where}: {self.messages_field!r}"
         if isinstance(messages, Mapping) and {"role", "content"} <= messages.keys():
-            pairs = zip(messages["role"], messages["content"], strict=True)
-            messages = [{"role": role, "content": content} for role, content in pairs]
+            messages = _as_list(messages["role"], messages["content"], field)
         if messages is None:
             return ""
         if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
@@ -144,6 +143,17 @@ class Records:
     def ending(self) -> str:
         """What the template writes after the content of a message."""
         return self.template.partition(CONTENT)[2]
+
+
+def _as_list(roles: Any, contents: Any, field: str) -> list[dict[str, Any]]:
+    """Returns the messages of a dict of lists; `field` begins the message of an error."""
+    for name, values in (("role", roles), ("content", contents)):
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise UserError(f"{field} holds one {name} of type {type(values).__name__}, not a list of messages")
+    roles, contents = list(roles), list(contents)
+    if len(roles) != len(contents):
+        raise UserError(f"{field} has {len(roles)} roles, but {len(contents)} contents")
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
 
 
 def _fill(template: str, placeholder: str, value: str) -> str:

@@ -79,9 +79,12 @@ class ValidText:
           shard: the rows to return.
 
         Raises:
-          UserError: batch_size cannot be divided over the processes.
+          UserError: batch_size cannot be divided over the processes, or the windows have no targets but the ends of
+            documents.
         """
         n = self._n_evaluated(max_tokens)
+        if self.has_scored and not self.evaluated_bytes(max_tokens):
+            raise self._no_targets(n, max_tokens)
         padding = padding_row(self.valid_windows[0], self.tokenizer.pad_id)
         rows = grain.MapDataset.source(_Padded(self.valid_windows, n, batch_size, padding))
         return self._read_ahead(Batches(rows, batch_size, shard))
@@ -90,6 +93,13 @@ class ValidText:
     def has_scored(self) -> bool:
         """Whether only some tokens are targets; batches then have the array `scored`."""
         return self._valid.scored_N is not None
+
+    def _no_targets(self, n_windows: int, max_tokens: int) -> UserError:
+        if n_windows < self.n_valid_windows:
+            what = f"window of the validation text has no targets, nor do the {n_windows - 1} after it"
+            return UserError(f"eval.max_tokens: is {max_tokens}, but the first {what}; raise it")
+        field = "messages_field" if self._config.messages_field else "completion_field"
+        return UserError(f"data.{field}: all completions of the validation documents are empty")
 
     def _n_evaluated(self, max_tokens: int) -> int:
         """The number of windows that `valid_batches` yields."""

@@ -20,6 +20,7 @@ Activation = Callable[[jax.Array], jax.Array]
 # To add an activation without parameters, add it here and to the Literal of `mlp_activation` in the config.
 ELEMENTWISE: dict[str, Activation] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "relu2": lambda z: jax.numpy.square(jax.nn.relu(z)),
     "silu": jax.nn.silu,
@@ -30,8 +31,8 @@ def make_activation(name: str, features: int, sine: SineConfig, axis: str | None
     """Creates an activation.
 
     Args:
-      name: sine; snake or scaled_gelu; or a name in `ELEMENTWISE`: gelu (exact), relu, relu2 (the square of relu) or
-        silu (x * sigmoid(x)).
+      name: sine; snake or scaled_gelu; or a name in `ELEMENTWISE`: gelu (exact), gelu_tanh (its approximation in
+        GPT-2), relu, relu2 (the square of relu) or silu (x * sigmoid(x)).
       features: F, of the inputs.
       sine: settings of the sine; those of its frequency apply to snake and scaled_gelu.
       axis: logical name of the feature axis.

@@ -26,6 +26,7 @@ from psann_jax.serve.errors import ApiError, reject
 from psann_jax.serve.fields import MAX_ALTERNATIVES, shown
 from psann_jax.serve.requests import TextRequest
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import BucketUrl, given_location
 
 
 @dataclass(frozen=True)
@@ -185,15 +186,16 @@ class Served:
         return wanted
 
 
-def by_name(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """Returns the runs by the names of their folders.
+def by_name(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Path | BucketUrl]:
+    """Returns the runs, on a disk or in buckets, by the names of their folders.
 
     Raises:
-      UserError: two have the same name.
+      UserError: two have the same name, or one cannot be a path or URL.
     """
-    named: dict[str, Path] = {}
-    for workdir in map(Path, workdirs):
-        name = os.path.basename(os.path.abspath(workdir))  # not resolved: a link has a name of its own
+    named: dict[str, Path | BucketUrl] = {}
+    for workdir in (given_location(given, "--workdir") for given in workdirs):
+        # Not resolved: a link has a name of its own.
+        name = os.path.basename(os.path.abspath(workdir)) if isinstance(workdir, Path) else workdir.name
         if name in named:
             raise UserError(
                 f"--workdir: {named[name]} and {workdir} have the same name {name}; make a link with another"

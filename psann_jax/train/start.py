@@ -1,16 +1,20 @@
 """Weights that a run starts from, as the training loop gets them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
 from psann_jax.train.workdir import INITIAL_WEIGHTS
+from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import write_json
 
 
@@ -42,8 +46,20 @@ ReadWeights = Callable[[Network, Mesh], StartingWeights]
 
 
 def starting_weights(given: Params | ReadWeights | None, network: Network, mesh: Mesh) -> StartingWeights:
-    """Returns given parameters, reading them if necessary; `psann_jax.train.loop.train` has the arguments."""
-    return given(network, mesh) if callable(given) else StartingWeights(given)
+    """Returns given parameters, reading them if necessary; `psann_jax.train.loop.train` has the arguments.
+
+    Raises:
+      UserError: a parameter is not finite, as after a training that diverged.
+    """
+    start = given(network, mesh) if callable(given) else StartingWeights(given)
+    if start.params is not None:
+        with jax.set_mesh(mesh):
+            finite = jax.device_get(jax.jit(partial(jax.tree.map, lambda a: jnp.isfinite(a).all()))(start.params))
+        names = (keystr(path, simple=True, separator=".") for path, ok in tree_leaves_with_path(finite) if not ok)
+        if (name := next(names, None)) is not None:
+            origin = f"train.init_from: {start.report['from']}" if start.report else "the weights to start from"
+            raise UserError(f"{origin}: {name} has values that are not finite; take an earlier checkpoint")
+    return start
 
 
 class Start(Protocol):

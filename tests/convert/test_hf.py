@@ -133,7 +133,7 @@ REFUSED = {
     "biases": ({"attention_bias": True}, "attention_bias is True, must be False"),
     "wide heads": ({"head_dim": 8}, "head_dim is 8, must be 4"),
     "activation": ({"hidden_act": "xielu"}, "hidden_act is 'xielu', must be gelu or relu or relu2 or silu"),
-    "another type": ({"model_type": "gpt2"}, "model_type is 'gpt2', must be one of apertus, arcee"),
+    "another type": ({"model_type": "mamba"}, "model_type is 'mamba', must be one of gpt2, apertus, arcee"),
     "no size": ({"hidden_size": "16"}, "hidden_size is '16', must be a positive integer"),
     "no length": ({"max_position_embeddings": None}, "max_position_embeddings is None, must be a positive integer"),
     "other layers": ({"num_hidden_layers": 3}, "model.n_layers: is 3, but"),

@@ -9,6 +9,7 @@ import pytest
 
 from psann_jax.config import ConfigError
 from psann_jax.config.io import default_config
+from psann_jax.convert.hf.write import write_folder
 from psann_jax.convert.read import read_weights
 from psann_jax.convert.safetensors_file import write_safetensors
 from psann_jax.convert.start import open_start
@@ -123,6 +124,35 @@ def test_a_file_is_a_start_too(folder, tmp_path):
         open_start(
             next_config(folder, train__init_from=str(tmp_path / "weights.safetensors"), train__init_checkpoint="best")
         )
+
+
+def test_weights_that_are_not_finite_are_refused(folder, tmp_path):
+    """A short run would end before `train.max_bad_steps` notices them, with a loss of NaN and exit code 0."""
+    weights = read_weights(folder / "source")
+    kernel = weights.params["blocks"]["mlp"]["fc1"]["kernel"].copy()
+    kernel[1, 2, 3] = np.nan
+    weights.params["blocks"]["mlp"]["fc1"]["kernel"] = kernel
+    write_safetensors(tmp_path / "weights.safetensors", weights)
+    config = next_config(folder, train__init_from=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(UserError, match=r"^train.init_from: .*weights.safetensors: blocks.mlp.fc1.kernel has valu"):
+        train_run(config, tmp_path / "run", open_start=open_start)
+    named = {"data__tokenizer__vocab_size": 32000, "data__tokenizer__path": str(tmp_path / "tokenizer.json")}
+    config = next_config(folder, train__init_from="", **named)
+    weights.tokenizer.save(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"^the weights to start from: blocks.mlp.fc1.kernel has values that are not"):
+        train_run(config, tmp_path / "run", initial_params=weights.params)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_of_transformers_needs_its_prefix(folder, tmp_path):
+    weights = read_weights(folder / "source")
+    write_folder(tmp_path / "shared", weights, "source")
+    with pytest.raises(UserError, match=r"^train.init_from: .*; for a folder of transformers, give hf:DIRECTORY$"):
+        open_start(next_config(folder, train__init_from=str(tmp_path / "shared")))
+    named = {"data__tokenizer__vocab_size": 32000, "train__init_from": f"hf:{tmp_path / 'shared'}"}
+    assert_equal(started(next_config(folder, **named)).params, weights.params)
+    with pytest.raises(ConfigError, match=r"^data.tokenizer.kind: is 'bpe', but .*shared is used; set it to 'auto'"):
+        open_start(next_config(folder, **named, data__tokenizer__kind="bpe"))
 
 
 def test_a_file_without_a_tokenizer_needs_one_of_its_size(folder, tmp_path):

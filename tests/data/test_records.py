@@ -126,6 +126,16 @@ def test_the_prompt_of_a_chat_has_the_tokens_of_the_training(messages, template)
             {"m": [{"role": "user"}]},
             r"^data.messages_field: x: message 1 has no field 'con",
         ),
+        (
+            {"messages_field": "m"},
+            {"m": {"role": ["user", "assistant"], "content": ["a"]}},
+            r"^data.messages_field: x: 'm' has 2 roles, but 1 contents$",
+        ),
+        (
+            {"messages_field": "m"},
+            {"m": {"role": "user", "content": "abcd"}},
+            r"^data.messages_field: x: 'm' holds one role of type str, not a list of messages$",
+        ),
     ],
 )
 def test_records_that_do_not_fit_are_refused(settings, record, message):
@@ -233,6 +243,29 @@ def test_validation_text_without_targets_is_refused(tmp_path):
     config = config_of(write_jsonl(tmp_path / "a.jsonl", records), messages_field="m", max_length=16)
     with pytest.raises(UserError, match=r"^data.messages_field: no message of a validation document is of the assist"):
         load_text(config, progress=False)
+
+
+def test_training_text_without_targets_is_refused(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"m": dialogue(text)} for text in sentences(60)])
+    write_jsonl(tmp_path / "b.jsonl", [{"m": dialogue(text, "yes")} for text in "ab"])
+    valid = {"valid_sources": (str(tmp_path / "b.jsonl"),), "valid_fraction": 0.01}
+    config = config_of(tmp_path / "a.jsonl", messages_field="m", max_length=16, **valid)
+    with pytest.raises(UserError, match=r"^data.messages_field: no message of a training document is of the assistant"):
+        load_text(config, progress=False)
+
+
+def test_an_evaluation_without_targets_is_refused(tmp_path):
+    """It would divide by their number, or by that of their bytes."""
+    write_jsonl(tmp_path / "a.jsonl", [{"q": f"{text} {i}", "a": ""} for i, text in enumerate(sentences(60))])
+    text = load_text(config_of(tmp_path / "a.jsonl", **QA, max_length=16), progress=False)
+    with pytest.raises(UserError, match=r"^data.completion_field: all completions of the validation documents are emp"):
+        text.valid_batches(batch_size=1)
+    write_jsonl(tmp_path / "b.jsonl", [{"q": "a long question " * 9, "a": "yes"}] * 3)
+    valid = {"valid_sources": (str(tmp_path / "b.jsonl"),), "valid_fraction": 0.01}
+    text = load_text(config_of(tmp_path / "a.jsonl", **QA, max_length=16, **valid), progress=False)
+    with pytest.raises(UserError, match=r"^eval.max_tokens: is 32, but the first window of the validation text has n"):
+        text.valid_batches(batch_size=1, max_tokens=32)
+    assert text.valid_batches(batch_size=1) is not None
 
 
 def test_text_and_records_may_be_mixed(tmp_path):

@@ -9,6 +9,8 @@ import pytest
 from psann_jax.cli.commands import dispatch
 from psann_jax.convert.read import read_weights
 from psann_jax.convert.safetensors_file import write_safetensors
+from psann_jax.convert.start import open_start
+from psann_jax.nn.mesh import make_mesh
 from psann_jax.runs.restore import load_run, load_text_run
 from psann_jax.runs.samples import SAMPLES
 from psann_jax.train.mirror import leased_workdir
@@ -89,3 +91,17 @@ def test_commands_write_beside_the_run_or_to_out(saved, tmp_path, capsys):
     dispatch(["samples", f"--workdir={url}", f"--out={url}/other/there.json"])
     assert json.loads((tmp_path / "here.json").read_text()) == texts
     assert json.loads(bucket_at(url).read("other/there.json")) == texts
+
+
+@pytest.mark.parametrize("name", ["", "/start.safetensors"])
+def test_a_run_starts_from_a_run_or_a_file_in_a_bucket(saved, tmp_path, own_cache, name):
+    url, params = saved
+    write_safetensors(tmp_path / "start.safetensors", read_weights(url))
+    bucket_at(url).upload(tmp_path, ["start.safetensors"])
+    config = tiny_config(tmp_path, train__init_from=url + name)
+    opened = open_start(config)
+    found = opened.weights(opened.network, make_mesh(config.mesh), config.seed)
+    jax.tree.map(np.testing.assert_array_equal, found.params, params[3])
+    assert found.report["from"] == url + name
+    with pytest.raises(UserError, match=r"^train.init_from: .*none"):
+        open_start(tiny_config(tmp_path, train__init_from=url.replace("small", "none") + name))

@@ -23,6 +23,10 @@ def test_models_have_the_names_of_their_folders(tmp_path, monkeypatch):
         UserError, match=r"^--workdir: .*run and b/run have the same name run; make a link with another$"
     ):
         by_name([tmp_path / "a" / "run", "b/run"])
+    assert {name: str(url) for name, url in by_name(["s3://bucket/runs/a", "gs://b/c/"]).items()} == {
+        "a": "s3://bucket/runs/a",
+        "c": "gs://b/c",
+    }
 
 
 def test_the_start_says_what_a_model_needs(workdirs):

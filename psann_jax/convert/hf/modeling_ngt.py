@@ -79,7 +79,8 @@ class MLP(nn.Module):
         super().__init__()
         d, f, name = s["d_model"], s["d_mlp"], s["mlp_activation"]
         self.fc1, self.fc2 = nn.Linear(d, f), nn.Linear(f, d)
-        self.act = Sine(f, s["sine"]) if name == "sine" else nn.GELU() if name == "gelu" else nn.ReLU()
+        elementwise = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "relu": nn.ReLU()}
+        self.act = Sine(f, s["sine"]) if name == "sine" else elementwise[name]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, L, D) to the same shape."""

@@ -25,7 +25,13 @@ _VANILLA: dict[str, Any] = {
     "head_bias": True,
     "tied_embeddings": True,
 }
-_ELEMENTWISE = {"gelu": F.gelu, "relu": F.relu, "relu2": lambda z: F.relu(z).square(), "silu": F.silu}
+_ELEMENTWISE = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda z: F.relu(z).square(),
+    "silu": F.silu,
+}
 
 
 class PsannConfig(PretrainedConfig):

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from psann_jax.config import Config, ConfigError, DecoderConfig
+from psann_jax.config import Config, ConfigError
 from psann_jax.config.io import parse
+from psann_jax.convert.hf.gpt2 import MODEL_TYPE, from_gpt2, read_gpt2_settings
 from psann_jax.convert.hf.own import from_own, is_own
+from psann_jax.convert.hf.settings import positive
 from psann_jax.convert.hf.standard import read_settings
 from psann_jax.convert.hf.standard_names import from_standard
 from psann_jax.convert.hf.write import CONFIG, WEIGHTS
@@ -37,9 +39,11 @@ def read_folder(folder: str | os.PathLike[str]) -> Weights:
     try:
         arrays = _arrays(folder)
         config = _config(content, path)
-        model = cast(DecoderConfig, config.model)
+        model = cast(Any, config.model)
         if is_own(content):
             params = from_own(arrays)
+        elif content["model_type"] == MODEL_TYPE:
+            params = from_gpt2(arrays, model)
         else:
             params = from_standard(content["model_type"], arrays, model.resolve())
     except ConfigError as error:
@@ -58,10 +62,12 @@ def _arrays(folder: Path) -> dict[str, np.ndarray]:
 
 def _config(content: Mapping[str, Any], path: Path) -> Config:
     """Returns the config, with the settings of training at their defaults."""
-    model = content["settings"] if is_own(content) else read_settings(content, path)
-    length = content.get("max_position_embeddings")
-    if not isinstance(length, int):
-        raise UserError(f"{path}: max_position_embeddings is {length!r}, must be a positive integer")
+    if content.get("model_type") == MODEL_TYPE:
+        model = read_gpt2_settings(content, path)
+        length = model["n_positions"]
+    else:
+        model = content["settings"] if is_own(content) else read_settings(content, path)
+        length = positive(content, "max_position_embeddings", path)
     train = {"precision": "fp32", "batch_tokens": length}  # not in the file
     return parse({"model": model, "data": {"max_length": length}, "train": train})
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from psann_jax.config import DecoderConfig
+from psann_jax.convert.hf.settings import positive, require_value
 from psann_jax.nn.positions import ROPE_BASE
 from psann_jax.utils.errors import UserError
 
@@ -140,19 +141,19 @@ def read_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     name = content.get("model_type")
     if name not in ARCHITECTURES:
-        raise UserError(f"{path}: model_type is {name!r}, must be one of {', '.join(ARCHITECTURES)}")
+        raise UserError(f"{path}: model_type is {name!r}, must be one of gpt2, {', '.join(ARCHITECTURES)}")
     found = ARCHITECTURES[name]
-    sizes = {ours: _whole(content, theirs, path) for ours, theirs in _SIZES.items()}
+    sizes = {ours: positive(content, theirs, path) for ours, theirs in _SIZES.items()}
     fixed = dict(found.others) | {found.eps[0]: (_EPS[found.norm], found.eps[1])}
     fixed["head_dim"] = (sizes["d_model"] // sizes["n_heads"],) * 2
     for key, (value, default) in fixed.items():
         given = content.get(key, default)
-        _require(given == value or (key == "head_dim" and given is None), key, given, value, path)
+        require_value(given == value or (key == "head_dim" and given is None), key, given, value, path)
     _check_rotation(content, found, path)
     gated = found.activations == ("swiglu",)
     activation = content.get("hidden_act", _DEFAULT_ACTIVATIONS.get(name, "silu"))
     allowed = ("silu",) if gated else found.activations
-    _require(activation in allowed, "hidden_act", activation, " or ".join(allowed), path)
+    require_value(activation in allowed, "hidden_act", activation, " or ".join(allowed), path)
     bias = content.get("mlp_bias", False) if len(found.biases) > 1 else found.biases[0]
     return {
         "base": "transformer" if found.norm == "layernorm" else "modern",
@@ -175,23 +176,11 @@ _SIZES = {
 _DEFAULT_ACTIVATIONS = {"apertus": "xielu", "arcee": "relu2", "gpt_neox": "gelu"}
 
 
-def _require(condition: bool, key: str, given: Any, value: Any, path: Path) -> None:
-    if not condition:
-        raise UserError(f"{path}: {key} is {given!r}, must be {value}")
-
-
-def _whole(content: Mapping[str, Any], key: str, path: Path) -> int:
-    value = content.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{path}: {key} is {value!r}, must be a positive integer")
-    return value
-
-
 def _kv_heads(content: Mapping[str, Any], n_heads: int, path: Path) -> int:
     """Returns the value of n_kv_heads, 0 if keys have as many heads as queries."""
     if content.get("num_key_value_heads") is None:
         return 0
-    heads = _whole(content, "num_key_value_heads", path)
+    heads = positive(content, "num_key_value_heads", path)
     return 0 if heads == n_heads else heads
 
 
@@ -202,9 +191,9 @@ def _check_rotation(content: Mapping[str, Any], found: Architecture, path: Path)
     is_apertus = content["model_type"] == "apertus"
     theta = content.get("rope_theta", content.get("rotary_emb_base", None if is_apertus else ROPE_BASE))
     theta = rope.get("rope_theta", theta)
-    _require(theta == ROPE_BASE, "rope_theta", theta, ROPE_BASE, path)
+    require_value(theta == ROPE_BASE, "rope_theta", theta, ROPE_BASE, path)
     default = "llama3" if is_apertus and not {"rope_parameters", "rope_scaling"} & content.keys() else "default"
     kind = rope.get("rope_type", rope.get("type", default))
-    _require(kind == "default", "rope_type", kind, "default", path)
+    require_value(kind == "default", "rope_type", kind, "default", path)
     fraction = rope.get("partial_rotary_factor", content.get("rotary_pct", 1.0 if found.grouped else 0.25))
-    _require(fraction == 1, "partial_rotary_factor", fraction, 1, path)
+    require_value(fraction == 1, "partial_rotary_factor", fraction, 1, path)
