@@ -197,9 +197,8 @@ class Update:
         It does so on GPUs, if nothing comes between that sum and the one over micro-batches: no factor, no conversion
         (`wide_kernel_gradients`), no stack of layers (`split_layers`), and no division over fsdp.
         """
-        shape = jax.sharding.get_abstract_mesh().shape
-        whole = shape.get("data", 1) * shape.get("context", 1) > 1 and shape.get("fsdp", 1) == 1
-        return whole and kernels.platform() == "gpu" and not self.config.scan_layers
+        whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1
+        return kernels.replicas() > 1 and whole and kernels.platform() == "gpu" and not self.config.scan_layers
 
     def _mean(self, grads: Params, terms: Terms) -> Params:
         """Returns the gradients of the mean loss over the whole batch, given those of `Sums`."""
