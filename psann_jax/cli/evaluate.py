@@ -98,7 +98,10 @@ def _number(value: float) -> str:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = RunParser(
-        "evaluate", "Prints loss, perplexity, accuracy and bits per byte of a trained run on a text.", precision="run"
+        "evaluate",
+        "Prints loss, perplexity, accuracy and bits per byte of a trained run on a text.",
+        precision="run",
+        divides_windows=True,
     )
     add = parser.add_argument
     add("--data", metavar="SOURCE", help="a text, named as in data.sources; default the run's own validation text")

@@ -4,6 +4,7 @@ Nothing here imports JAX, so an error in a command line or a config file shows a
 """
 
 import argparse
+import functools
 import math
 import os
 import re
@@ -57,7 +58,15 @@ class StrictParser(argparse.ArgumentParser):
 class RunParser(StrictParser):
     """The flags of all commands that use a trained run."""
 
-    def __init__(self, command: str, description: str, *, precision: str, takes_several: bool = False) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        *,
+        precision: str,
+        takes_several: bool = False,
+        divides_windows: bool = False,
+    ) -> None:
         """Adds the flags.
 
         Args:
@@ -65,6 +74,7 @@ class RunParser(StrictParser):
           description: for --help.
           precision: default of --precision.
           takes_several: whether --workdir can be repeated; the flag is then a list.
+          divides_windows: whether --mesh can have a fourth size, of the axis context.
         """
         super().__init__(command, description)
         add = self.add_argument
@@ -85,9 +95,10 @@ class RunParser(StrictParser):
         add(
             "--mesh",
             default=(1, 1, 1),
-            type=_mesh_sizes,
-            metavar="D,F,T",
-            help="devices along the axes data, fsdp and tensor; default 1,1,1",
+            type=functools.partial(_mesh_sizes, with_context=divides_windows),
+            metavar="D,F,T[,C]" if divides_windows else "D,F,T",
+            help="devices along the axes data, fsdp and tensor"
+            f"{', and context, which divides windows' if divides_windows else ''}; default 1,1,1",
         )
 
 
@@ -292,12 +303,15 @@ def writable_file(text: str) -> Path:
     return path
 
 
-def _mesh_sizes(text: str) -> tuple[int, int, int]:
+def _mesh_sizes(text: str, *, with_context: bool) -> tuple[int, ...]:
     try:
-        data, fsdp, tensor = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is {text!r}, must be three sizes such as 1,1,1") from error
-    return data, fsdp, tensor
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) == 3 or (with_context and len(sizes) == 4):
+        return sizes
+    form = "three sizes such as 1,1,1"
+    raise argparse.ArgumentTypeError(f"is {text!r}, must be {form}{' or four such as 1,1,1,8' if with_context else ''}")
 
 
 def fail(error: BaseException | str, code: int = 2) -> NoReturn:

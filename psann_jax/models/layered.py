@@ -71,7 +71,7 @@ class Layered(nnx.Module):
     def run_blocks(self, carry: Carry, step: Step) -> Carry:
         """Applies step(block, carry, index) for all blocks, with rematerialisation; for use without a cache."""
         graphdef, stacked = nnx.split(self.blocks)
-        scan = self._scans()
+        scan = self.scans()
 
         def body(carry: Any, layer_and_index: tuple[Any, Any]) -> tuple[Any, None]:
             layer, index = layer_and_index
@@ -94,7 +94,8 @@ class Layered(nnx.Module):
                 return jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, groups)[0]
             return run(carry, everything)[0]
 
-    def _scans(self) -> bool:
+    def scans(self) -> bool:
+        """Returns whether the blocks run as a loop on the devices of the current mesh, for use without a cache."""
         if self.scan_layers is not None:
             return self.scan_layers
         unrolled = {"gpu": self.n_layers, "tpu": self.UNROLLED_ON_TPU}.get(kernels.platform(), 0)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from psann_jax.config import Config
 from psann_jax.config.families import family
-from psann_jax.models.lora import Lora
+from psann_jax.models.lora import LORA, Lora
 from psann_jax.nn.partition import freeze, info_tree
 
 Params = dict[str, Any]
@@ -47,6 +47,11 @@ class Network:
     def merge(self, params: Params) -> Any:
         """Returns the module with these parameters, for use inside a traced function."""
         return nnx.merge(self.graphdef, params if self.lora is None else self.lora.merge(params))
+
+    def scans_layers(self) -> bool:
+        """Returns whether layers, or groups of layers, run as a loop on the devices of the current mesh."""
+        module = nnx.merge(self.graphdef, {name: part for name, part in self.abstract.items() if name != LORA})
+        return bool(module.scans() or module.remat == "full")
 
     @property
     def n_params(self) -> int:

@@ -99,8 +99,8 @@ def cross_entropy(
       bias_V: added to the logits.
       options: label smoothing, z-loss and softcap.
       chunk_tokens: tokens per chunk over all devices, rounded so that a chunk has all rows of the batch. The default
-        is 512 per CPU device and 4096 per other device: with data parallelism, the gradient of the kernel is summed
-        over the devices once per chunk.
+        is 512 per CPU device and 4096 per other device. On CPUs, the gradient of the kernel is summed over devices
+        with different data once per chunk, elsewhere once.
 
     Returns:
       The weighted sum of losses, float32, and statistics that are not differentiated: `nll`, the weighted sum of
@@ -114,7 +114,11 @@ def cross_entropy(
         chunk_tokens = kernels.device_count() * per_device
     parts = kernels.window_parts()
     n_chunks = math.ceil(L // parts / max(1, chunk_tokens // (B * parts)))
-    return _cross_entropy(_Options(*options, n_chunks, parts), x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
+    # On a CPU, adding up chunks first costs more memory traffic than it saves: devices share the memory.
+    replicas = 1 if kernels.platform() == "cpu" or n_chunks == 1 else kernels.replicas()
+    groups = replicas if B * parts % replicas == 0 else 1
+    static = _Options(*options, n_chunks, parts, groups)
+    return _cross_entropy(static, x_BxLxD, kernel_DxV, bias_V, targets_BxL, weights_BxL)
 
 
 class _Options(NamedTuple):
@@ -123,6 +127,7 @@ class _Options(NamedTuple):
     softcap: float
     n_chunks: int
     parts: int  # of a window, on different devices
+    groups: int  # of successive rows of a chunk, on different devices, whose gradients are added after the last chunk
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -208,15 +213,24 @@ def _scan_chunks(
         dx_RxD = jnp.dot(d_RxV, w_DxV.T, preferred_element_type=wide) / scale
         # The barrier makes XLA's CPU backend copy the small transposed operand; without the copy the product takes 1.7
         # times as long.
-        dkernel = dkernel + jnp.dot(jax.lax.optimization_barrier(x_RxD.T), d_RxV, preferred_element_type=wide) / scale
-        dbias = None if bias_V is None else dbias + dlogits_RxV.sum(0)
+        xT = jax.lax.optimization_barrier(grouped(x_RxD).swapaxes(-1, -2))
+        dkernel = dkernel + jnp.matmul(xT, grouped(d_RxV), preferred_element_type=wide) / scale
+        dbias = None if bias_V is None else dbias + grouped(dlogits_RxV).sum(-2)
         return (dkernel, dbias), (tokens, dx_RxD.astype(dtype))
+
+    groups = () if options.groups == 1 else (options.groups,)
+
+    def grouped(a_RxF: Array) -> Array:
+        return a_RxF.reshape(*groups, -1, a_RxF.shape[1])
 
     zeros: Any = None
     if with_gradients:
-        zeros = (jnp.zeros(kernel_DxV.shape, wide), None if bias_V is None else jnp.zeros(bias_V.shape, wide))
+        zeros = jax.tree.map(lambda a: jnp.zeros((*groups, *a.shape), wide), (kernel_DxV, bias_V))
     sums, (tokens, dx) = jax.lax.scan(chunk, zeros, tuple(map(split, (x_BxLxD, targets_BxL, weights_BxL))))
-    return jax.tree.map(join, tokens), (join(dx), *sums) if with_gradients else None
+    if not with_gradients:
+        return jax.tree.map(join, tokens), None
+    dkernel, dbias = jax.tree.map(lambda a: a.sum(0), sums) if groups else sums
+    return jax.tree.map(join, tokens), (join(dx), dkernel, dbias)
 
 
 def _token_losses(

@@ -3,6 +3,8 @@
 One kernel computes the output and the logsumexp of each query. Two kernels differentiate it, one with a program per
 query tile and one with a program per key tile, so no two programs write to the same place. Squared distances are sums
 of squared differences in float32; scores, weights and sums are float32, too. Values are multiplied in their own type.
+A score s that a compiler rounds differently in two kernels gives weights that differ by a factor of up to
+1 + |s| 2^-23. The score of a token with itself, of the order of 1 / eps, is therefore computed once.
 
 Source: Dao, "FlashAttention-2", 2023, for the tiles. `gravity_tile` has the scores and their derivatives.
 """

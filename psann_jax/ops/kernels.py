@@ -16,6 +16,7 @@ from psann_jax.ops.kernel_checks import Example, is_sound
 
 Kernels = Literal["auto", "plain"]
 CONTEXT_AXIS = "context"  # the mesh axis that windows are divided over
+_DATA_AXIS = "data"  # the one that only rows of batches are
 
 
 _selected: ContextVar[Kernels] = ContextVar("selected", default="auto")
@@ -72,6 +73,12 @@ def device_count() -> int:
 def window_parts() -> int:
     """Returns the number of devices that a window is divided over in the current mesh; 1 without one."""
     return int(jax.sharding.get_abstract_mesh().shape.get(CONTEXT_AXIS, 1))
+
+
+def replicas() -> int:
+    """Returns how many devices of the current mesh hold the same part of each parameter, for different data."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return int(shape.get(_DATA_AXIS, 1) * shape.get(CONTEXT_AXIS, 1))
 
 
 @contextlib.contextmanager

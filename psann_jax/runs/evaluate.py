@@ -24,7 +24,7 @@ from psann_jax.runs.restore import TextRun
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.loss_parts import PartLoss, standard_error
-from psann_jax.train.mesh import batch_sharding, num_batch_shards, put_batch
+from psann_jax.train.mesh import batch_sharding, check_window, num_batch_shards, put_batch
 from psann_jax.train.step import StateSpec, make_eval_step
 from psann_jax.utils.errors import UserError
 
@@ -70,8 +70,9 @@ class Evaluator:
             L.
 
         Raises:
-          UserError: max_tokens, batch_size or stride is invalid.
+          UserError: max_tokens, batch_size or stride is invalid, or the mesh cannot divide the windows.
         """
+        check_window(run.mesh, run.config.data.max_length, sequence=False)
         require(max_tokens >= 0, "max_tokens", f"is {max_tokens}, must be 0 (all) or above")
         config = replace(run.config, eval=replace(run.config.eval, max_tokens=max_tokens))
         self._rows = config.batch_size // config.train.grad_accum if batch_size is None else batch_size

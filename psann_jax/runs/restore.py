@@ -81,7 +81,7 @@ def load_run(
     *,
     data_section: type | None = None,
     precision: str = "run",
-    mesh: tuple[int, int, int] = (1, 1, 1),
+    mesh: tuple[int, ...] = (1, 1, 1),
     ema_params: bool = False,
 ) -> LoadedRun:
     """Loads the network and the parameters of a run of any family; the rest of the training state is not read.
@@ -94,7 +94,7 @@ def load_run(
       data_section: class that the `data` section must have; None accepts all.
       precision: of the computation: fp32, bf16 or fp16; "run" is that of training; "auto" is fp32 on a CPU, where it is
         faster, and that of training elsewhere.
-      mesh: devices along data, fsdp and tensor.
+      mesh: devices along data, fsdp, tensor and, optionally, context, which divides windows in an evaluation.
       ema_params: load the exponential moving average of the weights (train.ema_decay) instead.
 
     Raises:
@@ -109,7 +109,7 @@ def load_text_run(
     step: int | str | None = None,
     *,
     precision: str = "run",
-    mesh: tuple[int, int, int] = (1, 1, 1),
+    mesh: tuple[int, ...] = (1, 1, 1),
     ema_params: bool = False,
 ) -> TextRun:
     """Loads the network, the parameters and the tokenizer of a language model; see `load_run`."""
@@ -187,8 +187,9 @@ def _find(workdir: str | os.PathLike[str], step: int | str | None) -> tuple[Chec
     return checkpoints, found, copy
 
 
-def _restore(saved: SavedRun, mesh: tuple[int, int, int], ema_params: bool) -> LoadedRun:
-    devices = make_mesh(MeshConfig(*mesh), all_devices=False)
+def _restore(saved: SavedRun, mesh: tuple[int, ...], ema_params: bool) -> LoadedRun:
+    data, fsdp, tensor, context = (*mesh, 1)[:4]
+    devices = make_mesh(MeshConfig(data, fsdp, tensor, context), all_devices=False)
     check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
     params = restore_params(saved, devices, ema_params=ema_params)
     return LoadedRun(saved.config, saved.network, params, saved.step, saved.data, devices)

@@ -194,12 +194,12 @@ class Update:
     def _sums_over_devices_last(self) -> bool:
         """Returns whether XLA can move the sum of gradients over devices out of the loop of micro-batches.
 
-        It does so on GPUs, if nothing comes between that sum and the one over micro-batches: no factor, no conversion
-        (`wide_kernel_gradients`), no stack of layers (`split_layers`), and no division over fsdp.
+        It does so on GPUs and TPUs, if nothing comes between that sum and the one over micro-batches: no factor, no
+        conversion (`wide_kernel_gradients`), no stack of layers (`split_layers`), and no division over fsdp.
         """
-        shape = jax.sharding.get_abstract_mesh().shape
-        whole = shape.get("data", 1) * shape.get("context", 1) > 1 and shape.get("fsdp", 1) == 1
-        return whole and kernels.platform() == "gpu" and not self.config.scan_layers
+        whole = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1
+        summed = kernels.replicas() > 1 and whole and kernels.platform() != "cpu"
+        return summed and not self.objective.network.scans_layers()
 
     def _mean(self, grads: Params, terms: Terms) -> Params:
         """Returns the gradients of the mean loss over the whole batch, given those of `Sums`."""

@@ -109,9 +109,12 @@ def test_only_sums_of_gradients_cross_slices(topology):
     assert 1e6 * train["between_slices"]["all-reduce"]["mb"] <= 1.1 * 4 * n_params / 4 + 4096
 
 
-def test_micro_batches_on_gpus_are_summed_over_devices_once():
-    config = small("transformer", mesh__data=8, train__grad_accum=4, model__n_layers=8)
-    sums = compiled(config, "h100:8")["train"]["collectives"]["all-reduce"]
+@pytest.mark.parametrize(("topology", "n_layers", "chunks"), [("h100:8", 8, 1), ("h100:8", 8, 2), ("v5e:2x4", 2, 2)])
+def test_micro_batches_are_summed_over_devices_once(topology, n_layers, chunks):
+    """A device computes the loss of a micro-batch in chunks of 4,096 tokens."""
+    sizes = {"model__n_layers": n_layers, "train__batch_tokens": 8 * 4 * chunks * 4096}
+    config = small("transformer", mesh__data=8, train__grad_accum=4, **sizes)
+    sums = compiled(config, topology)["train"]["collectives"]["all-reduce"]
     n_params = build(config.model.with_sizes(1024, 512)).n_params
     assert 4 * n_params <= 1e6 * sums["mb"] <= 4 * n_params + 4096  # and a few scalars
 

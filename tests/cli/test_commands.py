@@ -68,6 +68,10 @@ def test_without_a_command_the_list_is_shown(arguments, monkeypatch, capsys):
         (["bench", "sweep"], "bench sweep: is now psann-jax sweep"),
         (["validate"], "validate: is now psann-jax selftest"),
         (["train", "--print_sharding"], "--print_sharding: is now psann-jax bench layout --config=FILE"),
+        (
+            ["evaluate", "--workdir=x", "--mesh=8"],
+            "--mesh: is '8', must be three sizes such as 1,1,1 or four such as 1,1,1,8",
+        ),
         (["evaluate", "--workdir=x", "--averaged"], "--averaged: is now --ema"),
         (["train"], "--config: name a config file, for example --config=configs/quickstart.py"),
         (["train", "configs/quickstart.py"], "configs/quickstart.py: unknown argument; flags begin with --"),

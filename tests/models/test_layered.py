@@ -14,7 +14,7 @@ TINY = DecoderConfig(base="transformer", d_model=16, n_layers=4, n_heads=2, d_ml
 def scans(monkeypatch, platform, config=TINY, **options):
     pretend(monkeypatch, platform)
     network = registry.build(config, **options)
-    return network.merge(network.abstract)._scans()
+    return network.scans_layers()
 
 
 @pytest.mark.parametrize(("platform", "n_layers", "expected"), [
@@ -27,6 +27,11 @@ def test_layers_are_unrolled_by_device_and_number(platform, n_layers, expected, 
 def test_the_setting_comes_first(monkeypatch):
     assert scans(monkeypatch, "gpu", scan_layers=True)
     assert not scans(monkeypatch, "cpu", scan_layers=False)
+
+
+def test_full_rematerialisation_runs_groups_of_layers_as_a_loop(monkeypatch):
+    assert scans(monkeypatch, "gpu", remat="full")
+    assert not scans(monkeypatch, "gpu", remat="block")
 
 
 def test_sudoku_is_unrolled_on_gpus_only(monkeypatch):

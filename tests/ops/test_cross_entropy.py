@@ -195,6 +195,18 @@ def test_under_scan_over_micro_batches_and_checkpoint():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
 
 
+@pytest.mark.parametrize("rows", [6, 5])
+def test_gradients_are_added_by_groups_of_devices(rows, monkeypatch, x64):
+    """On accelerators each group adds up its own chunks; without equal groups, chunks are added as on one device."""
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    monkeypatch.setattr(kernels, "replicas", lambda: 3)
+    args = draw(rows, 10, 4, 7)
+    got = value_and_gradients(cross_entropy, *args, chunk_tokens=12)
+    jax.tree.map(np.testing.assert_allclose, got, value_and_gradients(cross_entropy_reference, *args))
+    program = str(jax.make_jaxpr(partial(value_and_gradients, cross_entropy, chunk_tokens=12))(*args))
+    assert ("[3,4,7]" in program) == (rows == 6)
+
+
 def test_the_chunk_depends_on_the_devices_of_the_mesh(monkeypatch):
     B, L = 8, 4096
     args = draw(B, L, 4, 16)[:4]
