@@ -9,7 +9,7 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -102,18 +102,21 @@ def refuse_pointer(path: Path) -> None:
             raise UserError(f"{path}: is a {tool} pointer, not the file itself; fetch it with `{command}`")
 
 
-def check_all(paths: Sequence[Path]) -> None:
+def check_all(paths: Mapping[str, Path]) -> None:
     """Warns of empty files among several.
+
+    Args:
+      paths: by the names that messages use.
 
     Raises:
       UserError: the only file is empty; or see `refuse_pointer`.
     """
-    for path in paths:
+    for name, path in paths.items():
         refuse_pointer(path)
         if _is_empty(path):
             if len(paths) == 1:
-                raise UserError(f"{path}: is empty")
-            print(f"warning: {path}: is empty", file=sys.stderr)
+                raise UserError(f"{name}: is empty")
+            print(f"warning: {name}: is empty", file=sys.stderr)
 
 
 def text_head(path: Path, n_bytes: int) -> str:

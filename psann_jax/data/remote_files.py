@@ -25,6 +25,7 @@ WAITS_S: tuple[float, ...] = (1, 2, 5, 10, 30)
 _TIMEOUT_S = 20  # without a byte from the server
 _BUFFER_BYTES = 1 << 22
 _WEB = re.compile("https?://", re.IGNORECASE)
+_PART = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")  # of a Content-Range: first byte, size of the file
 # Answers of a web server that another try may change: timeouts, too many requests, and its own errors.
 _TEMPORARY = {408, 425, 429}
 
@@ -211,15 +212,20 @@ def _request(url: str, start: int) -> Connection:
         raise
     except (ValueError, http.client.InvalidURL) as error:
         raise UserError(f"{url}: is not the URL of a file: {one_line(error)}") from error
-    version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    headers = response.headers
+    version = headers.get("ETag") or headers.get("Last-Modified") or ""
+    # read1 returns what has arrived, which a connection that then fails has not lost.
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return Connection(response.read1, response.close, int(total) if total.isdigit() else None, version)
-    length = response.headers.get("Content-Length", "")
+        found = _PART.fullmatch(headers.get("Content-Range", "").strip())
+        if found is None or int(found[1]) != start:
+            raise OSError("the server sends another part of the file than was asked for")
+        return Connection(response.read1, response.close, int(found[2]) if found[2] != "*" else None, version)
+    length = headers.get("Content-Length", "")
+    if not (length.isdigit() or response.chunked):
+        raise FileNotFoundError("its server does not say where it ends, so a lost part would not be noticed")
     while start:
         skipped = len(response.read(min(start, _BUFFER_BYTES)))
         if not skipped:
             raise OSError("the connection ended early")
         start -= skipped
-    # read1 returns what has arrived, which a connection that then fails has not lost.
     return Connection(response.read1, response.close, int(length) if length.isdigit() else None, version)

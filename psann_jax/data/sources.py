@@ -171,7 +171,7 @@ def _files(spec: str, config: DataConfig, field: str, progress: bool) -> Source:
     named = _named_paths(spec, config, field, progress)
     paths = list(named.values())
     kinds = [files.split_extension(path) for path in paths]
-    files.check_all(paths)
+    files.check_all(named)
     texts = [path for path, (kind, _) in zip(paths, kinds, strict=True) if kind == ".txt"]
     heads = _heads(texts)
     unit: Unit | None = None

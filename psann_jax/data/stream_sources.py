@@ -112,7 +112,7 @@ def _kinds(names: list[Path] | list[RemoteFile], config: DataConfig) -> set[str]
 def _local(spec: str, paths: list[Path], config: DataConfig) -> StreamSource:
     kinds = _kinds(paths, config)
     parts = []
-    files.check_all(paths)
+    files.check_all({str(path): path for path in paths})
     for path in paths:
         stat = path.stat()
         content = Content("", stat.st_size, stat.st_mtime_ns)

@@ -31,7 +31,7 @@ from psann_jax.train.processes import broadcast_from_leader, raise_together
 from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.reports import Reports
-from psann_jax.train.resuming import StreamState, prepare_resuming
+from psann_jax.train.resuming import StreamState, check_same_data, prepare_resuming
 from psann_jax.train.start import ReadWeights, StartingWeights, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
@@ -92,7 +92,9 @@ def train(
         saved_step, damaged = checkpoints.newest_intact()
         for message in damaged:
             _log(message)
+        fingerprint = broadcast_from_leader(task.fingerprint())
         with raise_together():
+            check_same_data(task, fingerprint)
             prepare_resuming(saved_step, checkpoints, task, config, workdir)
         summary = broadcast_from_leader(read_summary(workdir) if is_leader else {})
         if saved_step == config.train.steps == summary.get("steps"):

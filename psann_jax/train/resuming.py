@@ -15,6 +15,19 @@ from psann_jax.utils.errors import UserError
 _STREAMS = "streams"  # in the metadata of a checkpoint: the state of each process's stream
 
 
+def check_same_data(task: Task, expected: str) -> None:
+    """Checks that this process has the data of process 0, whose fingerprint is given.
+
+    Raises:
+      UserError: it has others.
+    """
+    if task.fingerprint() != expected:
+        raise UserError(
+            "data.sources: this process has other data, or another tokenizer, than process 0; give all the same files, "
+            "and name the tokenizer in data.tokenizer.path if it was trained"
+        )
+
+
 def prepare_resuming(
     saved_step: int | None, checkpoints: CheckpointReader, task: Task, config: Config, workdir: Path
 ) -> None:

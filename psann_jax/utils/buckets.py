@@ -74,10 +74,10 @@ class Bucket:
         """
         pattern = self.url.path
         with bucket_errors(self.url, "read"):
-            if glob.has_magic(pattern):
-                found = self._fs.glob(pattern, detail=True)
+            if self._fs.exists(pattern):  # its name may look like a glob
+                found = {pattern: self._fs.info(pattern)}
             else:
-                found = {pattern: self._fs.info(pattern)} if self._fs.exists(pattern) else {}
+                found = self._fs.glob(pattern, detail=True) if glob.has_magic(pattern) else {}
         return {
             str(BucketUrl(self.url.scheme, path)): _version(facts)
             for path, facts in sorted(found.items())

@@ -43,6 +43,12 @@ def test_a_glob_in_a_bucket_is_the_same_text_as_on_a_disk(texts, tmp_path, patte
     assert found.files == (f"{texts}/text/0.txt", f"{texts}/text/1.txt")
 
 
+def test_an_object_whose_name_looks_like_a_glob(texts, tmp_path):
+    bucket_at(texts).write("text/a[1].txt", b"the object\n")
+    bucket_at(texts).write("text/a1.txt", b"another\n")
+    assert list(open_source(f"{texts}/text/a[1].txt", config(tmp_path)).documents()) == ["the object"]
+
+
 def test_objects_are_copied_once_and_again_when_they_change(texts, tmp_path, capsys):
     url = given_location(f"{texts}/text/0.txt", "data.sources")
     for n, content in ((1, None), (0, None), (1, b"new content\n")):

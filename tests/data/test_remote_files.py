@@ -164,6 +164,29 @@ def test_bytes_that_arrived_before_a_stall_are_kept(web, tmp_path, monkeypatch):
     assert starts == [0, 1000, 2000, 3000, 4000]
 
 
+@pytest.mark.parametrize(
+    ("ranges", "edit", "expected"),
+    [
+        (True, {"Content-Range": "bytes 5-99/100"}, "the server sends another part of the file than was asked for"),
+        (True, {"Content-Range": "nonsense"}, "the server sends another part of the file than was asked for"),
+        (True, {"Content-Range": "bytes 0-99/1000"}, "the server answers 416 Requested Range Not Satisfiable"),
+        (False, {"Content-Length": None}, "its server does not say where it ends, so a lost part would not be noticed"),
+        (False, {"Content-Length": "1000"}, "the connection ended after 100 of 1,000 bytes (3 attempts)"),
+    ],
+)
+def test_a_server_that_lies(web, tmp_path, ranges, edit, expected):
+    (tmp_path / "a.txt").write_bytes(b"123456789\n" * 10)
+    web.ranges = ranges
+
+    def change(headers):
+        kept = headers | edit
+        headers.clear()
+        headers.update({name: value for name, value in kept.items() if value is not None})
+
+    web.edit = change
+    assert expected in message(web_file(f"{web.url}/a.txt"))
+
+
 def test_waiting_for_another_attempt_can_be_ended(web, tmp_path, monkeypatch):
     monkeypatch.setattr(remote_files, "WAITS_S", (3600,))
     (tmp_path / "a.txt").write_text("text")

@@ -14,6 +14,7 @@ from psann_jax.data.stream_windows import PartReader, Place, StreamWindows, Wind
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.data.windows import PackedWindows
 from psann_jax.utils.errors import DataError, UserError
+from tests.support.elements import assert_elements_equal
 
 TOKENIZER = byte_tokenizer()
 LENGTH = 16
@@ -40,14 +41,6 @@ def take(iterator, n):
     return list(itertools.islice(iterator, n))
 
 
-def assert_equal(found, expected):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name], strict=True)
-
-
 @pytest.fixture(params=[1, 30, 1 << 19])
 def batch_characters(request, monkeypatch):
     monkeypatch.setattr(stream_windows, "_BATCH_CHARACTERS", request.param)
@@ -60,7 +53,7 @@ def test_windows_are_those_of_the_stored_text(batch_characters, document_mask):
     shard = encode_shard(texts, TOKENIZER)
     stored = PackedWindows(shard, LENGTH, TOKENIZER.pad_id, document_mask=document_mask)
     found = take(windows(document_mask=document_mask), len(stored))
-    assert_equal(found, [stored[i] for i in range(len(stored))])
+    assert_elements_equal(found, [stored[i] for i in range(len(stored))])
 
 
 def test_every_state_continues_exactly(batch_characters):
@@ -75,7 +68,7 @@ def test_every_state_continues_exactly(batch_characters):
         again = iter(windows())
         again.set_state(states[i])
         assert again.get_state() == states[i]
-        assert_equal(take(again, 10), elements[i : i + 10])
+        assert_elements_equal(take(again, 10), elements[i : i + 10])
         assert again.get_state() == states[i + 10]
 
 
@@ -84,7 +77,7 @@ def test_an_iterator_can_go_back():
     state = iterator.get_state()
     first = take(iterator, 20)
     iterator.set_state(state)
-    assert_equal(take(iterator, 20), first)
+    assert_elements_equal(take(iterator, 20), first)
 
 
 def test_targets_are_marked():
@@ -92,7 +85,7 @@ def test_targets_are_marked():
     found = take(windows([part("a", texts)], has_scored=True), 8)
     shard = encode_shard(texts * 8, TOKENIZER)
     stored = PackedWindows(shard, LENGTH, TOKENIZER.pad_id)
-    assert_equal(found, [stored[i] for i in range(8)])
+    assert_elements_equal(found, [stored[i] for i in range(8)])
     assert 0 < sum(int(window["scored"].sum()) for window in found) < 8 * LENGTH
 
 

@@ -20,6 +20,7 @@ from psann_jax.data.streamed_text import StreamedText, load_valid_text, open_tex
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.utils.errors import DataError, UserError
 from tests.data.test_loader import random_lines
+from tests.support.elements import assert_elements_equal
 from tests.support.web import web_server
 
 LENGTH = 16
@@ -61,14 +62,6 @@ def take(text, n, **options):
     return [next(batches) for _ in range(n)]
 
 
-def assert_equal(found, expected):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name], strict=True)
-
-
 @pytest.mark.parametrize(("shuffle_buffer", "batch_size"), [(1, 4), (2, 6), (7, 4), (64, 1), (64, 6)])
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0, 0.5)])
 def test_batches_continue_exactly_from_a_state(tmp_path, shuffle_buffer, batch_size, weights):
@@ -83,7 +76,7 @@ def test_batches_continue_exactly_from_a_state(tmp_path, shuffle_buffer, batch_s
         again = open_stream_text(tmp_path, **changes)
         again.restore([json.loads(states[step])], 0)
         assert json.dumps(again.state()) == states[step]
-        assert_equal(take(again, 8, batch_size=batch_size, start_step=step), found[step : step + 8])
+        assert_elements_equal(take(again, 8, batch_size=batch_size, start_step=step), found[step : step + 8])
         assert json.dumps(again.state()) == states[step + 8]
 
 
@@ -108,12 +101,12 @@ def test_every_kind_of_source_continues_exactly(tmp_path):
         for step in (7, 29, 50):
             again = open_stream_text(tmp_path, **changes)
             again.restore([states[step]], 0)
-            assert_equal(take(again, 8, start_step=step), found[step : step + 8])
+            assert_elements_equal(take(again, 8, start_step=step), found[step : step + 8])
 
 
 def test_batches_do_not_depend_on_the_threads_that_read_ahead(tmp_path):
     expected = take(open_stream_text(tmp_path), 30)
-    assert_equal(take(open_stream_text(tmp_path, num_workers=7), 30), expected)
+    assert_elements_equal(take(open_stream_text(tmp_path, num_workers=7), 30), expected)
 
 
 def rows(batches):
@@ -162,7 +155,7 @@ def test_an_epoch_has_the_documents_of_the_stored_text_once(tmp_path):
     assert text.n_valid_tokens == stored.n_valid_tokens
     assert text.evaluated_bytes() == stored.evaluated_bytes()
     for i in range(len(stored.valid_windows)):
-        assert_equal([text.valid_windows[i]], [stored.valid_windows[i]])
+        assert_elements_equal([text.valid_windows[i]], [stored.valid_windows[i]])
 
 
 def reader_shards(n):
@@ -183,7 +176,7 @@ def test_readers_read_different_files(tmp_path):
 def test_processes_with_the_same_rows_read_the_same(tmp_path):
     readers = ((0,), (1,))
     a, b = (take(open_stream_text(tmp_path), 9, shard=BatchShard((1,), 2, readers)) for _ in range(2))
-    assert_equal(a, b)
+    assert_elements_equal(a, b)
     with pytest.raises(UserError, match=r"^data.stream: some rows of a batch belong to several processes"):
         take(open_stream_text(tmp_path), 1, shard=BatchShard((0, 1), 3, ((0, 1), (1, 2))))
 
@@ -199,7 +192,7 @@ def test_a_reader_continues_in_another_process(tmp_path):
     for shard, batches in zip(reader_shards(2), expected, strict=True):
         text = open_stream_text(tmp_path)
         text.restore(states[::-1], shard.parts[0])
-        assert_equal(take(text, 5, shard=shard, start_step=3), batches)
+        assert_elements_equal(take(text, 5, shard=shard, start_step=3), batches)
 
 
 def test_another_number_of_readers_is_refused(tmp_path):
@@ -302,7 +295,7 @@ def test_the_validation_text_alone(tmp_path):
     text = open_stream_text(tmp_path)
     alone = load_valid_text(config(tmp_path), text.tokenizer)
     assert text.fingerprint.endswith(f"-{alone.fingerprint}")
-    assert_equal(list(alone.valid_batches(batch_size=3)), list(text.valid_batches(batch_size=3)))
+    assert_elements_equal(list(alone.valid_batches(batch_size=3)), list(text.valid_batches(batch_size=3)))
     assert text.target_parts().names["source"] == (str(tmp_path / "valid.txt"),)
     (tmp_path / "valid.txt").write_text("\n\n")
     with pytest.raises(UserError, match=r"^data.valid_sources: .*valid.txt has no text, only blank lines$"):
@@ -355,7 +348,7 @@ def test_a_network_that_fails_is_a_data_error(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"^http://.*.txt: cannot be read: HTTP Error 503: .* \(2 attempts\)"):
             take(text, 5)
         text = open_text(DataConfig(**{**vars(settings), "sources": names}), progress=False)
-        assert_equal(take(text, 5), expected)
+        assert_elements_equal(take(text, 5), expected)
         assert text.state() == state
 
 

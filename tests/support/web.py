@@ -14,6 +14,7 @@ class Web:
       url: of the folder.
       requests: the path and the Range header of each request so far.
       ranges: whether it sends parts of files.
+      edit: changes the headers of its answers, a dict.
       failures: what the next requests get, first to last: a status, the number of bytes after which the connection
         ends, or a `Stall`.
       ended: whether the server ends.
@@ -21,6 +22,7 @@ class Web:
 
     def __init__(self, url):
         self.url, self.requests, self.ranges, self.failures = url, [], True, []
+        self.edit = lambda headers: None
         self.ended = threading.Event()
 
 
@@ -57,10 +59,12 @@ class _Handler(SimpleHTTPRequestHandler):
                 self.send_error(416)
                 return
         self.send_response(206 if is_part else 200)
+        headers = {"Content-Length": str(total - start), "ETag": f'"{hash(content)}"'}
         if is_part:
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
-        self.send_header("ETag", f'"{hash(content)}"')
+            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+        self.web.edit(headers)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         with contextlib.suppress(OSError):
             stop = total if failure is None else start + (failure.n_bytes if stall else failure)

@@ -1,5 +1,11 @@
 """Objects in a bucket, on a real S3 server."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 
 from psann_jax.utils.errors import UserError
@@ -64,3 +70,45 @@ def test_errors_name_the_url(bucket, server, monkeypatch):
 
 def test_every_scheme_has_an_extra():
     assert {EXTRA_OF[module] for module in BUCKET_MODULES.values()} == {"buckets"}
+
+
+class _Storage(BaseHTTPRequestHandler):
+    """One object of Google Cloud Storage, with the condition `ifGenerationMatch` of its JSON API."""
+
+    contents: ClassVar[list] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        must_be_new = parse_qs(urlsplit(self.path).query).get("ifGenerationMatch") == ["0"]
+        if self.contents and must_be_new:
+            self.answer(412, b"{}")
+            return
+        self.contents.append(body.split(b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n")[-1].partition(b"\n--")[0])
+        self.answer(200, json.dumps({"name": "run/lease", "bucket": "b", "size": "4", "generation": "1"}).encode())
+
+    def do_GET(self):
+        self.answer(200, self.contents[-1])
+
+    def answer(self, status, content):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_an_object_of_google_is_created_once(monkeypatch):
+    pytest.importorskip("gcsfs")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Storage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    try:
+        bucket = bucket_at("gs://b/run")
+        assert bucket.create("lease", b"mine")
+        assert not bucket.create("lease", b"yours")
+        assert bucket.read("lease") == b"mine"
+    finally:
+        server.shutdown()
+        server.server_close()
