@@ -1,8 +1,11 @@
 """Callbacks of fit: what a user sees of a stop and of an exception."""
 
+import sys
+
 import pytest
 
 from psann_jax import Callback, psannLM
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import prepared
 
@@ -55,6 +58,18 @@ def test_an_exception_is_raised_as_it_is_and_the_model_has_its_weights(data):
     assert model.summary["steps"] in (4, 5)
     assert model.summary["stopped"]
     assert model.history[-1]["step"] in (4, 5)
+    assert model.generate("the", max_new_tokens=2) is not None
+
+
+def test_a_callback_that_exits_loses_nothing(data, tmp_path):
+    class Exit(Callback):
+        def on_step_end(self, step, metrics):
+            sys.exit("no more")
+
+    model, run = fit(data, Exit(), workdir=tmp_path / "run")
+    with pytest.raises(SystemExit, match="no more"):
+        run()
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == [model.summary["steps"]]
     assert model.generate("the", max_new_tokens=2) is not None
 
 
