@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from psann_jax import Callback, psannLM
-from psann_jax.train.checkpoint_reader import CheckpointReader
+from psann_jax.config import Config
+from psann_jax.train.callbacks import Callbacks
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import prepared
 
@@ -61,16 +62,17 @@ def test_an_exception_is_raised_as_it_is_and_the_model_has_its_weights(data):
     assert model.generate("the", max_new_tokens=2) is not None
 
 
-def test_a_callback_that_exits_loses_nothing(data, tmp_path):
+def test_a_callback_that_exits_stops_the_run_as_an_exception_does():
     class Exit(Callback):
         def on_step_end(self, step, metrics):
             sys.exit("no more")
 
-    model, run = fit(data, Exit(), workdir=tmp_path / "run")
+    callbacks, reasons = Callbacks([Exit()]), []
+    callbacks.begin(Config(), 0, reasons.append)
+    callbacks.call("on_step_end", 1, {})
+    assert reasons == ["SystemExit in Exit.on_step_end"]
     with pytest.raises(SystemExit, match="no more"):
-        run()
-    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps() == [model.summary["steps"]]
-    assert model.generate("the", max_new_tokens=2) is not None
+        callbacks.raise_error()
 
 
 def test_prompts_of_a_fit_are_in_its_history(data):
