@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> None:
     """Reads the weights, checks them and writes them in the other format."""
     flags = _parse(argv)
     source, destination = given_location(flags.source, "--from"), given_path(flags.destination, "--to")
+    if flags.overwrite and destination.suffix != _FILE:
+        raise UserError(f"--overwrite: has no effect for {destination}, which is no {_FILE} file; omit it")
     with storage_errors(destination):
         exists = destination.exists()
     if exists and destination.suffix == _FILE and not flags.overwrite:

@@ -71,8 +71,14 @@ def _follow(flags: argparse.Namespace) -> None:
     )
     load = functools.partial(load_text_run, flags.workdir, **load_options(flags))
     for row in follower.run(load, evaluate, math.inf if flags.timeout is None else flags.timeout):
-        shown = (f"{name} {row[name]:,.6g}" for name in ("loss", "ppl", "accuracy", "bits_per_byte") if row[name])
-        print(json.dumps(row) if flags.json else "  ".join((f"step {row['step']}", *shown)), flush=True)
+        print(json.dumps(row) if flags.json else _line(row), flush=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """The results of a checkpoint in a line, without those that are NaN."""
+    names = ("loss", "ppl", "accuracy", "bits_per_byte")
+    shown = (f"{name} {row[name]:,.6g}" for name in names if row[name] is not None)
+    return "  ".join((f"step {row['step']}", *shown))
 
 
 def _json(found: "Evaluation") -> dict[str, Any]:

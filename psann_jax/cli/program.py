@@ -46,7 +46,20 @@ def run_program(argv: Sequence[str]) -> None:
     code = exit_code(argv)
     for stream in (sys.stdout, sys.stderr):
         code = _flush(stream) or code
+    _end_unfinished_loggers(code)
     raise SystemExit(code)
+
+
+def _end_unfinished_loggers(code: int) -> None:
+    """Exits now if a logger of a run has not finished in its time: its library may wait for it, without an end."""
+    loggers = sys.modules.get("psann_jax.train.loggers")  # imported by a run only, as it loads JAX
+    if loggers is None or not loggers.are_unfinished():
+        return
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()  # or the other processes of the run fail
+    os._exit(code)
 
 
 def exit_code(argv: Sequence[str]) -> int:

@@ -155,6 +155,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         value = float(value) if abs(value) < 2**1023 else math.inf
     wrong_type = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     require(not wrong_type, name, f"is {value!r}, must be of type {hint.__name__}")
+    require(hint is not int or abs(value) < 2**63, name, f"is {value}, must be below 2**63")
     require(hint is not float or math.isfinite(value) or name.split("[")[0].endswith("_bounds"), name, "must be finite")
     return value
 

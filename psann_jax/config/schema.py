@@ -107,6 +107,8 @@ class TrainConfig:
             require(self.optimizer != "muon", f"{prefix}.optimizer", f"cannot be muon {reason}; use adamw")
         else:
             refuse_inactive(self, prefix, f"without {prefix}.lora_rank", "lora_alpha")
+        for name in ("steps", "warmup_steps"):  # the type of steps in a program is int32
+            require(getattr(self, name) < 2**31, f"{prefix}.{name}", f"is {getattr(self, name)}, must be below 2**31")
         for name in ("lr", "eps"):
             require(getattr(self, name) > 0, f"{prefix}.{name}", f"is {getattr(self, name)}, must be positive")
         for name in ("end_lr_ratio", "decay_fraction"):

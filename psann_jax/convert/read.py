@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,9 +59,18 @@ def read_weights(path: str | os.PathLike[str], tokenizer: Tokenizer | None = Non
 
 
 def folder_path(path: Path) -> Path | None:
-    """Returns the path after "hf:", or None if a path does not begin with it."""
+    """Returns the path after "hf:", or None if a path does not begin with it.
+
+    Raises:
+      UserError: a URL follows.
+    """
     text = str(path)
-    return Path(text.removeprefix(FOLDER_PREFIX)).expanduser() if text.startswith(FOLDER_PREFIX) else None
+    if not text.startswith(FOLDER_PREFIX):
+        return None
+    folder = text.removeprefix(FOLDER_PREFIX)
+    if re.match(r"\w+:/", folder):  # a path has lost one of the slashes of the URL
+        raise UserError(f"{path}: must be {FOLDER_PREFIX}DIRECTORY, a path on a disk of this machine")
+    return Path(folder).expanduser()
 
 
 def names_run(location: Path | BucketUrl) -> bool:

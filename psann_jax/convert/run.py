@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -14,7 +15,9 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CHECKPOINTS, lock, write_config
+from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.locations import BucketUrl, given_location
 
 
 def read_run(workdir: str | os.PathLike[str], step: int | str | None = None, *, ema_params: bool = False) -> Weights:
@@ -31,16 +34,23 @@ def read_run(workdir: str | os.PathLike[str], step: int | str | None = None, *, 
     run = load_text_run(workdir, step, ema_params=ema_params)
     model = run.network.config
     params = jax.tree.map(np.asarray, jax.device_get(run.params))
-    training = Training(run.step, run.data, _val_loss(Path(workdir), run.step, "ema_loss" if ema_params else "loss"))
+    training = Training(run.step, run.data, _val_loss(workdir, run.step, "ema_loss" if ema_params else "loss"))
     return Weights(dataclasses.replace(run.config, model=model), params, run.tokenizer, training)
 
 
-def _val_loss(workdir: Path, step: int, metric: str) -> float | None:
+def _val_loss(workdir: str | os.PathLike[str], step: int, metric: str) -> float | None:
     """Returns the validation loss that a run recorded after a step; it is for information only."""
-    try:
-        rows = read_metrics(workdir / METRICS)
-    except UserError:  # a damaged line
-        return None
+    location = given_location(workdir, "workdir")
+    with tempfile.TemporaryDirectory(prefix="psann_jax-") as copy:
+        if isinstance(location, BucketUrl):
+            path, content = Path(copy) / METRICS, Bucket(location, "workdir").read(METRICS)
+            path.write_bytes(content or b"")
+        else:
+            path = location / METRICS
+        try:
+            rows = read_metrics(path)
+        except UserError:  # a damaged line
+            return None
     losses = [row.get(metric) for row in rows if row.get("kind") == "eval" and row["step"] == step]
     return losses[-1] if losses else None
 

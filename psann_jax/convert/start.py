@@ -18,7 +18,7 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
 from psann_jax.runs.restore import open_run, restore_params
-from psann_jax.train.start import StartingWeights
+from psann_jax.train.start import StartingWeights, require_finite
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
@@ -141,6 +141,7 @@ def _open_file(config: Config, path: Path | BucketUrl) -> OpenedStart:
         given = getattr(config.train, name)
         require(given == default, f"train.{name}", f"has no effect, because {path} is no run; leave it at {default!r}")
     weights = read_weights(str(path))
+    require_finite(weights.params, str(path))  # now, because JAX compares arrays that processes put on their devices
     network = weights.network()
 
     def read(mesh: Mesh) -> Params:

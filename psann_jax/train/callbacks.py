@@ -79,7 +79,7 @@ class Callbacks:
             kind = callback.__name__ if isinstance(callback, type) else type(callback).__name__
             fix = f"is a class; use {kind}()" if isinstance(callback, type) else "must be derived from Callback"
             require(isinstance(callback, Callback), f"callbacks[{i}]", f"is {kind}, {fix}")
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._ask_to_stop: Callable[[str], None] | None = None  # None once it has been called
 
     def begin(self, config: Config, step: int, stop: Callable[[str], None]) -> None:
@@ -103,7 +103,7 @@ class Callbacks:
             name = type(callback).__name__
             try:
                 getattr(callback, method)(*arguments)
-            except Exception as error:
+            except BaseException as error:  # also of sys.exit, which must not lose the state
                 error.add_note(f"raised by {name}.{method}; the state of the run is saved")
                 self._error = error
                 self._stop(f"{type(error).__name__} in {name}.{method}")

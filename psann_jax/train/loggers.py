@@ -290,3 +290,8 @@ class _LoggerThread(threading.Thread):
                 call(logger)
         except BaseException as error:  # of other people's code; a thread that only ended would lose values silently
             self.error = error
+
+
+def are_unfinished() -> bool:
+    """Whether the thread of a logger still runs, as one does whose service did not answer in its time."""
+    return any(isinstance(thread, _LoggerThread) for thread in threading.enumerate())

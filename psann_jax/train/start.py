@@ -1,13 +1,13 @@
 """Weights that a run starts from, as the training loop gets them."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -53,13 +53,26 @@ def starting_weights(given: Params | ReadWeights | None, network: Network, mesh:
     """
     start = given(network, mesh) if callable(given) else StartingWeights(given)
     if start.params is not None:
+        origin = f"train.init_from: {start.report['from']}" if start.report else "the weights to start from"
         with jax.set_mesh(mesh):
-            finite = jax.device_get(jax.jit(partial(jax.tree.map, lambda a: jnp.isfinite(a).all()))(start.params))
-        names = (keystr(path, simple=True, separator=".") for path, ok in tree_leaves_with_path(finite) if not ok)
-        if (name := next(names, None)) is not None:
-            origin = f"train.init_from: {start.report['from']}" if start.report else "the weights to start from"
-            raise UserError(f"{origin}: {name} has values that are not finite; take an earlier checkpoint")
+            require_finite(start.params, origin)
     return start
+
+
+def require_finite(params: Params, origin: str) -> None:
+    """Raises UserError that begins with `origin` if a parameter, on host or devices, has values that are not finite.
+
+    All processes must call it together if the arrays are divided over them.
+    """
+    names, arrays = zip(*tree_leaves_with_path(params), strict=True)
+    if all(isinstance(a, np.ndarray) for a in arrays):
+        finite = [np.isfinite(a).all() for a in arrays]
+    else:
+        finite = jax.device_get(jax.jit(lambda arrays: [jnp.isfinite(a).all() for a in arrays])(arrays))
+    for path, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
+            name = keystr(path, simple=True, separator=".")
+            raise UserError(f"{origin}: {name} has values that are not finite; take an earlier checkpoint")
 
 
 class Start(Protocol):

@@ -1,8 +1,12 @@
 """Callbacks of fit: what a user sees of a stop and of an exception."""
 
+import sys
+
 import pytest
 
 from psann_jax import Callback, psannLM
+from psann_jax.config import Config
+from psann_jax.train.callbacks import Callbacks
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import prepared
 
@@ -56,6 +60,19 @@ def test_an_exception_is_raised_as_it_is_and_the_model_has_its_weights(data):
     assert model.summary["stopped"]
     assert model.history[-1]["step"] in (4, 5)
     assert model.generate("the", max_new_tokens=2) is not None
+
+
+def test_a_callback_that_exits_stops_the_run_as_an_exception_does():
+    class Exit(Callback):
+        def on_step_end(self, step, metrics):
+            sys.exit("no more")
+
+    callbacks, reasons = Callbacks([Exit()]), []
+    callbacks.begin(Config(), 0, reasons.append)
+    callbacks.call("on_step_end", 1, {})
+    assert reasons == ["SystemExit in Exit.on_step_end"]
+    with pytest.raises(SystemExit, match="no more"):
+        callbacks.raise_error()
 
 
 def test_prompts_of_a_fit_are_in_its_history(data):

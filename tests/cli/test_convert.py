@@ -134,6 +134,9 @@ ERRORS = {
     "not psannlm": (["--from=FILE", "--to=y.safetensors", "--n_heads=2"], "n_heads: has no effect for"),
     "another tokenizer": (["--from=FILE", "--to=y.safetensors", "--tokenizer=T"], "has its own; omit this one"),
     "exists": (["--from=FILE", "--to=FILE"], "exists; name another file, or give --overwrite"),
+    "nothing to overwrite": (["--from=FILE", "--to=new", "--overwrite"], "--overwrite: has no effect for new, which"),
+    "to a bucket": (["--from=FILE", "--to=hf:s3://a/b"], "hf:s3:/a/b: must be hf:DIRECTORY, a path on a disk of this"),
+    "from a bucket": (["--from=hf:gs://a/b", "--to=new"], "hf:gs:/a/b: must be hf:DIRECTORY, a path on a disk of this"),
     "not empty": (["--from=FILE", "--to=DIR"], "is not an empty directory"),
     "unwritable": (["--from=FILE", "--to=FILE/x/y.safetensors"], "model.safetensors/x: cannot be written"),
 }

@@ -88,6 +88,8 @@ REFUSED = {
     "train.lr": (-1e-3, "train.lr: is -0.001, must be positive"),
     "train.lr ": (1e-3, "unknown key"),
     "train.steps": (1.5, "train.steps: is 1.5, must be of type int"),
+    "train.warmup_steps": (2**31, "train.warmup_steps: is 2147483648, must be below 2**31"),
+    "data.split_seed": (2**63, "data.split_seed: is 9223372036854775808, must be below 2**63"),
     "train.betas": ((0.9,), "needs 2 values"),
     "train.decay_fraction": (0.5, "has no effect with schedule cosine"),
     "train.grad_accum": (3, "must be a multiple of data.max_length * train.grad_accum = 3072"),

@@ -180,3 +180,8 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys, flags, message):
 def test_a_missing_workdir_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no such directory; give the workdir of a run"):
         command.main([f"--workdir={tmp_path / 'no'}", "--follow"])
+
+
+def test_a_line_has_zeros_but_no_missing_values():
+    row = {"step": 3, "loss": 5.0, "ppl": None, "accuracy": 0.0, "bits_per_byte": 7.5}
+    assert command._line(row) == "step 3  loss 5  accuracy 0  bits_per_byte 7.5"

@@ -31,6 +31,7 @@ def saved(tmp_path_factory):
         with leased_workdir(given_location(url, "--workdir"), tmp_path) as workdir:
             params = save_run(workdir, config, {1: 2.0, 2: 3.0, 3: 4.0})
             (workdir / "config.json").write_text("{}")
+            (workdir / "metrics.jsonl").write_text('{"kind": "eval", "step": 3, "loss": 4.5}\n')
         yield url, params
 
 
@@ -74,7 +75,9 @@ def test_a_damaged_checkpoint_is_noticed(saved, tmp_path):
 
 def test_weights_are_read_from_a_run_or_a_file_in_a_bucket(saved, tmp_path, own_cache):
     url, params = saved
+    assert read_weights(url).training.val_loss == 4.5
     weights = read_weights(url, checkpoint="best")
+    assert weights.training.val_loss is None
     jax.tree.map(np.testing.assert_array_equal, weights.params, params[1])
     write_safetensors(tmp_path / "small.safetensors", weights)
     bucket_at(url).upload(tmp_path, ["small.safetensors"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 import threading
 
@@ -107,6 +108,36 @@ def test_a_logger_that_hangs_does_not_keep_the_run(fake, config, tmp_path, monke
     send(config, tmp_path / "run", warn=warnings.append, loss=1.0)
     released.set()
     assert warnings == ["warning: train.loggers: wandb did not take the last values within 0 s"]
+
+
+HANGING = """
+import atexit, pathlib, threading, time
+from psann_jax.cli import program
+from psann_jax.config import Config, TrainConfig
+from psann_jax.train import loggers
+
+class Hanging:
+    def __init__(self, run):
+        atexit.register(time.sleep, 600)
+        threading.Event().wait()
+
+def dispatch(argv):
+    loggers.SERVICES["wandb"], loggers._MAX_WAIT_S = Hanging, 0.5
+    with loggers.Loggers(print) as found:
+        found.start(Config(train=TrainConfig(loggers=("wandb",))), pathlib.Path(argv[0]))
+    raise program.UserError("the end")
+
+program.dispatch, program.restart_tuned = dispatch, lambda: None
+program.run_program([{workdir!r}])
+"""
+
+
+def test_a_program_ends_while_a_library_waits_for_its_service(tmp_path):
+    """W&B waits in an exit handler for what it could not send."""
+    code = HANGING.format(workdir=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: the end\n")
+    assert done.stdout == "warning: train.loggers: wandb did not take the last values within 0 s\n"
 
 
 def test_without_loggers_nothing_starts(fake, tmp_path):
