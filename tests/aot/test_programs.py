@@ -109,6 +109,41 @@ def test_only_sums_of_gradients_cross_slices(topology):
     assert 1e6 * train["between_slices"]["all-reduce"]["mb"] <= 1.1 * 4 * n_params / 4 + 4096
 
 
+GROUPED = {"model__n_kv_heads": 1, "model__sliding_window": 3000}
+DIVIDED = [
+    ("v5e:2x4", "modern", GROUPED, {"attention": ["splash_gathered"]}),
+    ("v6e:2x4", "transformer", {}, {"attention": ["splash_gathered"]}),
+    ("v5e:2x4", "ngt", {}, {"gravity": ["ring"]}),
+    ("h100:8", "modern", GROUPED, {"attention": ["ring"]}),
+    ("h100:8", "ngt", {}, {"gravity": ["ring"]}),
+]
+
+
+@pytest.mark.parametrize(("topology", "base", "options", "expected"), DIVIDED)
+def test_windows_divided_over_devices_move_keys_and_values_only(topology, base, options, expected):
+    rows, length = 2, 8192
+    sizes = {"data__max_length": length, "train__batch_tokens": rows * length}
+    train = compiled(small(base, mesh__data=1, mesh__context=8, **sizes, **options), topology)["train"]
+    used(train | {"topology": topology}, {name: (chosen[0],) * 2 for name, chosen in expected.items()})
+    # The keys of all heads, of whole windows; a ring passes parts of them, or coordinates and values.
+    gathered = expected.get("attention") == ["splash_gathered"]
+    features = 64 * options.get("model__n_kv_heads", 2)
+    largest = {"all-gather": 2 * rows * length * features if gathered else 4 * rows * length}  # document ids
+    if not gathered:
+        largest["collective-permute"] = 4 * rows * length // 8 * 128
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert train["collectives"].get(kind, {"largest_mb": 0})["largest_mb"] <= largest.get(kind, 1000) / 1e6, kind
+
+
+def test_parts_of_windows_are_exchanged_within_slices():
+    config = small(
+        "modern", mesh__data=2, mesh__context=8, data__max_length=4096, train__batch_tokens=8 * 4096, **GROUPED
+    )
+    train = compiled(config, "2xh100:8")["train"]
+    assert train["collectives"]["collective-permute"]["count"] > 0
+    assert set(train["between_slices"]) == {"all-reduce"}
+
+
 @pytest.mark.parametrize(("topology", "n_layers", "chunks"), [("h100:8", 8, 1), ("h100:8", 8, 2), ("v5e:2x4", 2, 2)])
 def test_micro_batches_are_summed_over_devices_once(topology, n_layers, chunks):
     """A device computes the loss of a micro-batch in chunks of 4,096 tokens."""
