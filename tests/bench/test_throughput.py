@@ -251,8 +251,8 @@ def test_errors_of_a_worker_reach_the_parent(action, error, message):
 @pytest.mark.parametrize(
     ("sign", "delay"),
     [
-        pytest.param(signal.SIGINT, 0.0, marks=pytest.mark.slow),
-        (signal.SIGINT, 3.0),
+        (signal.SIGINT, 0.0),
+        pytest.param(signal.SIGINT, 3.0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 1.0, marks=pytest.mark.slow),
     ],
 )

@@ -92,7 +92,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_an_interrupted_preparation_with_several_processes_is_continued(tmp_path, config, how, default_signals):
     (tmp_path / "small.py").write_text(SMALL)
     program = (str(tmp_path / "small.py"),)

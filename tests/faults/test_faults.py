@@ -101,6 +101,7 @@ def test_closing_the_terminal_saves_the_state(flags, tmp_path):
     assert saved_steps(tmp_path / "run")[-1] == last < 1500
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path):
     first = start_main(*flags)
     wait_for_step(tmp_path / "run", 1, first)

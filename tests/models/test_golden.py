@@ -48,7 +48,7 @@ def close(actual, expected, rtol=RTOL):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_loss_and_every_gradient_equal_the_original(name, scan_layers, x64):
     config = DecoderConfig(n_layers=3, **SIZES, **MODELS[name])

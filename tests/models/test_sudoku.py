@@ -47,7 +47,9 @@ def close(actual, expected, rtol=RTOL):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=max(rtol * np.abs(expected).max(), 1e-15))
 
 
-@pytest.mark.parametrize(("variant", "n_params"), [("additive", 800_393), ("rope2d", 796_937)])
+@pytest.mark.parametrize(
+    ("variant", "n_params"), [("additive", 800_393), pytest.param("rope2d", 796_937, marks=pytest.mark.slow)]
+)
 def test_all_iterations_the_loss_and_gradients_equal_the_original(variant, n_params, x64):
     arrays, network, params = load(variant)
     assert network.n_params == arrays["n_params"] == n_params

@@ -92,7 +92,8 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("names", [["waveresnet_dilated"], pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["waveresnet_dilated"], OTHERS])
 def test_activations_split_along_the_window_give_the_same_values_in_less_memory(names):
     for name, found in json.loads(run_script("multi_device/sequence.py", *names, devices=8).splitlines()[-1]).items():
         assert found["difference"] < 1e-8, name

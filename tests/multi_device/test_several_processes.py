@@ -42,10 +42,10 @@ def assert_same_parts(workdir, other):
         np.testing.assert_allclose(found[kind].nll_WxP, parts.nll_WxP, rtol=2e-5)
 
 
-def test_two_processes_train_like_one(tmp_path):
+@pytest.mark.parametrize("options", [(), pytest.param(("scattered",), marks=pytest.mark.slow)])
+def test_two_processes_train_like_one(tmp_path, options):
     train(tmp_path, tmp_path / "whole", WHOLE, 1, 1)
-    train(tmp_path, tmp_path / "moved", STOPPED_AT, 2, 2)
-    train(tmp_path, tmp_path / "moved", WHOLE - 1, 2, 2, "scattered")
+    train(tmp_path, tmp_path / "moved", STOPPED_AT, 2, 2, *options)
     train(tmp_path, tmp_path / "moved", WHOLE, 1, 1)
     got, want = losses(tmp_path / "moved"), losses(tmp_path / "whole")
     assert got.keys() == want.keys()

@@ -82,5 +82,6 @@ def result():
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_kernels_run_on_the_parts_of_eight_devices(result):
     assert result.stdout.endswith("passed\n"), result.stderr[-3000:]

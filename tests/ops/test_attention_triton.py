@@ -155,7 +155,14 @@ def test_float32_does_not_use_tf32_alone():
     assert text.count("dot_general[") == text.count("precision=TF32_TF32_F32_X3") > 0
 
 
-@pytest.mark.parametrize("name", ["triton", "triton_grouped", "triton_window"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "triton",
+        pytest.param("triton_grouped", marks=pytest.mark.slow),
+        pytest.param("triton_window", marks=pytest.mark.slow),
+    ],
+)
 def test_examples(name, monkeypatch):
     """In bf16 and float32, whose tolerances differ, and with dropout."""
     monkeypatch.setattr(attention_triton, "triton_attention", interpreted)

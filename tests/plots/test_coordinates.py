@@ -243,6 +243,7 @@ def seen(tmp_path_factory):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_browser_draws_the_last_layer_by_mass(seen):
     content, shown = seen
     assert shown["errors"] == []

@@ -161,6 +161,7 @@ def test_precision(in_process, monkeypatch):
     assert "skipped 3 updates" in reason(lambda runs: runs["fp16"].update(skipped_steps=3))
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_not_in_use_fails(in_process, monkeypatch):
     monkeypatch.setitem(network_module.DTYPES, "bf16", jnp.float32)
     monkeypatch.setattr(basics, "MAX_DIFFERENCE", {"bf16": 0.03})
