@@ -30,6 +30,8 @@ from psann_jax.utils.checksums import write_checksums
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
+_SETTLE_S = 60  # for the beginning of a save
+
 
 class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoints"]):
     """Writes, lists and restores the checkpoints of one run.
@@ -54,6 +56,7 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self._response: ocp.AsyncResponse[None] | None = None
         self._saving: int | None = None
         self._lock = threading.Lock()
+        self._busy = threading.Lock()  # while `save` runs
         self._checksummed: set[int] = set()
         # Orbax needs one disk for all processes; without one, process 0 saves for all.
         self._alone = jax.process_count() > 1 and is_private(self.directory.parent)
@@ -89,16 +92,17 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         Raises:
           UserError: the directory cannot be written, by this save or the previous one.
         """
-        self.wait()
-        if metrics is not None:
-            self._index.record(step, metrics)
-        # Also detects an unwritable directory before Orbax starts its threads, which would hang for minutes.
-        with self._storage_errors(step):
-            complete = broadcast_from_leader(self._prepare(step) if jax.process_index() == 0 else None)
-        if not complete:
-            self._start(step, state, metadata, tokenizer)
-        if final:
+        with self._busy:
             self.wait()
+            if metrics is not None:
+                self._index.record(step, metrics)
+            # Also detects an unwritable directory before Orbax starts its threads, which would hang for minutes.
+            with self._storage_errors(step):
+                complete = broadcast_from_leader(self._prepare(step) if jax.process_index() == 0 else None)
+            if not complete:
+                self._start(step, state, metadata, tokenizer)
+            if final:
+                self.wait()
 
     def _prepare(self, step: int) -> bool:
         """Returns whether a step is saved already; if not, deletes what has its name. Clears partial checkpoints."""
@@ -148,6 +152,15 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         with self._storage_errors(self._saving):
             response.result()
             self._finish(self._saving)
+
+    def settle(self) -> None:
+        """Waits for a save that another thread may just have begun, before that thread is ended.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        self._busy.acquire(timeout=_SETTLE_S)  # it may wait in vain for a process that has failed
+        self.wait()
 
     def close(self) -> None:
         """Waits for the current save."""

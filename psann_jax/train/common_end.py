@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the key-value store of the processes has no public name
 
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import UserError, one_line
 
 _FAILURE = "psann_jax/failure"  # in the key-value store: the message of the process that failed
 _POLL_S = 0.5
@@ -76,9 +76,13 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stopped.wait(_POLL_S):
-            # Without such a key it raises an error. A failed service is reported by JAX itself.
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                _end_process(_store().key_value_try_get(_FAILURE))
+            try:
+                message = _store().key_value_try_get(_FAILURE)
+            except (
+                jax.errors.JaxRuntimeError
+            ):  # there is no such key; of a broken connection, JAX itself ends the process
+                continue
+            _end_process(message)
 
 
 def _end_process(message: str) -> None:
@@ -86,11 +90,12 @@ def _end_process(message: str) -> None:
     for action in reversed(_actions):
         try:
             action()
-        except UserError as error:
-            lines.append(str(error))
+        except Exception as error:  # whatever it is, the process must end
+            lines.append(one_line(error))
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    jax.distributed.shutdown()  # waits for the other processes, which need process 0 until then
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.distributed.shutdown()  # waits for the other processes, which need process 0 until then
     os._exit(_CODE)

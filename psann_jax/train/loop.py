@@ -83,7 +83,7 @@ def train(
             mesh = make_mesh(config.mesh)
             stack.enter_context(lock(workdir, config))
             checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, config.checkpoint))
-            stack.enter_context(before_exit(checkpoints.wait))
+            stack.enter_context(before_exit(checkpoints.settle))
             if is_leader:  # the process with the lock, and before any other looks at the directory
                 for message in checkpoints.clear_partial():
                     _log(message)

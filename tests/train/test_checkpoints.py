@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import time
 
 import jax
@@ -301,3 +302,21 @@ def test_a_programming_error_is_not_reported_as_a_storage_error(tmp_path, monkey
 def test_a_state_without_parameters_or_step_is_refused(tmp_path, state):
     with open_checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="at least the step"):
         checkpoints.save(1, state, metadata=METADATA)
+
+
+def test_a_save_that_another_thread_has_begun_is_waited_for(tmp_path, monkeypatch):
+    begun, start = threading.Event(), Checkpoints._start
+
+    def slow(self, *arguments):
+        begun.set()
+        time.sleep(0.3)
+        start(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_start", slow)
+    checkpoints = open_checkpoints(tmp_path)
+    thread = threading.Thread(target=checkpoints.save, args=(3, make_state()), kwargs={"metadata": METADATA})
+    thread.start()
+    begun.wait()
+    checkpoints.settle()
+    assert (tmp_path / "step_3" / "checksums.json").exists()
+    thread.join()
