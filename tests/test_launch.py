@@ -94,7 +94,14 @@ def test_usage_errors_of_the_local_launcher(arguments):
 
 @pytest.mark.parametrize(
     ("script", "arguments"),
-    [("slurm.sbatch", []), ("ray.sbatch", []), ("tpu_vm.sh", []), ("tpu_vm.sh", ["run"]), ("tpu_vm.sh", ["fly"])],
+    [
+        ("slurm.sbatch", []),
+        ("ray.sbatch", []),
+        ("tpu_vm.sh", []),
+        ("tpu_vm.sh", ["run"]),
+        ("tpu_vm.sh", ["fly"]),
+        ("xpk.sh", ["name", "--config=a.py"]),
+    ],
 )
 def test_usage_errors_of_the_cluster_scripts(script, arguments):
     done = subprocess.run(["bash", LAUNCH / script, *arguments], capture_output=True, text=True, check=False, env={})
@@ -126,6 +133,28 @@ def test_flags_for_tpu_hosts_are_quoted(tmp_path):
     assert (
         "--command=cd psann_jax_source && exec python3 -m psann_jax.main --config=a.py --workdir=b\\ c " in done.stdout
     )
+
+
+@pytest.mark.parametrize("more", ["", "--project=p --zone=z"])
+def test_flags_for_xpk_are_quoted(tmp_path, more):
+    """Runs the script with a fake xpk that prints its arguments."""
+    (tmp_path / "xpk").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    (tmp_path / "xpk").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLUSTER": "c", "TPU_TYPE": "v5litepod-16", "XPK_FLAGS": more}
+    command = ["bash", LAUNCH / "xpk.sh", "small", "--config=a.py", "--workdir=b c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    *flags, last = done.stdout.splitlines()
+    expected = ["workload", "create", "--cluster=c", "--workload=small", "--tpu-type=v5litepod-16", "--num-slices=1"]
+    assert flags[:6] == expected
+    assert flags[6:] == [
+        "--base-docker-image=python:3.12",
+        f"--script-dir={ROOT}",
+        "--max-restarts=50",
+        "--termination-grace-period-seconds=120",
+        *more.split(),
+    ]
+    assert last.endswith(" && exec psann-jax train --config=a.py --workdir=b\\ c ")
 
 
 def test_the_jobset_is_consistent():

@@ -24,12 +24,13 @@ from psann_jax.train.common_end import end_together
 from psann_jax.train.loop import train
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.mirror import local_workdir
+from psann_jax.train.processes import raise_together
 from psann_jax.train.start import Start, StartingWeights
 from psann_jax.train.task import Task
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
-from psann_jax.utils.locations import BucketUrl
+from psann_jax.utils.locations import BucketUrl, given_location
 
 LOSS_CURVE = "loss_curve.png"
 # Between pictures of a run in progress: at least so many seconds, and so many times what drawing took.
@@ -125,7 +126,17 @@ def _make_start(
         return None
     if open_start is None or params is not None:
         raise ConfigError("train.init_from: has no effect here, where the caller gives the weights; leave it empty")
+    if jax.process_count() > 1 and not CheckpointReader(workdir / CHECKPOINTS).steps():
+        with raise_together():  # reading a run is collective, so a process that lacks it would block the others
+            _check_visible(config.train.init_from)
     return _Start(config, workdir, open_start)
+
+
+def _check_visible(init_from: str) -> None:
+    """Raises UserError if this host lacks what `train.init_from` names; one in a bucket is visible to all."""
+    location = given_location(init_from, "train.init_from")
+    if isinstance(location, Path) and not Path(str(location).removeprefix("hf:")).expanduser().exists():
+        raise UserError(f"train.init_from: {location}: is not on this host; use a disk that all share, or a bucket")
 
 
 class _Start:

@@ -135,12 +135,16 @@ class CheckpointReader:
     def tokenizer(self, step: int) -> bytes:
         """Returns the tokenizer file that was saved with the checkpoint.
 
+        Each process verifies it alone, so that only some of them may call this.
+
         Raises:
-          UserError: no such checkpoint, or one without a tokenizer.
+          UserError: no such checkpoint, a damaged one, or one without a tokenizer.
         """
         if "tokenizer" not in self._orbax_metadata(step).metadata:
             raise UserError(f"{self.path(step)}: the checkpoint holds no tokenizer")
-        self._verify(step, ["tokenizer"])
+        reason = None if step in self._intact else find_damage(self.path(step), ["tokenizer"])
+        if reason:
+            raise UserError(f"{self.path(step)}: {_DAMAGED} ({reason})")
         loaded = self._load(step, {"tokenizer": None})
         return np.asarray(loaded["tokenizer"]["bytes"]).tobytes()
 

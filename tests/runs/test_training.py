@@ -68,3 +68,12 @@ def test_phases_that_have_begun_are_marked(tmp_path, monkeypatch):
     monkeypatch.setattr("psann_jax.tasks.lm.LanguageModel.phases", lambda self: {0: "easy", 3: "hard", 4: "harder"})
     train_run(tiny_config(tmp_path, train__steps=4), tmp_path / "run")
     assert drawn[0][3:] == ({0: "easy", 3: "hard"}, "token")
+
+
+def test_weights_to_start_from_must_be_on_every_host(tmp_path):
+    """Checked before they are read, which is collective: a process that lacks them would block the others."""
+    for name in (str(tmp_path), f"hf:{tmp_path}", "s3://bucket/run"):
+        training._check_visible(name)
+    for name in (str(tmp_path / "none"), f"hf:{tmp_path / 'none'}"):
+        with pytest.raises(UserError, match=rf"^train.init_from: {name}: is not on this host; use a disk that all sha"):
+            training._check_visible(name)
