@@ -100,7 +100,7 @@ def cross_entropy(
       options: label smoothing, z-loss and softcap.
       chunk_tokens: tokens per chunk over all devices, rounded so that a chunk has all rows of the batch. The default
         is 512 per CPU device and 4096 per other device. On CPUs, the gradient of the kernel is summed over devices
-        with different data once per chunk, elsewhere once.
+        once per chunk, elsewhere once over those along data and context.
 
     Returns:
       The weighted sum of losses, float32, and statistics that are not differentiated: `nll`, the weighted sum of
@@ -114,7 +114,7 @@ def cross_entropy(
         chunk_tokens = kernels.device_count() * per_device
     parts = kernels.window_parts()
     n_chunks = math.ceil(L // parts / max(1, chunk_tokens // (B * parts)))
-    # On a CPU, adding up chunks first costs more memory traffic than it saves: devices share the memory.
+    # The devices of a CPU are simulated: fewer sums over them save nothing, and the order of sums stays as it was.
     replicas = 1 if kernels.platform() == "cpu" or n_chunks == 1 else kernels.replicas()
     groups = replicas if B * parts % replicas == 0 else 1
     static = _Options(*options, n_chunks, parts, groups)

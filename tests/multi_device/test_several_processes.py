@@ -54,6 +54,16 @@ def test_two_processes_train_like_one(tmp_path, options):
 
 
 @pytest.mark.slow
+def test_windows_are_divided_over_processes(tmp_path):
+    train(tmp_path, tmp_path / "one", WHOLE, 1, 1)
+    run_script("multi_device/resume.py", tmp_path, tmp_path / "two", WHOLE, "context=8", processes=2, devices=4)
+    got, want = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert got.keys() == want.keys()
+    for at, loss in want.items():
+        np.testing.assert_allclose(got[at], loss, rtol=2e-5, err_msg=str(at))
+
+
+@pytest.mark.slow
 def test_processes_without_a_common_disk_use_a_bucket(tmp_path):
     """Each has a copy of its own; process 0 gathers and saves the state, which is divided over the processes."""
     train(tmp_path, tmp_path / "whole", WHOLE, 2, 2)

@@ -17,6 +17,7 @@ from psann_jax.nn.mesh import make_mesh
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import init_state, make_train_step, state_spec
+from psann_jax.train.update import Update
 from psann_jax.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "train_5_steps.npz"
@@ -52,6 +53,19 @@ def copied(tree):
 def close(actual, expected, rtol):
     actual, expected = np.asarray(actual), np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sums_of_gradients_layer_by_layer_are_those_of_stacks(precision, monkeypatch):
+    """So they are summed where XLA then sums them over devices once; in bf16 without rounding those of matrices."""
+    moments = []
+    for last in (False, True):
+        monkeypatch.setattr(Update, "_sums_over_devices_last", lambda self, last=last: last)
+        step, state = make(TrainConfig(steps=5, warmup_steps=1, precision=precision, grad_accum=4, scan_layers=False))
+        state, _ = step(state, random_batch(0, rows=8))
+        moments.append(optax.tree_utils.tree_get(copied(state["opt_state"]), "mu"))
+    rtol = {"fp32": 1e-6, "bf16": 0.01}[precision]
+    jax.tree.map(lambda a, b: close(a, b, rtol), *moments)
 
 
 def test_five_steps_equal_the_original(x64, monkeypatch):
