@@ -54,7 +54,7 @@ def values(hint, default):
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
-        return st.integers(-(2**70), 2**70)
+        return st.integers(1 - 2**63, 2**63 - 1)
     if isinstance(default, float):
         return st.floats(allow_nan=False, allow_infinity=False)
     if isinstance(default, str) and hint is str:
