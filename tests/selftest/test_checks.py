@@ -283,14 +283,14 @@ def test_resume(in_process, monkeypatch, compiled):
     monkeypatch.setattr(loop, "compile_steps", lambda *_: compiled)
     record = run_check(CHECKS["GPU-08"], TINY, CPU)
     assert record["status"] == "passed", record
-    assert record["measured"]["stopped_at"] == 11
+    assert record["measured"]["stopped_at"] == 10
     assert len(record["measured"]["losses"]) == 20
 
 
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
-        ("data", "the losses of updates [12"),
+        ("data", "the losses of updates [11"),
         pytest.param("params", "arrays of the final state differ", marks=pytest.mark.slow),
         pytest.param("lost", "resumed at 0", marks=pytest.mark.slow),
     ],
