@@ -12,6 +12,7 @@ A file has these sections, each padded to a multiple of 64 bytes:
   valid scored
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,6 +20,7 @@ import json
 import sys
 import zlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -26,7 +28,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from psann_jax.utils.errors import DataError
+from psann_jax.utils.errors import DataError, one_line
 from psann_jax.utils.files import atomic_path
 
 SIDES = ("train", "valid")
@@ -190,16 +192,31 @@ def _pad(data: bytes) -> bytes:
 
 
 def read_header(path: Path) -> Header | None:
-    """Returns the header of a file; None if there is no such file, or if it is cut off or of another format."""
+    """Returns the header of a file; None if there is no such file, or if it is cut off or of another format.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
     try:
-        with open(path, "rb") as file:
+        with _read_errors(path), open(path, "rb") as file:
             content = json.loads(file.readline(_MAX_HEADER))
             header = Header.from_json(content)
             is_intact = zlib.crc32(file.read(4 * header.n_blocks())) == header.crc32
-        is_native = content["byte_order"] == sys.byteorder
-        return header if is_intact and is_native and path.stat().st_size == header.file_bytes() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            size = path.stat().st_size
+        return header if is_intact and content["byte_order"] == sys.byteorder and size == header.file_bytes() else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Converts an OSError other than FileNotFoundError to a DataError. The file is kept, since it may be intact."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
 
 
 class ShardFile:
@@ -269,7 +286,10 @@ class ShardFile:
     def _mapped(self) -> "_Mapped":
         if read_header(self.path) != self.header:
             self._refuse()
-        with pa.memory_map(str(self.path)) as file:  # the mapping outlives the file, so no file stays open
+        with (
+            _read_errors(self.path),
+            pa.memory_map(str(self.path)) as file,
+        ):  # the mapping outlives the file, so no file stays open
             content = np.frombuffer(file.read_buffer(), np.uint8)
         starts = [0, *itertools.accumulate(_padded(dtype.itemsize * n) for dtype, n in self.header.sections())]
         n_blocks = self.header.n_blocks()

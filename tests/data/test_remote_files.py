@@ -169,7 +169,7 @@ def test_bytes_that_arrived_before_a_stall_are_kept(web, tmp_path, monkeypatch):
     [
         (True, {"Content-Range": "bytes 5-99/100"}, "the server sends another part of the file than was asked for"),
         (True, {"Content-Range": "nonsense"}, "the server sends another part of the file than was asked for"),
-        (True, {"Content-Range": "bytes 0-99/1000"}, "the server answers 416 Requested Range Not Satisfiable"),
+        (True, {"Content-Range": "bytes 0-99/1000"}, "the server answers 416 "),
         (False, {"Content-Length": None}, "its server does not say where it ends, so a lost part would not be noticed"),
         (False, {"Content-Length": "1000"}, "the connection ended after 100 of 1,000 bytes (3 attempts)"),
     ],

@@ -1,5 +1,8 @@
 """Several shard files as one array, and damage that is found when they are read."""
 
+import contextlib
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from psann_jax.data.shard_file import Documents, ShardFile, read_header, write_shard_file
 from psann_jax.data.shards import Shard, join_files
 from psann_jax.data.windows import DocumentRows, PackedWindows
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import DataError, UserError
 
 
 def write_files(folder, lengths: list[list[int]], wide: bool = False) -> tuple[list[ShardFile], Shard]:
@@ -78,11 +81,30 @@ def test_files_without_documents_of_a_side(tmp_path):
 def test_no_file_stays_open(tmp_path):
     files, plain = write_files(tmp_path, [[9]] * 40)
     joined = join_files(files, "train")
+    with few_more_files(10):
+        np.testing.assert_array_equal(joined.tokens_N, plain.tokens_N)
+
+
+def test_a_file_that_cannot_be_opened_is_kept(tmp_path):
+    files, plain = write_files(tmp_path, [[9]])
+    joined = join_files(files, "train")
+    with few_more_files(0), pytest.raises(DataError, match=r"0.shard: cannot be read: Too many open files$"):
+        joined.tokens_N[:]
+    np.testing.assert_array_equal(join_files(files, "train").tokens_N, plain.tokens_N)
+
+
+@contextlib.contextmanager
+def few_more_files(n):
+    """While the context lasts, this process can open so many files besides those that it has open."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (30, limits[1]))
+    kept = [os.open(os.devnull, os.O_RDONLY) for _ in range(n)]  # the limit is of numbers, of which some are free
+    first = os.open(os.devnull, os.O_RDONLY)
+    for number in (*kept, first):
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first, limits[1]))
     try:
-        np.testing.assert_array_equal(joined.tokens_N, plain.tokens_N)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

@@ -1,5 +1,7 @@
 """`train_run` chooses the task from the config and draws the loss curve."""
 
+import math
+
 import pytest
 
 from psann_jax.runs import training
@@ -14,6 +16,7 @@ def test_the_loss_curve_is_drawn_also_after_a_signal(tmp_path, monkeypatch):
     drawn = []
     draw = training.plot_loss_curve
     monkeypatch.setattr(training, "plot_loss_curve", lambda *args: (drawn.append(args), draw(*args)))
+    monkeypatch.setattr(training, "_MIN_SECONDS", math.inf)  # at the end only
     config, workdir = tiny_config(tmp_path), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(StopSignals, "should_stop", lambda self, step: step == 2)
