@@ -286,10 +286,8 @@ class ShardFile:
     def _mapped(self) -> "_Mapped":
         if read_header(self.path) != self.header:
             self._refuse()
-        with (
-            _read_errors(self.path),
-            pa.memory_map(str(self.path)) as file,
-        ):  # the mapping outlives the file, so no file stays open
+        # The mapping outlives the file, so no file stays open.
+        with _read_errors(self.path), pa.memory_map(str(self.path)) as file:
             content = np.frombuffer(file.read_buffer(), np.uint8)
         starts = [0, *itertools.accumulate(_padded(dtype.itemsize * n) for dtype, n in self.header.sections())]
         n_blocks = self.header.n_blocks()
