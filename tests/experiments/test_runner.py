@@ -30,14 +30,16 @@ def trained_names(monkeypatch):
             return "out of memory"
         if (folder / "summary.json").exists():
             return "no network"
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(to_dict(case.config)))
+        written = folder.with_name(f".{folder.name}")  # renamed, as reports read folders while others are written
+        written.mkdir(parents=True)
+        (written / "config.json").write_text(json.dumps(to_dict(case.config)))
         outcome = make_outcome(case, 3.0 + 0.1 * case.seed)
-        (folder / "summary.json").write_text(json.dumps(outcome.summary))
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, outcome.rows)) + "\n")
-        (folder / "code.json").write_text(json.dumps({"trained_by": outcome.codes}))
-        (folder / "sine_parameters.png").write_bytes(b"\x89PNG")
-        (folder / "samples.json").write_text(json.dumps({"step": 40, **sample_settings(()), "samples": []}))
+        (written / "summary.json").write_text(json.dumps(outcome.summary))
+        (written / "metrics.jsonl").write_text("\n".join(map(json.dumps, outcome.rows)) + "\n")
+        (written / "code.json").write_text(json.dumps({"trained_by": outcome.codes}))
+        (written / "sine_parameters.png").write_bytes(b"\x89PNG")
+        (written / "samples.json").write_text(json.dumps({"step": 40, **sample_settings(()), "samples": []}))
+        written.rename(folder)
         return None
 
     monkeypatch.setattr(runner, "run_case", run_case)
