@@ -36,7 +36,7 @@ class Card {
   restart(kept) {
     this.turn += 1;
     this.kept = kept;
-    this.nKept = Array.from(kept).length;
+    this.nKept = this.nShown = Array.from(kept).length;
     this.tokens = [];
     this.textAfter = kept;
     this.pressed = -1;
@@ -46,13 +46,15 @@ class Card {
     this.describe("");
   }
 
-  // Adds the tokens of one event. Of tokens that are parts of one character, the last one shows it.
+  // Adds the tokens of one event. Of tokens that are parts of one character, the last one shows it. A token may begin
+  // before what an earlier event has shown, if its bytes are no UTF-8.
   add(choice) {
     this.textAfter += choice.text;
     const found = choice.logprobs;
     const starts = [...found.text_offset.map((offset) => offset + this.nKept), Infinity];
     found.tokens.forEach((token, i) => {
-      const text = codePoints(this.textAfter, starts[i], starts[i + 1]);
+      const text = codePoints(this.textAfter, this.nShown, starts[i + 1]);
+      this.nShown += Array.from(text).length;
       this.addToken(token, found.token_logprobs[i], found.top_logprobs[i], starts[i], text);
     });
     if (choice.finish_reason) this.describe(choice.finish_reason === "stop" ? "the model ended the text" : "all tokens used");

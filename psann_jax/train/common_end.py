@@ -90,7 +90,7 @@ def _end_process(message: str) -> None:
     for action in reversed(_actions):
         try:
             action()
-        except Exception as error:  # whatever it is, the process must end
+        except Exception as error:  # an action that fails must not keep the process alive
             lines.append(one_line(error))
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
