@@ -99,7 +99,7 @@ def small_contenders() -> dict[str, dict[str, Any]]:
 
 
 def ladder_rungs() -> dict[str, dict[str, Any]]:
-    """Returns three sizes for a CPU, named by parameters without embeddings; each trains on 10 tokens per parameter."""
+    """Returns three sizes for a CPU, named by parameters without embeddings; each trains on 8 tokens per parameter."""
     return {
         name: {
             "model.d_model": d_model,
@@ -109,8 +109,15 @@ def ladder_rungs() -> dict[str, dict[str, Any]]:
             "train.steps": steps,
             "train.warmup_steps": steps // 10,
         }
-        for name, d_model, n_layers, steps in (("0.1M", 64, 2, 250), ("0.4M", 128, 2, 1000), ("1.6M", 256, 2, 4000))
+        for name, d_model, n_layers, steps in (("0.1M", 64, 2, 190), ("0.2M", 96, 2, 430), ("0.4M", 128, 2, 750))
     }
+
+
+def ladder_contenders() -> dict[str, dict[str, Any]]:
+    """Returns the transformer and respsann with the initial weights of `modern`, then with their own."""
+    bases = _by_base("transformer", "respsann")
+    zero: dict[str, Any] = {"model.init": "zero_output"}
+    return {f"{name}_zero": settings | zero for name, settings in bases.items()} | bases
 
 
 _INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
@@ -239,8 +246,9 @@ def w3_25m_contenders() -> dict[str, dict[str, Any]]:
 
 
 def gravity_contenders() -> dict[str, dict[str, Any]]:
-    """Returns vanilla, the transformer, and the Newton Gravity Transformer with one change each."""
+    """Returns two transformers and the Newton Gravity Transformer with one change each."""
     ngt: dict[str, Any] = {"model.base": "ngt"}
+    zero: dict[str, Any] = {"model.init": "zero_output"}
     return {
         "vanilla": {"model.base": "vanilla"},
         "transformer": {"model.base": "transformer"},
@@ -249,6 +257,9 @@ def gravity_contenders() -> dict[str, dict[str, Any]]:
         "attractive": ngt | {"model.variant": "attractive"},
         "no_radius": ngt | {"model.cutoff": "none"},
         "no_repulsion": ngt | {"model.repulsion.weight": 0.0},
+        "ngt_zero": ngt | zero,
+        "vanilla_zero": {"model.base": "vanilla"} | zero,
+        "transformer_zero": {"model.base": "transformer"} | zero,
     }
 
 

@@ -1,8 +1,9 @@
-"""Gravity attention and its switches against two transformers, at a size for a CPU: 28 runs to tune, 35 to compare.
+"""Gravity attention and its switches against two transformers, at a size for a CPU: 40 runs to tune, 50 to compare.
 
   psann-jax sweep --config=configs/sweeps/gravity_cpu.py
 
-Every contender has its own learning rate, chosen on held-out training text.
+Every contender has its own learning rate, chosen on held-out training text. The blocks of those named `_zero` start as
+the identity, as those of the base `modern`.
 """
 
 from ml_collections import config_dict

@@ -40,7 +40,9 @@ class VanillaConfig(TextModelConfig):
     attention: Literal["auto", "xla", "cudnn", "triton", "splash", "plain"] = "auto"
     # of the MLPs; gelu_tanh: its approximation in GPT-2
     mlp_activation: Literal["sine", "gelu", "gelu_tanh", "relu"] = "gelu"
-    init: Literal["small", "reference"] = "small"  # N(0, 0.02^2) except coordinates, or as in the original: N(0, 1)
+    # initial weights except of coordinates; small: N(0, 0.02^2); reference: as in the original, N(0, 1);
+    # zero_output: as in the decoders, no branch adds anything at first
+    init: Literal["small", "reference", "zero_output"] = "small"
     sine: SineConfig = field(default_factory=SineConfig)
 
     def check(self, prefix: str) -> None:

@@ -22,7 +22,7 @@ class Case:
 
     Attributes:
       contender: its name in the sweep.
-      settings: the rung, if the sweep has rungs, and the combination of the grid.
+      settings: the rung, if the sweep has rungs, and the combination of the grid; of a trial, what it tries.
       seed: the run's seed.
       budget: what all contenders have in equal amount, a name in `BUDGETS`.
       config: the experiment.
@@ -48,7 +48,7 @@ class Case:
     @property
     def label(self) -> str:
         """Contender and grid settings, for tables."""
-        return " ".join([self.contender, *(f"{name}={value}" for name, value in self.settings)])
+        return label(self.contender, self.settings)
 
     @property
     def name(self) -> str:
@@ -56,6 +56,22 @@ class Case:
         values = [f"{name.split('.')[-1]}{value}" for name, value in (*self.settings, *self.chosen)]
         budget = [] if self.budget == "tokens" else [self.budget]
         return "_".join([self.contender, *values, *budget, f"seed{self.seed}"])
+
+
+def label(contender: str, settings: Settings) -> str:
+    """Names a contender with settings; with the settings of a rung, it names what the tuning stage tunes."""
+    return " ".join([contender, *(f"{name}={value}" for name, value in settings)])
+
+
+def sizes(sweep: config_dict.ConfigDict) -> list[tuple[Settings, config_dict.ConfigDict]]:
+    """Returns the rungs of a sweep as settings, each with its common experiment; without rungs, one with no settings.
+
+    Raises:
+      ConfigError: the common experiment lacks a setting of a rung.
+    """
+    if not sweep.rungs:
+        return [((), sweep.common)]
+    return [(((RUNG, rung),), at_rung(sweep.common, dict(settings), rung)) for rung, settings in sweep.rungs]
 
 
 def all_cases(
@@ -77,7 +93,7 @@ def all_cases(
       seeds: seeds to use instead of the sweep's; (): the sweep's.
       overrides: "KEY=VALUE", applied to every contender whose base has the setting, over all its other settings.
       speed: measures a config's tokens/s on this device, for the budget "seconds".
-      chosen: contender -> the settings that the tuning stage chose for it.
+      chosen: `label` of a contender, with its rung -> the settings that the tuning stage chose.
 
     Raises:
       UserError: `sweep` is not a sweep.
@@ -98,17 +114,17 @@ def all_cases(
     check_overrides(sweep, overrides)
     if sweep.tuning is not None:
         require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
-        require(not sweep.rungs, "tuning", "cannot be combined with rungs; tune each rung in a sweep of its own")
+        tuned = set[str]().union(*(sweep.tuning.names(name) for name in contenders))
+        for rung, size in sweep.rungs:
+            for name, _ in size:
+                require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
         sweep.tuning.check(contenders, chosen_seeds)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     cases = []
-    sizes: list[tuple[Settings, config_dict.ConfigDict]] = [
-        (((RUNG, rung),), at_rung(sweep.common, dict(size), rung)) for rung, size in sweep.rungs
-    ]
-    for budget, (rung, common), values in itertools.product(sweep.budgets, sizes or [((), sweep.common)], combinations):
+    for budget, (rung, common), values in itertools.product(sweep.budgets, sizes(sweep), combinations):
         reference, settings = None, (*rung, *values)
         for name, own in contenders.items():
-            best = (chosen or {}).get(name, ())
+            best = (chosen or {}).get(label(name, rung), ())
             config = experiment(common, name, (*own, *values, *best), overrides)
             reference = reference or config
             same_task = type(config.data) is type(reference.data)

@@ -86,7 +86,7 @@ class Outcome:
             "base": config.model.base,
             "contender": case.contender,
             "differences": dict(case.differences),
-            "settings": dict(case.settings or case.chosen),
+            "settings": dict((*case.settings, *case.chosen)),
             "stage": case.stage,
             "budget": case.budget,
             "seed": case.seed,

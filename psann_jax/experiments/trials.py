@@ -1,6 +1,7 @@
 """The trials of a sweep's tuning stage, and the settings that they choose."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from ml_collections import config_dict
 
 from psann_jax.config import Config
-from psann_jax.experiments.cases import Case, experiment
+from psann_jax.experiments.cases import Case, experiment, label, sizes
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.statistics import ALPHA, Noise, half_width, noise_of_mean
+from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.text_noise import text_noise
 from psann_jax.experiments.tuning import HIGH, LOW, Grid, Settings, Tuning
 
@@ -21,7 +23,7 @@ def trial_cases(sweep: config_dict.ConfigDict, grids: Mapping[str, Grid], overri
 
     Args:
       sweep: from `psann_jax.experiments.sweeps.sweep_config`, with a tuning stage.
-      grids: contender -> the values to combine, for the contenders to tune.
+      grids: `label` of a contender, with its rung -> the values to combine, for those to tune.
       overrides: see `psann_jax.experiments.cases.all_cases`.
 
     Raises:
@@ -29,12 +31,12 @@ def trial_cases(sweep: config_dict.ConfigDict, grids: Mapping[str, Grid], overri
     """
     contenders, tuning = dict(sweep.contenders), sweep.tuning
     cases = []
-    for name, grid in grids.items():
-        for settings in tuning.combinations(name, grid):
-            config = experiment(sweep.common, name, (*contenders[name], *settings), overrides)
+    for (rung, common), (name, own) in itertools.product(sizes(sweep), contenders.items()):
+        for settings in tuning.combinations(name, grids[label(name, rung)]) if label(name, rung) in grids else ():
+            config = experiment(common, name, (*own, *settings), overrides)
             held_out = dataclasses.replace(config, data=config.data.hold_out(tuning.valid_fraction))
             cases += [
-                Case(name, settings, seed, "tokens", _with_seed(held_out, seed), stage="tuning")
+                Case(name, (*rung, *settings), seed, "tokens", _with_seed(held_out, seed), stage="tuning")
                 for seed in tuning.seeds
             ]
     return sorted(cases, key=lambda case: tuning.seeds.index(case.seed))
@@ -67,19 +69,26 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the trials chose for a contender.
+    """What the trials chose for a contender, in a sweep with rungs for each of them.
 
     Attributes:
       contender: its name.
+      rung: the rung as a setting; () without rungs.
       candidates: all settings that were tried, the best one first.
       edges: settings whose best value is the lowest or highest that was tried, with `LOW` or `HIGH`.
       tied: candidates whose loss differs from the best one's by no more than the noise that is known.
     """
 
     contender: str
+    rung: Settings
     candidates: Sequence[Candidate]
     edges: tuple[tuple[str, str], ...]
     tied: Sequence[Candidate]
+
+    @property
+    def label(self) -> str:
+        """The contender with its rung."""
+        return label(self.contender, self.rung)
 
     @property
     def settings(self) -> Settings:
@@ -88,22 +97,24 @@ class Choice:
 
 
 def choose(outcomes: Sequence[Outcome]) -> dict[str, Choice]:
-    """Returns each contender's choice: the lowest mean loss, the first in the grid if several are equal.
+    """Returns the choices by their labels: the lowest mean loss, the first in the grid if several are equal.
 
     Args:
       outcomes: the trials that have ended; one without a summary diverged.
     """
-    groups: dict[str, dict[Settings, list[Outcome]]] = {}
+    groups: dict[tuple[str, Settings], dict[Settings, list[Outcome]]] = {}
     for outcome in outcomes:
-        case = outcome.case
-        groups.setdefault(case.contender, {}).setdefault(case.settings, []).append(outcome)
-    choices = {}
-    for name, by_settings in groups.items():
+        settings = outcome.case.settings
+        rung = tuple(setting for setting in settings if setting[0] == RUNG)
+        tried = groups.setdefault((outcome.case.contender, rung), {})
+        tried.setdefault(settings[len(rung) :], []).append(outcome)
+    choices = []
+    for of, by_settings in groups.items():
         candidates = sorted((Candidate(*item) for item in by_settings.items()), key=lambda c: c.loss)
         best = candidates[0]
         tied = [c for c in candidates[1:] if _within_noise(c, best)]
-        choices[name] = Choice(name, candidates, _edges(best.settings, list(by_settings)), tied)
-    return choices
+        choices.append(Choice(*of, candidates, _edges(best.settings, list(by_settings)), tied))
+    return {choice.label: choice for choice in choices}
 
 
 def _edges(best: Settings, tried: Sequence[Settings]) -> tuple[tuple[str, str], ...]:
@@ -156,7 +167,7 @@ class Stage:
         return len(self.outcomes) == len(self.cases) and not any(map(failed, self.outcomes))
 
     def choices(self) -> dict[str, Choice]:
-        """Returns what the trials choose, contender -> choice; none before all trials have ended."""
+        """Returns what the trials choose, see `choose`; nothing before all trials have ended."""
         return choose(self.outcomes) if self.complete else {}
 
 

@@ -1,13 +1,13 @@
 """Runs the tuning stage of a sweep: the missing trials, and those of a grid that is extended."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import config_dict
 
 from psann_jax.engines.place import Place
-from psann_jax.experiments.cases import Case, experiment
+from psann_jax.experiments.cases import Case, experiment, label, sizes
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.run import read_outcome, train, trained
 from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
@@ -41,7 +41,9 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
     tuning, (reference, own) = sweep.tuning, sweep.contenders[0]
     # Other budgets are those of the reference with its chosen settings.
     needed = {*options.only, *([] if tuple(sweep.budgets) == ("tokens",) else [reference])}
-    grids = {name: tuning.grid(name) for name, _ in sweep.contenders if not options.only or name in needed}
+    tuned = [name for name, _ in sweep.contenders if not options.only or name in needed]
+    rungs = [{name: label(name, rung) for name in tuned} for rung, _ in sizes(sweep)]
+    grids = {key: tuning.grid(name) for rung in rungs for name, key in rung.items()}
     compared = experiment(sweep.common, reference, own, options.overrides).data.valid_names
     while True:
         paths = run_folders(trial_cases(sweep, grids, options.overrides), workdir / TUNING)
@@ -50,7 +52,7 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
             return Stage(tuning, compared, list(paths), _outcomes(paths, failures))
 
         done = [case for case in paths if _ended(case, paths[case])]
-        wider = None if len(done) < len(paths) else _extended(state({}), grids)
+        wider = None if len(done) < len(paths) else _extended(state({}), grids, rungs)
         if wider is None:
             list_runs(f"{workdir / TUNING}", paths, done)
             if len(done) == len(paths) or options.dry_run:
@@ -63,13 +65,23 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
             grids = wider
 
 
-def _extended(stage: Stage, grids: Mapping[str, Grid]) -> dict[str, Grid] | None:
-    """Returns the grids for further trials, or None if the choice is final; UserError if nothing can be chosen."""
-    choices = stage.choices().values()
-    for choice in choices:
+def _extended(stage: Stage, grids: Mapping[str, Grid], rungs: Sequence[Mapping[str, str]]) -> dict[str, Grid] | None:
+    """Returns the grids for further trials, or None if the choice is final; UserError if nothing can be chosen.
+
+    Args:
+      stage: with all trials of the grids.
+      grids: label -> grid.
+      rungs: contender -> label, for each rung; the contenders of a rung have their grids extended together.
+    """
+    choices, result = stage.choices(), dict(grids)
+    for choice in choices.values():
         if math.isinf(choice.candidates[0].loss):
-            raise UserError(f"tuning: all trials of {choice.contender} diverged; try other values")
-    return stage.tuning.extended(grids, {edge for choice in choices for edge in choice.edges})
+            raise UserError(f"tuning: all trials of {choice.label} diverged; try other values")
+    for labels in rungs:
+        edges = {edge for key in labels.values() for edge in choices[key].edges}
+        wider = stage.tuning.extended({name: grids[key] for name, key in labels.items()}, edges)
+        result |= {labels[name]: grid for name, grid in (wider or {}).items()}
+    return None if result == grids else result
 
 
 def _run(case: Case, folder: Path, place: Place) -> str | None:

@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import settings_text
 from psann_jax.experiments.statistics import mean_and_deviation
+from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.tables import Section, or_dash
 from psann_jax.experiments.trials import Candidate, Choice, Stage, choose, failed, noises
 
@@ -15,25 +17,23 @@ def tuning_sections(stage: Stage) -> list[Section]:
     for choice in stage.choices().values():
         tied = "; ".join(settings_text(c.settings) for c in choice.tied) or "-"
         edge = "; ".join(f"{name}: {end} value" for name, end in choice.edges) or "-"
-        rows.append([choice.contender, settings_text(choice.settings), _loss(choice.candidates[0].loss), tied, edge])
+        rows.append([choice.label, settings_text(choice.settings), _loss(choice.candidates[0].loss), tied, edge])
     table = rows if len(rows) > 1 else []
     return [Section("Tuning", _explanation(stage), table), _trials(stage)]
 
 
 def _explanation(stage: Stage) -> str:
-    tuning, train = stage.tuning, stage.cases[0].config.train
-    n_contenders = len({case.contender for case in stage.cases})
-    seeds = f"{'seed' if len(tuning.seeds) == 1 else 'seeds'} {', '.join(map(str, tuning.seeds))}"
+    tuning = stage.tuning
     text = (
-        f"{len(stage.cases) // n_contenders} trials of each contender, {seeds}, {train.steps:,} updates of "
-        f"{train.batch_tokens:,} tokens; the lowest loss after the last update is chosen. They were trained and "
-        f"validated on the training data only, of which {100 * tuning.valid_fraction:.3g} % were held out. No trial "
-        f"read the validation data of the comparison ({', '.join(stage.valid_names)}). A trial that diverged counts as "
+        f"{_trials_done(stage)}. The lowest loss after the last update is chosen. They were trained and validated on "
+        f"the training data only, of which {100 * tuning.valid_fraction:.3g} % were held out. No trial read the "
+        f"validation data of the comparison ({', '.join(stage.valid_names)}). A trial that diverged counts as "
         "infinitely bad."
     )
     if tuning.extend:
+        of_rung = " of the rung" if any(RUNG in dict(case.settings) for case in stage.cases) else ""
         text += (
-            f" While a best value was on an edge, the grid of all contenders was extended there, by up to "
+            f" While a best value was on an edge, the grid of all contenders{of_rung} was extended there, by up to "
             f"{tuning.extend} values."
         )
     if not stage.complete:
@@ -42,6 +42,20 @@ def _explanation(stage: Stage) -> str:
     if any(choice.edges for choice in choices):
         text += " Where the best value is on an edge of those tried, a value beyond it may be better."
     return f"{text} {_noise(list(choices))}"
+
+
+def _trials_done(stage: Stage) -> str:
+    """Number, seeds and length of the trials of a contender, of each rung if there are rungs."""
+    seeds = f"{'seed' if len(stage.tuning.seeds) == 1 else 'seeds'} {', '.join(map(str, stage.tuning.seeds))}"
+    rungs: dict[str, list[Case]] = {}
+    for case in stage.cases:
+        rungs.setdefault(dict(case.settings).get(RUNG, ""), []).append(case)
+    texts = []
+    for rung, cases in rungs.items():
+        n_trials, train = len(cases) // len({case.contender for case in cases}), cases[0].config.train
+        text = f"{n_trials} trials of each contender, {seeds}, {train.steps:,} updates of {train.batch_tokens:,} tokens"
+        texts.append(f"Rung {rung}: {text}" if rung else text)
+    return "; ".join(texts)
 
 
 def _noise(choices: list[Choice]) -> str:

@@ -87,7 +87,7 @@ class GravityAttention(nnx.Module):
         self.options = options
         d, h = options.d_model, options.n_heads
         self.v = Linear((d, d), ("embed", "heads"), bias=True, initial=initial, rngs=rngs)
-        self.o = Linear((d, d), ("heads", "embed"), bias=True, initial=initial, rngs=rngs)
+        self.o = Linear((d, d), ("heads", "embed"), bias=True, initial=initial.of_outputs(), rngs=rngs)
         shape = (options.d_coord, h * options.d_head_coord)
         # Parameters without an effect are frozen, because rounding errors would move them: a constant in all
         # coordinates or in all scores of a row, and a radius at which the weights are discontinuous.

@@ -78,10 +78,8 @@ class _Watch:
         while not self._stopped.wait(_POLL_S):
             try:
                 message = _store().key_value_try_get(_FAILURE)
-            except (
-                jax.errors.JaxRuntimeError
-            ):  # there is no such key; of a broken connection, JAX itself ends the process
-                continue
+            except jax.errors.JaxRuntimeError:
+                continue  # there is no such key; if the connection is broken, JAX itself ends the process
             _end_process(message)
 
 

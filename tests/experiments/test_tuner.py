@@ -145,6 +145,47 @@ def test_a_grid_is_extended_while_the_best_value_is_on_an_edge(started, sweep, t
     assert started == []
 
 
+RUNGS = {"s": {"model.d_model": 16}, "l": {"model.d_model": 32}}
+
+
+def test_every_rung_is_tuned_and_compared_with_its_own_choice(started, sweep, tmp_path, monkeypatch):
+    """The best rate of the larger rung is a quarter; only its grid is extended, for both contenders."""
+    best_of = {("transformer", 16): 2e-3, ("transformer", 32): 5e-4, ("ngt", 16): 1e-3, ("ngt", 32): 2.5e-4}
+
+    class Best(dict):
+        """The best rate by the present case."""
+
+    monkeypatch.setattr(sys.modules[__name__], "BEST", found := Best())
+    recorded = tuner.train
+
+    def train(case, folder, place):
+        found[case.contender] = best_of[case.contender, case.config.model.d_model]
+        return recorded(case, folder, place)
+
+    monkeypatch.setattr(tuner, "train", train)
+    monkeypatch.setattr(runner, "run_case", lambda case, folder, place, lm_eval: train(case, folder, place))
+    tuning = Tuning({"train.lr": (5e-4, 1e-3, 2e-3, 4e-3)}, extend=1)
+    sweep(tuning, rungs=RUNGS)
+    trials = [f"{name}_rung{rung}_lr{lr}_seed0" for rung in "sl" for name in TWO for lr in (5e-4, 1e-3, 2e-3, 4e-3)]
+    more = [f"{name}_rungl_lr0.00025_seed0" for name in TWO]
+    assert started[:18] == [f"tuning/{name}" for name in trials + more]
+    chosen = {"s": {"transformer": 2e-3, "ngt": 1e-3}, "l": {"transformer": 5e-4, "ngt": 2.5e-4}}
+    runs = [f"{n}_rung{rung}_lr{chosen[rung][n]}_seed{seed}" for seed in (1, 2) for rung in "sl" for n in TWO]
+    assert started[18:] == [f"runs/{name}" for name in runs]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert {key: of["settings"]["train.lr"] for key, of in summary["tuning"]["chosen"].items()} == {
+        f"{n} rung={rung}": chosen[rung][n] for rung in "sl" for n in TWO
+    }
+    page = (tmp_path / "out/report.md").read_text()
+    assert "Rung s: 4 trials of each contender, seed 0, 40 updates of 64 tokens; Rung l: 5 trials" in page
+    assert "| ngt rung=l | train.lr=0.00025 |" in page
+    with (tmp_path / "out/results.csv").open() as file:
+        assert next(csv.DictReader(file))["settings"] == "rung=s train.lr=0.002"
+    started.clear()
+    sweep(tuning, rungs=RUNGS)
+    assert started == []
+
+
 def test_a_diverged_trial_is_a_result(started, sweep, tmp_path):
     error = "train.max_bad_steps: 10 updates in a row were not finite, the last at step 12"
     started.errors = {"transformer_lr0.004_seed0": error}

@@ -120,6 +120,11 @@ def test_a_grid_of_the_comparison_is_refused():
         all_cases(tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}), grid={"train.weight_decay": (0.0, 0.1)}))
 
 
+def test_a_rung_cannot_set_what_is_tuned():
+    with pytest.raises(ConfigError, match=r"rungs\.s\.train\.lr: is chosen by the tuning"):
+        all_cases(tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}), rungs={"s": {"train.lr": 1e-3}}))
+
+
 def test_a_tuned_setting_cannot_be_overridden():
     sweep = tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}))
     with pytest.raises(ConfigError, match=r"--config\.train\.lr: is chosen by the sweep's tuning"):

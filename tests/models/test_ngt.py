@@ -103,7 +103,21 @@ def test_reference_initial_weights_have_the_originals_loss():
     assert abs(losses["ngt", "small"] - np.log(8192)) < 0.3
 
 
-@pytest.mark.parametrize("init", ["small", "reference"])
+@pytest.mark.parametrize("config", [VanillaConfig, NGTConfig])
+def test_with_zero_outputs_every_block_starts_as_the_identity(config):
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layers": 3, "n_heads": 4, "n_positions": 16}
+    network = registry.build(config(**sizes, init="zero_output"))
+    params, tokens = network.init(jax.random.key(0)), np.arange(16)[None]
+    x = np.asarray(params["embed"])[tokens]
+    if config is VanillaConfig:
+        x = x + np.asarray(params["positions"])
+    x = x - x.mean(-1, keepdims=True)
+    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(network.merge(params).hidden(tokens)[0], normed, rtol=1e-4, atol=1e-5)
+    assert params["blocks"]["attn"]["v"]["kernel"].any()
+
+
+@pytest.mark.parametrize("init", ["small", "reference", "zero_output"])
 @pytest.mark.parametrize("form", [{}, {"variant": "attractive", "cutoff": "decay"}])
 def test_every_layer_starts_with_tokens_apart_and_attention_spread_over_them(init, form):
     """Tokens in one place have huge scores, which differ by chance only, and a radius that cuts no pair."""
