@@ -1,6 +1,6 @@
-"""SAM and the curriculum without the cosine schedule, at a size for a CPU: 15 runs, two hours on 2 cores (AMD EPYC).
+"""SAM and the curriculum without the cosine schedule, at a size for a CPU: 15 runs, an hour on 2 cores (AMD EPYC).
 
-  psann-jax sweep --config=configs/sweeps/sudoku_constant_cpu.py
+  psann-jax sweep --config=configs/sweeps/sudoku_constant_cpu.py --jobs=2
 
 The study found that both matter less with a cosine schedule; sudoku_study_cpu.py makes the same comparisons with it.
 """

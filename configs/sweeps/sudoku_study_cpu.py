@@ -1,6 +1,6 @@
-"""The questions of the Sudoku study at a size for a CPU: 75 runs, about 10 hours on 2 cores (AMD EPYC).
+"""The questions of the Sudoku study at a size for a CPU: 75 runs, about 5 hours on 2 cores (AMD EPYC).
 
-  psann-jax sweep --config=configs/sweeps/sudoku_study_cpu.py
+  psann-jax sweep --config=configs/sweeps/sudoku_study_cpu.py --jobs=2
 
 The reference is the quickstart with puzzles of all ratings: cosine schedule, AdamW, ReLU, all ratings mixed. Every
 other contender changes one thing. Notes on the report:
