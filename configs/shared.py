@@ -260,6 +260,8 @@ def gravity_contenders() -> dict[str, dict[str, Any]]:
         "ngt_zero": ngt | zero,
         "vanilla_zero": {"model.base": "vanilla"} | zero,
         "transformer_zero": {"model.base": "transformer"} | zero,
+        # With a tied head, as vanilla and ngt have.
+        "transformer_zero_tied": {"model.base": "transformer", "model.tied_embeddings": True} | zero,
     }
 
 

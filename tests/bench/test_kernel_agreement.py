@@ -24,7 +24,7 @@ def test_the_errors_are_those_of_the_precision(tmp_path):
     assert {"loss", "embed", "head", "blocks.attn.q.kernel"} <= set(same)
 
 
-@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("nan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_wrong_gradient_shows(nan, tmp_path, monkeypatch):
     comparison = kernel_agreement.make()
     comparison.reference(small(tmp_path))

@@ -150,7 +150,9 @@ def test_any_text_can_be_printed_in_any_encoding(encoding):
 # --- environment ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platforms", ["cuda", "nonsense", "cpu,nonsense"])
+@pytest.mark.parametrize(
+    "platforms", ["cuda", *(pytest.param(p, marks=pytest.mark.slow) for p in ("nonsense", "cpu,nonsense"))]
+)
 def test_an_absent_platform_is_named(platforms, tmp_path):
     done = run("bench", "layout", QUICKSTART, variables={"JAX_PLATFORMS": platforms}, cwd=tmp_path)
     expected = f"error: JAX_PLATFORMS: is '{platforms}', but this machine has cpu; change it or unset it\n"

@@ -140,9 +140,9 @@ def loss_and_grads(name, remat="none", scan_layers=True):
     ("name", "remat", "scan_layers"),
     [
         ("waveresnet_dilated", "none", False),
-        ("waveresnet_dilated", "dots", True),
+        pytest.param("waveresnet_dilated", "dots", True, marks=pytest.mark.slow),
         ("waveresnet_dilated", "block", True),
-        ("ngt_value_soft", "full", False),
+        pytest.param("ngt_value_soft", "full", False, marks=pytest.mark.slow),
     ],
 )
 def test_rematerialisation_and_unrolling_change_no_value(name, remat, scan_layers):

@@ -76,7 +76,11 @@ def test_logits_and_gradients_are_those_of_the_merged_weights():
             check(infos[name]["kernel"], *(tree["blocks"][layer][name]["kernel"] for tree in given))
 
 
-@pytest.mark.parametrize("changes", [{}, {"grad_accum": 2, "ema_decay": 0.9}, {"sam_rho": 0.05}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"grad_accum": 2, "ema_decay": 0.9}, pytest.param({"sam_rho": 0.05}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_only_adapters_are_trained(changes):
     step, state = make(dataclasses.replace(TRAIN, weight_decay=0.1, weight_decay_on="all", **changes))
     before, losses = copied(state["params"]), []

@@ -108,7 +108,7 @@ def against_float64(platform, form, x, tolerance):
 
 
 @PLATFORMS
-@pytest.mark.parametrize("C", [1, 5, 16])
+@pytest.mark.parametrize("C", [1, 5, pytest.param(16, marks=pytest.mark.slow)])
 def test_any_number_of_coordinates(platform, C):
     """A large eps keeps scores small, as near tokens of one coordinate need."""
     against_float64(platform, GravityForm(cutoff="none", eps=0.05), make(L=20, C=C), 1e-4)

@@ -290,7 +290,7 @@ def test_resume(in_process, monkeypatch, compiled):
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
-        ("data", "the losses of updates [11"),
+        pytest.param("data", "the losses of updates [11", marks=pytest.mark.slow),
         pytest.param("params", "arrays of the final state differ", marks=pytest.mark.slow),
         pytest.param("lost", "resumed at 0", marks=pytest.mark.slow),
     ],

@@ -195,7 +195,7 @@ def test_fp16_overflow_halves_the_scale_and_is_no_bad_step(home, monkeypatch):
     "name",
     [
         "modern",
-        "waveresnet_dilated",
+        pytest.param("waveresnet_dilated", marks=pytest.mark.slow),
         "sgrpsann",
         pytest.param("transformer", marks=pytest.mark.slow),
         pytest.param("respsann_alibi", marks=pytest.mark.slow),

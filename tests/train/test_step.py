@@ -55,7 +55,7 @@ def close(actual, expected, rtol):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_sums_of_gradients_layer_by_layer_are_those_of_stacks(precision, monkeypatch):
     """So they are summed where XLA then sums them over devices once; in bf16 without rounding those of matrices."""
     moments = []
