@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psann_jax.config.checks import require
-from psann_jax.nn.layers import unstacked
+from psann_jax.nn.layers import indexed, unstacked
 from psann_jax.ops import kernels
 from psann_jax.ops.cross_entropy import soft_cap
 
@@ -81,7 +81,10 @@ class Layered(nnx.Module):
             if scan:
                 return jax.lax.scan(one, carry, layers_and_indices)
             leaves, structure = jax.tree.flatten(layers_and_indices)
-            for parts in zip(*map(unstacked, leaves), strict=True):
+            # From a stack of gradients, XLA makes one product for all layers on a TPU, of all their activations put
+            # together, unless sums over devices stand between the two.
+            layers_of = indexed if kernels.platform() == "tpu" and kernels.replicas() == 1 else unstacked
+            for parts in zip(*map(layers_of, leaves), strict=True):
                 carry, _ = one(carry, jax.tree.unflatten(structure, parts))
             return carry, None
 

@@ -11,6 +11,11 @@ def unstacked(x: jax.Array) -> list[jax.Array]:
     return [part.reshape(x.shape[1:]) for part in jax.lax.split(x, (1,) * x.shape[0])]
 
 
+def indexed(x: jax.Array) -> list[jax.Array]:
+    """Returns the elements of the leading axis, with a sum of stacks as the gradient."""
+    return [x[i] for i in range(len(x))]
+
+
 def split_layers(stacked: Any, infos: Any) -> Any:
     """Returns a tree in which the arrays of stacked parameters are lists with an array for each layer.
 

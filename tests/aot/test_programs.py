@@ -175,7 +175,7 @@ def test_memory_is_linear_in_the_window(base, topology):
     assert sizes[1] < 1.25 * sizes[0]
 
 
-@pytest.mark.parametrize("topology", ["v5e:1", "h100:1"])
+@pytest.mark.parametrize("topology", ["v5e:1", "v5e:2x4", "h100:1"])
 def test_rematerialisation_saves_memory_in_unrolled_layers(topology):
     """The compiler could merge the recomputation with the forward pass, and keep everything."""
     none, block = (

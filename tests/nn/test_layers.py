@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psann_jax.nn.layers import join_layers, split_layers, unstacked
+from psann_jax.nn.layers import indexed, join_layers, split_layers, unstacked
 from psann_jax.nn.partition import ParamInfo
 
 
+@pytest.mark.parametrize("layers_of", [indexed, unstacked])
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 4), (5, 2, 3)])
-def test_unstacked_arrays_and_their_gradient(shape):
+def test_arrays_of_layers_and_their_gradient(shape, layers_of):
     x, g = (jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32) for seed in (0, 1))
-    parts, vjp = jax.vjp(unstacked, x)
+    parts, vjp = jax.vjp(layers_of, x)
     for part, row in zip(parts, x, strict=True):
         np.testing.assert_array_equal(part, row)
     np.testing.assert_array_equal(vjp(list(g))[0], g)
