@@ -1,4 +1,4 @@
-"""Gravity attention and its switches against two transformers, at a size for a CPU: 44 runs to tune, 55 to compare.
+"""Gravity attention and its switches against transformers, at a size for a CPU: 44 runs to tune, 55 to compare.
 
   psann-jax sweep --config=configs/sweeps/gravity_cpu.py
 
