@@ -246,7 +246,7 @@ def w3_25m_contenders() -> dict[str, dict[str, Any]]:
 
 
 def gravity_contenders() -> dict[str, dict[str, Any]]:
-    """Returns two transformers and the Newton Gravity Transformer with one change each."""
+    """Returns the Newton Gravity Transformer with one change each, its opponents, and some with zero output weights."""
     ngt: dict[str, Any] = {"model.base": "ngt"}
     zero: dict[str, Any] = {"model.init": "zero_output"}
     return {

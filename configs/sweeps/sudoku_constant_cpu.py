@@ -1,4 +1,4 @@
-"""SAM and the curriculum without the cosine schedule, at a size for a CPU: 15 runs, an hour on 2 cores (AMD EPYC).
+"""SAM and the curriculum without the cosine schedule, at a size for a CPU: 15 runs, about an hour on 2 cores.
 
   psann-jax sweep --config=configs/sweeps/sudoku_constant_cpu.py --jobs=2
 

@@ -1,4 +1,4 @@
-"""The questions of the Sudoku study at a size for a CPU: 75 runs, about 5 hours on 2 cores (AMD EPYC).
+"""The questions of the Sudoku study at a size for a CPU: 75 runs, about 5 hours on 2 cores (AMD EPYC), by 10 of them.
 
   psann-jax sweep --config=configs/sweeps/sudoku_study_cpu.py --jobs=2
 

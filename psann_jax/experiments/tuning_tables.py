@@ -55,7 +55,7 @@ def _trials_done(stage: Stage) -> str:
         n_trials, train = len(cases) // len({case.contender for case in cases}), cases[0].config.train
         text = f"{n_trials} trials of each contender, {seeds}, {train.steps:,} updates of {train.batch_tokens:,} tokens"
         texts.append(f"Rung {rung}: {text}" if rung else text)
-    return "; ".join(texts)
+    return ". ".join(texts)
 
 
 def _noise(choices: list[Choice]) -> str:

@@ -81,8 +81,8 @@ class Layered(nnx.Module):
             if scan:
                 return jax.lax.scan(one, carry, layers_and_indices)
             leaves, structure = jax.tree.flatten(layers_and_indices)
-            # From a stack of gradients, XLA makes one product for all layers on a TPU, of all their activations put
-            # together, unless sums over devices stand between the two.
+            # Compiled for one TPU, the gradient of `unstacked` keeps activations of all layers until the end (8 layers,
+            # train.remat=block: 0.87 GiB, instead of 0.27). With data parallelism it does not.
             layers_of = indexed if kernels.platform() == "tpu" and kernels.replicas() == 1 else unstacked
             for parts in zip(*map(layers_of, leaves), strict=True):
                 carry, _ = one(carry, jax.tree.unflatten(structure, parts))

@@ -152,10 +152,7 @@ def test_every_rung_is_tuned_and_compared_with_its_own_choice(started, sweep, tm
     """The best rate of the larger rung is a quarter; only its grid is extended, for both contenders."""
     best_of = {("transformer", 16): 2e-3, ("transformer", 32): 5e-4, ("ngt", 16): 1e-3, ("ngt", 32): 2.5e-4}
 
-    class Best(dict):
-        """The best rate by the present case."""
-
-    monkeypatch.setattr(sys.modules[__name__], "BEST", found := Best())
+    monkeypatch.setattr(sys.modules[__name__], "BEST", found := {})
     recorded = tuner.train
 
     def train(case, folder, place):
@@ -177,7 +174,7 @@ def test_every_rung_is_tuned_and_compared_with_its_own_choice(started, sweep, tm
         f"{n} rung={rung}": chosen[rung][n] for rung in "sl" for n in TWO
     }
     page = (tmp_path / "out/report.md").read_text()
-    assert "Rung s: 4 trials of each contender, seed 0, 40 updates of 64 tokens; Rung l: 5 trials" in page
+    assert "Rung s: 4 trials of each contender, seed 0, 40 updates of 64 tokens. Rung l: 5 trials" in page
     assert "| ngt rung=l | train.lr=0.00025 |" in page
     with (tmp_path / "out/results.csv").open() as file:
         assert next(csv.DictReader(file))["settings"] == "rung=s train.lr=0.002"
