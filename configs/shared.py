@@ -116,8 +116,7 @@ def ladder_rungs() -> dict[str, dict[str, Any]]:
 def ladder_contenders() -> dict[str, dict[str, Any]]:
     """Returns the transformer and respsann with the initial weights of `modern`, then with their own."""
     bases = _by_base("transformer", "respsann")
-    zero: dict[str, Any] = {"model.init": "zero_output"}
-    return {f"{name}_zero": settings | zero for name, settings in bases.items()} | bases
+    return _with_zero_output(bases) | bases
 
 
 _INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wave.interleave": True}}
@@ -125,6 +124,11 @@ _INTERLEAVED = {"waveresnet_interleave": {"model.base": "waveresnet", "model.wav
 
 def _by_base(*bases: str) -> dict[str, dict[str, Any]]:
     return {base: {"model.base": base} for base in bases}
+
+
+def _with_zero_output(contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns contenders, named NAME_zero, whose blocks start as the identity."""
+    return {f"{name}_zero": {**settings, "model.init": "zero_output"} for name, settings in contenders.items()}
 
 
 def ablations() -> dict[str, dict[str, Any]]:
@@ -189,13 +193,12 @@ def sine_ablations() -> dict[str, dict[str, Any]]:
 
 def fair_contenders() -> dict[str, dict[str, Any]]:
     """Returns the decoder bases with their own initial weights and with those of `modern`, and `modern` with Muon."""
-    zero: dict[str, Any] = {"model.init": "zero_output"}
     muon = {"train.optimizer": "muon", "train.lr_scales.embedding": 10.0, "train.lr_scales.head": 10.0}
     bases = _by_base("transformer", "respsann", "sgrpsann") | _INTERLEAVED
     return bases | {
         "modern": {"model.base": "modern"},
         "modern_muon": {"model.base": "modern", **muon},
-        **{f"{name}_zero": settings | zero for name, settings in bases.items()},
+        **_with_zero_output(bases),
     }
 
 
@@ -248,7 +251,7 @@ def w3_25m_contenders() -> dict[str, dict[str, Any]]:
 def gravity_contenders() -> dict[str, dict[str, Any]]:
     """Returns the Newton Gravity Transformer with one change each, its opponents, and some with zero output weights."""
     ngt: dict[str, Any] = {"model.base": "ngt"}
-    zero: dict[str, Any] = {"model.init": "zero_output"}
+    zero = _with_zero_output(_by_base("ngt", "vanilla", "transformer"))
     return {
         "vanilla": {"model.base": "vanilla"},
         "transformer": {"model.base": "transformer"},
@@ -257,11 +260,9 @@ def gravity_contenders() -> dict[str, dict[str, Any]]:
         "attractive": ngt | {"model.variant": "attractive"},
         "no_radius": ngt | {"model.cutoff": "none"},
         "no_repulsion": ngt | {"model.repulsion.weight": 0.0},
-        "ngt_zero": ngt | zero,
-        "vanilla_zero": {"model.base": "vanilla"} | zero,
-        "transformer_zero": {"model.base": "transformer"} | zero,
+        **zero,
         # With a tied head, as vanilla and ngt have.
-        "transformer_zero_tied": {"model.base": "transformer", "model.tied_embeddings": True} | zero,
+        "transformer_zero_tied": zero["transformer_zero"] | {"model.tied_embeddings": True},
     }
 
 

@@ -32,7 +32,8 @@ def trial_cases(sweep: config_dict.ConfigDict, grids: Mapping[str, Grid], overri
     contenders, tuning = dict(sweep.contenders), sweep.tuning
     cases = []
     for (rung, common), (name, own) in itertools.product(sizes(sweep), contenders.items()):
-        for settings in tuning.combinations(name, grids[label(name, rung)]) if label(name, rung) in grids else ():
+        grid = grids.get(label(name, rung))
+        for settings in () if grid is None else tuning.combinations(name, grid):
             config = experiment(common, name, (*own, *settings), overrides)
             held_out = dataclasses.replace(config, data=config.data.hold_out(tuning.valid_fraction))
             cases += [
