@@ -3,7 +3,7 @@
   psann-jax sweep --config=configs/sweeps/ladder_cpu.py
 
 Every contender has its own learning rate at every size, chosen on held-out training text by the first 36 runs. The
-largest size reads the 3.07 M tokens of the training text once.
+largest size reads the 3.07 M tokens of the training text about once.
 """
 
 from ml_collections import config_dict
