@@ -1,5 +1,6 @@
 """Lists, verifies and restores the checkpoints of a run; changes nothing on disk."""
 
+import copy
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ class CheckpointReader:
         self._intact: set[int] = set()  # all files verified
         self._damaged: set[int] = set()
         self._index = CheckpointIndex(self.directory)
+        self._last_metadata: tuple[bytes, Any] = (b"", None)  # the checksums of the checkpoint, its metadata
         silence_orbax_log()
 
     # --- listing --------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ class CheckpointReader:
         Raises:
           UserError: no such checkpoint, or one of a newer format.
         """
-        return dict(self._orbax_metadata(step).custom_metadata)
+        return copy.deepcopy(dict(self._orbax_metadata(step).custom_metadata))
 
     def tokenizer(self, step: int) -> bytes:
         """Returns the tokenizer file that was saved with the checkpoint.
@@ -199,6 +201,11 @@ class CheckpointReader:
         reason = find_damage(self.path(step), ())
         if reason:
             raise UserError(f"{damaged} ({reason})")
+        # Orbax looks through every item again, which takes longer than all else that opening a small run does. The
+        # same checksums mean the same checkpoint, also where another process replaces it.
+        checksums = self._checksums(step)
+        if checksums and checksums == self._last_metadata[0]:
+            return self._last_metadata[1]
         try:
             found = ocp.checkpointables_metadata(self.path(step))
         except (OSError, ValueError) as error:
@@ -209,4 +216,12 @@ class CheckpointReader:
             raise UserError(damaged)
         if version > FORMAT_VERSION:
             raise UserError(f"{self.path(step)}: has format {version}, but this psann_jax reads up to {FORMAT_VERSION}")
+        self._last_metadata = checksums, found
         return found
+
+    def _checksums(self, step: int) -> bytes:
+        """Returns the file of checksums; empty if there is none, as in checkpoints of older versions."""
+        try:
+            return (self.path(step) / CHECKSUMS).read_bytes()
+        except OSError:
+            return b""

@@ -37,9 +37,10 @@ def equal(a, b):
 # --- three lines ----------------------------------------------------------------------------------------
 
 
-def test_three_lines_train_a_model():
+@pytest.mark.parametrize("sizes", [{"d_model": 64, "n_layers": 2}, pytest.param({}, marks=pytest.mark.slow)])
+def test_three_lines_train_a_model(sizes):
     texts = sentences(300)
-    model = psannLM(base="waveresnet")
+    model = psannLM(base="waveresnet", **sizes)
     model.fit(psannLMDataPrep(texts))
     first, *_, last = (row["loss"] for row in model.history if row["kind"] == "eval")
     assert last < first - 1.5

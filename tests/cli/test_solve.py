@@ -3,18 +3,14 @@
 import io
 import json
 import sys
-from functools import partial
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 from psann_jax.cli import evaluate, solve
-from psann_jax.config.io import default_config, parse
 from psann_jax.data.sudoku.rules import grid_text, parse_grid
 from psann_jax.data.sudoku.solver import solve_one
-from psann_jax.tasks.sudoku import SudokuTask
-from psann_jax.train.loop import train
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
@@ -22,23 +18,9 @@ from tests.support.tiny import tiny_config
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of two updates, with an EMA of the weights."""
-    folder = tmp_path_factory.mktemp("solve")
-    config = default_config("sudoku")
-    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
-    config.data.update(counts=(120, 40, 0, 0, 0), extra_clues=30, curriculum="mixed", valid_fraction=0.2)
-    config.data.cache_dir = str(folder / "cache")
-    config.train.update(steps=2, batch_tokens=81 * 8, warmup_steps=0, precision="fp32", ema_decay=0.5)
-    config = parse(config)
-    train(config, partial(SudokuTask.load, config, progress=False), folder / "run")
-    return folder / "run"
-
-
-def test_an_unsolved_puzzle_is_shown_with_its_fault(run, capsys):
+def test_an_unsolved_puzzle_is_shown_with_its_fault(sudoku_run, capsys):
     with pytest.raises(SystemExit) as ended:
-        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--iterations=3"])
+        solve.main([f"--workdir={sudoku_run}", f"--puzzle={PUZZLE}", "--iterations=3"])
     assert ended.value.code == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 14
@@ -47,14 +29,14 @@ def test_an_unsolved_puzzle_is_shown_with_its_fault(run, capsys):
     assert " appears twice in " in out[-1]
 
 
-def test_a_solved_puzzle_is_verified_by_rules(run, capsys):
+def test_a_solved_puzzle_is_verified_by_rules(sudoku_run, capsys):
     """With one empty cell, a random network is right by chance in some puzzle: try each until one is solved."""
     solution = solve_one(parse_grid(PUZZLE))
     for cell in range(81):
         puzzle = solution.copy()
         puzzle[cell] = 0
         try:
-            solve.main([f"--workdir={run}", f"--puzzle={grid_text(puzzle)}", "--iterations=1", "--json"])
+            solve.main([f"--workdir={sudoku_run}", f"--puzzle={grid_text(puzzle)}", "--iterations=1", "--json"])
         except SystemExit:
             capsys.readouterr()
             continue
@@ -67,9 +49,11 @@ def test_a_solved_puzzle_is_verified_by_rules(run, capsys):
         pytest.fail("none of 81 single empty cells was filled correctly by chance")
 
 
-def test_watching_and_figures(run, capsys, tmp_path):
+def test_watching_and_figures(sudoku_run, capsys, tmp_path):
     with pytest.raises(SystemExit):
-        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--iterations=5", "--watch", f"--pictures={tmp_path}"])
+        solve.main(
+            [f"--workdir={sudoku_run}", f"--puzzle={PUZZLE}", "--iterations=5", "--watch", f"--pictures={tmp_path}"]
+        )
     out = capsys.readouterr().out
     assert [f"iteration {i}" in out for i in (1, 5, 6)] == [True, True, False]
     for name in ("confidence", "attention"):
@@ -82,23 +66,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def watch(monkeypatch, run, steps, *flags):
+def watch(monkeypatch, sudoku_run, steps, *flags):
     """What --watch prints on a terminal, and the seconds it waits, for a network with these grids and probabilities."""
     terminal, waited = Terminal(), []
     monkeypatch.setattr("psann_jax.runs.sudoku_solver.trace", lambda *args, **kwargs: iter(steps))
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setattr(sys, "stdout", terminal)
     with pytest.raises(SystemExit):
-        solve.main([f"--workdir={run}", f"--puzzle={PUZZLE}", "--watch", *flags])
+        solve.main([f"--workdir={sudoku_run}", f"--puzzle={PUZZLE}", "--watch", *flags])
     monkeypatch.undo()
     return terminal.getvalue(), waited
 
 
-def test_watching_ends_at_a_fixed_point_with_colours_and_a_delay(run, monkeypatch, capsys):
+def test_watching_ends_at_a_fixed_point_with_colours_and_a_delay(sudoku_run, monkeypatch, capsys):
     grid, rng = solve_one(parse_grid(PUZZLE)), np.random.default_rng(0)
     grid[2] = 5  # twice in row 1, column 3 and box 1; one of the others is a clue
     moving = [(rng.random((81, 9)), grid) for _ in range(10)]
-    shown, waited = watch(monkeypatch, run, [*moving, *[(np.full((81, 9), 0.1), grid)] * 50])
+    shown, waited = watch(monkeypatch, sudoku_run, [*moving, *[(np.full((81, 9), 0.1), grid)] * 50])
     assert waited == [0.1] * 19
     assert "iteration 19" in shown
     assert "iteration 20" not in shown
@@ -107,17 +91,17 @@ def test_watching_ends_at_a_fixed_point_with_colours_and_a_delay(run, monkeypatc
     assert red in shown
     assert green in shown
     assert "(" not in shown
-    shown, waited = watch(monkeypatch, run, moving, "--delay=0")
+    shown, waited = watch(monkeypatch, sudoku_run, moving, "--delay=0")
     assert "iteration 10" in shown
     assert "fixed point" not in shown
     assert waited == [0] * 10
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[3" not in watch(monkeypatch, run, moving)[0]
+    assert "\x1b[3" not in watch(monkeypatch, sudoku_run, moving)[0]
     capsys.readouterr()
 
 
-def test_the_validation_puzzles_by_default(run, capsys):
-    solve.main([f"--workdir={run}", "--iterations=10", "--never_stop", "--ema", "--json"])
+def test_the_validation_puzzles_by_default(sudoku_run, capsys):
+    solve.main([f"--workdir={sudoku_run}", "--iterations=10", "--never_stop", "--ema", "--json"])
     shown = capsys.readouterr()
     result = json.loads(shown.out)
     n_solved = round(result["results"][-1]["solved"] * result["puzzles"])
@@ -126,19 +110,19 @@ def test_the_validation_puzzles_by_default(run, capsys):
     assert [row["iterations"] for row in result["results"]] == [2, 4, 8, 10]
     assert {"solved", "solved_low", "solved_high", "solved_0", "solved_1-2"} <= set(result["results"][0])
     assert result["puzzles"] > 20
-    assert (run / "accuracy_by_iterations.png").stat().st_size > 5000
-    solve.main([f"--workdir={run}", "--iterations=16", "--max_puzzles=5"])
+    assert (sudoku_run / "accuracy_by_iterations.png").stat().st_size > 5000
+    solve.main([f"--workdir={sudoku_run}", "--iterations=16", "--max_puzzles=5"])
     out = capsys.readouterr()
     assert out.out.splitlines()[0].split() == ["iterations", "all", "0", "1-2"]
     assert "5 puzzles" in out.err
     assert "left out of the balanced mean: 0 (" in out.err
 
 
-def test_a_file_of_puzzles(run, capsys, tmp_path):
+def test_a_file_of_puzzles(sudoku_run, capsys, tmp_path):
     path = tmp_path / "some.csv"
     answer = grid_text(solve_one(parse_grid(PUZZLE)))
     path.write_text(f"source,question,answer,rating\nme,{PUZZLE},{answer},7\n")
-    solve.main([f"--workdir={run}", f"--data={path}", "--iterations=2", "--json"])
+    solve.main([f"--workdir={sudoku_run}", f"--data={path}", "--iterations=2", "--json"])
     assert set(json.loads(capsys.readouterr().out)["results"][0]) >= {"solved_3-10"}
 
 
@@ -152,9 +136,9 @@ def test_a_file_of_puzzles(run, capsys, tmp_path):
         (["--data=nowhere.csv"], "nowhere.csv"),
     ],
 )
-def test_bad_puzzles(run, arguments, message):
+def test_bad_puzzles(sudoku_run, arguments, message):
     with pytest.raises(UserError) as error:
-        solve.main([f"--workdir={run}", *arguments])
+        solve.main([f"--workdir={sudoku_run}", *arguments])
     assert message in str(error.value)
 
 
@@ -170,22 +154,22 @@ def test_bad_puzzles(run, arguments, message):
         (["--iterations=0"], "--iterations: is 0, must be at least 1"),
     ],
 )
-def test_bad_flags(run, arguments, message, capsys):
+def test_bad_flags(sudoku_run, arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        solve.main([f"--workdir={run}", *arguments])
+        solve.main([f"--workdir={sudoku_run}", *arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_commands_for_text_refuse_the_run(run):
+def test_commands_for_text_refuse_the_run(sudoku_run):
     with pytest.raises(UserError, match="is a run of base sudoku, which this command does not support"):
-        evaluate.main([f"--workdir={run}"])
+        evaluate.main([f"--workdir={sudoku_run}"])
 
 
-def test_ema_weights_differ_from_the_live_ones(run):
+def test_ema_weights_differ_from_the_live_ones(sudoku_run):
     from psann_jax.runs.restore import load_run
 
-    live, ema_params = (load_run(run, ema_params=choice).params for choice in (False, True))
+    live, ema_params = (load_run(sudoku_run, ema_params=choice).params for choice in (False, True))
     assert not np.array_equal(live["head"]["kernel"], ema_params["head"]["kernel"])
 
 

@@ -1,33 +1,17 @@
 """The command that follows puzzles over many iterations."""
 
 import json
-from functools import partial
 
 import pytest
 
 from psann_jax.cli import stability
-from psann_jax.config.io import default_config, parse
-from psann_jax.tasks.sudoku import SudokuTask
-from psann_jax.train.loop import train
 from psann_jax.utils.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of two updates."""
-    folder = tmp_path_factory.mktemp("stability")
-    config = default_config("sudoku")
-    config.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
-    config.data.update(counts=(120, 0, 0, 0, 0), extra_clues=60, curriculum="mixed", valid_fraction=0.2)
-    config.data.cache_dir = str(folder / "cache")
-    config.train.update(steps=2, batch_tokens=81 * 8, warmup_steps=0, precision="fp32")
-    config = parse(config)
-    train(config, partial(SudokuTask.load, config, progress=False), folder / "run")
-    return folder / "run"
-
-
-def test_files_and_tables(run, capsys, tmp_path):
-    stability.main([f"--workdir={run}", "--iterations=5", "--max_puzzles=12", "--radii=2", f"--out={tmp_path / 'new'}"])
+def test_files_and_tables(sudoku_run, capsys, tmp_path):
+    stability.main(
+        [f"--workdir={sudoku_run}", "--iterations=5", "--max_puzzles=12", "--radii=2", f"--out={tmp_path / 'new'}"]
+    )
     out = capsys.readouterr().out.splitlines()
     result = json.loads((tmp_path / "new" / "stability.json").read_text())
     assert (tmp_path / "new" / "stability.png").stat().st_size > 5000
@@ -40,11 +24,11 @@ def test_files_and_tables(run, capsys, tmp_path):
     assert out[-2:] == [str(tmp_path / "new" / f"stability.{end}") for end in ("json", "png")]
 
 
-def test_bad_flags_and_places(run, capsys, tmp_path):
+def test_bad_flags_and_places(sudoku_run, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
-        stability.main([f"--workdir={run}", "--radii=0"])
+        stability.main([f"--workdir={sudoku_run}", "--radii=0"])
     assert ended.value.code == 2
     assert "--radii: is 0, must be at least 1" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be written"):
-        stability.main([f"--workdir={run}", "--iterations=1", "--radii=1", f"--out={tmp_path / 'file'}"])
+        stability.main([f"--workdir={sudoku_run}", "--iterations=1", "--radii=1", f"--out={tmp_path / 'file'}"])

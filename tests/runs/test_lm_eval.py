@@ -1,5 +1,6 @@
 """A run on lm_eval tasks in local files, compared with direct computation."""
 
+import functools
 import json
 import math
 import sys
@@ -38,6 +39,16 @@ doc_to_target: "{{answer}}"
 generation_kwargs: {until: ["~"], max_gen_toks: 6}
 metric_list: [{metric: exact_match}]
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_index():
+    """Managers of tasks are made once per folder: each reads the thousands of task files of lm_eval."""
+    from lm_eval import tasks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "TaskManager", functools.cache(tasks.TaskManager))
+        yield
 
 
 @pytest.fixture(scope="module")
