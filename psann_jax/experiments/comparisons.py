@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from psann_jax.experiments.ladder import slope_pairs
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import Difference, Samples, differences
+from psann_jax.experiments.statistics import FAILED, MIN_SEEDS, Difference, Samples, differences
 from psann_jax.experiments.text_noise import text_noise
 
 
@@ -29,17 +29,18 @@ class Comparison:
     is_slope: bool = False
 
 
-def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> list[Comparison]:
+def compare(outcomes: Sequence[Outcome], reference: str, *, complete: bool) -> list[Comparison]:
     """Compares all contenders with the reference; all verdicts of a report come from one call.
 
     Args:
-      finished: the trained runs of the sweep.
+      outcomes: the runs of the sweep that are trained or have failed. A contender with one that failed or diverged has
+        no verdict: the others do not stand for it.
       reference: the contender that the others are compared with.
       complete: whether all runs of the sweep have ended. Before that there is no verdict: one that could be looked at
         after every run, and be taken when it suits, would be wrong more often than it says.
     """
     groups: dict[object, list[Outcome]] = {}
-    for outcome in finished:
+    for outcome in outcomes:
         groups.setdefault(outcome.case.group, []).append(outcome)
     couples = []
     for group in groups.values():
@@ -51,7 +52,7 @@ def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> l
         ((group[0].case.label, others[0].case.label), group[0].case.budget, _samples(group, others), False)
         for group, others in couples
     ]
-    pairs += [(pair.labels, pair.budget, pair.samples, True) for pair in slope_pairs(finished, reference)]
+    pairs += [(pair.labels, pair.budget, pair.samples, True) for pair in slope_pairs(outcomes, reference)]
     found = differences([samples for _, _, samples, _ in pairs])
     if not complete:
         found = [replace(d, adjusted_p=float("nan"), reason="the sweep is not complete") for d in found]
@@ -62,11 +63,16 @@ def compare(finished: Sequence[Outcome], reference: str, *, complete: bool) -> l
 
 
 def _samples(group: Sequence[Outcome], others: Sequence[Outcome]) -> Samples:
-    samples = Samples(_losses(group), _losses(others))
+    kept = [[o for o in outcomes if not o.failed] for outcomes in (group, others)]
+    losses = [{o.case.seed: o.val_loss for o in outcomes} for outcomes in kept]
+    samples = Samples(losses[0], losses[1])
     seeds = samples.paired
-    chosen = [[o.windows for o in outcomes if not seeds or o.case.seed in seeds] for outcomes in (group, others)]
-    return replace(samples, text=text_noise(*chosen))
+    windows = [[o.windows for o in outcomes if not seeds or o.case.seed in seeds] for outcomes in kept]
+    return replace(samples, text=text_noise(*windows), reason=_obstacle(group, others))
 
 
-def _losses(outcomes: Sequence[Outcome]) -> dict[int, float]:
-    return {o.case.seed: o.val_loss for o in outcomes}
+def _obstacle(group: Sequence[Outcome], others: Sequence[Outcome]) -> str:
+    """Returns why there can be no verdict, whatever the losses; "" also with too few seeds for one."""
+    if min(len(group), len(others)) < MIN_SEEDS:
+        return ""
+    return FAILED if any(o.failed for o in (*group, *others)) else ""

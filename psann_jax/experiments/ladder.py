@@ -3,7 +3,6 @@
 A sweep with `rungs` trains every contender at several sizes. Each rung is one of the settings of its cases.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from psann_jax.experiments.cases import Settings
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import Samples, mean_and_deviation, mean_interval
+from psann_jax.experiments.statistics import FAILED, MIN_SEEDS, Samples, mean_and_deviation, mean_interval
 from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.text_noise import text_noise
 from psann_jax.train.evaluation import WindowLosses
@@ -41,9 +40,12 @@ class Ladder:
         return " ".join([self.contender, *(f"{name}={value}" for name, value in self.settings)])
 
     def seeds(self) -> list[int]:
+        """The seeds of which every rung has a run, which may have failed or diverged."""
+        return sorted(set.intersection(*(set(runs) for runs in self.rungs.values())))
+
+    def finite_seeds(self) -> list[int]:
         """The seeds of which every rung has a run with a finite loss."""
-        finite = [{s for s, o in runs.items() if math.isfinite(o.val_loss)} for runs in self.rungs.values()]
-        return sorted(set.intersection(*finite))
+        return [seed for seed in self.seeds() if np.isfinite(self.losses(seed)).all()]
 
     def log_flops(self) -> np.ndarray:
         """The decimal logarithm of the training FLOPs of each rung, (R,)."""
@@ -77,10 +79,10 @@ class PowerLaw:
         return np.asarray(10 ** (self.scale - self.exponent * log_flops))
 
 
-def ladders(finished: Sequence[Outcome]) -> list[Ladder]:
+def ladders(outcomes: Sequence[Outcome]) -> list[Ladder]:
     """Returns the ladders with at least two rungs of different compute, in the order of the runs."""
     found: dict[tuple[str, Settings, str], dict[str, dict[int, Outcome]]] = {}
-    for outcome in finished:
+    for outcome in outcomes:
         case = outcome.case
         settings = dict(case.settings)
         rung = settings.pop(RUNG, None)
@@ -98,7 +100,7 @@ def power_law(ladder: Ladder) -> PowerLaw | None:
     that it causes. The exponent therefore describes the range of compute that was trained, and no more.
     """
     x_R = ladder.log_flops()
-    curves = [np.log10(ladder.losses(seed)) for seed in ladder.seeds()]
+    curves = [np.log10(ladder.losses(seed)) for seed in ladder.finite_seeds()]
     if not curves:
         return None
     fits = [np.polyfit(x_R, y_R, 1) for y_R in curves]
@@ -125,13 +127,15 @@ class SlopePair:
     samples: Samples
 
 
-def slope_pairs(finished: Sequence[Outcome], reference: str) -> list[SlopePair]:
+def slope_pairs(outcomes: Sequence[Outcome], reference: str) -> list[SlopePair]:
     """Returns the slopes of loss against compute of all contenders and their references.
+
+    A seed of which a rung has diverged has no slope (NaN), and therefore its contender no verdict.
 
     The slope is that of the least-squares line through the losses of one seed over log10 of the reference's FLOPs. Both
     sides use these, so that the difference of slopes is the slope of the difference of losses between equal rungs.
     """
-    found = ladders(finished)
+    found = ladders(outcomes)
     references = {(x.settings, x.budget): x for x in found if x.contender == reference}
     pairs = []
     for ladder in found:
@@ -148,14 +152,19 @@ def slope_pairs(finished: Sequence[Outcome], reference: str) -> list[SlopePair]:
 def _samples(ladder: Ladder, other: Ladder) -> Samples | None:
     x_R = other.log_flops() - other.log_flops().mean()
     weights_R = x_R / (x_R @ x_R)
-    slopes = [{seed: float(weights_R @ side.losses(seed)) for seed in side.seeds()} for side in (ladder, other)]
-    if not all(slopes):
+    sides = ladder, other
+    if not all(side.seeds() for side in sides):
         return None
-    samples = Samples(slopes[0], slopes[1])
+    failed = [{s for runs in side.rungs.values() for s, run in runs.items() if run.failed} for side in sides]
+    slopes = [
+        {seed: float(weights_R @ side.losses(seed)) for seed in side.seeds() if seed not in lost}
+        for side, lost in zip(sides, failed, strict=True)
+    ]
+    is_enough = min(len(side.seeds()) for side in sides) >= MIN_SEEDS
+    samples = Samples(slopes[0], slopes[1], reason=FAILED if is_enough and any(failed) else "")
     chosen = [samples.paired or tuple(side) for side in slopes]
     windows = [
-        [_slope_windows(side, seed, weights_R) for seed in seeds]
-        for side, seeds in zip((ladder, other), chosen, strict=True)
+        [_slope_windows(side, seed, weights_R) for seed in seeds] for side, seeds in zip(sides, chosen, strict=True)
     ]
     return replace(samples, text=text_noise(*windows))
 

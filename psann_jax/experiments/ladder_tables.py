@@ -25,7 +25,7 @@ def ladder_parts(finished: Sequence[Outcome], comparisons: Sequence[Comparison])
 def _fits(finished: Sequence[Outcome]) -> Parts:
     rows = [["contender", "budget", "rungs", "seeds", "exponent b", "95 % interval", "largest misfit"]]
     for ladder in ladders(finished):
-        law, seeds = power_law(ladder), ladder.seeds()
+        law, seeds = power_law(ladder), ladder.finite_seeds()
         if law is not None:
             interval = f"{law.low:.4f} to {law.high:.4f}" if len(seeds) >= MIN_SEEDS else "-"
             numbers = [", ".join(ladder.rungs), str(len(seeds)), f"{law.exponent:.4f}", interval]

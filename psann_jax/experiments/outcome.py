@@ -12,6 +12,8 @@ from psann_jax.experiments.budgets import flops_per_token
 from psann_jax.experiments.cases import Case, Settings
 from psann_jax.train.evaluation import WindowLosses
 
+DIVERGED = "train.max_bad_steps: "  # begins the error of a run that ended because its loss was not finite
+
 # The columns of results.csv; docs/comparisons.md explains them.
 COLUMNS: tuple[str, ...] = ("base", "contender", "differences", "settings", "stage", "budget", "seed")
 COLUMNS += ("status", "dataset")
@@ -56,6 +58,16 @@ class Outcome:
     def val_loss(self) -> float:
         """The validation loss after the last update; NaN if training failed."""
         return math.nan if self.summary is None else float(self.summary["val_loss"])
+
+    @property
+    def failed(self) -> bool:
+        """Whether training ended without a result, for another reason than a loss that was not finite."""
+        return self.summary is None and not str(self.error).startswith(DIVERGED)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss was not finite at the end of the training."""
+        return not self.failed and not math.isfinite(self.val_loss)
 
     @property
     def update_tokens(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +61,12 @@ _METRICS = (
 )
 
 
-def page_content(finished: Sequence[Outcome], comparisons: Sequence[Comparison], reference: str) -> dict[str, Any]:
+def page_content(outcomes: Sequence[Outcome], comparisons: Sequence[Comparison], reference: str) -> dict[str, Any]:
     """Returns the data of the figures.
 
     Args:
-      finished: the trained runs, at least one.
+      outcomes: the runs that are trained or have failed; at least one is trained. Curves and points are of these, and
+        a contender of which a run diverged has no mean of the final values.
       comparisons: all of the report, from which its tables are, too.
       reference: the contender that the others are compared with.
 
@@ -79,9 +81,12 @@ def page_content(finished: Sequence[Outcome], comparisons: Sequence[Comparison],
       samples: dicts of contender, budget, seed, step and texts, see `psann_jax.sample.prompts`; step is the number of
         updates of an evaluation with eval.prompts, None after the last one.
     """
+    finished = [outcome for outcome in outcomes if outcome.summary is not None]
+    n_diverged: Counter[object] = Counter(o.case.group for o in outcomes if o.summary is None and o.diverged)
     groups: dict[object, list[Outcome]] = {}
     for outcome in finished:
         groups.setdefault(outcome.case.group, []).append(outcome)
+    shown = {(o.case.label, o.case.budget) for o in finished}
     contenders = {o.case.label: o.case.contender for o in finished}
     has = {metric.key: all(o.metrics().get(metric.final) is not None for o in finished) for metric in _METRICS}
     metrics = [metric for metric in _METRICS if has[metric.key]]
@@ -95,8 +100,10 @@ def page_content(finished: Sequence[Outcome], comparisons: Sequence[Comparison],
             {"name": label, "is_reference": contender == reference, **_style(i)}
             for i, (label, contender) in enumerate(contenders.items())
         ],
-        "groups": [_group(group, metrics) for group in groups.values()],
-        "differences": [_difference(c) for c in comparisons if not c.is_slope],
+        "groups": [_group(group, metrics, n_diverged[key]) for key, group in groups.items()],
+        "differences": [
+            _difference(c) for c in comparisons if not c.is_slope and {(label, c.budget) for label in c.labels} <= shown
+        ],
         "samples": [entry for o in finished for entry in _samples(o)],
     }
 
@@ -110,8 +117,13 @@ def _style(i: int) -> dict[str, str]:
     return {"colour": style["color"], "dash": _DASHES[style["linestyle"]], "symbol": _SYMBOLS[style["marker"]]}
 
 
-def _group(group: Sequence[Outcome], metrics: Sequence[_Metric]) -> dict[str, Any]:
+def _group(group: Sequence[Outcome], metrics: Sequence[_Metric], n_diverged: int) -> dict[str, Any]:
     """Returns the runs of a contender under one budget.
+
+    Args:
+      group: those that are trained.
+      metrics: what the page can show.
+      n_diverged: number of its runs that ended without a result because they diverged.
 
     Returns:
       A dict with contender, budget, seeds and
@@ -128,13 +140,15 @@ def _group(group: Sequence[Outcome], metrics: Sequence[_Metric]) -> dict[str, An
         "seeds": [o.case.seed for o in group],
         "steps": found[0]["train_steps"],
         "costs": {cost: [_number(m[name]) for m in found] for cost, name in _COSTS.items()},
-        "finals": {metric.key: _final(metric, [float(m[metric.final]) for m in found]) for metric in metrics},
+        "finals": {
+            metric.key: _final(metric, [float(m[metric.final]) for m in found], n_diverged) for metric in metrics
+        },
         "curves": {metric.key: _curve(metric, group) for metric in metrics},
     }
 
 
-def _final(metric: _Metric, values: Sequence[float]) -> dict[str, Any]:
-    mean = metric.shown(statistics.fmean(values))
+def _final(metric: _Metric, values: Sequence[float], n_diverged: int) -> dict[str, Any]:
+    mean = math.nan if n_diverged else metric.shown(statistics.fmean(values))
     return {
         "runs": [_number(metric.shown(value)) for value in values],
         "mean": _number(mean),

@@ -45,7 +45,10 @@ def draw_losses(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def draw_final(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Plots the last validation losses against training FLOPs, with means and their Pareto front, as a PNG."""
+    """Plots the last validation losses against training FLOPs, with means and their Pareto front, as a PNG.
+
+    A contender of which a run diverged has no mean.
+    """
     figure = new_figure()
     axes = figure.subplots()
     low, high = readable_range([o.val_loss for o in outcomes])
@@ -57,7 +60,7 @@ def draw_final(path: Path, outcomes: Sequence[Outcome]) -> None:
     for i, (contender, of_contender) in enumerate(groups.items()):
         style = line_style(i) | {"linestyle": ""}
         for group in of_contender.values():
-            flops = group[0].metrics()["train_flops"]
+            flops = group[0].train_flops
             losses = [o.val_loss for o in group]
             axes.plot([flops] * len(losses), losses, **style, markersize=5, alpha=0.5)
             if any(loss > high for loss in losses):

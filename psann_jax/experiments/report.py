@@ -58,14 +58,14 @@ def write_report(
     trials = [] if stage is None else [outcome.metrics() for outcome in stage.outcomes]
     _write_csv([*metrics, *trials], workdir / "results.csv")
     finished = [outcome for outcome in outcomes if outcome.summary is not None]
-    comparisons = compare(finished, reference, complete=len(outcomes) == n_cases)
+    comparisons = compare(outcomes, reference, complete=len(outcomes) == n_cases)
     parts = sections(outcomes, n_cases, reference, comparisons)
     if stage is not None:
         parts += tuning_sections(stage)
-    figures = _draw(finished, workdir) if finished else []
+    figures = _draw(outcomes, workdir) if finished else []
     pages = {o.coordinates_page.stem: _relative(o.coordinates_page, workdir) for o in finished if o.coordinates_page}
     atomic_write(workdir / "report.md", _markdown(name, parts, figures, pages, workdir))
-    interactive = _interactive(finished, comparisons, reference) if finished and has_plotly() else ""
+    interactive = _interactive(outcomes, comparisons, reference) if finished and has_plotly() else ""
     atomic_write(workdir / "report.html", _html(name, parts, interactive, figures, pages))
 
 
@@ -93,10 +93,11 @@ class _Figure:
     path: Path
 
 
-def _draw(finished: Sequence[Outcome], workdir: Path) -> list[_Figure]:
+def _draw(outcomes: Sequence[Outcome], workdir: Path) -> list[_Figure]:
+    finished = [outcome for outcome in outcomes if outcome.summary is not None]
     curves, costs = workdir / "loss_curves.png", workdir / "loss_by_flops.png"
     draw_losses(curves, finished)
-    draw_final(costs, finished)
+    draw_final(costs, [outcome for outcome in outcomes if not outcome.failed])
     figures = [_Figure("Validation loss over training tokens", curves)]
     figures.append(_Figure("Last validation loss by training FLOPs", costs))
     if found := ladders(finished):
@@ -144,9 +145,9 @@ _PACKAGE = "psann_jax.experiments"
 _STATIC = "Interactive figures need plotly: pip install 'psann_jax[coordinates]', then repeat the command of the sweep."
 
 
-def _interactive(finished: Sequence[Outcome], comparisons: Sequence[Comparison], reference: str) -> str:
+def _interactive(outcomes: Sequence[Outcome], comparisons: Sequence[Comparison], reference: str) -> str:
     """Returns the part of the page with interactive figures."""
-    return plotly_page(_PACKAGE, "figures", page_content(finished, comparisons, reference))
+    return plotly_page(_PACKAGE, "figures", page_content(outcomes, comparisons, reference))
 
 
 def _html(

@@ -15,6 +15,7 @@ from scipy import special
 ALPHA = 0.05  # fraction of reports without any true difference that may have a verdict
 POWER = 0.8  # probability with which a difference of the detectable size gets a verdict
 MIN_SEEDS = 4  # with fewer, an interval rests on the assumption of normality more than on the runs
+FAILED = "a run failed"  # why there is no verdict
 # A spread below this fraction of the losses is rounding: the seeds do not act.
 _ROUNDING = 1e-9
 
@@ -40,11 +41,14 @@ class Samples:
       contender: losses of the contender.
       reference: losses of the reference.
       text: how much the difference of their means varies with the choice of the evaluation text; None if unknown.
+      reason: why there can be no verdict, whatever the losses; Holm's procedure counts the comparison all the same, so
+        that the level of the others does not depend on which runs fail.
     """
 
     contender: Mapping[int, float]
     reference: Mapping[int, float]
     text: Noise | None = None
+    reason: str = ""
 
     @property
     def paired(self) -> tuple[int, ...]:
@@ -156,27 +160,33 @@ class _Estimate:
 
 def _estimate(samples: Samples) -> _Estimate:
     paired = samples.paired
+    groups = [list(values.values()) for values in (samples.contender, samples.reference)]
     if paired:
         pairs = tuple(samples.contender[seed] - samples.reference[seed] for seed in paired)
         mean, over_seeds = statistics.fmean(pairs), noise_of_mean(pairs)
         seeds = len(pairs), len(pairs)
     else:
-        groups = [list(values.values()) for values in (samples.contender, samples.reference)]
-        pairs, mean = (), statistics.fmean(groups[0]) - statistics.fmean(groups[1])
+        means = [statistics.fmean(group) if group else math.nan for group in groups]
+        pairs, mean = (), means[0] - means[1]
         over_seeds = _welch([noise_of_mean(group) for group in groups])
         seeds = len(groups[0]), len(groups[1])
-    nothing = Difference(mean, math.nan, math.nan, math.nan, math.nan, seeds, pairs)
-    if min(seeds) < MIN_SEEDS:
-        return _Estimate(replace(nothing, reason=f"fewer than {MIN_SEEDS} seeds"))
+    losses = [loss for group in groups for loss in group]
+    is_enough = min(seeds) >= MIN_SEEDS
+    # Also of a seed that is not paired: the others were not chosen at random.
+    is_finite = all(map(math.isfinite, losses))
+    has_spread = is_enough and is_finite and over_seeds.variance > (_ROUNDING * max(map(abs, losses))) ** 2
+    reason = samples.reason
+    if not reason and not has_spread:
+        equal = "equal for every seed" if mean == 0 else "no spread over the seeds"
+        reason = equal if is_finite else "a run diverged"
+        reason = reason if is_enough else f"fewer than {MIN_SEEDS} seeds"
     noises = (over_seeds,) if samples.text is None else (over_seeds, samples.text)
-    if not math.isfinite(mean):
-        return _Estimate(replace(nothing, reason="a run diverged"), noises)
-    scale = max(abs(x) for x in (*samples.contender.values(), *samples.reference.values()))
-    if over_seeds.variance <= (_ROUNDING * scale) ** 2:
-        reason = "equal for every seed" if mean == 0 else "no spread over the seeds"
-        return _Estimate(replace(nothing, reason=reason), noises)
-    half = half_width(noises, ALPHA)
-    return _Estimate(replace(nothing, low=mean - half, high=mean + half), noises, _p_value(abs(mean), noises))
+    half = half_width(noises, ALPHA) if has_spread else math.nan
+    mean = mean if is_finite else math.nan
+    found = Difference(mean, mean - half, mean + half, math.nan, math.nan, seeds, pairs, reason=reason)
+    if reason:
+        return _Estimate(found, noises if is_enough or samples.reason else ())
+    return _Estimate(found, noises, _p_value(abs(mean), noises))
 
 
 def noise_of_mean(values: Sequence[float]) -> Noise:

@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psann_jax.config.families import family
 from psann_jax.config.io import flatten, to_dict
@@ -71,7 +72,7 @@ def sections(
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     parts = [_runs(finished, len(failed), n_cases)]
     for budget in dict.fromkeys(o.case.budget for o in finished):
-        group = [o for o in finished if o.case.budget == budget]
+        group = [o for o in outcomes if o.case.budget == budget and not o.failed]
         parts += [_leaderboard(budget, group), _differences(budget, comparisons, reference)]
     if finished:
         runs = list({o.folder: o for o in reversed(finished)}.values())[::-1]  # cases may share a run
@@ -112,22 +113,30 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
 
 
 def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
+    """The means of the runs under one budget that are trained or have diverged."""
     rows = []
-    solves = outcomes[0].metrics()["val_solved"] is not None
+    solves = any(o.summary is not None and o.metrics()["val_solved"] is not None for o in outcomes)
     for group in _groups(outcomes, lambda case: case.group):
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
-        metrics = [o.metrics() for o in group]
-        names = ("train_tokens_per_s", "peak_memory_mb", "val_accuracy")
-        rate, memory, accuracy = (statistics.fmean(m[name] for m in metrics) for name in names)
         row = [group[0].case.label, str(len(group)), f"{mean:.4f}", or_dash(deviation), _perplexity(mean)]
-        if solves:
-            row.append(f"{statistics.fmean(m['val_solved'] for m in metrics):.4f}")
-        row += [f"{accuracy:.4f}", f"{metrics[0]['train_tokens'] / 1e6:.2f}", f"{metrics[0]['train_flops']:.3g}"]
-        rows.append((mean, [*row, f"{metrics[0]['param_count']:,}", f"{rate:,.0f}", f"{memory:,.0f}"]))
+        rows.append((mean, [*row, *_measured([o.metrics() for o in group if o.summary is not None], solves)]))
     head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "accuracy", "M tokens", "FLOPs"]
     text = "After the last update: means over the seeds, and the sample standard deviation of the loss."
+    if any(math.isnan(mean) for mean, _ in rows):
+        text += " The loss is nan if a run diverged; the other columns are then those of the runs that did not."
     table = [[*head, "parameters", "tokens/s", "peak MB"], *_sorted(rows)]
     return Section(f"Leaderboard at {EQUAL[budget]}", text, table)
+
+
+def _measured(metrics: Sequence[Mapping[str, Any]], solves: bool) -> list[str]:
+    """The cells of the leaderboard after the perplexity, from the metrics of the trained runs of a contender."""
+    if not metrics:
+        return ["-"] * (6 + solves)
+    names = (*["val_solved"] * solves, "val_accuracy", "train_tokens_per_s", "peak_memory_mb")
+    *scores, rate, memory = (statistics.fmean(m[name] for m in metrics) for name in names)
+    first = metrics[0]
+    length = [f"{first['train_tokens'] / 1e6:.2f}", f"{first['train_flops']:.3g}", f"{first['param_count']:,}"]
+    return [*(f"{score:.4f}" for score in scores), *length, f"{rate:,.0f}", f"{memory:,.0f}"]
 
 
 def _differences(budget: str, comparisons: Sequence[Comparison], reference: str) -> Section:
@@ -171,10 +180,13 @@ def _how_to_read(shown: Sequence[Comparison]) -> str:
 
 def _text_noise(tested: Sequence[Comparison]) -> str:
     """Says whether the noise of the evaluation text is part of the intervals."""
-    without = [c.labels[0] for c in tested if not c.text_included]
+    with_interval = [c for c in tested if not math.isnan(c.difference.low)]
+    without = [c.labels[0] for c in with_interval if not c.text_included]
+    if not with_interval:
+        return ""
     if not without:
         return " The noise of the evaluation text is included, by a bootstrap over its windows."
-    which = "any interval" if len(without) == len(tested) else f"the interval of {', '.join(without)}"
+    which = "any interval" if len(without) == len(with_interval) else f"the interval of {', '.join(without)}"
     return (
         f" The noise of the evaluation text is not part of {which}: its runs lack the losses of at least 8 blocks of "
         "common windows, so the result holds for this text only."

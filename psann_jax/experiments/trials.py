@@ -165,16 +165,8 @@ class Stage:
     @property
     def complete(self) -> bool:
         """Whether every trial has a loss or has diverged."""
-        return len(self.outcomes) == len(self.cases) and not any(map(failed, self.outcomes))
+        return len(self.outcomes) == len(self.cases) and not any(o.failed for o in self.outcomes)
 
     def choices(self) -> dict[str, Choice]:
         """Returns what the trials choose, see `choose`; nothing before all trials have ended."""
         return choose(self.outcomes) if self.complete else {}
-
-
-DIVERGED = "train.max_bad_steps: "  # begins the error of a run that ended because its loss was not finite
-
-
-def failed(outcome: Outcome) -> bool:
-    """Returns whether a trial ended for another reason than its settings."""
-    return outcome.summary is None and not str(outcome.error).startswith(DIVERGED)

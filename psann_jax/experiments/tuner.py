@@ -8,10 +8,10 @@ from ml_collections import config_dict
 
 from psann_jax.engines.place import Place
 from psann_jax.experiments.cases import Case, experiment, label, sizes
-from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.outcome import DIVERGED, Outcome
 from psann_jax.experiments.run import read_outcome, train, trained
 from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
-from psann_jax.experiments.trials import DIVERGED, Stage, trial_cases
+from psann_jax.experiments.trials import Stage, trial_cases
 from psann_jax.experiments.tuning import Grid
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import read_json, write_json

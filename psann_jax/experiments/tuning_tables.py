@@ -8,7 +8,7 @@ from psann_jax.experiments.outcome import settings_text
 from psann_jax.experiments.statistics import mean_and_deviation
 from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.tables import Section, or_dash
-from psann_jax.experiments.trials import Candidate, Choice, Stage, choose, failed, noises
+from psann_jax.experiments.trials import Candidate, Choice, Stage, choose, noises
 
 
 def tuning_sections(stage: Stage) -> list[Section]:
@@ -86,7 +86,7 @@ def _trials(stage: Stage) -> Section:
 
 
 def _remark(candidate: Candidate) -> str:
-    errors = [str(o.error) for o in candidate.outcomes if failed(o)]
+    errors = [str(o.error) for o in candidate.outcomes if o.failed]
     return f"failed: {errors[0]}" if errors else "diverged" if math.isinf(candidate.loss) else ""
 
 

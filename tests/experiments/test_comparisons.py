@@ -1,13 +1,14 @@
 """Verdicts of whole reports: how often they are wrong, and what stops them."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import compare
-from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.outcome import DIVERGED, Outcome
 from psann_jax.train.evaluation import WindowLosses
 
 REFERENCE = "reference"
@@ -140,3 +141,42 @@ def test_all_budgets_and_grid_settings_of_a_report_count():
     assert together[0].labels == ("a train.lr=0.1", "reference train.lr=0.1")
     assert all(c.difference.tested == 4 for c in together)
     assert together[0].difference.adjusted_p == pytest.approx(4 * alone.difference.adjusted_p)
+
+
+def ended_without_a_loss(outcome, error):
+    return dataclasses.replace(outcome, summary=None, error=error)
+
+
+DIVERGENCE = f"{DIVERGED}10 updates in a row were not finite, the last at step 12"
+WHY = {DIVERGENCE: "no verdict: a run diverged", "out of memory": "no verdict: a run failed"}
+
+
+@pytest.mark.parametrize("n_seeds", [4, 5])
+@pytest.mark.parametrize("error", list(WHY))
+def test_a_contender_with_a_run_that_ended_without_a_loss_has_no_verdict(error, n_seeds):
+    """It counts all the same, so that the p values of the others do not depend on which runs fail."""
+    losses = np.random.default_rng(6).normal(3.0, 0.01, (3, n_seeds))
+    losses[1:] -= 0.1
+    every = outcomes_of(losses)
+    assert verdicts(every) == ["better", "better"]
+    *others, last = every
+    a, b = compare([*others, ended_without_a_loss(last, error)], REFERENCE, complete=True)
+    assert (a.difference.verdict, a.difference.tested) == ("better", 2)
+    assert (b.difference.verdict, b.difference.tested) == (WHY[error], 2)
+    (alone,) = compare(every[: 2 * n_seeds], REFERENCE, complete=True)
+    assert a.difference.adjusted_p == 2 * alone.difference.adjusted_p
+    reference, *others = every
+    assert verdicts([ended_without_a_loss(reference, error), *others]) == [WHY[error]] * 2
+    assert verdicts([*every[: 2 * n_seeds], *(ended_without_a_loss(o, error) for o in every[2 * n_seeds :])]) == [
+        "better",
+        WHY[error],
+    ]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_diverged_run_without_a_counterpart_counts(loss):
+    losses = np.random.default_rng(7).normal(3.0, 0.01, (2, 5))
+    losses[1] -= 0.1
+    losses[1, 0] = loss
+    _, *every = outcomes_of(losses)
+    assert verdicts(every) == ["no verdict: a run diverged"]

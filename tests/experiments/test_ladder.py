@@ -10,6 +10,7 @@ from psann_jax.config import ConfigError
 from psann_jax.experiments.cases import all_cases, folders
 from psann_jax.experiments.comparisons import compare
 from psann_jax.experiments.ladder import ladders, power_law, slope_pairs
+from psann_jax.experiments.outcome import DIVERGED
 from psann_jax.experiments.report import write_report
 from psann_jax.experiments.sweeps import check_overrides
 from psann_jax.train.evaluation import WindowLosses
@@ -78,7 +79,7 @@ def test_one_seed_has_no_interval_and_a_diverged_rung_does_not_count():
     single = power_law(ladders(outcomes_of(lambda case, x: 5 - 0.2 * x, seeds=(1,)))[0])
     assert math.isnan(single.low)
     diverged = outcomes_of(lambda case, x: math.nan if case.seed == 1 and x < 8 else 5 - 0.2 * x)
-    assert ladders(diverged)[0].seeds() in ([2, 3, 4], [1, 2, 3, 4])
+    assert ladders(diverged)[0].finite_seeds() in ([2, 3, 4], [1, 2, 3, 4])
     assert power_law(ladders(outcomes_of(lambda case, x: math.nan))[0]) is None
     assert ladders([make_outcome(case, 1.0) for case in all_cases(small_sweep())]) == []
 
@@ -97,6 +98,23 @@ def test_the_slope_of_the_difference(trend, verdict):
     assert slope.difference.low < trend < slope.difference.high
     assert slope.difference.verdict == verdict
     assert slope.difference.tested == 4, "three rungs and the slope share one correction"
+
+
+@pytest.mark.parametrize("lost", ["NaN", "diverged", "failed"])
+def test_a_rung_without_a_loss_leaves_no_verdict_about_the_slope(lost):
+    outcomes = outcomes_of(lambda case, x: noisy(case, x, -0.1), seeds=(1, 2, 3, 4, 5))
+    last = outcomes[-1]
+    assert (last.case.contender, dict(last.case.settings), last.case.seed) == ("respsann", {"rung": "l"}, 5)
+    errors = {"diverged": f"{DIVERGED}10 updates were not finite", "failed": "out of memory"}
+    if lost == "NaN":
+        outcomes[-1] = make_outcome(last.case, math.nan)
+    else:
+        outcomes[-1] = dataclasses.replace(last, summary=None, error=errors[lost])
+    why = "no verdict: a run failed" if lost == "failed" else "no verdict: a run diverged"
+    found = compare(outcomes, "transformer", complete=True)
+    assert [c.difference.verdict for c in found[2:]] == [why, why]
+    assert [c.difference.tested for c in found] == [4] * 4
+    assert len(ladders(outcomes)[1].finite_seeds()) == 4, "the fit describes the others"
 
 
 def test_the_noise_of_the_text_widens_the_interval_of_a_slope():

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from psann_jax.config.io import default_config
 from psann_jax.experiments.budgets import flops_per_token
 from psann_jax.experiments.cases import all_cases
-from psann_jax.experiments.outcome import COLUMNS, Outcome
+from psann_jax.experiments.outcome import COLUMNS, DIVERGED, Outcome
 from psann_jax.experiments.report import write_report
 from psann_jax.experiments.sweeps import sweep_config
 from psann_jax.train.evaluation import WindowLosses
@@ -237,6 +238,30 @@ def test_one_diverged_seed_of_several_leaves_a_report(tmp_path):
     name = cases[4].contender
     assert section(text, "Leaderboard")[-1][:4] == [name, "4", "nan", "-"]
     assert next(row for row in section(text, "Differences") if row[0] == name)[6] == "no verdict: a run diverged"
+
+
+def test_a_seed_that_diverged_without_a_result_counts(tmp_path):
+    """Its training ended with an error; the mean of the other seeds would hide it."""
+    cases = all_cases(small_sweep(seeds=(1, 2, 3, 4, 5)))
+    outcomes = [make_outcome(case, (*LOSSES[case.contender], 2.5)[case.seed - 1]) for case in cases]
+    for i, case in enumerate(cases):
+        if case.contender == "ngt" or (case.contender, case.seed) == ("waveresnet", 5):
+            outcomes[i] = Outcome(case, outcomes[i].folder, None, [], f"{DIVERGED}10 updates were not finite")
+    write_report("five", outcomes, 15, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    rows = section(text, "Leaderboard")
+    assert [row[:4] for row in rows] == [
+        ["transformer", "5", "2.9100", "0.2408"],
+        ["waveresnet", "5", "nan", "-"],
+        ["ngt", "5", "nan", "-"],
+    ]
+    assert (rows[1][5], set(rows[2][5:])) == ("0.2500", {"-"})
+    assert "The loss is nan if a run diverged" in text
+    assert [row[6] for row in section(text, "Differences")] == ["no verdict: a run diverged"] * 2
+    page = (tmp_path / "report.html").read_text()
+    content = json.loads(re.search(r'<script type="application/json" id="content">(.*?)</script>', page, re.DOTALL)[1])
+    assert [group["finals"]["loss"]["mean"] is None for group in content["groups"]] == [False, True]
+    assert [row["contender"] for row in content["differences"]] == ["waveresnet"]
 
 
 def test_puzzles_have_a_column_for_solved_ones(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 from psann_jax.config.io import default_config
 from psann_jax.experiments.cases import Case
+from psann_jax.experiments.outcome import DIVERGED
 from psann_jax.experiments.sweeps import sweep_config
-from psann_jax.experiments.trials import DIVERGED, Stage, choose, failed, trial_cases
+from psann_jax.experiments.trials import Stage, choose, trial_cases
 from psann_jax.experiments.tuning import HIGH, LOW, Tuning
 from psann_jax.train.evaluation import WindowLosses
 from tests.experiments.test_tuning import tuned_sweep
@@ -96,7 +97,7 @@ def test_a_stage_is_complete_if_trials_diverged_but_not_if_one_failed():
     cases = [o.case for o in found]
     ended = dataclasses.replace(found[1], summary=None, error=f"{DIVERGED}10 updates in a row were not finite")
     stage = Stage(TUNING, ("valid.txt",), cases, [found[0], ended])
-    assert (stage.complete, failed(ended)) == (True, False)
+    assert (stage.complete, ended.failed) == (True, False)
     assert stage.choices()["ngt"].settings == (("train.lr", 1e-3),)
     out_of_memory = dataclasses.replace(ended, error="out of memory")
     stage = Stage(TUNING, ("valid.txt",), cases, [found[0], out_of_memory])
