@@ -28,7 +28,7 @@ from psann_jax.sample.settings import Sampling
 from psann_jax.train.hardware import peak_flops
 from psann_jax.train.mesh import batch_sharding
 from psann_jax.train.step import make_eval_step, make_train_step, state_spec
-from psann_jax.utils.errors import UserError
+from psann_jax.utils.errors import UserError, one_line
 
 _GIB, _GB, _TERA = 2**30, 1e9, 1e12
 _PROMPT_FRACTION = 2  # a prefill appends a half of the window
@@ -49,7 +49,7 @@ def compile_programs(config: Config, topology: Topology, programs: Sequence[str]
       The entries of the first program; `programs`, a dict of all of them; topology, device, mesh and config. The
       entries of a program are
 
-      - ok, and error: a line, or None;
+      - ok, and error: why it does not compile, a line, or None;
       - memory_gib: arguments, results and temporary memory of one device; argument_gib; temp_gib;
       - kernels, hbm_gb, tflop (matrix products), loops_counted_once: see `psann_jax.bench.hlo.Counts`;
       - tflop_by_hand: by the formulas of `psann_jax.models.flops`, of one device; None for prefill and decode;
@@ -92,7 +92,7 @@ def _compile_alone(name: str, config: Config, topology: Topology, rows: int) -> 
             result: dict[str, Any] = worker.ask("run", name)
             return result
     except UserError as error:
-        return {"ok": False, "error": str(error), **dict.fromkeys(_MEASURED)}
+        return _failure(str(error))
 
 
 class Compiler:
@@ -106,15 +106,16 @@ class Compiler:
         self._mesh = _mesh(self._config, topology)
 
     def run(self, name: str) -> dict[str, Any]:
-        """Compiles a program and returns its entries."""
+        """Compiles a program and returns its entries, also if that fails; raises UserError for a wrong setting."""
         began = time.perf_counter()
         try:
             with kernels.recorded() as chosen:
                 lowered = self._lower(name)
             compiled = lowered.compile()
-        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            return {"ok": False, "error": first[:300], **dict.fromkeys(_MEASURED)}
+        except UserError:
+            raise  # `_compile_alone` reports it
+        except Exception as error:  # those of Pallas have no common class
+            return _failure(f"{type(error).__name__}: {one_line(error)}")
         entries = self._entries(name, compiled)
         implementations = {operation: sorted(names) for operation, names in sorted(chosen.items())}
         return {**entries, "implementations": implementations, "compile_s": time.perf_counter() - began}
@@ -197,6 +198,10 @@ _MEASURED = (
     "between_slices", "custom_calls", "loops_counted_once", "roofline_ms", "bound_by", "estimated_ms",
     "implementations", "compile_s",
 )  # fmt: skip
+
+
+def _failure(error: str) -> dict[str, Any]:
+    return {"ok": False, "error": error, **dict.fromkeys(_MEASURED)}
 
 
 def make(config: dict[str, Any], topology: str, rows: int) -> Compiler:

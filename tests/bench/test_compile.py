@@ -72,15 +72,26 @@ def test_prefill_and_decode(compiler):
     assert decode["tflop"] < prefill["tflop"]  # one token against half a window
 
 
-def test_what_does_not_compile_is_a_result(compiler, monkeypatch):
+class LoweringError(Exception):
+    """As those of Pallas, whose only common class is Exception."""
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, LoweringError])
+def test_what_does_not_compile_is_a_result(kind, compiler, monkeypatch):
     def fail(name):
-        raise jax.errors.JaxRuntimeError("INTERNAL: no room\nmore lines")
+        raise kind("INTERNAL: no room\nmore lines")
 
     monkeypatch.setattr(compiler, "_lower", fail)
     entries = compiler.run("train")
-    assert (entries["ok"], entries["error"]) == (False, "INTERNAL: no room")
+    assert (entries["ok"], entries["error"]) == (False, f"{kind.__name__}: INTERNAL: no room")
     assert set(entries) == {"ok", "error", *compiling._MEASURED}
     assert entries["kernels"] is None
+
+
+def test_a_wrong_setting_keeps_its_message(make_compiler):
+    compiler = make_compiler(model__attention="cudnn")
+    with pytest.raises(ConfigError, match=r"^model.attention: cudnn runs on NVIDIA GPUs, not on cpu"):
+        compiler.run("train")
 
 
 def test_a_compiler_that_ends_its_process_is_a_result(tmp_path, monkeypatch):
