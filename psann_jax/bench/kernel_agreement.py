@@ -26,7 +26,8 @@ _NEGLIGIBLE = 1e-3  # errors of smaller gradients are given as fractions of this
 def measure(config: Config) -> dict[str, Any]:
     """Compares one micro-batch of an experiment on this device, forward and backward, with the initial parameters.
 
-    The reference is computed by the plain implementations in float32, with full precision of products.
+    The reference is computed by the plain implementations in float32, with full precision of products, whatever
+    model.attention demands.
 
     Args:
       config: the experiment; random data replace its own.
@@ -38,7 +39,7 @@ def measure(config: Config) -> dict[str, Any]:
       rounding explains; device and config.
     """
     config = with_vocabulary(config)
-    plain = replace(config, model=replace(config.model, kernels="plain"))
+    plain = _without_kernels(config)
     exact = replace(plain, train=replace(plain.train, precision="fp32"))
     with Worker("comparison", __name__) as worker:
         log("plain implementations in float32 ...")
@@ -58,6 +59,13 @@ def measure(config: Config) -> dict[str, Any]:
         "device": device,
         "config": to_dict(config),
     }
+
+
+def _without_kernels(config: Config) -> Config:
+    """Returns the experiment with the plain implementations of all operations."""
+    # model.kernels does not turn off a kernel of attention that the config demands.
+    demanded: dict[str, Any] = {"attention": "auto"} if hasattr(config.model, "attention") else {}
+    return replace(config, model=replace(config.model, kernels="plain", **demanded))
 
 
 class Comparison:

@@ -22,6 +22,7 @@ MFU_FORMULA = (
     "tokens/s * (6 * parameters in matrix products and filters, including the head + 6 * layers * length * d_model)"
     " / peak FLOP/s"
 )
+_ATTENTION = ("attention", "gravity", "full_attention")  # operations; a model has one of them
 
 
 class Ours:
@@ -29,8 +30,8 @@ class Ours:
 
     Attributes:
       facts: n_params, compile_s, compiled_memory_mb (of a step, by the compiler, in 10^6 bytes), kernels, device,
-        attention, versions, mfu_formula, and inference (what `run` processes with training=False; None if the task has
-        no inference step).
+        attention (its implementation), versions, mfu_formula, and inference (what `run` processes with training=False;
+        None if the task has no inference step).
     """
 
     def __init__(self, config: Config):
@@ -44,13 +45,14 @@ class Ours:
         with jax.set_mesh(self._mesh):
             self._state = init_state(self._task.network, config.train, self._compiled.spec, config.seed)
         self._batches = self._task.train_batches(0)
+        kernels = {op: sorted(names) for op, names in self._compiled.implementations.items()}
         self.facts: dict[str, Any] = {
             "n_params": self._task.network.n_params,
             "compile_s": self._compiled.seconds,
             "compiled_memory_mb": self._compiled.memory_mb * 2**20 / 1e6,
             "device": device_description(),
-            "kernels": {op: sorted(names) for op, names in self._compiled.implementations.items()},
-            "attention": self._task.attention(),
+            "kernels": kernels,
+            "attention": " and ".join(name for op in _ATTENTION for name in kernels.get(op, ())),
             "inference": self._task.INFERENCE,
             "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             "mfu_formula": MFU_FORMULA,

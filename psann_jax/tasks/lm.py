@@ -19,6 +19,7 @@ from psann_jax.data.windows import is_target
 from psann_jax.models.network import DTYPES, Params, make_network
 from psann_jax.nn.mesh import without_context
 from psann_jax.nn.partition import constrain
+from psann_jax.ops import kernels
 from psann_jax.ops.cross_entropy import LossOptions, cross_entropy
 from psann_jax.sample.prompts import sample_texts
 from psann_jax.sample.sampler import Sampler
@@ -84,17 +85,15 @@ class LanguageModel:
         return lines
 
     def attention(self) -> str:
-        """Name of the attention implementation that training uses on the devices of the mesh, and why if it is slow."""
-        name: str = (
-            family(self.config.model.base)
-            .get("network")
-            .live_attention(
+        """Name of the attention implementation that training uses on the current mesh, and why if it is slow."""
+        network = family(self.config.model.base).get("network")
+        with kernels.using(self.config.model.kernels):
+            name: str = network.live_attention(
                 self.config.model,
                 dtype=DTYPES[self.config.train.precision],
                 has_segment_ids=self._settings.document_mask,
                 length=self._settings.max_length,
             )
-        )
         return name
 
     # --- what the training step needs -----------------------------------------------------------------

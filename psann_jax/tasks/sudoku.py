@@ -13,9 +13,8 @@ from psann_jax.config.checks import refuse_inactive
 from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
-from psann_jax.models.network import DTYPES, Params, make_network
+from psann_jax.models.network import Params, make_network
 from psann_jax.models.sudoku import empty_cell_sums, filled
-from psann_jax.ops.full_attention import choose_full_attention
 from psann_jax.tasks.sudoku_scores import left_out, solved_fractions
 from psann_jax.train.evaluation import NLL_ROWS, WEIGHT_ROWS
 from psann_jax.train.mesh import check_heads
@@ -63,11 +62,6 @@ class SudokuTask:
         rows = self.data.valid_rows(self._max_valid_puzzles())
         rare = left_out(self.data.valid.buckets_N[rows])
         return (f"validation: {rare}",) if rare else ()
-
-    def attention(self) -> str:
-        """Name of the attention implementation, for the devices of the current mesh."""
-        model = self.config.model
-        return choose_full_attention(DTYPES[self.config.train.precision], 81, model.d_model // model.n_heads)
 
     # --- what the training step needs -----------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class StubWorker:
     errors = ({"loss": 1e-6, "w": 0.01}, {"loss": 1e-6, "w": 0.05})
 
     def __init__(self, *_):
-        self.facts = {"device": "a card"}
+        self.facts, self.asked = {"device": "a card"}, []
+        StubWorker.last = self
         self.answers = iter([5.0, (self.errors[0], {}), (self.errors[1], {"sine": ["triton"]})])
 
     def __enter__(self):
@@ -56,6 +57,7 @@ class StubWorker:
         pass
 
     def ask(self, method, config):
+        self.asked.append(config)
         return next(self.answers)
 
 
@@ -69,3 +71,16 @@ def test_kernels_may_not_be_worse_than_rounding(error, failed, monkeypatch):
     assert lines[0] == "a card; transformer, bf16; sine triton"
     assert lines[-1].endswith("differ in w" if failed else "agree within rounding")
     assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize(("base", "kernel"), [("transformer", "cudnn"), ("ngt", "pallas"), ("sudoku", None)])
+def test_the_reference_has_no_kernel_that_the_config_demands(base, kernel, monkeypatch):
+    monkeypatch.setattr(kernel_agreement, "Worker", StubWorker)
+    config = default_config(base)
+    if kernel:
+        config.model.attention = kernel
+    kernel_agreement.measure(parse(config))
+    reference, plain, tested = (asked.model for asked in StubWorker.last.asked)
+    assert (reference.kernels, plain.kernels, tested.kernels) == ("plain", "plain", "auto")
+    if kernel:
+        assert (reference.attention, plain.attention, tested.attention) == ("auto", "auto", kernel)

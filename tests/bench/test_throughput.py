@@ -200,6 +200,17 @@ def test_the_measured_step_trains():
     assert contender.mfu(1e6) is None
 
 
+@pytest.mark.parametrize(
+    ("implementations", "attention"), [({"attention": {"ring"}, "sine": {"triton"}}, "ring"), ({"gravity": {"x"}}, "x")]
+)
+def test_the_attention_is_that_of_the_compiled_step(implementations, attention, monkeypatch):
+    compile_steps = ours.compile_steps
+    monkeypatch.setattr(
+        ours, "compile_steps", lambda *args: dataclasses.replace(compile_steps(*args), implementations=implementations)
+    )
+    assert ours.make(TINY).facts["attention"] == attention
+
+
 # --- processes ----------------------------------------------------------------------------------------
 
 

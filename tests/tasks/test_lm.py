@@ -15,6 +15,7 @@ from psann_jax.models import network as registry
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES
 from psann_jax.nn.positions import document_reach
+from psann_jax.ops import kernels
 from psann_jax.ops.cross_entropy import cross_entropy
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.compilation import compile_steps
@@ -227,3 +228,18 @@ def test_no_base_predicts_independent_random_tokens(name):
 
     assert train(shift=1) > math.log(vocab) - 0.02
     assert train(shift=0) < 0.5 * math.log(vocab)  # the same training does learn what it can see
+
+
+@pytest.mark.parametrize("setting", ["auto", "plain"])
+def test_the_header_names_the_attention_that_runs(setting, home, monkeypatch):
+    checked = []
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    monkeypatch.setattr(kernels, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(kernels, "_is_sound", lambda *kernel: checked.append(kernel) or True)
+    config = tiny_config(home, model__kernels=setting, model__d_model=32)
+    task = LanguageModel.load(config, progress=False)
+    with kernels.recorded() as found:
+        jax.eval_shape(task.loss, task.network.abstract, task.batch_shapes(8), KEY, STEP)
+    shown = task.describe()["attention"].split()[0]
+    assert {shown} == found["attention"] == {"triton" if setting == "auto" else "xla"}
+    assert bool(checked) == (setting == "auto")  # what is turned off is not checked either
