@@ -6,6 +6,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -24,6 +25,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 
 _CHECKPOINTS = "checkpoints"  # directory in a workdir
+_SPECIAL_ATTENTION = ("cudnn", "triton", "splash", "pallas")  # values of model.attention that not all devices support
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class LoadedRun:
     """The network of a run and its trained parameters.
 
     Attributes:
-      config: the settings of the run, with the precision in use.
+      config: the settings of the run, with the precision in use, and with model.attention=auto if that demands a kernel
+        for special devices.
       network: computes in that precision.
       params: float32, on the mesh.
       step: number of updates.
@@ -154,7 +157,7 @@ def open_run(
     checkpoints, found, copy = _find(workdir, step)
     metadata = checkpoints.metadata(found)
     try:
-        config = _with_precision(parse(upgrade_saved(metadata["config"])), precision)
+        config = _for_any_device(_with_precision(parse(upgrade_saved(metadata["config"])), precision))
         if section is not None and not isinstance(config.data, section):
             raise UserError(f"{workdir}: is a run of base {config.model.base}, which this command does not support")
         has_tokenizer = isinstance(config.model, TextModelConfig)
@@ -277,3 +280,11 @@ def _with_precision(config: Config, precision: str) -> Config:
     settings = to_dict(config)
     settings["train"]["precision"] = precision
     return parse(settings)
+
+
+def _for_any_device(config: Config) -> Config:
+    """Returns the config with attention that every device and precision has; all kinds compute the same function."""
+    model: Any = config.model
+    if getattr(model, "attention", "auto") not in _SPECIAL_ATTENTION:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(model, attention="auto"))

@@ -14,6 +14,7 @@ from psann_jax.runs.evaluate import evaluate, text_of, validation_text
 from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train import loop
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config, write_text
 
@@ -45,6 +46,21 @@ def test_the_validation_text_of_the_run_gives_its_val_loss(trained, run):
     result = evaluate(run, validation_text(run)).results
     assert_equals_summary(result, trained[1])
     assert result["tokens"] == validation_text(run).n_valid_tokens - 60, "all tokens but the first of each document"
+
+
+@pytest.mark.parametrize(("demanded", "used"), [("cudnn", "auto"), ("plain", "plain")])
+def test_a_run_that_demanded_a_kernel_can_be_evaluated_on_other_devices(demanded, used, trained, run, monkeypatch):
+    metadata = CheckpointReader.metadata
+
+    def with_kernel(self, step):
+        found = metadata(self, step)
+        found["config"]["model"]["attention"] = demanded
+        return found
+
+    monkeypatch.setattr(CheckpointReader, "metadata", with_kernel)
+    other = load_text_run(trained[0] / "run")
+    assert other.config.model.attention == other.network.config.attention == used
+    assert_equals_summary(evaluate(other, validation_text(run)).results, trained[1])
 
 
 def test_the_same_text_as_a_source_gives_the_same_loss(trained, run):
