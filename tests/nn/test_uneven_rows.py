@@ -1,0 +1,48 @@
+"""Layers on a mesh that cannot split the rows of a batch, such as the single puzzle of a command, use no kernel."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from psann_jax.config import SineConfig
+from psann_jax.nn.causal_filter import causal_filter
+from psann_jax.nn.full_attention import full_attention
+from psann_jax.nn.partition import MESH_AXES
+from psann_jax.nn.sine import Sine
+from psann_jax.ops import kernels
+from psann_jax.ops.tiles import NO_DROPOUT
+from tests.support.devices import pretend
+
+
+def attention(B):
+    qkv = [jnp.ones((B, 81, 4, 32), jnp.bfloat16)] * 3
+    return full_attention(*qkv, dropout=NO_DROPOUT)
+
+
+def sine(B):
+    return Sine(64, SineConfig(), None, rngs=nnx.Rngs(params=0))(jnp.ones((B, 8, 64)))
+
+
+def spectral_filter(B):
+    return causal_filter(jnp.ones((B, 80, 8)), jnp.ones((64, 8)), jnp.ones((B, 80), jnp.int32), max_shift=63)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation", "plain"),
+    [
+        (attention, "full_attention", "plain"),
+        (sine, "sine", "polynomial"),
+        (spectral_filter, "causal_filter", "autodiff"),
+    ],
+)
+def test_the_plain_form_takes_them(layer, operation, plain, monkeypatch):
+    pretend(monkeypatch, "gpu")
+    mesh = jax.sharding.AbstractMesh((2, *(1,) * (len(MESH_AXES) - 1)), MESH_AXES)
+    chosen = {}
+    for rows in (1, 2):
+        with jax.sharding.use_abstract_mesh(mesh), kernels.recorded() as found:
+            shape = jax.eval_shape(lambda rows=rows: layer(rows)).shape
+        assert shape[0] == rows
+        [chosen[rows]] = found[operation]
+    assert chosen == {1: plain, 2: "triton"}
