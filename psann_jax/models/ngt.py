@@ -18,6 +18,7 @@ from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import param
 from psann_jax.ops.gravity_attention import choose_gravity
+from psann_jax.ops.gravity_kernel import GravityCase
 from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.tiles import window_visible
 
@@ -106,8 +107,15 @@ class NGT(TiedHead):
     @staticmethod
     def live_attention(config: NGTConfig, *, dtype: Any, has_segment_ids: bool, length: int) -> str:
         """See `TextNetwork`."""
-        head_size = config.d_model // config.n_heads
-        return choose_gravity(config.attention, dtype=dtype, head_size=head_size, coordinates=config.d_head_coord)
+        case = GravityCase(
+            replace(_attention_options(config).form, dropout_rate=config.dropout),
+            jnp.dtype(dtype).name,
+            config.d_model // config.n_heads,
+            config.d_head_coord,
+            has_mass=config.mass == "score",
+            has_segment_ids=has_segment_ids,
+        )
+        return choose_gravity(config.attention, case)
 
     def hidden(
         self,

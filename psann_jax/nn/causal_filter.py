@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from psann_jax.nn.partition import per_shard
+from psann_jax.nn.partition import per_shard, shard_of
 from psann_jax.ops import causal_filter as ops
 from psann_jax.ops import kernels
 from psann_jax.ops.ring import columns_before
@@ -23,13 +23,14 @@ def causal_filter(
 
     If a window is divided over devices, each gets the columns before its part from the devices that hold them.
     """
-    chosen = ops.choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation)
-    apply = partial(ops.causal_filter, max_shift=max_shift, implementation=chosen)
-    divided = kernels.window_parts() > 1
-    if chosen not in ops.KERNELS and not divided:
-        return apply(x_BxLxD, taps_KxD, reach_BxL, dilation=dilation, history_BxWxD=history_BxWxD)
     # Features that are on all devices are split as well: otherwise each would add up all gradients of x.
     x_axes = ("batch", "time", "channels")
+    uneven = shard_of(x_BxLxD.shape, x_axes)[1]
+    chosen = ops.choose_filter(x_BxLxD.dtype, taps_KxD.shape[0], dilation=dilation, uneven=uneven)
+    apply = partial(ops.causal_filter, max_shift=max_shift, implementation=chosen)
+    divided = kernels.window_parts() > 1 and not uneven
+    if chosen not in ops.KERNELS and not divided:
+        return apply(x_BxLxD, taps_KxD, reach_BxL, dilation=dilation, history_BxWxD=history_BxWxD)
     history_axes = None if history_BxWxD is None else x_axes
 
     def run(

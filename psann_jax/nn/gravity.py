@@ -181,7 +181,7 @@ def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax
       (B, L, H, K) in the type of the values.
     """
     even = not shard_of(inputs.v_BxLxHxK.shape, _HEADS)[1]
-    chosen = choose_for(inputs, implementation, even=even)
+    chosen = choose_for(form, inputs, implementation, even=even)
     if chosen not in ("pallas", "ring"):
         return gravity_attention(form, inputs, implementation=chosen)
 

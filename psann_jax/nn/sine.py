@@ -49,15 +49,14 @@ class Sine(nnx.Module):
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Applies the activation to z (B, ..., F); the result has the dtype of z."""
-        axis = self.axis or "channels"
+        axis, mode = self.axis or "channels", self.config.decay_mode
         split = shard_of(z.shape[-1:], (axis,))[0] != z.shape[-1:]
+        z_axes = (*("batch", "time")[: z.ndim - 1], *(None,) * (z.ndim - 3), axis)
         # Features that are on all devices stay there: the kernel would need parts of them, to be gathered afterwards.
-        implementation = "polynomial" if split and self.axis is None else choose_sine(z.dtype)
-        apply: Callable[..., jax.Array] = partial(
-            damped_sine, decay_mode=self.config.decay_mode, implementation=implementation
-        )
+        stays = split and self.axis is None
+        implementation = "polynomial" if stays else choose_sine(z.dtype, mode, shard_of(z.shape, z_axes)[1])
+        apply: Callable[..., jax.Array] = partial(damped_sine, decay_mode=mode, implementation=implementation)
         if implementation == "triton":
-            z_axes = (*("batch", "time")[: z.ndim - 1], *(None,) * (z.ndim - 3), axis)
             apply = per_shard(apply, (z_axes, (axis,), (axis,), (axis,)), z_axes)
         return apply(z, *self.values())
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from psann_jax.config.checks import ConfigError
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_cudnn import max_head_dim
-from psann_jax.ops.attention_splash import part_block
+from psann_jax.ops.attention_reference import Variant
+from psann_jax.ops.attention_splash import is_long, part_block
 from psann_jax.ops.gpu_kinds import OLD_GPU, architecture
 from psann_jax.ops.kernels import Candidate
 
@@ -66,10 +67,11 @@ class AttentionCase(NamedTuple):
         """Name of the implementation by tiles of scores: "ring" if devices exchange parts of a window, else "xla"."""
         return "ring" if self.context > 1 and not self.uneven else "xla"
 
-    def example(self, kernel: str) -> str:
-        """Returns the name of the example of a kernel that covers grouped heads and the sliding window, if in use."""
-        kernel = kernel.removesuffix("_gathered")  # the same kernel
-        return f"{kernel}_window" if self.window else f"{kernel}_grouped" if self.group > 1 else kernel
+    def variant(self, kernel: str) -> Variant:
+        """Returns which code of a kernel the case runs."""
+        long = kernel.startswith("splash") and is_long(self.length, self.context)
+        has_window, has_ids = self.window > 0, self.has_segment_ids
+        return Variant(jnp.dtype(self.dtype).name, self.head_dim, self.group, has_window, self.dropout, has_ids, long)
 
 
 class _Limit(NamedTuple):
@@ -99,7 +101,7 @@ def _candidate(case: AttentionCase, name: str, *limits: _Limit) -> Candidate:
     module = _MODULES.get(name)
     if not reason and module is not None and not _exists(module):
         reason = f"needs {module}, which this version of JAX does not have"
-    return Candidate(name, reason, example=case.example(name))
+    return Candidate(name, reason, variant=case.variant(name))
 
 
 def _exists(module: str) -> bool:

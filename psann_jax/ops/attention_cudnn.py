@@ -13,7 +13,8 @@ from jax import Array, lax
 
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers, lengths_and_starts
-from psann_jax.ops.attention_reference import EXAMPLE_OPTIONS, exact_attention
+from psann_jax.ops.attention_reference import Variant
+from psann_jax.ops.tiles import Dropout
 
 # The version that is assumed where no GPU is, to compile programs for those of other machines.
 _ASSUMED_CUDNN = 91000
@@ -212,25 +213,16 @@ def _packed_backward(packing: _Packing, saved: Any, dout: Array) -> tuple[Array 
 _packed.defvjp(_packed_forward, _packed_backward)
 
 
-# --- examples for the check on a device -----------------------------------------------------------------
+# --- example for the check on a device ------------------------------------------------------------------
 
 
-def _inputs(group: int, documents: bool, key: Array) -> tuple[Any, ...]:
-    q, k, v = jax.random.normal(key, (3, 2, 191, 2 * group, 64), jnp.bfloat16)
-    k, v = k[:, :, :2], v[:, :, :2]
-    if not documents:
-        return q, k, v
+@kernels.example("attention.cudnn")
+@kernels.example("attention.cudnn_packed")
+def _example(*variant: Any) -> kernels.Example:
+    def attend(q: Array, k: Array, v: Array, ids_BxL: Array | None, _: Dropout, *, window: int) -> Array:
+        return cudnn_attention(q, k, v, ids_BxL, window=window)
+
     # The first row has more documents than one pass; the second one document and padding.
-    many = jnp.minimum(jnp.arange(191) // 4 + 1, 40)
-    return q, k, v, jnp.stack([many, (jnp.arange(191) < 150).astype(many.dtype)])
-
-
-def _example(documents: bool, group: int, window: int) -> kernels.Example:
-    options: dict[str, Any] = {"window": window} if documents else {"window": window, "segment_ids_BxL": None}
-    kernel, reference = (partial(attend, **options) for attend in (cudnn_attention, exact_attention))
-    return kernels.Example(kernel, reference, partial(_inputs, group, documents), 0.03)
-
-
-for _suffix, _options in EXAMPLE_OPTIONS.items():
-    kernels.example(f"attention.cudnn{_suffix}")(partial(_example, False, *_options))
-    kernels.example(f"attention.cudnn_packed{_suffix}")(partial(_example, True, *_options))
+    index = jnp.arange(191)
+    segment_ids_BxL = jnp.stack([jnp.minimum(index // 4 + 1, 40), (index < 150).astype(index.dtype)])
+    return Variant(*variant).example(attend, segment_ids_BxL, 0.03)

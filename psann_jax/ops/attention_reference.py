@@ -1,17 +1,59 @@
 """The dense reference of causal attention, and the products that decoding shares with it."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from psann_jax.ops import tiles
+from psann_jax.ops import kernels, tiles
 from psann_jax.ops.tiles import NO_DROPOUT, Dropout
 
-# End of the name of a kernel's example -> heads of queries per head of keys and values, sliding window.
-EXAMPLE_OPTIONS = {"": (1, 0), "_grouped": (2, 0), "_window": (2, 50)}
+
+class Variant(NamedTuple):
+    """What decides which code of a kernel of causal attention runs.
+
+    Attributes:
+      dtype: name of the type of queries, keys and values.
+      head_dim: features per head.
+      group: heads of queries per head of keys and values.
+      has_window: whether queries see the last tokens only.
+      dropout: dropout rate of the attention weights.
+      has_segment_ids: whether packed documents are masked.
+      is_long: whether the kernel has another form for long windows, and the window is one.
+    """
+
+    dtype: str = "bfloat16"
+    head_dim: int = 64
+    group: int = 1
+    has_window: bool = False
+    dropout: float = 0.0
+    has_segment_ids: bool = True
+    is_long: bool = False
+
+    def example(self, attend: Callable[..., Array], segment_ids_BxL: Array, tolerance: float) -> kernels.Example:
+        """Returns the problem on which a kernel of this variant is compared with the reference.
+
+        Args:
+          attend: function like `exact_attention`.
+          segment_ids_BxL: documents of its windows, unused without `has_segment_ids`.
+          tolerance: see `Example`.
+        """
+        (B, L), heads = segment_ids_BxL.shape, 2
+
+        def inputs(key: Array) -> tuple[Array, ...]:
+            q, k, v = jax.random.normal(key, (3, B, L, heads * self.group, self.head_dim), jnp.dtype(self.dtype))
+            return q, k[:, :, :heads], v[:, :, :heads]
+
+        def run(f: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+            dropout = Dropout(jax.random.key(0), self.dropout) if self.dropout else NO_DROPOUT
+            ids = segment_ids_BxL if self.has_segment_ids else None
+            return f(q, k, v, ids, dropout, window=50 if self.has_window else 0)
+
+        return kernels.Example(partial(run, attend), partial(run, exact_attention), inputs, tolerance)
 
 
 class Static(NamedTuple):

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers
-from psann_jax.ops.attention_reference import EXAMPLE_OPTIONS, exact_attention
+from psann_jax.ops.attention_reference import Variant
 from psann_jax.ops.kernels import CONTEXT_AXIS, window_parts
+from psann_jax.ops.tiles import Dropout
 
 _LANES = 128  # blocks and windows are multiples of it
 _LARGEST_BLOCK = 512
@@ -74,6 +75,17 @@ def _scaled(q_BxLxHxK: Array) -> Array:
 def part_block(length: int) -> int:
     """Returns the length of the blocks of a part of a window, whose length they divide; 0 if there is none."""
     return next((n * _LANES for n in range(_LARGEST_BLOCK // _LANES, 0, -1) if length % (n * _LANES) == 0), 0)
+
+
+def is_long(length: int, parts: int) -> bool:
+    """Returns whether windows have the form of the backward pass that does not store a gradient per block of keys.
+
+    Args:
+      length: tokens of a window.
+      parts: devices that a window is divided over.
+    """
+    block = _LARGEST_BLOCK if parts == 1 else part_block(length // parts)
+    return block > 0 and math.ceil(length / block) > _FUSED_BLOCKS
 
 
 def kernel_of_parts(length: int, n_heads: int, *, window: int = 0, interpret: bool = False) -> tuple[Any, Any]:
@@ -158,16 +170,14 @@ def _row(kernel: Any, q_HxLxK: Array, k_GxSxK: Array, v_GxSxK: Array, *numbers: 
     return out
 
 
-def _example(group: int, window: int) -> kernels.Example:
-    def inputs(key: Array) -> tuple[Array, ...]:
-        q, k, v = jax.random.normal(key, (3, 2, 300, 2 * group, 64), jnp.bfloat16)
-        index = jnp.arange(300)
-        segment_ids_BxL = jnp.stack([index // 70 + 1, jnp.where(index < 200, index // 128 + 1, 0)])
-        return q, k[:, :, :2], v[:, :, :2], segment_ids_BxL
+@kernels.example("attention.splash")
+@kernels.example("attention.splash_gathered")  # the same kernels, with other lists of blocks
+def _example(*variant: Any) -> kernels.Example:
+    def attend(q: Array, k: Array, v: Array, ids_BxL: Array | None, _: Dropout, *, window: int) -> Array:
+        return splash_attention(q, k, v, ids_BxL, window=window)
 
-    kernel, reference = (partial(attend, window=window) for attend in (splash_attention, exact_attention))
-    return kernels.Example(kernel, reference, inputs, 0.03)
-
-
-for _suffix, _options in EXAMPLE_OPTIONS.items():
-    kernels.example(f"attention.splash{_suffix}")(partial(_example, *_options))
+    case = Variant(*variant)
+    index = jnp.arange(_FUSED_BLOCKS * _LARGEST_BLOCK + 50 if case.is_long else _LARGEST_BLOCK + 50)
+    begins = jnp.where(index < 2 * index.size // 3, index // 128 + 1, 0)
+    segment_ids_BxL = jnp.stack([index // (index.size // 4) + 1, begins])
+    return case.example(attend, segment_ids_BxL, 0.03)

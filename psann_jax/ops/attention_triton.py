@@ -19,8 +19,8 @@ from jax import Array, lax
 from psann_jax.ops import kernels
 from psann_jax.ops.attention_documents import document_numbers
 from psann_jax.ops.attention_dropout import MaskForm, MaskWords, mask_factors, mask_form, mask_words
-from psann_jax.ops.attention_reference import EXAMPLE_OPTIONS, exact_attention
-from psann_jax.ops.tiles import MASK_VALUE, NO_DROPOUT, Dropout, tiles_back, within
+from psann_jax.ops.attention_reference import Variant
+from psann_jax.ops.tiles import MASK_VALUE, Dropout, tiles_back, within
 
 _LOG2_E = math.log2(math.e)
 
@@ -335,36 +335,14 @@ def _query_kernel(tiling: _Tiling, q: Any, k: Any, v: Any, dout: Any, *refs: Any
 # --- example for the check on a device ------------------------------------------------------------------
 
 
-def _cases(attend: Callable[..., Array]) -> Callable[..., Array]:
-    """Returns the results in float32, in bf16 and in bf16 with dropout as one array.
+@kernels.example("attention.triton")
+def _example(*variant: Any) -> kernels.Example:
+    case, B, L = Variant(*variant), 2, 300  # borders of the masks of dropout are not those of the kernel's tiles
 
-    Those of bf16 are scaled by the ratio of the tolerances.
-    """
+    def attend(q: Array, k: Array, v: Array, ids_BxL: Array | None, dropout: Dropout, *, window: int) -> Array:
+        words = None if dropout.key is None else mask_words(dropout.key, B, q.shape[2], L)
+        return triton_attention(q, k, v, ids_BxL, words, window=window, dropout_rate=dropout.rate)
 
-    def run(q: Array, k: Array, v: Array, segment_ids_BxL: Array) -> Array:
-        low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-        dropped = attend(*low, segment_ids_BxL, Dropout(jax.random.key(0), 0.1))
-        coarse = (x.astype(jnp.float32) / 300 for x in (attend(*low, segment_ids_BxL, NO_DROPOUT), dropped))
-        return jnp.stack([attend(q, k, v, segment_ids_BxL, NO_DROPOUT), *coarse])
-
-    return run
-
-
-def _example(group: int, window: int) -> kernels.Example:
-    B, L, G, K = 2, 300, 2, 64  # borders of the masks of dropout are not those of the kernel's tiles
-
-    def inputs(key: Array) -> tuple[Array, ...]:
-        q, k, v = jax.random.normal(key, (3, B, L, G * group, K), jnp.float32)
-        index = jnp.arange(L)
-        segment_ids_BxL = jnp.stack([index // 100 + 1, jnp.where(index < 250, index // 64 + 1, 0)])
-        return q, k[:, :, :G], v[:, :, :G], segment_ids_BxL
-
-    def attend(q: Array, k: Array, v: Array, segment_ids_BxL: Array, dropout: Dropout) -> Array:
-        words = None if dropout.key is None else mask_words(dropout.key, B, G * group, L)
-        return triton_attention(q, k, v, segment_ids_BxL, words, window=window, dropout_rate=dropout.rate)
-
-    return kernels.Example(_cases(attend), _cases(partial(exact_attention, window=window)), inputs, 1e-4)
-
-
-for _suffix, _options in EXAMPLE_OPTIONS.items():
-    kernels.example(f"attention.triton{_suffix}")(partial(_example, *_options))
+    index = jnp.arange(L)
+    segment_ids_BxL = jnp.stack([index // 100 + 1, jnp.where(index < 250, index // 64 + 1, 0)])
+    return case.example(attend, segment_ids_BxL, 1e-4 if case.dtype == "float32" else 0.03)

@@ -16,13 +16,14 @@ _FEW_TAPS = 4  # for which XLA's kernels read and write little more than necessa
 KERNELS: dict[str, ModuleType] = {"triton": causal_filter_triton, "mosaic": causal_filter_mosaic}
 
 
-def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1) -> str:
+def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1, uneven: str = "") -> str:
     """Chooses the implementation of `causal_filter`, by the devices of the current mesh.
 
     Args:
       dtype: of x.
       n_taps: K.
       dilation: distance between taps.
+      uneven: why the mesh cannot split x into equal parts; empty if it can.
 
     Returns:
       "triton" or "mosaic", kernels for GPUs and TPUs, which the compiler cannot partition over devices; "sums", with
@@ -31,13 +32,14 @@ def choose_filter(dtype: Any, n_taps: int, *, dilation: int | Array = 1) -> str:
     platform = kernels.platform()
     sparse = "" if isinstance(dilation, int) and dilation == 1 else "the taps are apart"
     small = "few taps" if n_taps <= _FEW_TAPS else ""
-    reason = sparse or small or ("not for float64" if dtype == jnp.float64 else "")
+    reason = sparse or small or uneven or ("not for float64" if dtype == jnp.float64 else "")
     on_gpu = (reason or no_triton(kernels.device_kind())) if platform == "gpu" else "for GPUs only"
     many = "" if n_taps <= causal_filter_mosaic.MAX_TAPS else "too many taps"
+    variant = jnp.dtype(dtype).name, n_taps
     return kernels.choose(
         "causal_filter",
-        kernels.Candidate("triton", on_gpu),
-        kernels.Candidate("mosaic", (reason or many) if platform == "tpu" else "for TPUs only"),
+        kernels.Candidate("triton", on_gpu, variant=variant),
+        kernels.Candidate("mosaic", (reason or many) if platform == "tpu" else "for TPUs only", variant=variant),
         kernels.Candidate("sums", sparse if platform == "cpu" else "for CPUs only", is_kernel=False),
         kernels.Candidate("autodiff", is_kernel=False),
     )
@@ -105,19 +107,27 @@ def _backward_kernels(kernel: str, saved: tuple[Array, Array, Array], dy_BxLxD: 
 _by_kernel.defvjp(_forward_kernel, _backward_kernels)
 
 
-def _example(kernel: str) -> kernels.Example:
+def _example(kernel: str, dtype: str, n_taps: int) -> kernels.Example:
     def inputs(key: Array) -> tuple[Array, ...]:
         x_key, taps_key = jax.random.split(key)
         position = jnp.arange(300)
         reach = jnp.stack([position, position % 77])
-        return jax.random.normal(x_key, (2, 300, 200)), jax.random.normal(taps_key, (12, 200)), reach
+        x_BxLxD = jax.random.normal(x_key, (2, 300, 200)).astype(dtype)
+        return x_BxLxD, jax.random.normal(taps_key, (n_taps, 200)), reach
 
-    f = partial(causal_filter, max_shift=11)
-    return kernels.Example(partial(f, implementation=kernel), partial(f, implementation="autodiff"), inputs, 1e-5)
+    f = partial(causal_filter, max_shift=n_taps - 1)
+
+    def reference(x_BxLxD: Array, taps_KxD: Array, reach_BxL: Array) -> Array:
+        # JAX would add up the gradients of x in its type.
+        wide = x_BxLxD.astype(jnp.float32)
+        return f(wide, taps_KxD, reach_BxL, implementation="autodiff").astype(x_BxLxD.dtype)
+
+    tolerance = 1e-5 if dtype == "float32" else 0.01
+    return kernels.Example(partial(f, implementation=kernel), reference, inputs, tolerance)
 
 
-kernels.example("causal_filter.triton")(partial(_example, "triton"))
-kernels.example("causal_filter.mosaic")(partial(_example, "mosaic"))
+for _name in KERNELS:
+    kernels.example(f"causal_filter.{_name}")(partial(_example, _name))
 
 
 def next_history(history_BxWxD: Array, x_BxLxD: Array, valid_B: Array) -> Array:

@@ -36,8 +36,17 @@ class Part(NamedTuple):
 WHOLE = Part()
 
 
-def choose_full_attention(dtype: Any, length: int, head_dim: int) -> str:
+def choose_full_attention(
+    dtype: Any, length: int, head_dim: int, *, dropout_rate: float = 0.0, uneven: str = ""
+) -> str:
     """Chooses the implementation of `full_attention`, by the devices of the current mesh.
+
+    Args:
+      dtype: of queries, keys and values.
+      length: L.
+      head_dim: K.
+      dropout_rate: of the attention weights.
+      uneven: why the mesh cannot split the arrays into equal parts; empty if it can.
 
     Returns:
       "triton" or "mosaic", kernels for GPUs and TPUs that keep the weights out of memory, which the compiler cannot
@@ -54,12 +63,13 @@ def choose_full_attention(dtype: Any, length: int, head_dim: int) -> str:
             return f"windows are longer than {KERNELS[name].MAX_LENGTH}"
         if head_dim not in _HEAD_DIMS[name]:
             return f"heads have {head_dim} features"
-        return no_triton(kernels.device_kind()) if wanted == "gpu" else ""
+        return uneven or (no_triton(kernels.device_kind()) if wanted == "gpu" else "")
 
+    variant = jnp.dtype(dtype).name, head_dim, dropout_rate
     return kernels.choose(
         "full_attention",
-        kernels.Candidate("triton", reason("triton", "gpu")),
-        kernels.Candidate("mosaic", reason("mosaic", "tpu")),
+        kernels.Candidate("triton", reason("triton", "gpu"), variant=variant),
+        kernels.Candidate("mosaic", reason("mosaic", "tpu"), variant=variant),
         kernels.Candidate("plain", is_kernel=False),
     )
 
@@ -94,14 +104,15 @@ def full_attention(
       (B, L, H, K) in the type of the values.
     """
     _, length, n_heads, head_dim = q_BxLxHxK.shape
-    chosen = implementation or choose_full_attention(q_BxLxHxK.dtype, length, head_dim)
+    rate = dropout.rate if dropout.key is not None else 0.0
+    chosen = implementation or choose_full_attention(q_BxLxHxK.dtype, length, head_dim, dropout_rate=rate)
     if chosen == "plain":
         weights = attention_weights(q_BxLxHxK, k_BxLxHxK).astype(v_BxLxHxK.dtype)
         return jnp.einsum("bhlm,bmhk->blhk", drop(weights, dropout.rate, dropout.key), v_BxLxHxK)
     zero = jnp.zeros((), jnp.uint32)
     words = (zero, zero) if dropout.key is None else random_words(dropout.key)
     place_4 = jnp.stack([*words, *(jnp.asarray(first, jnp.uint32) for first in (part.row, part.head))])
-    static = (chosen, dropout.rate if dropout.key is not None else 0.0, part.n_heads or n_heads)
+    static = (chosen, rate, part.n_heads or n_heads)
     return _by_kernel(static, q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, place_4)
 
 
@@ -125,16 +136,16 @@ def _backward(static: tuple[str, float, int], saved: tuple[Array, ...], dout: Ar
 _by_kernel.defvjp(_forward, _backward)
 
 
-def _example(kernel: str) -> kernels.Example:
+def _example(kernel: str, dtype: str, head_dim: int, dropout_rate: float) -> kernels.Example:
     def inputs(key: Array) -> tuple[Array, ...]:
-        return *jax.random.normal(key, (3, 5, 81, 4, 32), jnp.bfloat16), jax.random.key_data(key)
+        return *jax.random.normal(key, (3, 5, 81, 4, head_dim), jnp.dtype(dtype)), jax.random.key_data(key)
 
     def f(implementation: str, q: Array, k: Array, v: Array, words: Array) -> Array:
-        dropout = Dropout(jax.random.wrap_key_data(words), 0.1)
+        dropout = Dropout(jax.random.wrap_key_data(words), dropout_rate)
         return full_attention(q, k, v, dropout=dropout, implementation=implementation)
 
     return kernels.Example(partial(f, kernel), partial(f, "plain"), inputs, 0.03)
 
 
-kernels.example("full_attention.triton")(partial(_example, "triton"))
-kernels.example("full_attention.mosaic")(partial(_example, "mosaic"))
+for _name in KERNELS:
+    kernels.example(f"full_attention.{_name}")(partial(_example, _name))

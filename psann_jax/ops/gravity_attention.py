@@ -1,6 +1,7 @@
 """Attention by distance and mass, from the Newton Gravity Transformer: a plain reference and a tiled implementation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax import Array
 from psann_jax.config.checks import ConfigError
 from psann_jax.ops import kernels, online_softmax, tiles
 from psann_jax.ops.dropout import row_words
-from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, unsupported
+from psann_jax.ops.gravity_kernel import GravityCase, gravity_kernel, kernel_target, unsupported
 from psann_jax.ops.gravity_scores import (
     SELF_SCORE,
     GravityForm,
@@ -41,15 +42,13 @@ class GravityCache(NamedTuple):
     mass_BxS: Array | None = None
 
 
-def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinates: int, even: bool = True) -> str:
+def choose_gravity(implementation: str, case: GravityCase, *, even: bool = True) -> str:
     """Chooses the implementation of gravity attention for the devices of the current mesh.
 
     Args:
       implementation: "pallas", kernels for GPUs and TPUs; "tiled", for all devices; "auto", the first of them that can
         run; or "plain", which stores arrays (B, H, L, L).
-      dtype: of the values.
-      head_size: features per head.
-      coordinates: per head.
+      case: what it must compute.
       even: whether the mesh splits the arrays into equal parts.
 
     Returns:
@@ -64,21 +63,25 @@ def choose_gravity(implementation: str, *, dtype: Any, head_size: int, coordinat
     tiled = Candidate("ring" if parts > 1 and even else "tiled", is_kernel=False)
     if implementation in ("tiled", "plain"):
         return kernels.choose("gravity", tiled if implementation == "tiled" else Candidate("plain", is_kernel=False))
-    reason = unsupported(kernels.platform(), dtype, head_size, coordinates)
+    reason = unsupported(kernels.platform(), case)
     if parts > 1:
         reason = f"cannot attend to parts of a window (mesh.context={parts})"
     if implementation == "auto":
-        return kernels.choose("gravity", Candidate("pallas", reason), tiled)
+        return kernels.choose("gravity", Candidate("pallas", reason, variant=case), tiled)
     if reason:
         raise ConfigError(f"model.attention: pallas {reason}; use auto or tiled")
-    return kernels.choose("gravity", Candidate("pallas"))
+    # What the config demands is not passed over, even where kernels are off.
+    return kernels.choose("gravity", Candidate("pallas", is_kernel=False))
 
 
-def choose_for(inputs: GravityInputs, implementation: str, *, even: bool = True) -> str:
-    """Returns `choose_gravity` for these arrays."""
+def choose_for(form: GravityForm, inputs: GravityInputs, implementation: str, *, even: bool = True) -> str:
+    """Returns `choose_gravity` for this score of these arrays."""
     a, v = inputs.a_BxLxHxC, inputs.v_BxLxHxK
     dtype = a.dtype if a.dtype == jnp.float64 else v.dtype
-    return choose_gravity(implementation, dtype=dtype, head_size=v.shape[-1], coordinates=a.shape[-1], even=even)
+    form = form if inputs.dropout_key is not None else replace(form, dropout_rate=0.0)
+    given = inputs.mass_BxL is not None, inputs.segment_ids_BxL is not None
+    case = GravityCase(form, jnp.dtype(dtype).name, v.shape[-1], a.shape[-1], *given)
+    return choose_gravity(implementation, case, even=even)
 
 
 def dropout_words(form: GravityForm, inputs: GravityInputs) -> Array | None:
@@ -104,7 +107,7 @@ def gravity_attention(form: GravityForm, inputs: GravityInputs, *, implementatio
     Raises:
       ConfigError: see `choose_gravity`.
     """
-    chosen = choose_for(inputs, implementation, even=False)
+    chosen = choose_for(form, inputs, implementation, even=False)
     if chosen == "pallas":
         return gravity_kernel(
             form, inputs, dropout_words(form, inputs), kernel_target(kernels.platform(), inputs.v_BxLxHxK)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from psann_jax.ops import kernels
 from psann_jax.ops.dropout import row_words
@@ -31,29 +31,48 @@ from psann_jax.ops.gravity_kernel_bodies import (
 from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams, gravity_weights, self_scores
 from psann_jax.ops.tile_loop import Operand, Result, Target, TileLoop, Visits, causal_visits
 
+
+class GravityCase(NamedTuple):
+    """What decides whether the kernel can compute an attention, and which code of it runs.
+
+    Attributes:
+      form: options of the score.
+      dtype: name of the type of the values, or float64 if the coordinates have that.
+      head_size: features per head.
+      coordinates: per head.
+      has_mass: whether masses multiply the scores.
+      has_segment_ids: whether packed documents are masked.
+    """
+
+    form: GravityForm
+    dtype: str
+    head_size: int
+    coordinates: int
+    has_mass: bool = False
+    has_segment_ids: bool = False
+
+
 _MAX_HEAD_SIZE, _MAX_COORDINATES = 128, 64
 
 
-def unsupported(platform: str, dtype: Any, head_size: int, coordinates: int) -> str:
+def unsupported(platform: str, case: GravityCase) -> str:
     """Returns why the kernel cannot run, or "" if it can.
 
     Args:
       platform: of the devices: "cpu", "gpu" or "tpu".
-      dtype: of the values.
-      head_size: features per head.
-      coordinates: per head.
+      case: what it must compute.
     """
     if platform not in ("gpu", "tpu"):
         return f"runs on GPUs and TPUs, not on {platform}"
     if platform == "gpu" and (reason := no_triton(kernels.device_kind())):
         return reason
     types = {"gpu": ("float32", "bfloat16", "float16"), "tpu": ("float32", "bfloat16")}[platform]
-    if jnp.dtype(dtype).name not in types:
-        return f"computes in {', '.join(types)} on this device, not in {jnp.dtype(dtype)}"
-    if head_size > _MAX_HEAD_SIZE:
-        return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {head_size}"
-    if coordinates > _MAX_COORDINATES:
-        return f"supports up to {_MAX_COORDINATES} coordinates per head, not {coordinates}"
+    if case.dtype not in types:
+        return f"computes in {', '.join(types)} on this device, not in {case.dtype}"
+    if case.head_size > _MAX_HEAD_SIZE:
+        return f"supports head sizes up to {_MAX_HEAD_SIZE}, not {case.head_size}"
+    if case.coordinates > _MAX_COORDINATES:
+        return f"supports up to {_MAX_COORDINATES} coordinates per head, not {case.coordinates}"
     return ""
 
 
@@ -271,30 +290,34 @@ _attend.defvjp(_forward, _backward)
 
 
 @kernels.example("gravity.pallas")
-def _example() -> kernels.Example:
-    """Two forms: bf16 values with masses, documents and dropout; float32 values without them."""
-    packed = GravityForm(cutoff="soft", rsqrt=True, dropout_rate=0.1)
-    attractive = GravityForm(attractive=True, cutoff="decay", eps=0.1)
-    B, L, H, C, K = 2, 200, 2, 16, 64
-    segment_ids_BxL = jnp.repeat(jnp.arange(4), jnp.array([1, 90, 101, 8]), total_repeat_length=L)[None]
+def _example(*variant: Any) -> kernels.Example:
+    case, B, L, H = GravityCase(*variant), 2, 300, 2
+    C, rate = case.coordinates, case.form.dropout_rate
+    segment_ids_BxL = jnp.stack(
+        [jnp.searchsorted(jnp.array(begins), jnp.arange(L)) for begins in ([0, 90, 280], [200])]
+    )
 
     def inputs(key: Array) -> tuple[Array, ...]:
         of_a, of_v, of_mass = jax.random.split(key, 3)
-        a_BxLxHxC, v_BxLxHxK = jax.random.normal(of_a, (B, L, H, C)), jax.random.normal(of_v, (B, L, H, K))
-        params = jnp.array([0.7, 1.5]), jnp.array([0.1, -0.2]), jnp.array(7.0)
+        a_BxLxHxC = jax.random.normal(of_a, (B, L, H, C))
+        v_BxLxHxK = jax.random.normal(of_v, (B, L, H, case.head_size)).astype(case.dtype)
+        # About half of the tokens are nearer than the radius.
+        params = jnp.array([0.7, 1.5]), jnp.array([0.1, -0.2]), jnp.sqrt(jnp.float32(2 * C))
         return a_BxLxHxC, v_BxLxHxK, *params, jax.random.uniform(of_mass, (B, L), minval=0.3, maxval=1.5)
 
-    def both(attend: Callable[[GravityForm, GravityInputs, Array | None], Array]) -> Callable[..., Array]:
-        def run(a: Array, v: Array, gamma: Array, bias: Array, radius: Array, mass: Array) -> Array:
-            params, ids = GravityParams(gamma, bias, radius), jnp.broadcast_to(segment_ids_BxL, (B, L))
-            words = row_words(jax.random.key(0), (B, H))
-            first = attend(packed, GravityInputs(a, v.astype(jnp.bfloat16), params, mass, ids), words)
-            return first.astype(jnp.float32) + attend(attractive, GravityInputs(a, v, params), None)
-
-        return run
+    def run(
+        attend: Callable[..., Array], a: Array, v: Array, gamma: Array, bias: Array, radius: Array, mass: Array
+    ) -> Array:
+        # Softmax removes a bias of all scores, so its gradient would be a comparison of rounding errors.
+        acts = case.has_mass or case.form.cutoff == "soft"
+        params = GravityParams(gamma, bias if acts else lax.stop_gradient(bias), radius)
+        ids = segment_ids_BxL if case.has_segment_ids else None
+        x = GravityInputs(a, v, params, mass if case.has_mass else None, ids)
+        return attend(case.form, x, row_words(jax.random.key(0), (B, H)) if rate else None)
 
     def kernel(form: GravityForm, x: GravityInputs, words: Array | None) -> Array:
         return gravity_kernel(form, x, words, kernel_target(kernels.platform(), x.v_BxLxHxK))
 
-    # The gradient of the bias is a sum that nearly cancels, of terms that know the output in bf16 only.
-    return kernels.Example(both(kernel), both(weighted_values), inputs, tolerance=0.05)
+    # The gradient of the bias is a sum that nearly cancels, of terms that know the output in the type of the values:
+    # in bf16, interpreted, it differs by up to 0.012.
+    return kernels.Example(partial(run, kernel), partial(run, weighted_values), inputs, tolerance=0.03)

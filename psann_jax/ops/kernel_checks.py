@@ -1,17 +1,20 @@
 """Comparison of a kernel with the reference on the devices at hand, before a program uses it for the first time.
 
 A kernel that gives other values or gradients, or does not run, is refused: programs then take the next implementation,
-and a warning says so. Results of comparisons are kept in a file of the user's cache directory, one per kind of device
-and version. That a kernel did not run is not kept: the device's memory may have been full.
+and a warning says so. Results of comparisons are kept in a file of the user's cache directory, one per kind of device,
+source code of `psann_jax.ops` and version of the libraries that compile it. That a kernel did not run is not kept: the
+device's memory may have been full. In a run of several processes, process 0 compares for all of them.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,13 @@ import jax.numpy as jnp
 import platformdirs
 
 from psann_jax.utils.files import write_json
+from psann_jax.utils.process_store import process_store
 
 PASSED = "passed"
 _FILE = "kernel_checks.json"
+# Beginnings of the names of packages that take part in compiling and running a kernel.
+_COMPILERS = ("jax", "libtpu", "nvidia-", "triton", "rocm")
+_WAIT_S = 600  # for the verdict of process 0, which may be compiling
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,11 @@ def is_sound(kernel: str, make_example: Callable[[], Example]) -> bool:
     """Returns whether a kernel equals the reference on the default device; warns if it does not.
 
     Args:
-      kernel: its name, "OPERATION.NAME".
+      kernel: its name and variant, "OPERATION.NAME (VARIANT)".
       make_example: makes the `Example`.
     """
     kind = jax.devices()[0].device_kind
-    entry = f"{kernel}; {kind}; jax {jax.__version__}; psann_jax {version('psann_jax')}"
+    entry = f"{kernel}; {kind}; jax {jax.__version__}; {_code()}"
     outcome = _results().get(entry)
     again = f"to check again, delete {_FILE} in the cache directory"
     if outcome is None:
@@ -104,6 +111,38 @@ def is_sound(kernel: str, make_example: Callable[[], Example]) -> bool:
         stacklevel=2,
     )
     return False
+
+
+def agreed(kernel: str, check: Callable[[], bool]) -> bool:
+    """Returns the result of a check, in a run of several processes that of process 0 in all of them.
+
+    Processes that decided alone could compile different programs, which then wait for each other forever. Process 0
+    waits for no other, so it may also use a kernel in a program of its own.
+    """
+    store = process_store()
+    if store is None:
+        return check()
+    name = f"psann_jax/kernels/{kernel}"
+    if jax.process_index() == 0:
+        verdict = check()
+        store.key_value_set(name, str(verdict), allow_overwrite=True)
+        return verdict
+    try:
+        return bool(store.blocking_key_value_get(name, _WAIT_S * 1000) == str(True))
+    except jax.errors.JaxRuntimeError:  # process 0 does not use the kernel
+        return check()
+
+
+@functools.cache
+def _code() -> str:
+    """Returns a digest of the source code of the kernels and of the versions of what compiles and runs them."""
+    found = {str(path.name): path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
+    names = ((package.metadata["Name"] or "", package.version) for package in distributions())
+    versions = sorted(f"{name} {version}" for name, version in names if name.lower().startswith(_COMPILERS))
+    digest = hashlib.sha256(jax.devices()[0].client.platform_version.encode())
+    for part in (*versions, *(f"{name} {hashlib.sha256(found[name]).hexdigest()}" for name in sorted(found))):
+        digest.update(part.encode())
+    return digest.hexdigest()[:16]
 
 
 def _outcome(make_example: Callable[[], Example]) -> tuple[str, bool]:

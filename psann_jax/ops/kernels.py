@@ -6,13 +6,14 @@ of the process, so that programs can be compiled for devices that are not there.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 
-from psann_jax.ops.kernel_checks import Example, is_sound
+from psann_jax.ops.kernel_checks import Example, agreed, is_sound
 
 Kernels = Literal["auto", "plain"]
 CONTEXT_AXIS = "context"  # the mesh axis that windows are divided over
@@ -23,7 +24,8 @@ _selected: ContextVar[Kernels] = ContextVar("selected", default="auto")
 _chosen: ContextVar[dict[str, set[str]] | None] = ContextVar("chosen", default=None)
 _verdicts: dict[str, bool] = {}  # kernel -> whether it passed its check on the devices of this process
 
-EXAMPLES: dict[str, Callable[[], Example]] = {}  # "OPERATION.NAME" -> its problem
+# "OPERATION.NAME" -> function of the values of `Candidate.variant` that makes the kernel's problem.
+EXAMPLES: dict[str, Callable[..., Example]] = {}
 
 
 class Candidate(NamedTuple):
@@ -34,13 +36,14 @@ class Candidate(NamedTuple):
       reason: why it cannot be used here; empty if it can.
       is_kernel: whether it is code for special devices, which model.kernels=plain turns off and which is compared with
         the reference before its first use.
-      example: name of the `Example` that covers the options in use; empty: that of the implementation.
+      variant: of a kernel, what of the options in use decides which code it runs, such as the type and the head size;
+        each variant is compared on an `Example` of its own.
     """
 
     name: str
     reason: str = ""
     is_kernel: bool = True
-    example: str = ""
+    variant: tuple[Hashable, ...] = ()
 
 
 def platform() -> str:
@@ -113,7 +116,7 @@ def choose(operation: str, *candidates: Candidate) -> str:
     def usable(candidate: Candidate) -> bool:
         if candidate.reason or not candidate.is_kernel:
             return not candidate.reason
-        return not plain and _is_sound(f"{operation}.{candidate.example or candidate.name}")
+        return not plain and _is_sound(f"{operation}.{candidate.name}", candidate.variant)
 
     name = next((candidate.name for candidate in candidates if usable(candidate)), candidates[-1].name)
     found = _chosen.get()
@@ -122,18 +125,19 @@ def choose(operation: str, *candidates: Candidate) -> str:
     return name
 
 
-def _is_sound(kernel: str) -> bool:
+def _is_sound(kernel: str, variant: tuple[Hashable, ...]) -> bool:
     if platform() != _named(jax.default_backend()) or kernel not in EXAMPLES:
         return True  # compiled for devices that are not there
-    if kernel not in _verdicts:
-        _verdicts[kernel] = is_sound(kernel, EXAMPLES[kernel])
-    return _verdicts[kernel]
+    name = f"{kernel} ({', '.join(map(str, variant))})" if variant else kernel
+    if name not in _verdicts:
+        _verdicts[name] = agreed(name, lambda: is_sound(name, partial(EXAMPLES[kernel], *variant)))
+    return _verdicts[name]
 
 
-def example(kernel: str) -> Callable[[Callable[[], Example]], Callable[[], Example]]:
-    """Decorator that registers the function which makes the `Example` "OPERATION.NAME" of a kernel."""
+def example(kernel: str) -> Callable[[Callable[..., Example]], Callable[..., Example]]:
+    """Decorator that registers the function which makes the `Example` of a variant of the kernel "OPERATION.NAME"."""
 
-    def register(make: Callable[[], Example]) -> Callable[[], Example]:
+    def register(make: Callable[..., Example]) -> Callable[..., Example]:
         EXAMPLES[kernel] = make
         return make
 

@@ -36,13 +36,20 @@ def damped_sine_reference(
     return (A * jnp.exp(-d * g) * jnp.sin(f * x)).astype(z.dtype)
 
 
-def choose_sine(dtype: Any) -> str:
-    """Chooses the implementation of `damped_sine` for z of a type, by the devices of the current mesh."""
+def choose_sine(dtype: Any, decay_mode: DecayMode = "abs", uneven: str = "") -> str:
+    """Chooses the implementation of `damped_sine` for z of a type, by the devices of the current mesh.
+
+    Args:
+      dtype: of z.
+      decay_mode: see `damped_sine`.
+      uneven: why the mesh cannot split z into equal parts; empty if it can.
+    """
     if kernels.platform() != "gpu":
         reason = "for GPUs only"
     else:
-        reason = "not for float64" if dtype == jnp.float64 else no_triton(kernels.device_kind())
-    return kernels.choose("sine", kernels.Candidate("triton", reason), kernels.Candidate("polynomial", is_kernel=False))
+        reason = uneven or ("not for float64" if dtype == jnp.float64 else no_triton(kernels.device_kind()))
+    triton = kernels.Candidate("triton", reason, variant=(decay_mode, jnp.dtype(dtype).name))
+    return kernels.choose("sine", triton, kernels.Candidate("polynomial", is_kernel=False))
 
 
 def damped_sine(
@@ -73,7 +80,7 @@ def damped_sine(
     Returns:
       (..., F) in the type of z; NaN where z is NaN or infinite.
     """
-    chosen = implementation or choose_sine(z.dtype)
+    chosen = implementation or choose_sine(z.dtype, decay_mode)
     return _damped_sine((decay_mode, chosen), z, amplitude_F, frequency_F, decay_F)
 
 
@@ -113,13 +120,15 @@ _damped_sine.defvjp(_forward, _backward)
 
 
 @kernels.example("sine.triton")
-def _example() -> kernels.Example:
+def _example(decay_mode: DecayMode, dtype: str) -> kernels.Example:
     def inputs(key: Array) -> tuple[Array, ...]:
         z_key, *keys = jax.random.split(key, 4)
         z = 3 * jax.random.normal(z_key, (3, 50, 200))
-        return z, *(jax.random.uniform(k, (200,), minval=0.1, maxval=2.0) for k in keys)
+        return z.astype(dtype), *(jax.random.uniform(k, (200,), minval=0.1, maxval=2.0) for k in keys)
 
-    return kernels.Example(partial(damped_sine, implementation="triton"), damped_sine_reference, inputs, 1e-5)
+    kernel = partial(damped_sine, decay_mode=decay_mode, implementation="triton")
+    reference = partial(damped_sine_reference, decay_mode=decay_mode)
+    return kernels.Example(kernel, reference, inputs, 1e-5 if dtype == "float32" else 0.01)
 
 
 SinCos = Callable[[Array], tuple[Array, Array]]

@@ -9,12 +9,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
-from jax._src import distributed  # the key-value store of the processes has no public name
 
 from psann_jax.utils.errors import UserError, one_line
+from psann_jax.utils.process_store import process_store
 
 _FAILURE = "psann_jax/failure"  # in the key-value store: the message of the process that failed
 _POLL_S = 0.5
@@ -47,14 +46,10 @@ def end_together() -> Iterator[None]:
         yield
     except UserError as error:
         watch.stop()
-        _store().key_value_set(_FAILURE, _message(error), allow_overwrite=True)
+        process_store().key_value_set(_FAILURE, _message(error), allow_overwrite=True)
         raise
     finally:
         watch.stop()
-
-
-def _store() -> Any:
-    return distributed.global_state.client
 
 
 def _message(error: UserError) -> str:
@@ -77,7 +72,7 @@ class _Watch:
     def _run(self) -> None:
         while not self._stopped.wait(_POLL_S):
             try:
-                message = _store().key_value_try_get(_FAILURE)
+                message = process_store().key_value_try_get(_FAILURE)
             except jax.errors.JaxRuntimeError:
                 continue  # there is no such key; if the connection is broken, JAX itself ends the process
             _end_process(message)

@@ -10,6 +10,7 @@ from psann_jax.config import ConfigError, DecoderConfig, VanillaConfig
 from psann_jax.ops import attention_choice, kernels
 from psann_jax.ops.attention import KERNELS
 from psann_jax.ops.attention_choice import AttentionCase, choose_attention, describe_attention
+from psann_jax.ops.attention_reference import Variant
 from tests.support.devices import pretend
 
 H100, B200, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA B200", "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -44,7 +45,7 @@ def test_packed_documents_with_small_heads_run_triton(on, monkeypatch):
     assert choose_attention("auto", packed) == describe_attention("auto", packed) == "triton"
     assert choose_attention("cudnn", packed) == "cudnn_packed"
     assert choose_attention("auto", packed._replace(length=2048)) == "cudnn_packed"
-    monkeypatch.setattr(kernels, "_is_sound", lambda example: "triton" not in example)
+    monkeypatch.setattr(kernels, "_is_sound", lambda kernel, variant: "triton" not in kernel)
     assert choose_attention("auto", packed) == "cudnn_packed"
 
 
@@ -186,14 +187,26 @@ def test_the_config_offers_what_can_be_chosen(config):
     assert set(get_args(get_type_hints(config)["attention"])) == set(attention_choice.IMPLEMENTATIONS)
 
 
-def test_each_kernel_has_examples_of_all_options():
-    for case in (CASE, CASE._replace(group=4), CASE._replace(window=7), CASE._replace(group=2, window=1)):
-        assert {f"attention.{case.example(name)}" for name in KERNELS} <= set(kernels.EXAMPLES)
+def test_a_kernel_is_checked_in_the_form_that_runs(on):
+    on("tpu", "TPU v5 lite")
+    case = CASE._replace(group=4, window=7, dropout=0.1, has_segment_ids=True, length=2048)
+    [splash, _] = attention_choice.candidates(case)
+    assert splash.variant == Variant("bfloat16", 64, 4, True, 0.1, True, False)
+    [splash, _] = attention_choice.candidates(CASE._replace(dtype=jnp.float32, length=2049))
+    assert splash.variant == Variant("float32", 64, 1, False, 0.0, False, True)
+    [gathered, _] = attention_choice.candidates(CASE._replace(length=2048, context=4))
+    assert not gathered.variant.is_long
+    [gathered, _] = attention_choice.candidates(CASE._replace(length=2048, context=8))
+    assert gathered.variant.is_long, "blocks of a part are of 256 tokens here"
+    on("gpu", H100)
+    [triton, library, _] = attention_choice.candidates(case)
+    assert triton.variant == library.variant == Variant("bfloat16", 64, 4, True, 0.1, True)
+    assert {f"attention.{name}" for name in (*KERNELS, "splash_gathered")} <= set(kernels.EXAMPLES)
 
 
 def test_a_kernel_that_fails_with_an_option_is_used_without_it(on, monkeypatch):
     on("gpu", H100)
-    monkeypatch.setattr(kernels, "_is_sound", lambda example: not example.endswith("_window"))
+    monkeypatch.setattr(kernels, "_is_sound", lambda kernel, variant: not variant.has_window)
     grouped = CASE._replace(group=4, has_segment_ids=True, head_dim=128)
     assert choose_attention("auto", grouped) == "cudnn_packed"
     assert choose_attention("auto", grouped._replace(window=64)) == "xla"

@@ -15,6 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 from psann_jax.ops import attention_cudnn, kernels
 from psann_jax.ops.attention_cudnn import cudnn_attention, documents_per_pass
 from psann_jax.ops.attention_documents import document_numbers, lengths_and_starts
+from psann_jax.ops.attention_reference import Variant
 from tests.ops.test_attention import documents, draw
 from tests.support.attention import at_borders, check_example, compare_with_plain, plain, value_and_gradients
 from tests.support.cudnn import interpreter
@@ -153,12 +154,13 @@ def test_signature_of_the_private_function(monkeypatch):
         assert callable(getattr(fused, name))
 
 
-@pytest.mark.parametrize("options", ["", "_window"])
-@pytest.mark.parametrize("name", ["attention.cudnn", "attention.cudnn_packed"])
-def test_examples(name, options, monkeypatch):
+@pytest.mark.parametrize("has_window", [False, True])
+@pytest.mark.parametrize(("name", "documents"), [("attention.cudnn", False), ("attention.cudnn_packed", True)])
+def test_examples(name, documents, has_window, monkeypatch):
     original = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: original(*a, **k))
-    example = kernels.EXAMPLES[name + options]()
+    variant = Variant("bfloat16", 32, group=2, has_window=has_window, has_segment_ids=documents)
+    example = kernels.EXAMPLES[name](*variant)
     check_example(example, example.kernel)
 
 

@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from psann_jax.ops import attention_splash, kernels
 from psann_jax.ops.attention import causal_attention
+from psann_jax.ops.attention_reference import Variant
 from psann_jax.ops.attention_splash import blocks, splash_attention
 from tests.ops.test_attention import draw
 from tests.support.attention import at_borders, check_example, compare_with_plain
@@ -63,6 +65,26 @@ def test_blocks_are_multiples_of_128():
     ]
 
 
-@pytest.mark.parametrize(("name", "window"), [("splash", 0), ("splash_window", 50)])
-def test_examples(name, window):
-    check_example(kernels.EXAMPLES[f"attention.{name}"](), partial(interpreted, window=window))
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(),
+        Variant("float32", 32, group=2, has_window=True, has_segment_ids=False),
+        pytest.param(Variant(is_long=True), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("name", ["splash", pytest.param("splash_gathered", marks=pytest.mark.slow)])
+def test_examples(name, variant, monkeypatch):
+    monkeypatch.setattr(attention_splash, "splash_attention", interpreted)
+    example = kernels.EXAMPLES[f"attention.{name}"](*variant)
+    check_example(example, example.kernel)
+
+
+def test_the_example_has_the_form_of_long_windows():
+    shapes = []
+    for is_long in (False, True):
+        example = kernels.EXAMPLES["attention.splash"](*Variant(is_long=is_long))
+        q, _, _ = jax.eval_shape(example.inputs, jax.random.key(0))
+        shapes.append(q.shape[1])
+    assert [attention_splash.is_long(length, 1) for length in shapes] == [False, True]
+    assert blocks(shapes[0])[0] > 1, "more than one block"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psann_jax.ops import attention_triton, kernels
 from psann_jax.ops.attention import causal_attention
 from psann_jax.ops.attention_dropout import mask_words
+from psann_jax.ops.attention_reference import Variant
 from psann_jax.ops.attention_triton import tile_length, triton_attention
 from psann_jax.ops.tiles import Dropout
 from tests.ops.test_attention import documents, draw
@@ -156,15 +157,15 @@ def test_float32_does_not_use_tf32_alone():
 
 
 @pytest.mark.parametrize(
-    "name",
+    "variant",
     [
-        "triton",
-        pytest.param("triton_grouped", marks=pytest.mark.slow),
-        pytest.param("triton_window", marks=pytest.mark.slow),
+        Variant("bfloat16", dropout=0.1),
+        Variant("float32", 40, group=2, has_window=True),
+        pytest.param(Variant("float16", 160, has_segment_ids=False), marks=pytest.mark.slow),
+        pytest.param(Variant("float32", dropout=0.5), marks=pytest.mark.slow),
     ],
 )
-def test_examples(name, monkeypatch):
-    """In bf16 and float32, whose tolerances differ, and with dropout."""
+def test_examples(variant, monkeypatch):
     monkeypatch.setattr(attention_triton, "triton_attention", interpreted)
-    example = kernels.EXAMPLES[f"attention.{name}"]()
+    example = kernels.EXAMPLES["attention.triton"](*variant)
     check_example(example, example.kernel)

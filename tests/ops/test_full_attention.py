@@ -80,4 +80,5 @@ def test_large_scores_do_not_overflow(kernel):
 
 @pytest.mark.parametrize("kernel", ["triton", "mosaic"])
 def test_the_examples_of_the_kernels_pass(kernel):
-    assert max(differences(kernels.EXAMPLES[f"full_attention.{kernel}"]())) < 1
+    example = kernels.EXAMPLES[f"full_attention.{kernel}"]("bfloat16", 32, 0.1)
+    assert max(differences(example)) < 0.8

@@ -8,6 +8,8 @@ from psann_jax.ops.causal_filter import choose_filter
 from psann_jax.ops.full_attention import choose_full_attention
 from psann_jax.ops.gpu_kinds import architecture, no_triton
 from psann_jax.ops.gravity_attention import choose_gravity
+from psann_jax.ops.gravity_kernel import GravityCase
+from psann_jax.ops.gravity_scores import GravityForm
 from psann_jax.ops.sine import choose_sine
 from tests.support.devices import pretend
 
@@ -70,6 +72,6 @@ def test_no_kernel_of_triton_is_chosen_on_old_gpus(kind, monkeypatch):
         choose_sine(jnp.bfloat16),
         choose_filter(jnp.bfloat16, 64),
         choose_full_attention(jnp.bfloat16, 81, 32),
-        choose_gravity("auto", dtype=jnp.bfloat16, head_size=64, coordinates=16),
+        choose_gravity("auto", GravityCase(GravityForm(), "bfloat16", 64, 16)),
     }
     assert chosen & {"triton", "pallas"} == ({"triton", "pallas"} if "H100" in kind else set())

@@ -15,11 +15,12 @@ from psann_jax.ops import gpu_kinds, kernels
 from psann_jax.ops import gravity_kernel as module
 from psann_jax.ops.dropout import row_words
 from psann_jax.ops.gravity_attention import choose_for, gravity_attention
-from psann_jax.ops.gravity_kernel import gravity_kernel, kernel_target, weighted_values
+from psann_jax.ops.gravity_kernel import GravityCase, gravity_kernel, kernel_target, weighted_values
 from psann_jax.ops.gravity_scores import GravityForm, GravityInputs, GravityParams
 from psann_jax.ops.tile_loop import Target
 from tests.ops.test_gravity_attention import draw, packed
 from tests.support.devices import pretend
+from tests.support.kernels import differences
 
 PLATFORMS = pytest.mark.parametrize("platform", ["gpu", "tpu"])
 DROPOUT = {"dropout_rate": 0.3}
@@ -215,65 +216,95 @@ def test_inside_scan_and_checkpoint():
 
 def test_cpus_use_the_tiled_form():
     with kernels.recorded() as found:
-        assert choose_for(make(), "auto") == "tiled"
+        assert choose_for(GravityForm(), make(), "auto") == "tiled"
     assert found == {"gravity": {"tiled"}}
 
 
 @PLATFORMS
 def test_gpus_and_tpus_use_the_kernel_where_it_is_supported(platform, monkeypatch):
     pretend(monkeypatch, platform)
-    assert choose_for(make(), "auto") == choose_for(make(dtype="bfloat16"), "pallas") == "pallas"
+    assert (
+        choose_for(GravityForm(), make(), "auto")
+        == choose_for(GravityForm(), make(dtype="bfloat16"), "pallas")
+        == "pallas"
+    )
     for x in (make(K=129), make(C=65)):
-        assert choose_for(x, "auto") == "tiled"
-    assert (choose_for(make(dtype="float16"), "auto") == "tiled") == (platform == "tpu")
+        assert choose_for(GravityForm(), x, "auto") == "tiled"
+    assert (choose_for(GravityForm(), make(dtype="float16"), "auto") == "tiled") == (platform == "tpu")
     with jax.enable_x64(True):
         x = make(dtype="float64")
-        assert choose_for(x, "auto") == "tiled"
+        assert choose_for(GravityForm(), x, "auto") == "tiled"
         x = x._replace(a_BxLxHxC=x.a_BxLxHxC.astype("float64"), v_BxLxHxK=x.v_BxLxHxK.astype("float32"))
-        assert choose_for(x, "auto") == "tiled"
+        assert choose_for(GravityForm(), x, "auto") == "tiled"
     for name in ("tiled", "plain"):
-        assert choose_for(make(), name) == name
+        assert choose_for(GravityForm(), make(), name) == name
     with kernels.using("plain"):
-        assert choose_for(make(), "auto") == "tiled"
-    monkeypatch.setattr(kernels, "_is_sound", lambda kernel: kernel != "gravity.pallas")
-    assert choose_for(make(), "auto") == "tiled"
+        assert choose_for(GravityForm(), make(), "auto") == "tiled"
+    monkeypatch.setattr(kernels, "_is_sound", lambda kernel, variant: kernel != "gravity.pallas")
+    assert choose_for(GravityForm(), make(), "auto") == "tiled"
 
 
 @PLATFORMS
 def test_parts_of_a_window_are_attended_to_on_a_ring(platform, monkeypatch):
     pretend(monkeypatch, platform)
     monkeypatch.setattr(kernels, "window_parts", lambda: 4)
-    assert choose_for(make(), "auto") == choose_for(make(), "tiled") == "ring"
-    assert choose_for(make(), "auto", even=False) == "tiled"
-    assert choose_for(make(), "plain") == "plain"
+    assert choose_for(GravityForm(), make(), "auto") == choose_for(GravityForm(), make(), "tiled") == "ring"
+    assert choose_for(GravityForm(), make(), "auto", even=False) == "tiled"
+    assert choose_for(GravityForm(), make(), "plain") == "plain"
     with pytest.raises(ConfigError, match=r"^model.attention: pallas cannot attend to parts .*context=4\); use auto"):
-        choose_for(make(), "pallas")
+        choose_for(GravityForm(), make(), "pallas")
 
 
 def test_an_implementation_that_cannot_run_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"^model.attention: pallas runs on GPUs and TPUs, not on cpu; use auto"):
-        choose_for(make(), "pallas")
+        choose_for(GravityForm(), make(), "pallas")
     with pytest.raises(ConfigError, match="'flash' is unknown, choose from auto, pallas"):
-        choose_for(make(), "flash")
+        choose_for(GravityForm(), make(), "flash")
     pretend(monkeypatch, "gpu")
     with pytest.raises(ConfigError, match="supports head sizes up to 128, not 256"):
         gravity_attention(GravityForm(), make(K=256), implementation="pallas")
     monkeypatch.setattr(gpu_kinds, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="this version of JAX does not have"):
-        choose_for(make(), "pallas")
+        choose_for(GravityForm(), make(), "pallas")
 
 
-def test_the_example_passes(monkeypatch):
-    pretend(monkeypatch, "gpu")
+PACKED = GravityCase(GravityForm(dropout_rate=0.1), "bfloat16", 64, 16, has_mass=True, has_segment_ids=True)
+
+
+def with_form(case, **changes):
+    return case._replace(form=replace(case.form, **changes))
+
+
+def example_of(case, platform, monkeypatch):
+    """The problem of the check on a device, with the kernel interpreted."""
+    pretend(monkeypatch, platform)
     monkeypatch.setattr(module, "kernel_target", partial(kernel_target, interpret=True))
-    example = kernels.EXAMPLES["gravity.pallas"]()
-    inputs = example.inputs(jax.random.key(0))
+    return kernels.EXAMPLES["gravity.pallas"](*case)
 
-    @partial(jax.jit, static_argnums=0)
-    def run(attend, inputs):
-        out, vjp = jax.vjp(attend, *inputs)
-        return out, vjp(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
 
-    got, want = run(example.kernel, inputs), run(example.reference, inputs)
-    for y, z in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert np.abs(y - z).max() < example.tolerance * np.abs(z).max()
+@pytest.mark.parametrize(
+    "case",
+    [
+        PACKED,  # the default of w3_25m
+        GravityCase(GravityForm(attractive=True, cutoff="decay", eps=0.1), "float32", 32, 20),
+        pytest.param(with_form(PACKED, cutoff="soft", rsqrt=True), marks=pytest.mark.slow),
+        pytest.param(with_form(PACKED, cutoff="none", attractive=True), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("platform", ["gpu", pytest.param("tpu", marks=pytest.mark.slow)])
+def test_the_examples_pass(case, platform, monkeypatch):
+    assert max(differences(example_of(case, platform, monkeypatch))) < 0.8
+
+
+@PLATFORMS
+def test_the_example_has_several_tiles(platform, monkeypatch):
+    inputs = example_of(PACKED, platform, monkeypatch).inputs(jax.random.key(0))
+    length = inputs[0].shape[1]
+    assert kernel_target(platform, inputs[1]).padded(length) > kernel_target(platform, inputs[1]).T
+
+
+def test_the_example_shows_a_kernel_without_the_cutoff(monkeypatch):
+    example = example_of(PACKED, "gpu", monkeypatch)
+    run = module.gravity_kernel
+    monkeypatch.setattr(module, "gravity_kernel", lambda form, *rest: run(replace(form, cutoff="none"), *rest))
+    assert max(differences(example)) > 3

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from psann_jax.nn.mesh import ONE_DEVICE, make_mesh
-from psann_jax.ops import kernels
+from psann_jax.ops import kernel_checks, kernels
 from psann_jax.ops.kernel_checks import Example, differences
 from psann_jax.ops.kernels import Candidate, choose
 
@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def register(kernel, tolerance=1e-6, calls=None):
     @kernels.example("double.fast")
-    def make():
+    def make(*variant):
         if calls is not None:
             calls.append(1)
         return Example(kernel, lambda x, n: 2 * x * n, lambda key: (jax.random.normal(key, (3, 4)), 2), tolerance)
@@ -84,6 +84,73 @@ def test_a_sound_kernel_is_used_and_compared_once(own_cache):
     assert outcome == "passed"
     assert "double.fast" in entry
     assert jax.__version__ in entry
+
+
+def test_each_variant_is_compared_on_its_own(own_cache):
+    @kernels.example("double.fast")
+    def make(dtype, factor):
+        wrong = 1.1 if dtype == "float16" else 1
+        return Example(
+            lambda x: wrong * factor * x, lambda x: factor * x, lambda key: (jax.random.normal(key, (5,)),), 1e-6
+        )
+
+    assert choose("double", FAST._replace(variant=("float32", 2)), PLAIN) == "fast"
+    with pytest.warns(RuntimeWarning, match=r"the kernel double\.fast \(float16, 2\) is not used"):
+        assert choose("double", FAST._replace(variant=("float16", 2)), PLAIN) == "plain"
+    assert kernels._verdicts == {"double.fast (float32, 2)": True, "double.fast (float16, 2)": False}
+    assert len(json.loads(own_cache.read_text())) == 2
+
+
+@pytest.mark.parametrize("changed", ["source", "library"])
+def test_changed_code_is_compared_again(changed, tmp_path, monkeypatch):
+    register(lambda x, n: x * n + x * n)
+    assert choose("double", FAST, PLAIN) == "fast"
+    if changed == "source":
+        copied = tmp_path / "ops" / "kernel_checks.py"
+        copied.parent.mkdir()
+        copied.write_text("")
+        monkeypatch.setattr(kernel_checks, "__file__", str(copied))
+    else:
+        newer = types.SimpleNamespace(metadata={"Name": "libtpu"}, version="99")
+        monkeypatch.setattr(kernel_checks, "distributions", lambda: [newer])
+    kernel_checks._code.cache_clear()
+    kernels._verdicts.clear()
+    register(wrong_gradient)
+    with pytest.warns(RuntimeWarning, match="not used"):
+        assert choose("double", FAST, PLAIN) == "plain"
+    monkeypatch.undo()
+    kernel_checks._code.cache_clear()
+
+
+class Store:
+    """The key-value store of a run's processes."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def key_value_set(self, name, value, *, allow_overwrite):
+        self.found[name] = value
+
+    def blocking_key_value_get(self, name, timeout_ms):
+        if name not in self.found:
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+        return self.found[name]
+
+
+def test_processes_use_a_kernel_if_process_0_does(own_cache, monkeypatch):
+    found = {}
+    monkeypatch.setattr(kernel_checks, "process_store", lambda: Store(found))
+    register(wrong_gradient)
+    with pytest.warns(RuntimeWarning, match="not used"):
+        assert choose("double", FAST, PLAIN) == "plain"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    kernels._verdicts.clear()
+    register(lambda x, n: 2 * x * n)
+    assert choose("double", FAST, PLAIN) == "plain"
+    kernels._verdicts.clear()
+    found.clear()
+    own_cache.unlink()
+    assert choose("double", FAST, PLAIN) == "fast", "process 0 does not use it"
 
 
 def test_a_check_within_a_traced_function_is_no_part_of_it():
