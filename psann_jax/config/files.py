@@ -23,7 +23,7 @@ _VALID_SOURCES, _VALID_FRACTION = "data.valid_sources", "data.valid_fraction"
 
 
 def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
-    """Runs ``get_config`` of a Python file, or reads a YAML file.
+    """Runs ``get_config`` of a Python file, or reads a YAML or JSON file, such as the config.json of a run.
 
     A Python file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import
     w3_25m``. Settings of a YAML file that have no counterpart here are reported on standard error.
@@ -39,7 +39,7 @@ def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
         raise UserError(f"{path}: there is no such config file")
     if is_yaml(path):
         if argument:
-            raise UserError(f"{path}: is a YAML file, which takes no argument; omit :{argument}")
+            raise UserError(f"{path}: is a {Path(path).suffix[1:]} file, which takes no argument; omit :{argument}")
         config, notes = load_yaml(path)
         for note in notes:
             print(f"note: {path}{note}", file=sys.stderr)

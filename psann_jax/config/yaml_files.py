@@ -1,4 +1,4 @@
-"""YAML config files: settings of this project, nested or dotted, or settings of one of the originals.
+"""YAML and JSON config files: settings of this project, nested or dotted, or settings of one of the originals.
 
 Only what ``yaml.safe_load`` accepts is read. Aliases of lists and sections are refused: they can hide what a file says.
 """
@@ -25,8 +25,11 @@ _OWN = "psann_jax"
 
 
 def is_yaml(path: str) -> bool:
-    """Returns whether a config file is a YAML file, by its name; an argument behind a colon is not part of the name."""
-    return Path(path.partition(":")[0]).suffix.lower() in (".yaml", ".yml")
+    """Returns whether a config file is read as YAML, by its name; an argument behind a colon is not part of the name.
+
+    JSON is YAML, too, so that the config.json of a run can be the config file of another.
+    """
+    return Path(path.partition(":")[0]).suffix.lower() in (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)

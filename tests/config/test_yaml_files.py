@@ -1,5 +1,6 @@
 """YAML config files: the same settings as in Python, and errors with file and line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def values(hint, default):
 
 
 NAMES = {base: dict(flatten(default_config(base).to_dict())) for base in families()}
+
+
+@pytest.mark.parametrize("base", families())
+def test_the_settings_that_a_run_has_written_are_a_config_file(base, tmp_path):
+    config = default_config(base)
+    config.train.lr = 1e-6  # no dot, so YAML by itself would take it for text
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(parse(config))))
+    assert parse(load_config_file(str(path))) == parse(config)
 
 
 @settings(max_examples=150, deadline=None)
@@ -182,7 +192,7 @@ def test_any_text_is_settings_or_one_line(tmp_path_factory, text):
 def test_a_yaml_file_takes_no_argument_and_is_no_sweep(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 1\n")
-    with pytest.raises(UserError, match=r"c\.yaml: is a YAML file, which takes no argument; omit :small"):
+    with pytest.raises(UserError, match=r"c\.yaml: is a yaml file, which takes no argument; omit :small"):
         load_config_file(f"{path}:small")
     with pytest.raises(UserError, match=r"^--config: .*c\.yaml: a sweep is a Python file"):
         sweep_command.main([f"--config={path}"])
