@@ -14,6 +14,11 @@ from psann_jax.config.io import parse, to_dict
 from psann_jax.models import flops
 from psann_jax.models.network import Network
 
+EQUAL_TOKENS = (
+    "tokens",
+    "parameters",
+)  # budgets with equal training tokens
+
 
 def match_budget(
     config: Config, reference: Config, budget: str, speed: Callable[[Config], float] | None = None
@@ -32,7 +37,7 @@ def match_budget(
     """
     if config == reference:
         return config
-    if budget in ("tokens", "parameters"):
+    if budget in EQUAL_TOKENS:
         same_rows = getattr(config.data, "pack", True) == getattr(reference.data, "pack", True)
         require(
             same_rows, "data.pack", f"differs from the reference's; padding makes the tokens of budget {budget} unequal"

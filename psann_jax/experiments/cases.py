@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from ml_collections import config_dict
 
 from psann_jax.config import Config, ConfigError, require
+from psann_jax.config.data import DataSection
 from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.experiments.budgets import match_budget, with_settings
+from psann_jax.experiments.data_check import shared_data
 from psann_jax.experiments.sweeps import BUDGETS, RUNG, at_rung, check_overrides, contender_config
 from psann_jax.experiments.tuning import Settings
 from psann_jax.utils.errors import UserError
@@ -104,23 +106,10 @@ def all_cases(
         raise UserError("--config: is a single experiment, not a sweep; see configs/sweeps/")
     contenders, grid = dict(sweep.contenders), dict(sweep.grid)
     chosen_seeds = tuple(seeds) or tuple(sweep.seeds)
-    require(bool(contenders) and bool(chosen_seeds), "contenders", "and seeds must not be empty")
-    for name in only:
-        require(name in contenders, "--bases", f"{name!r} is no contender{nearest(name, contenders)}")
-    for name, values in grid.items():
-        require(bool(values), f"grid.{name}", "is empty")
-    for budget in sweep.budgets:
-        require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
+    _check_definition(sweep, only, chosen_seeds)
     check_overrides(sweep, overrides)
-    if sweep.tuning is not None:
-        require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
-        tuned = set[str]().union(*(sweep.tuning.names(name) for name in contenders))
-        for rung, size in sweep.rungs:
-            for name, _ in size:
-                require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
-        sweep.tuning.check(contenders, chosen_seeds)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    cases = []
+    cases, separate = [], set[DataSection]()
     for budget, (rung, common), values in itertools.product(sweep.budgets, sizes(sweep), combinations):
         reference, settings = None, (*rung, *values)
         for name, own in contenders.items():
@@ -129,11 +118,9 @@ def all_cases(
             reference = reference or config
             same_task = type(config.data) is type(reference.data)
             require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")
-            require(
-                sweep.tuning is None or bool(config.data.valid_names),
-                "tuning",
-                "needs fixed validation data, which no trial reads; set data.valid_sources (or data.valid_files)",
-            )
+            if sweep.tuning is not None and config.data not in separate:
+                _check_separate(config.data)
+                separate.add(config.data)
             if not only or name in only:
                 matched = match_budget(config, reference, budget, speed)
                 differences = _differences(matched, reference)
@@ -142,6 +129,33 @@ def all_cases(
                     for seed in chosen_seeds
                 ]
     return sorted(cases, key=lambda case: chosen_seeds.index(case.seed))
+
+
+def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds: Sequence[int]) -> None:
+    contenders, grid = dict(sweep.contenders), dict(sweep.grid)
+    require(bool(contenders) and bool(seeds), "contenders", "and seeds must not be empty")
+    for name in only:
+        require(name in contenders, "--bases", f"{name!r} is no contender{nearest(name, contenders)}")
+    for name, values in grid.items():
+        require(bool(values), f"grid.{name}", "is empty")
+        require(name != "seed", "grid.seed", "has no effect; seeds are those of the sweep")
+    for budget in sweep.budgets:
+        require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
+    if sweep.tuning is not None:
+        require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
+        sweep.tuning.check(contenders, seeds)
+        tuned = set[str]().union(*(sweep.tuning.names(name) for name in contenders))
+        for rung, size in sweep.rungs:
+            for name, _ in size:
+                require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
+
+
+def _check_separate(data: DataSection) -> None:
+    """Checks that the fixed validation data of a sweep with a tuning stage are no training data of its trials."""
+    setting = "set data.valid_sources (or data.valid_files)"
+    require(bool(data.valid_names), "tuning", f"needs fixed validation data, which no trial reads; {setting}")
+    shared = shared_data(data)
+    require(not shared, "tuning", f"validation and training data have {shared} in common; {setting} to others")
 
 
 def experiment(common: config_dict.ConfigDict, contender: str, settings: Settings, overrides: Sequence[str]) -> Config:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from psann_jax.experiments.ladder import slope_pairs
+from psann_jax.experiments.obstacles import obstacle
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import FAILED, MIN_SEEDS, Difference, Samples, differences
+from psann_jax.experiments.statistics import Difference, Samples, differences
 from psann_jax.experiments.text_noise import text_noise
 
 
@@ -68,11 +69,4 @@ def _samples(group: Sequence[Outcome], others: Sequence[Outcome]) -> Samples:
     samples = Samples(losses[0], losses[1])
     seeds = samples.paired
     windows = [[o.windows for o in outcomes if not seeds or o.case.seed in seeds] for outcomes in kept]
-    return replace(samples, text=text_noise(*windows), reason=_obstacle(group, others))
-
-
-def _obstacle(group: Sequence[Outcome], others: Sequence[Outcome]) -> str:
-    """Returns why there can be no verdict, whatever the losses; "" also with too few seeds for one."""
-    if min(len(group), len(others)) < MIN_SEEDS:
-        return ""
-    return FAILED if any(o.failed for o in (*group, *others)) else ""
+    return replace(samples, text=text_noise(*windows), reason=obstacle(group, others))

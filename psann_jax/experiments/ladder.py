@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from psann_jax.experiments.cases import Settings
+from psann_jax.experiments.obstacles import obstacle
 from psann_jax.experiments.outcome import Outcome
-from psann_jax.experiments.statistics import FAILED, MIN_SEEDS, Samples, mean_and_deviation, mean_interval
+from psann_jax.experiments.statistics import Samples, mean_and_deviation, mean_interval
 from psann_jax.experiments.sweeps import RUNG
-from psann_jax.experiments.text_noise import text_noise
+from psann_jax.experiments.text_noise import same_windows, text_noise
 from psann_jax.train.evaluation import WindowLosses
 
 Rungs = Mapping[str, Mapping[int, Outcome]]  # rung -> seed -> run
@@ -160,8 +161,8 @@ def _samples(ladder: Ladder, other: Ladder) -> Samples | None:
         {seed: float(weights_R @ side.losses(seed)) for seed in side.seeds() if seed not in lost}
         for side, lost in zip(sides, failed, strict=True)
     ]
-    is_enough = min(len(side.seeds()) for side in sides) >= MIN_SEEDS
-    samples = Samples(slopes[0], slopes[1], reason=FAILED if is_enough and any(failed) else "")
+    obstacles = [obstacle(runs.values(), other.rungs[rung].values()) for rung, runs in ladder.rungs.items()]
+    samples = Samples(slopes[0], slopes[1], reason=next(filter(None, obstacles), ""))
     chosen = [samples.paired or tuple(side) for side in slopes]
     windows = [
         [_slope_windows(side, seed, weights_R) for seed in seeds] for side, seeds in zip(sides, chosen, strict=True)
@@ -172,8 +173,7 @@ def _samples(ladder: Ladder, other: Ladder) -> Samples | None:
 def _slope_windows(ladder: Ladder, seed: int, weights_R: np.ndarray) -> WindowLosses | None:
     """The slope of each window; None if a run lacks its losses by window, or the rungs have other windows."""
     runs = [run for rung in ladder.rungs.values() if (run := rung[seed].windows) is not None]
-    same = [run.data == runs[0].data and np.array_equal(run.weight_W, runs[0].weight_W) for run in runs]
-    if len(runs) < len(ladder.rungs) or not all(same):
+    if len(runs) < len(ladder.rungs) or not same_windows(runs):
         return None
     nll_W = np.sum([w * run.nll_W.astype(np.float64) for w, run in zip(weights_R, runs, strict=True)], axis=0)
     return replace(runs[0], nll_W=nll_W)

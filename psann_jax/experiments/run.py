@@ -4,7 +4,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from psann_jax.config import DataConfig
 from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.engines.place import STOPPED, Place
 from psann_jax.experiments.cases import Case
+from psann_jax.experiments.data_check import data_fingerprint
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.runs.samples import SAMPLES
 from psann_jax.sample.prompts import sample_settings
@@ -31,6 +32,7 @@ from psann_jax.utils.files import read_json, write_json
 _FREE = ("data.cache_dir", "data.num_workers", "train.loggers", "eval.prompts")
 _WAIT_S, _WAIT_POLL_S = 60.0, 0.5  # for a process that still trains in a run's folder
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
+DATA = "data"  # in `CODE`: see `data_fingerprint`
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,28 @@ def trained(case: Case, folder: Path) -> bool:
     if defaults | _comparable(read_config(folder)) != _comparable(to_dict(case.config)):
         raise UserError(f"{folder}: holds a run with other settings than the sweep's; choose another --workdir")
     return read_summary(folder).get("steps") == case.config.train.steps
+
+
+def check_data(paths: Mapping[Case, Path]) -> None:
+    """Checks that runs were trained on the data that their settings name now, so that others can be compared with them.
+
+    A run without a record of its data, as those of earlier versions are, counts as one that was.
+
+    Args:
+      paths: runs that have ended and their workdirs.
+
+    Raises:
+      UserError: the data of a run have changed since it started.
+    """
+    present = {data: data_fingerprint(data) for data in {case.config.data for case in paths}}
+    for case, folder in paths.items():
+        recorded = read_json(folder / CODE).get(DATA) if (folder / CODE).exists() else None
+        data = case.config.data
+        if None not in (recorded, present[data]) and recorded != present[data]:
+            names = ", ".join((*data.train_names, *data.valid_names))
+            raise UserError(
+                f"{folder}: was trained on another content of {names}; restore it, or choose another --workdir"
+            )
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +179,7 @@ def train(case: Case, folder: Path, place: Place) -> str | None:
     if trained(case, folder):
         return None
     _wait_for_earlier(folder, place)
-    _record_start(folder, place)
+    _record_start(case, folder, place)
     error = _with_config(
         case, lambda config: place.run_module(["psann_jax.main", config, f"--workdir={folder}"], folder)
     )
@@ -191,8 +215,8 @@ def code_version() -> dict[str, str]:
     return {**versions, "code": digest.hexdigest()[:12]}
 
 
-def _record_start(folder: Path, place: Place) -> None:
-    """Adds the current code to a run's code.json, and whether the run shares cores or a GPU with others.
+def _record_start(case: Case, folder: Path, place: Place) -> None:
+    """Adds the current code to a run's code.json, its data, and whether it shares cores or a GPU with others.
 
     There are several versions if a run was resumed after a change.
     """
@@ -202,6 +226,7 @@ def _record_start(folder: Path, place: Place) -> None:
     record = {
         "trained_by": codes if code_version() in codes else [*codes, code_version()],
         "shares": shares or place.shares,
+        DATA: data_fingerprint(case.config.data),
     }
     if record != known:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from psann_jax.config.names import nearest
 from psann_jax.experiments.cases import Case, all_cases
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.report import write_report
-from psann_jax.experiments.run import finished, has_plotly, read_outcome, run_case, trained
+from psann_jax.experiments.run import check_data, finished, has_plotly, read_outcome, run_case, trained
 from psann_jax.experiments.speeds import Speeds
 from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
 from psann_jax.experiments.trials import Stage
@@ -38,7 +38,8 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
       options: what to run.
 
     Raises:
-      UserError: a setting or option is invalid, a run's folder holds other settings, or at least one run failed.
+      UserError: a setting or option is invalid, a run's folder holds other settings, the data of a run that others
+        would be compared with have changed, or at least one run failed.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the accelerator's memory is for the runs
     if options.lm_eval is not None:
@@ -58,6 +59,9 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
             list_runs(f"{workdir}", paths, (), to_do="with what the trials choose")
             return
         paths = _compared_runs(sweep, workdir, options, chosen)
+    if not all(trained(case, folder) for case, folder in paths.items()):
+        trials = {} if stage is None else {o.case: o.folder for o in stage.outcomes}
+        check_data({**trials, **{case: folder for case, folder in paths.items() if trained(case, folder)}})
     done = {case for case in paths if finished(case, paths[case], options.lm_eval)}
     list_runs(f"{workdir}", paths, done)
     if not has_plotly():

@@ -15,7 +15,6 @@ from scipy import special
 ALPHA = 0.05  # fraction of reports without any true difference that may have a verdict
 POWER = 0.8  # probability with which a difference of the detectable size gets a verdict
 MIN_SEEDS = 4  # with fewer, an interval rests on the assumption of normality more than on the runs
-FAILED = "a run failed"  # why there is no verdict
 # A spread below this fraction of the losses is rounding: the seeds do not act.
 _ROUNDING = 1e-9
 

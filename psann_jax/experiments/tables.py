@@ -11,9 +11,11 @@ from psann_jax.config.io import flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import Comparison
 from psann_jax.experiments.ladder_tables import ladder_parts
+from psann_jax.experiments.obstacles import has_tokens_of
 from psann_jax.experiments.outcome import Outcome, settings_text
 from psann_jax.experiments.part_tables import loss_parts
 from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference, mean_and_deviation
+from psann_jax.experiments.text_noise import same_windows
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def sections(
     parts = [_runs(finished, len(failed), n_cases)]
     for budget in dict.fromkeys(o.case.budget for o in finished):
         group = [o for o in outcomes if o.case.budget == budget and not o.failed]
-        parts += [_leaderboard(budget, group), _differences(budget, comparisons, reference)]
+        parts += [_leaderboard(budget, group, reference), _differences(budget, comparisons, reference)]
     if finished:
         runs = list({o.folder: o for o in reversed(finished)}.values())[::-1]  # cases may share a run
         parts += [Section(*part) for part in ladder_parts(finished, comparisons)]
@@ -98,9 +100,11 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
         return Section("Runs", text, [])
     config, seeds = finished[0].case.config, sorted({o.case.seed for o in finished})
     target = family(config.model.base).get("task").TARGET
+    is_same = same_windows([o.windows for o in finished])
+    over = "over the same validation set" if is_same else "but not all over the same validation text and tokens"
     text += (
         f" Data: {config.data.summary()}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. "
-        f"Losses are mean cross entropies in nats per {target} over the same validation set."
+        f"Losses are mean cross entropies in nats per {target}{' ' if is_same else ', '}{over}."
     )
     if len(seeds) == 1:
         text += " One seed cannot show which contender is better: another seed could reverse small differences."
@@ -112,18 +116,24 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
     return Section("Runs", text, [])
 
 
-def _leaderboard(budget: str, outcomes: Sequence[Outcome]) -> Section:
+def _leaderboard(budget: str, outcomes: Sequence[Outcome], reference: str) -> Section:
     """The means of the runs under one budget that are trained or have diverged."""
     rows = []
+    references = {o.case.settings: o.case for o in outcomes if o.case.contender == reference}
     solves = any(o.summary is not None and o.metrics()["val_solved"] is not None for o in outcomes)
     for group in _groups(outcomes, lambda case: case.group):
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
-        row = [group[0].case.label, str(len(group)), f"{mean:.4f}", or_dash(deviation), _perplexity(mean)]
+        case = group[0].case
+        is_equal = has_tokens_of(case, references.get(case.settings, case))
+        title = case.label if is_equal else f"{case.label} (unequal tokens)"
+        row = [title, str(len(group)), f"{mean:.4f}", or_dash(deviation), _perplexity(mean)]
         rows.append((mean, [*row, *_measured([o.metrics() for o in group if o.summary is not None], solves)]))
     head = ["contender", "seeds", "val loss", "deviation", "ppl", *["solved"] * solves, "accuracy", "M tokens", "FLOPs"]
     text = "After the last update: means over the seeds, and the sample standard deviation of the loss."
     if any(math.isnan(mean) for mean, _ in rows):
         text += " The loss is nan if a run diverged; the other columns are then those of the runs that did not."
+    if any(row[0].endswith("(unequal tokens)") for _, row in rows):
+        text += " Contenders with unequal tokens have training lengths of their own, and no verdict."
     table = [[*head, "parameters", "tokens/s", "peak MB"], *_sorted(rows)]
     return Section(f"Leaderboard at {EQUAL[budget]}", text, table)
 

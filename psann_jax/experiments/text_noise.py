@@ -35,7 +35,7 @@ def text_noise(contender: Sequence[WindowLosses | None], reference: Sequence[Win
     if not known or len(known) < len(runs):
         return None
     weight_W = known[0].weight_W
-    if any(run.data != known[0].data or not np.array_equal(weight_W, run.weight_W) for run in known):
+    if not same_windows(known):
         return None
     n = len(weight_W)
     block = max(round(n ** (1 / 3)), 1)
@@ -45,6 +45,12 @@ def text_noise(contender: Sequence[WindowLosses | None], reference: Sequence[Win
     means = [np.mean([run.nll_W for run in side if run is not None], axis=0) for side in (contender, reference)]
     variance = _variance(means[0] - means[1], weight_W, block)
     return Noise(variance, n_blocks - 1) if math.isfinite(variance) else None
+
+
+def same_windows(runs: Sequence[WindowLosses | None]) -> bool:
+    """Returns whether runs were evaluated on the same windows of the same data, as far as that is known."""
+    known = [run for run in runs if run is not None]
+    return all(run.data == known[0].data and np.array_equal(run.weight_W, known[0].weight_W) for run in known)
 
 
 def _variance(nll_W: np.ndarray, weight_W: np.ndarray, block: int) -> float:

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from psann_jax.engines.place import Place
 from psann_jax.experiments.cases import Case, experiment, label, sizes
 from psann_jax.experiments.outcome import DIVERGED, Outcome
-from psann_jax.experiments.run import read_outcome, train, trained
+from psann_jax.experiments.run import check_data, read_outcome, train, trained
 from psann_jax.experiments.stages import SweepOptions, list_runs, run_folders, run_missing
 from psann_jax.experiments.trials import Stage, trial_cases
 from psann_jax.experiments.tuning import Grid
@@ -35,8 +35,8 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
       The stage; incomplete only with `options.dry_run`.
 
     Raises:
-      UserError: a setting is invalid, a trial failed otherwise than by diverging, or all trials of a contender
-        diverged.
+      UserError: a setting is invalid, the data of a finished trial have changed, a trial failed otherwise than by
+        diverging, or all trials of a contender diverged.
     """
     tuning, (reference, own) = sweep.tuning, sweep.contenders[0]
     # Other budgets are those of the reference with its chosen settings.
@@ -53,6 +53,8 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
 
         done = [case for case in paths if _ended(case, paths[case])]
         wider = None if len(done) < len(paths) else _extended(state({}), grids, rungs)
+        if len(done) < len(paths):
+            check_data({case: paths[case] for case in done})
         if wider is None:
             list_runs(f"{workdir / TUNING}", paths, done)
             if len(done) == len(paths) or options.dry_run:

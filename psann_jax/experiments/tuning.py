@@ -93,6 +93,7 @@ class Tuning:
             where = f"tuning.values.{name}"
             require(name not in own, where, f"is also set by contender {contender}")
             require(name not in ("seed", "model.base"), where, "cannot be tuned")
+            _check_comparable(name, where)
             if isinstance(values, LogRange):
                 require(self.random_trials > 0, where, "is a range, which needs tuning.random_trials")
                 require(0 < values.low < values.high, where, f"is {values}, needs 0 < low < high")
@@ -150,6 +151,18 @@ class Tuning:
                     grid[setting] = (*grid[setting], _rounded(last * last / other))
                     added = True
         return result if added else None
+
+
+# Settings of the data that leave the text, its tokens and windows as they are.
+_SAME_DATA = ("data.weights", "data.document_mask", "data.curriculum", "data.phases", "data.augment")
+
+
+def _check_comparable(name: str, where: str) -> None:
+    """Refuses settings with which losses of trials would be of other text or tokens, or of other training tokens."""
+    is_free = name in _SAME_DATA or not name.startswith(("data.", "eval."))
+    require(is_free, where, "cannot be tuned: losses on other data, tokens or windows cannot be compared")
+    longer = ("train.steps", "train.batch_tokens")
+    require(name not in longer, where, "cannot be tuned: the trials would have unequal training tokens")
 
 
 def _is_extendable(values: Sequence[Any]) -> bool:

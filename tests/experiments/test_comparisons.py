@@ -6,12 +6,15 @@ import math
 import numpy as np
 import pytest
 
+from psann_jax.config.io import default_config, parse
+from psann_jax.experiments.budgets import with_settings
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import compare
 from psann_jax.experiments.outcome import DIVERGED, Outcome
 from psann_jax.train.evaluation import WindowLosses
 
 REFERENCE = "reference"
+CONFIG = parse(default_config())
 CONTENDERS = ("a", "b", "c", "d", "e")
 
 
@@ -20,7 +23,7 @@ def outcomes_of(losses, windows=None):
     names = (REFERENCE, *CONTENDERS)[: len(losses)]
     return [
         Outcome(
-            Case(name, (), seed, "tokens", None),
+            Case(name, (), seed, "tokens", CONFIG),
             None,
             {"val_loss": loss},
             [],
@@ -110,7 +113,11 @@ def test_runs_without_windows_are_named_as_such():
     kept = windows["a", 0]
     for change in ({"weight_W": kept.weight_W + np.float32(1)}, {"data": "another text"}):
         windows["a", 0] = dataclasses.replace(kept, **change)
-        assert not any(c.text_included for c in compare(outcomes_of(losses, windows), REFERENCE, complete=True))
+        found = compare(outcomes_of(losses, windows), REFERENCE, complete=True)
+        assert not any(c.text_included for c in found)
+        # One run of a is enough, and b is not concerned.
+        assert found[0].difference.verdict == "no verdict: other validation text or tokens"
+        assert not found[1].difference.reason
 
 
 def test_a_text_of_few_windows_is_not_resampled():
@@ -180,3 +187,19 @@ def test_a_diverged_run_without_a_counterpart_counts(loss):
     losses[1, 0] = loss
     _, *every = outcomes_of(losses)
     assert verdicts(every) == ["no verdict: a run diverged"]
+
+
+def test_other_training_tokens_give_no_verdict():
+    losses = np.random.default_rng(8).normal(3.0, 0.01, (3, 4))
+    losses[1:] -= 0.1
+    longer = {"train.steps": 2 * CONFIG.train.steps}
+    every = outcomes_of(losses)
+    every[4:8] = [
+        dataclasses.replace(o, case=dataclasses.replace(o.case, config=with_settings(CONFIG, longer)))
+        for o in every[4:8]
+    ]
+    assert verdicts(every) == ["no verdict: unequal training tokens", "better"]
+    (first, _) = compare(every, REFERENCE, complete=True)
+    assert first.difference.low < first.difference.mean < first.difference.high, "the interval is shown"
+    flops = [dataclasses.replace(o, case=dataclasses.replace(o.case, budget="flops")) for o in every]
+    assert verdicts(flops) == ["better", "better"], "the budget makes something else equal"

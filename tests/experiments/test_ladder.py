@@ -117,6 +117,20 @@ def test_a_rung_without_a_loss_leaves_no_verdict_about_the_slope(lost):
     assert len(ladders(outcomes)[1].finite_seeds()) == 4, "the fit describes the others"
 
 
+@pytest.mark.parametrize("rung", ["s", "l"])
+def test_other_text_at_one_rung_leaves_no_verdict_about_the_slope(rung):
+    weight = np.full(64, 15.0)
+
+    def windows(case):
+        is_other = case.contender == "respsann" and dict(case.settings)["rung"] == rung
+        return WindowLosses(weight * 3.0, weight, 40, "other" if is_other else "same")
+
+    outcomes = outcomes_of(lambda case, x: noisy(case, x, -0.1), windows)
+    reasons = {c.labels[0]: c.difference.reason for c in compare(outcomes, "transformer", complete=True)}
+    why = "other validation text or tokens"
+    assert {label for label, reason in reasons.items() if reason == why} == {"respsann", f"respsann rung={rung}"}
+
+
 def test_the_noise_of_the_text_widens_the_interval_of_a_slope():
     rng, weight = np.random.default_rng(0), np.full(64, 15.0)
     noise = {(c, r): rng.normal(0, 0.1, 64) for c in CONTENDERS for r in RUNGS}

@@ -115,6 +115,25 @@ def test_a_report_says_whose_text_noise_is_included(tmp_path):
     assert "is not part of the interval of ngt:" in (tmp_path / "report.md").read_text()
 
 
+def test_contenders_with_other_text_or_tokens_are_marked(tmp_path):
+    contenders = {
+        "transformer": {"model.base": "transformer"},
+        "long": {"model.base": "transformer", "train.steps": 80},
+    }
+    outcomes = [make_outcome(case, 3.0 + 0.01 * case.seed) for case in all_cases(small_sweep(contenders, seeds=(1, 2)))]
+    weight = np.full(64, 15.0, np.float32)
+    outcomes = [dataclasses.replace(o, windows=WindowLosses(3 * weight, weight, 40, "text")) for o in outcomes]
+    write_report("long", outcomes, 4, "transformer", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert {row[0] for row in section(text, "Leaderboard")} == {"transformer", "long (unequal tokens)"}
+    assert "over the same validation set." in text
+    outcomes[0] = dataclasses.replace(outcomes[0], windows=WindowLosses(3 * weight, weight, 40, "another text"))
+    write_report("long", outcomes, 4, "long", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert {row[0] for row in section(text, "Leaderboard")} == {"transformer (unequal tokens)", "long"}
+    assert "but not all over the same validation text and tokens." in text
+
+
 def test_seeds_that_are_not_shared_are_marked(tmp_path):
     cases = all_cases(small_sweep(seeds=range(1, 9)))
     kept = [case for case in cases if (case.seed > 4) == (case.contender == "transformer")]

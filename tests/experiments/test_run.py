@@ -14,7 +14,7 @@ from psann_jax.config.io import default_config, parse
 from psann_jax.engines.place import Place
 from psann_jax.experiments import run
 from psann_jax.experiments.cases import Case
-from psann_jax.experiments.run import LmEval, finished, read_outcome, run_case
+from psann_jax.experiments.run import LmEval, check_data, finished, read_outcome, run_case
 from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.tiny import tiny_config
@@ -171,6 +171,28 @@ def test_runs_that_share_a_machine_are_marked(case, processes, folder):
     assert not read_outcome(case, other, None).shares
     (other / "code.json").write_text('{"trained_by": []}')  # of an earlier version
     assert not read_outcome(case, other, None).shares
+
+
+def test_a_run_on_data_that_have_changed_is_named(case, processes, folder, tmp_path):
+    run_case(case, folder, PLACE, None)
+    check_data({case: folder})
+    (text,) = map(Path, case.config.data.sources)
+    before = text.read_text()
+    text.write_text(before + "another line\n")
+    with pytest.raises(
+        UserError, match=r"runs/run: was trained on another content of .*text\.txt; restore it, or choose"
+    ):
+        check_data({case: folder})
+    text.write_text(before)
+    check_data({case: folder})
+    text.unlink()
+    check_data({case: folder})  # training another run would say so
+    text.write_text("another")
+    for record in ('{"trained_by": []}', '{"trained_by": [], "data": null}'):  # the first is of an earlier version
+        (folder / "code.json").write_text(record)
+        check_data({case: folder})
+    (folder / "code.json").unlink()
+    check_data({case: folder})
 
 
 def test_a_run_waits_for_an_earlier_process_that_still_saves(case, processes, folder, monkeypatch):

@@ -12,6 +12,7 @@ from psann_jax.cli import sweep as command
 from psann_jax.config.io import to_dict
 from psann_jax.engines import local
 from psann_jax.experiments import runner, stages
+from psann_jax.experiments.data_check import data_fingerprint
 from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
@@ -36,7 +37,8 @@ def trained_names(monkeypatch):
         outcome = make_outcome(case, 3.0 + 0.1 * case.seed)
         (written / "summary.json").write_text(json.dumps(outcome.summary))
         (written / "metrics.jsonl").write_text("\n".join(map(json.dumps, outcome.rows)) + "\n")
-        (written / "code.json").write_text(json.dumps({"trained_by": outcome.codes}))
+        start = {"trained_by": outcome.codes, "data": data_fingerprint(case.config.data)}
+        (written / "code.json").write_text(json.dumps(start))
         (written / "sine_parameters.png").write_bytes(b"\x89PNG")
         (written / "samples.json").write_text(json.dumps({"step": 40, **sample_settings(()), "samples": []}))
         written.rename(folder)
@@ -100,6 +102,25 @@ def test_a_folder_with_other_settings_is_not_changed(trained_names, sweep, tmp_p
         sweep("--bases=transformer", *["--config.train.lr=1.0"] * override)
     assert trained_names == []
     assert (tmp_path / "out" / "results.csv").read_text() == before
+
+
+def test_runs_on_other_text_are_not_put_beside_the_finished_ones(trained_names, sweep, tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    sweep.config.common.data.update(sources=(str(text),), cache_dir=str(tmp_path / "cache"))
+    flags = ("--bases=transformer,waveresnet", "--seeds=1")
+    sweep(*flags)
+    before = (tmp_path / "out" / "report.md").read_text()
+    write_text(text, seed=1)
+    with pytest.raises(
+        UserError, match=r"transformer_seed1: was trained on another content of .*text\.txt; restore it"
+    ):
+        sweep("--bases=transformer,waveresnet", "--seeds=1,2")
+    assert len(trained_names) == 2
+    assert (tmp_path / "out" / "report.md").read_text() == before
+    sweep(*flags)  # nothing is to be trained, so the finished runs are reported
+    write_text(text)
+    sweep("--bases=transformer,waveresnet", "--seeds=1,2")
+    assert len(trained_names) == 4
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.json", "code.json"])

@@ -254,6 +254,20 @@ def test_trials_of_other_settings_are_refused(started, sweep):
         sweep(Tuning({"train.lr": (1e-3, 2e-3, 4e-3)}, valid_fraction=0.1))
 
 
+def test_choices_on_other_text_are_not_used_for_new_runs(started, sweep, tmp_path):
+    sweep(GRID)
+    trial = tmp_path / "out/tuning/ngt_lr0.001_seed0"
+    (trial / "code.json").write_text('{"trained_by": [], "data": "another"}')
+    started.clear()
+    sweep(GRID)
+    for options in (("--seeds=1,2,3",), ("--seeds=4",)):
+        with pytest.raises(UserError, match=r"tuning/ngt_lr0\.001_seed0: was trained on another content of builtin"):
+            sweep(GRID, *options)
+    with pytest.raises(UserError, match=r"tuning/ngt_lr0\.001_seed0: was trained on another content"):
+        sweep(Tuning({"train.lr": (1e-3, 2e-3, 4e-3, 8e-3)}))
+    assert started == []
+
+
 # --- with real processes --------------------------------------------------------------------------------
 
 SWEEP = """

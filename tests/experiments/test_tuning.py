@@ -10,6 +10,7 @@ from psann_jax.config import ConfigError
 from psann_jax.experiments.cases import all_cases
 from psann_jax.experiments.tuning import HIGH, LOW, LogRange, Tuning
 from tests.support.sweeps import CONTENDERS, small_sweep
+from tests.support.tiny import write_text
 
 
 def tuned_sweep(tuning, **options):
@@ -84,6 +85,23 @@ def test_other_values_are_not_extended(values):
         (Tuning({"train.schedule": "linear"}), r"tuning\.values\.train\.schedule: must be a list of values"),
         (Tuning({"train.lr": (1e-3, 1e-3)}), r"tuning\.values\.train\.lr: is .*, which has a value twice"),
         (Tuning({"seed": (1, 2)}), r"tuning\.values\.seed: cannot be tuned"),
+        (
+            Tuning({"data.tokenizer.vocab_size": (500, 900)}),
+            r"vocab_size: cannot be tuned: losses on other data",
+        ),
+        (
+            Tuning({"data.sources": (("a",), ("b",))}),
+            r"tuning\.values\.data\.sources: cannot be tuned: losses on",
+        ),
+        (
+            Tuning({"eval.max_tokens": (100, 200)}),
+            r"tuning\.values\.eval\.max_tokens: cannot be tuned: losses on",
+        ),
+        (Tuning({"train.steps": (40, 80)}), r"train\.steps: cannot be tuned: .* unequal training tokens"),
+        (
+            Tuning({"train.batch_tokens": (64, 128)}),
+            r"batch_tokens: cannot be tuned: .* unequal training tokens",
+        ),
         (Tuning({"model.wave.interleave": (True, False)}), r"interleave: is also set by contender waveresnet"),
         (Tuning({"train.lr": (1e-3,)}, own={"ng": {}}), r"tuning\.own\.ng: is no contender, choose from transformer"),
         (Tuning({"train.lr": (1e-3,)}, seeds=()), r"tuning\.seeds: is empty"),
@@ -113,6 +131,18 @@ def test_tuning_that_cannot_be_done_is_refused(tuning, message):
 def test_the_comparison_needs_validation_data_that_no_trial_reads():
     with pytest.raises(ConfigError, match=r"tuning: needs fixed validation data.*data\.valid_sources"):
         all_cases(small_sweep(tuning=Tuning({"train.lr": (1e-3, 2e-3)})))
+
+
+def test_the_validation_text_must_not_be_training_text(tmp_path):
+    text = str(write_text(tmp_path / "text.txt"))
+    sweep = tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}))
+    sweep.common.data.update(sources=(text,), valid_sources=(str(tmp_path / "*.txt"),))
+    with pytest.raises(ConfigError, match=r"^tuning: validation and training data have .*text\.txt in common; set"):
+        all_cases(sweep)
+
+
+def test_settings_that_leave_text_and_tokens_as_they_are_can_be_tuned():
+    assert all_cases(tuned_sweep(Tuning({"data.document_mask": (True, False), "train.grad_accum": (1, 2)})))
 
 
 def test_a_grid_of_the_comparison_is_refused():
