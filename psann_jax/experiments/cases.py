@@ -1,21 +1,23 @@
 """The runs of a sweep, one `Case` per run."""
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml_collections import config_dict
 
 from psann_jax.config import Config, ConfigError, require
-from psann_jax.config.data import DataSection
 from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
 from psann_jax.experiments.budgets import match_budget, with_settings
 from psann_jax.experiments.data_check import shared_data
 from psann_jax.experiments.sweeps import BUDGETS, RUNG, at_rung, check_overrides, contender_config
-from psann_jax.experiments.tuning import Settings
+from psann_jax.experiments.tuning import Settings, require_seeds
 from psann_jax.utils.errors import UserError
+
+_NO_FILE_NAME = re.compile(r"[/\\\0]")  # characters that cannot be part of the name of a folder
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Case:
       seed: the run's seed.
       budget: what all contenders have in equal amount, a name in `BUDGETS`.
       config: the experiment.
-      differences: settings, by dotted name, in which `config` differs from the reference's.
+      differences: settings, by dotted name, in which `config` differs from that of the contender it is compared with.
       chosen: settings that the tuning stage chose for the contender.
       stage: comparison, or tuning for a trial.
     """
@@ -55,7 +57,10 @@ class Case:
     @property
     def name(self) -> str:
         """The name of the run's folder."""
-        values = [f"{name.split('.')[-1]}{value}" for name, value in (*self.settings, *self.chosen)]
+        values = [
+            f"{name.split('.')[-1]}{_NO_FILE_NAME.sub('-', str(value))}"
+            for name, value in (*self.settings, *self.chosen)
+        ]
         budget = [] if self.budget == "tokens" else [self.budget]
         return "_".join([self.contender, *values, *budget, f"seed{self.seed}"])
 
@@ -84,6 +89,7 @@ def all_cases(
     overrides: Sequence[str] = (),
     speed: Callable[[Config], float] | None = None,
     chosen: Mapping[str, Settings] | None = None,
+    reference: str = "",
 ) -> list[Case]:
     """Returns the runs of a sweep, all contenders of one seed before the next seed.
 
@@ -96,6 +102,7 @@ def all_cases(
       overrides: "KEY=VALUE", applied to every contender whose base has the setting, over all its other settings.
       speed: measures a config's tokens/s on this device, for the budget "seconds".
       chosen: `label` of a contender, with its rung -> the settings that the tuning stage chose.
+      reference: the contender that the others are compared with; "": the first one. Budgets are those of the first one.
 
     Raises:
       UserError: `sweep` is not a sweep.
@@ -109,31 +116,34 @@ def all_cases(
     _check_definition(sweep, only, chosen_seeds)
     check_overrides(sweep, overrides)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    cases, separate = [], set[DataSection]()
+    cases: list[Case] = []
     for budget, (rung, common), values in itertools.product(sweep.budgets, sizes(sweep), combinations):
-        reference, settings = None, (*rung, *values)
-        for name, own in contenders.items():
-            best = (chosen or {}).get(label(name, rung), ())
-            config = experiment(common, name, (*own, *values, *best), overrides)
-            reference = reference or config
-            same_task = type(config.data) is type(reference.data)
-            require(same_task, f"contenders.{name}", f"has another task than {next(iter(contenders))}")
-            if sweep.tuning is not None and config.data not in separate:
-                _check_separate(config.data)
-                separate.add(config.data)
-            if not only or name in only:
-                matched = match_budget(config, reference, budget, speed)
-                differences = _differences(matched, reference)
-                cases += [
-                    Case(name, settings, seed, budget, with_settings(matched, {"seed": seed}), differences, best)
-                    for seed in chosen_seeds
-                ]
+        best = {name: (chosen or {}).get(label(name, rung), ()) for name in contenders}
+        configs = {
+            name: experiment(common, name, (*own, *values, *best[name]), overrides) for name, own in contenders.items()
+        }
+        _check_data(configs, sweep.tuning is not None)
+        first = next(iter(configs.values()))
+        matched = {
+            name: match_budget(config, first, budget, speed)
+            for name, config in configs.items()
+            if not only or name in only
+        }
+        compared = matched.get(reference, first)
+        for name, config in matched.items():
+            differences = _differences(config, compared)
+            case = Case(name, (*rung, *values), config.seed, budget, config, differences, best[name])
+            cases += [replace(case, seed=seed, config=with_settings(config, {"seed": seed})) for seed in chosen_seeds]
     return sorted(cases, key=lambda case: chosen_seeds.index(case.seed))
 
 
 def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds: Sequence[int]) -> None:
     contenders, grid = dict(sweep.contenders), dict(sweep.grid)
     require(bool(contenders) and bool(seeds), "contenders", "and seeds must not be empty")
+    require_seeds(seeds, "seeds")
+    for field, name in (*(("contenders", name) for name in contenders), *(("rungs", name) for name, _ in sweep.rungs)):
+        is_file_name = isinstance(name, str) and name not in ("", ".", "..") and not _NO_FILE_NAME.search(name)
+        require(is_file_name, field, f"has the name {name!r}, which cannot be a part of a folder's name")
     for name in only:
         require(name in contenders, "--bases", f"{name!r} is no contender{nearest(name, contenders)}")
     for name, values in grid.items():
@@ -150,12 +160,17 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
                 require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
 
 
-def _check_separate(data: DataSection) -> None:
-    """Checks that the fixed validation data of a sweep with a tuning stage are no training data of its trials."""
-    setting = "set data.valid_sources (or data.valid_files)"
-    require(bool(data.valid_names), "tuning", f"needs fixed validation data, which no trial reads; {setting}")
-    shared = shared_data(data)
-    require(not shared, "tuning", f"validation and training data have {shared} in common; {setting} to others")
+def _check_data(configs: Mapping[str, Config], has_trials: bool) -> None:
+    """Checks that contenders have one task, and fixed validation data that no trial of a tuning stage reads."""
+    first, *_ = configs
+    for name, config in configs.items():
+        same_task = type(config.data) is type(configs[first].data)
+        require(same_task, f"contenders.{name}", f"has another task than {first}")
+    for data in {config.data for config in configs.values()} if has_trials else ():
+        setting = "set data.valid_sources (or data.valid_files)"
+        require(bool(data.valid_names), "tuning", f"needs fixed validation data, which no trial reads; {setting}")
+        shared = shared_data(data)
+        require(not shared, "tuning", f"validation and training data have {shared} in common; {setting} to others")
 
 
 def experiment(common: config_dict.ConfigDict, contender: str, settings: Settings, overrides: Sequence[str]) -> Config:
@@ -175,6 +190,15 @@ def _differences(config: Config, reference: Config) -> Settings:
 
 
 def folders(cases: Sequence[Case]) -> dict[Case, str]:
-    """Maps each case to its folder's name; cases with equal configs, such as the reference's, share one run."""
+    """Maps each case to its folder's name; cases with equal configs, such as the reference's, share one run.
+
+    Raises:
+      ConfigError: runs with different configs have the same name.
+    """
     first: dict[Config, str] = {}
-    return {case: first.setdefault(case.config, case.name) for case in cases}
+    found = {case: first.setdefault(case.config, case.name) for case in cases}
+    named: dict[str, Config] = {}
+    for case, name in found.items():
+        alone = named.setdefault(name, case.config) == case.config
+        require(alone, "contenders", f"give two different runs the name {name}; choose other names or values")
+    return found

@@ -93,6 +93,7 @@ def _compared_runs(
         overrides=options.overrides,
         speed=Speeds(workdir),
         chosen=chosen,
+        reference=options.reference,
     )
     return run_folders(cases, workdir / "runs")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from psann_jax.config import require
+from psann_jax.config import ConfigError, require
 from psann_jax.config.bases import with_base
 from psann_jax.config.checks import require_known
 from psann_jax.config.files import check_override_name, override_key
-from psann_jax.config.io import flatten
+from psann_jax.config.io import flatten, read_setting
 from psann_jax.experiments.tuning import Tuning
 
 RUNG = "rung"  # the name of the size among the settings of a case
@@ -68,14 +68,14 @@ def contender_config(
       name: the contender's name, for messages.
 
     Raises:
-      ConfigError: the contender's base has no such setting.
+      ConfigError: the contender's base has no such setting, or a value is of another type.
     """
     base = settings.get("model.base", common.model.base)
     result, _ = with_base(common, base)
     known = set(dict(flatten(result.to_dict())))
     for key, value in settings.items():
         require_known(key, known, key, f"of {name}: base {base} has no such setting")
-        result.update_from_flattened_dict({key: value})
+        _set(result, key, value, f"contender {name}")
     return result
 
 
@@ -88,14 +88,22 @@ def at_rung(common: config_dict.ConfigDict, settings: Mapping[str, Any], name: s
       name: the rung's name, for messages.
 
     Raises:
-      ConfigError: `common` has no such setting.
+      ConfigError: `common` has no such setting, or a value is of another type.
     """
     result, _ = with_base(common, common.model.base)  # a copy
     known = dict(flatten(result.to_dict()))
     for key, value in settings.items():
         require_known(key, known, f"rungs.{name}.{key}", "of the common experiment")
-        result.update_from_flattened_dict({key: value})
+        _set(result, key, value, f"rung {name}")
     return result
+
+
+def _set(config: config_dict.ConfigDict, key: str, value: Any, where: str) -> None:
+    """Changes a setting; raises ConfigError, with `where` it is set, if the value is of another type."""
+    try:
+        config.update_from_flattened_dict({key: read_setting(config.model.base, key, value)})
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({where})") from error
 
 
 # --- overrides ------------------------------------------------------------------------------------------

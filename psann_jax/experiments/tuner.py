@@ -1,11 +1,13 @@
 """Runs the tuning stage of a sweep: the missing trials, and those of a grid that is extended."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import config_dict
 
+from psann_jax.config import ConfigError
 from psann_jax.engines.place import Place
 from psann_jax.experiments.cases import Case, experiment, label, sizes
 from psann_jax.experiments.outcome import DIVERGED, Outcome
@@ -45,6 +47,7 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
     rungs = [{name: label(name, rung) for name in tuned} for rung, _ in sizes(sweep)]
     grids = {key: tuning.grid(name) for rung in rungs for name, key in rung.items()}
     compared = experiment(sweep.common, reference, own, options.overrides).data.valid_names
+    is_allowed = functools.partial(_is_allowed, sweep, options)
     while True:
         paths = run_folders(trial_cases(sweep, grids, options.overrides), workdir / TUNING)
 
@@ -52,7 +55,7 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
             return Stage(tuning, compared, list(paths), _outcomes(paths, failures))
 
         done = [case for case in paths if _ended(case, paths[case])]
-        wider = None if len(done) < len(paths) else _extended(state({}), grids, rungs)
+        wider = None if len(done) < len(paths) else _extended(state({}), grids, rungs, is_allowed)
         if len(done) < len(paths):
             check_data({case: paths[case] for case in done})
         if wider is None:
@@ -67,22 +70,39 @@ def tune(sweep: config_dict.ConfigDict, workdir: Path, options: SweepOptions, re
             grids = wider
 
 
-def _extended(stage: Stage, grids: Mapping[str, Grid], rungs: Sequence[Mapping[str, str]]) -> dict[str, Grid] | None:
+def _is_allowed(sweep: config_dict.ConfigDict, options: SweepOptions, grids: Mapping[str, Grid]) -> bool:
+    try:
+        trial_cases(sweep, grids, options.overrides)
+    except ConfigError:
+        return False
+    return True
+
+
+def _extended(
+    stage: Stage,
+    grids: Mapping[str, Grid],
+    rungs: Sequence[Mapping[str, str]],
+    is_allowed: Callable[[Mapping[str, Grid]], bool],
+) -> dict[str, Grid] | None:
     """Returns the grids for further trials, or None if the choice is final; UserError if nothing can be chosen.
 
     Args:
       stage: with all trials of the grids.
       grids: label -> grid.
       rungs: contender -> label, for each rung; the contenders of a rung have their grids extended together.
+      is_allowed: whether all values of grids (label -> grid) are valid; the range of a setting ends before one that is
+        not, such as a dropout of 1.
     """
     choices, result = stage.choices(), dict(grids)
     for choice in choices.values():
         if math.isinf(choice.candidates[0].loss):
             raise UserError(f"tuning: all trials of {choice.label} diverged; try other values")
     for labels in rungs:
-        edges = {edge for key in labels.values() for edge in choices[key].edges}
-        wider = stage.tuning.extended({name: grids[key] for name, key in labels.items()}, edges)
-        result |= {labels[name]: grid for name, grid in (wider or {}).items()}
+        for edge in sorted({edge for key in labels.values() for edge in choices[key].edges}):
+            wider = stage.tuning.extended({name: result[key] for name, key in labels.items()}, {edge})
+            added = {labels[name]: grid for name, grid in (wider or {}).items()}
+            if is_allowed(added):
+                result |= added
     return None if result == grids else result
 
 

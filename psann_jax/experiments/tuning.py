@@ -42,8 +42,8 @@ class Tuning:
       seeds: seeds of the trials, none of them a seed of the compared runs.
       valid_fraction: of the training documents or puzzles, to validate the trials on.
       extend: how many values may be added at either end of a setting, for all contenders, while the best value of one
-        lies there. Added values continue the ratio of the last two; settings with other than positive floats are not
-        extended.
+        lies there and all of them allow the next. Added values continue the ratio of the last two; settings with other
+        than positive floats are not extended.
     """
 
     values: Mapping[str, Sequence[Any] | LogRange] = field(default_factory=dict)
@@ -68,6 +68,7 @@ class Tuning:
         Raises:
           ConfigError: a value cannot be used; its name begins with "tuning".
         """
+        self._check_types()
         for name in self.own:
             require(name in contenders, f"tuning.own.{name}", f"is no contender, choose from {', '.join(contenders)}")
         require(0 < self.valid_fraction < 1, "tuning.valid_fraction", f"is {self.valid_fraction}, must be in (0, 1)")
@@ -86,6 +87,17 @@ class Tuning:
         shapes = {tuple((key, len(values)) for key, values in self.grid(name).items()) for name in contenders}
         require(not self.extend or len(shapes) == 1, "tuning.extend", "needs the same settings for all contenders")
 
+    def _check_types(self) -> None:
+        require(isinstance(self.own, Mapping), "tuning.own", f"is {self.own!r}, must be a dict")
+        for name, tried in (("values", self.values), *((f"own.{name}", tried) for name, tried in self.own.items())):
+            require(isinstance(tried, Mapping), f"tuning.{name}", f"is {tried!r}, must be a dict of settings")
+        for name in ("random_trials", "search_seed", "extend"):
+            value = getattr(self, name)
+            require(isinstance(value, int), f"tuning.{name}", f"is {value!r}, must be a whole number")
+        fraction = self.valid_fraction
+        require(isinstance(fraction, int | float), "tuning.valid_fraction", f"is {fraction!r}, must be a number")
+        require_seeds(self.seeds, "tuning.seeds")
+
     def _check_values(self, contender: str, own: Mapping[str, Any]) -> None:
         tried = self.own.get(contender, self.values)
         require(bool(tried), "tuning.values", f"is empty for {contender}")
@@ -96,9 +108,11 @@ class Tuning:
             _check_comparable(name, where)
             if isinstance(values, LogRange):
                 require(self.random_trials > 0, where, "is a range, which needs tuning.random_trials")
-                require(0 < values.low < values.high, where, f"is {values}, needs 0 < low < high")
+                are_numbers = all(isinstance(end, int | float) for end in (values.low, values.high))
+                require(are_numbers and 0 < values.low < values.high, where, f"is {values}, needs 0 < low < high")
             else:
-                require(len(values) > 0 and not isinstance(values, str), where, "must be a list of values")
+                is_list = isinstance(values, Sequence) and not isinstance(values, str)
+                require(is_list and len(values) > 0, where, f"is {values!r}, must be a list of values")
                 require(
                     len(set(map(repr, values))) == len(values), where, f"is {tuple(values)}, which has a value twice"
                 )
@@ -151,6 +165,12 @@ class Tuning:
                     grid[setting] = (*grid[setting], _rounded(last * last / other))
                     added = True
         return result if added else None
+
+
+def require_seeds(seeds: Any, field: str) -> None:
+    """Raises ConfigError, which names the field, unless `seeds` are whole numbers."""
+    is_list = isinstance(seeds, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    require(is_list, field, f"is {seeds!r}, must be a list of whole numbers")
 
 
 # Settings of the data that leave the text, its tokens and windows as they are.

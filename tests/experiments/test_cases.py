@@ -95,6 +95,21 @@ def test_equal_configs_share_one_run():
     assert len(set(names.values())) == 14
 
 
+def test_values_of_a_grid_do_not_make_folders_in_folders():
+    grid = {"data.sources": (("x/y.txt",), ("z.txt",))}
+    cases = all_cases(small_sweep({"a": {"model.base": "transformer"}}, seeds=(1,), grid=grid))
+    assert list(folders(cases).values()) == ["a_sources('x-y.txt',)_seed1", "a_sources('z.txt',)_seed1"]
+    assert [case.config.data.sources for case in cases] == [("x/y.txt",), ("z.txt",)]
+
+
+def test_two_runs_cannot_have_one_folder():
+    grid = {"data.sources": (("x/y.txt",), ("x-y.txt",))}
+    with pytest.raises(
+        ConfigError, match=r"contenders: give two different runs the name a_sources\('x-y\.txt',\)_seed1"
+    ):
+        folders(all_cases(small_sweep({"a": {"model.base": "transformer"}}, seeds=(1,), grid=grid)))
+
+
 def test_the_flops_of_puzzles_are_matched():
     common = default_config("sudoku")
     common.model.update(d_model=16, n_layers=1, n_heads=2, d_mlp=16, iterations=2)
@@ -119,6 +134,15 @@ def test_the_flops_of_puzzles_are_matched():
         ({"grid": {"train.lr": (-1.0,)}}, r"train\.lr: is -1"),
         ({"budgets": ("flop",)}, r"budgets: 'flop' is unknown, did you mean flops"),
         ({"seeds": ()}, "must not be empty"),
+        ({"seeds": ("x",)}, r"^seeds: is \('x',\), must be a list of whole numbers"),
+        ({"seeds": (1.5,)}, r"^seeds: is \(1\.5,\), must be a list of whole numbers"),
+        ({"grid": {"seed": (1, 2)}}, r"^grid\.seed: has no effect; seeds are those of the sweep"),
+        ({"grid": {"train.lr": (1e-3, "x")}}, r"^train\.lr: is 'x', must be of type float \(contender transformer\)"),
+        ({"contenders": {"a": {"train.steps": "x"}}}, r"^train\.steps: is 'x', must be of type int \(contender a\)"),
+        ({"rungs": {"s": {"model.d_model": 1.5}}}, r"^model\.d_model: is 1\.5, must be of type int \(rung s\)"),
+        ({"contenders": {"a/b": {}}}, r"^contenders: has the name 'a/b', which cannot be a part of a folder's name"),
+        ({"contenders": {"..": {}}}, r"^contenders: has the name '\.\.'"),
+        ({"rungs": {"../x": {}}}, r"^rungs: has the name '\.\./x'"),
         ({"contenders": CONTENDERS | {"x": {"train.lrr": 1}}}, r"train\.lrr: of x: .*, did you mean train\.lr"),
     ],
 )
@@ -160,6 +184,16 @@ def test_differences_are_those_to_the_reference():
         (("model.cutoff", "soft"),),
         (("model.base", "vanilla"), ("train.lr", 0.5)),
     ]
+
+
+def test_differences_can_be_those_to_another_contender():
+    contenders = {"ngt": {"model.base": "ngt"}, "soft": {"model.base": "ngt", "model.cutoff": "soft"}}
+    sweep = small_sweep(contenders, seeds=(7,), budgets=("tokens", "flops"))
+    cases = all_cases(sweep, reference="soft")
+    assert [dict(case.differences).get("model.cutoff") for case in cases] == ["hard", None] * 2
+    assert [case.config for case in cases] == [case.config for case in all_cases(sweep)], (
+        "budgets are those of the first"
+    )
 
 
 def test_overrides_reach_every_contender_that_has_the_setting():

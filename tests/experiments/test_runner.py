@@ -1,5 +1,6 @@
 """The sweep command: what runs, what is not repeated, and a real sweep end to end."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -223,6 +224,13 @@ def test_the_reference_of_a_report_can_be_chosen(trained_names, sweep, tmp_path)
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| transformer | waveresnet |" in report
     assert "| waveresnet | transformer |" not in report
+    differences = report.split("## Contenders")[1].split("##")[0]
+    assert "| waveresnet | none |" in differences
+    assert "| transformer | model.base=transformer" in differences
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = {row["contender"]: row["differences"] for row in csv.DictReader(file)}
+    assert rows["waveresnet"] == ""
+    assert rows["transformer"].startswith("model.base=transformer ")
     assert trained_names == []
     with pytest.raises(UserError, match=r"^--reference: 'waverestnet' is not compared, did you mean waveresnet\?$"):
         sweep("--bases=transformer,waveresnet", "--reference=waverestnet")

@@ -145,6 +145,29 @@ def test_a_grid_is_extended_while_the_best_value_is_on_an_edge(started, sweep, t
     assert started == []
 
 
+def test_a_grid_ends_where_a_setting_does(started, sweep, tmp_path, monkeypatch):
+    """The best dropout is the highest, and 1.2 would be the next; the rate is still extended."""
+    recorded = tuner.train
+
+    def train(case, folder, place):
+        error = recorded(case, folder, place)
+        summary = json.loads((folder / "summary.json").read_text())
+        loss = summary["val_loss"] - case.config.model.dropout
+        (folder / "summary.json").write_text(json.dumps(summary | {"val_loss": loss}))
+        return error
+
+    monkeypatch.setattr(tuner, "train", train)
+    tuning = Tuning({"model.dropout": (0.3, 0.6), "train.lr": (1e-3, 2e-3)}, extend=2)
+    sweep(tuning)
+    names = [name.split("/")[1] for name in started if name.startswith("tuning/")]
+    assert len(names) == len(set(names)) == 2 * 2 * 5
+    assert not any("dropout1.2" in name for name in names)
+    assert "model.dropout: highest value" in (tmp_path / "out/report.md").read_text()
+    started.clear()
+    sweep(tuning)
+    assert started == []
+
+
 RUNGS = {"s": {"model.d_model": 16}, "l": {"model.d_model": 32}}
 
 
