@@ -1,4 +1,4 @@
-"""The learning rate of waveresnet from 0.0022 to 0.0026: 10 runs of the 13 M proxy.
+"""The learning rate of waveresnet from 0.0022 to 0.0026, each against 0.0026: 25 runs of the 13 M proxy.
 
   psann-jax sweep --config=configs/sweeps/lr_creep.py
 
@@ -13,5 +13,5 @@ from psann_jax.experiments.sweeps import sweep_config
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the sweep."""
-    grid = {"train.lr": (2.2e-3, 2.3e-3, 2.4e-3, 2.5e-3, 2.6e-3)}
-    return sweep_config(proxy_sweep("waveresnet"), {"waveresnet": {}}, grid=grid, seeds=(1337, 1338))
+    contenders = {f"waveresnet_lr{lr}": {"train.lr": lr} for lr in (2.6e-3, 2.5e-3, 2.4e-3, 2.3e-3, 2.2e-3)}
+    return sweep_config(proxy_sweep("waveresnet"), contenders, seeds=(1337, 1338, 1339, 1340, 1341))

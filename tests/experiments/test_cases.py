@@ -1,15 +1,19 @@
 """The runs of a sweep: contenders, grid, seeds, budgets and overrides."""
 
+import numpy as np
 import pytest
 
 from psann_jax.config import ConfigError
+from psann_jax.config.files import load_config_file
 from psann_jax.config.io import default_config
 from psann_jax.experiments.budgets import flops_per_token
 from psann_jax.experiments.cases import all_cases, folders
+from psann_jax.experiments.comparisons import compare
 from psann_jax.experiments.sweeps import sweep_config
 from psann_jax.models.network import build
 from psann_jax.utils.errors import UserError
-from tests.support.sweeps import CONTENDERS, small_sweep
+from tests.support.processes import TESTS
+from tests.support.sweeps import CONTENDERS, make_outcome, small_sweep
 
 
 def test_every_base_gets_the_common_settings():
@@ -149,6 +153,19 @@ def test_the_flops_of_puzzles_are_matched():
 def test_invalid_sweeps_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         all_cases(small_sweep(**options))
+
+
+@pytest.mark.parametrize("name", ["learning_rates", "frequency_std_lr", "lr_creep"])
+def test_the_settings_that_a_file_varies_are_compared(name):
+    path = TESTS.parent / f"configs/sweeps/{name}.py"
+    cases = all_cases(load_config_file(str(path)))
+    contenders = list(dict.fromkeys(case.contender for case in cases))
+    rng = np.random.default_rng(0)
+    outcomes = [make_outcome(case, 3.0 + contenders.index(case.contender) + rng.normal(0, 0.01)) for case in cases]
+    found = compare(outcomes, contenders[0], complete=True)
+    assert len(found) == len(contenders) - 1
+    assert {c.difference.verdict for c in found} == {"worse"}
+    assert f": {len(set(folders(cases).values()))} runs" in path.read_text().splitlines()[0]
 
 
 def test_texts_and_puzzles_do_not_mix():
