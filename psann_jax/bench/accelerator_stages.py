@@ -14,6 +14,7 @@ _TINY_SUDOKU = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.d_mlp=16", "model.iterations=2",
     "data.counts=(40,8,0,0,0)", "data.curriculum=mixed", "train.batch_tokens=648", "train.grad_accum=1",
 )  # fmt: skip
+_TINY_SELFTEST = ("--only=GPU-01", "--scale=64")
 
 _SEEDS = (1, 2)
 _DEFAULT_TEXT = ("--config.data.sources=builtin:python", "--config.data.valid_sources=()")  # needs no network
@@ -36,7 +37,8 @@ def stages(*, tiny: bool = False) -> list[Stage]:
         *(_throughput(f"sudoku_{n}", "sudoku/cosine_no_sam", *speed, *_sudoku(n, tiny)) for n in (1024, 4096)),
         _generation("proxy_13m", *text, tiny=tiny),
         _generation("transformer_350m", *text, tiny=tiny),
-        Stage("selftest", ("selftest", "--out={out}/selftest", *(("--only=GPU-01", "--scale=64") if tiny else ())),
+        # A folder of its own for each start, as the self-test refuses one that has results.
+        Stage("selftest", ("selftest", "--out={out}/selftest/{time}", *(_TINY_SELFTEST if tiny else ())),
               _show_selftest, minutes=4),
         *(_training(f"proxy_13m_{base}_{seed}", "proxy_13m", f"--config.model.base={base}", f"--config.seed={seed}",
                     *(("--config.model.wave.interleave=True",) if base == "waveresnet" else ()), *text)
