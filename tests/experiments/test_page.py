@@ -24,7 +24,7 @@ from tests.support.sweeps import make_outcome, small_sweep
 EVIL = "</script><b>&lt;%{x}"
 CONTENDERS = {
     "transformer": {"model.base": "transformer"},
-    EVIL: {"model.base": "waveresnet", "model.wave.interleave": True},
+    "evil": {"model.base": "waveresnet", "model.wave.interleave": True},
     "ngt": {"model.base": "ngt"},
 }
 # The third contender is better for every seed, by 0.2.
@@ -55,7 +55,11 @@ def outcome_of(case):
 
 
 def outcomes_of(seeds=(1, 2, 3, 4), **options):
-    return [outcome_of(case) for case in all_cases(small_sweep(CONTENDERS, seeds=seeds, **options))]
+    cases = all_cases(small_sweep(CONTENDERS, seeds=seeds, **options))
+    names = {"evil": EVIL}  # a sweep refuses it, but a page must show any name
+    return [
+        outcome_of(dataclasses.replace(case, contender=names.get(case.contender, case.contender))) for case in cases
+    ]
 
 
 def content_of(outcomes, complete=True):
