@@ -10,7 +10,8 @@ other contender changes one thing. Notes on the report:
 - All runs also evaluate an exponential moving average of their weights, which does not affect the weights themselves:
   val_ema_loss and val_ema_solved in the summary.json of each run.
 - Updates and puzzles are equal except in steps_2857 and steps_8000, which are 5/7 and 2 times the reference's, as in
-  the study. sam, steps_8000 and iterations_8 take about twice the time.
+  the study; the report gives their differences, but no verdict.
+- sam, steps_8000 and iterations_8 take about twice the time.
 """
 
 from ml_collections import config_dict

@@ -14,10 +14,7 @@ from psann_jax.config.io import parse, to_dict
 from psann_jax.models import flops
 from psann_jax.models.network import Network
 
-EQUAL_TOKENS = (
-    "tokens",
-    "parameters",
-)  # budgets with equal training tokens
+EQUAL_TOKENS = "tokens", "parameters"  # budgets with equal training tokens
 
 
 def match_budget(
