@@ -64,7 +64,7 @@ def test_filling_grids_changes_nothing():
     assert theirs._model.training
     jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(ours._state["params"]))
     puzzles = next(ours._batches)["puzzles"]
-    grids = np.asarray(ours._fill(ours._state["params"], puzzles))
+    grids = np.asarray(ours._infer(ours._state["params"], {"puzzles": puzzles}))
     assert (grids[puzzles > 0] == puzzles[puzzles > 0]).all()
     assert ((grids >= 1) & (grids <= 9)).all()
 
