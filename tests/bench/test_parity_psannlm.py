@@ -43,6 +43,8 @@ TRAIN = TrainConfig(
 class _Text:
     """A Markov chain that can be learned: every token has four successors."""
 
+    has_scored = False
+
     class tokenizer:
         vocab_size = VOCAB
 
