@@ -139,7 +139,7 @@ def loss_and_grads(name, remat="none", scan_layers=True):
 @pytest.mark.parametrize(
     ("name", "remat", "scan_layers"),
     [
-        ("waveresnet_dilated", "none", False),
+        pytest.param("waveresnet_dilated", "none", False, marks=pytest.mark.slow),
         pytest.param("waveresnet_dilated", "dots", True, marks=pytest.mark.slow),
         ("waveresnet_dilated", "block", True),
         pytest.param("ngt_value_soft", "full", False, marks=pytest.mark.slow),

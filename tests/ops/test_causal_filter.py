@@ -194,9 +194,7 @@ def test_the_kernels_continue_a_row(kernel, cut, interpreted):
 
 
 @pytest.mark.parametrize("kernel", ["triton", "mosaic"])
-@pytest.mark.parametrize(
-    ("dtype", "n_taps"), [("float32", 12), ("bfloat16", 9), pytest.param("bfloat16", 64, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("dtype", "n_taps"), [("float32", 12), pytest.param("bfloat16", 64, marks=pytest.mark.slow)])
 def test_the_examples_of_the_kernels_pass(kernel, dtype, n_taps, interpreted):
     example = kernels.EXAMPLES[f"causal_filter.{kernel}"](dtype, n_taps)
     assert max(differences(example)) < 0.8
