@@ -38,7 +38,8 @@ def spectral_filter(B):
 )
 def test_the_plain_form_takes_them(layer, operation, plain, monkeypatch):
     pretend(monkeypatch, "gpu")
-    mesh = jax.sharding.AbstractMesh((2, *(1,) * (len(MESH_AXES) - 1)), MESH_AXES)
+    sizes, types = (2, *(1,) * (len(MESH_AXES) - 1)), (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    mesh = jax.sharding.AbstractMesh(sizes, MESH_AXES, axis_types=types)  # as make_mesh; newer JAX has another default
     chosen = {}
     for rows in (1, 2):
         with jax.sharding.use_abstract_mesh(mesh), kernels.recorded() as found:
