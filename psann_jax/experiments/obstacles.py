@@ -1,4 +1,4 @@
-"""Why a contender can have no verdict, whatever its losses are."""
+"""Reasons for which a contender has no verdict, whatever its losses."""
 
 from collections.abc import Collection
 
