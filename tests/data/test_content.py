@@ -11,6 +11,7 @@ import pytest
 from psann_jax.data import content
 from psann_jax.data.content import MEMORY, file_contents
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 
 OLD = 1_600_000_000
 
@@ -79,9 +80,7 @@ def test_a_damaged_memory_is_not_believed(tmp_path, monkeypatch, settled, positi
     path, root = tmp_path / "a.txt", tmp_path / "cache"
     path.write_text("text")
     first = sha256(path, root)
-    memory = bytearray((root / MEMORY).read_bytes())
-    memory[position] ^= 1
-    (root / MEMORY).write_bytes(memory)
+    flip_bit(root / MEMORY, position)
     reads = count_reads(monkeypatch)
     assert sha256(path, root) == first
     assert len(reads) == 1

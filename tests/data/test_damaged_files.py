@@ -20,6 +20,7 @@ from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 
 TEXT = "first line\nsecond line\n\nthird: Größe 日本\n"
 RECORDS = "\n".join(json.dumps({"text": line, "n": 1}) for line in TEXT.split("\n"))
@@ -115,9 +116,8 @@ def message(path) -> str:
 
 def test_a_changed_bit_in_a_gzip_file(tmp_path):
     path = tmp_path / "a.txt.gz"
-    data = bytearray(gzip.compress(np.random.default_rng(0).bytes(3000).hex().encode()))
-    data[len(data) // 2] ^= 0x40
-    path.write_bytes(data)
+    path.write_bytes(gzip.compress(np.random.default_rng(0).bytes(3000).hex().encode()))
+    flip_bit(path)
     assert message(path).startswith(f"{path}: ")
 
 

@@ -21,6 +21,7 @@ from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
 from psann_jax.data.tokenizer_models import TokenizersModel
 from psann_jax.data.workers import run_in_processes
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 
 TEXTS = [[*(f"line {i} é {'x' * (i % 7)}" for i in range(80)), "c" * 300], [f"other {i}" for i in range(40)]]
 
@@ -229,12 +230,6 @@ def test_a_source_without_text(tmp_path):
             prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
 
 
-def flip(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 4
-    path.write_bytes(content)
-
-
 DAMAGE = {
     "truncated": lambda entry: os.truncate(entry / "000001-0000.shard", 500),
     "empty": lambda entry: os.truncate(entry / "000001-0000.shard", 0),
@@ -244,7 +239,7 @@ DAMAGE = {
     "index is no JSON": lambda entry: (entry / "index.json").write_text("{"),
     "index of another type": lambda entry: (entry / "index.json").write_text("[]"),
     "index cut off": lambda entry: os.truncate(entry / "index.json", 100),
-    "index changed": lambda entry: flip(entry / "index.json", 120),
+    "index changed": lambda entry: flip_bit(entry / "index.json", 120),
 }
 
 
@@ -265,7 +260,7 @@ def test_damage_that_reading_finds_is_repaired_by_the_next_start(tmp_path, corpu
     prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     expected = content_of(tmp_path / "cache")
     path = entry_of(tmp_path / "cache") / "000001-0000.shard"
-    flip(path, -100)
+    flip_bit(path, -100)
     prepared = prepare(corpus, byte_tokenizer(), tmp_path / "cache", progress=False)
     with pytest.raises(UserError, match=r"000001-0000.shard: is damaged or missing; start again"):
         np.asarray(prepared.train.tokens_N)
@@ -278,7 +273,7 @@ def test_any_changed_byte_of_the_index_is_detected(tmp_path, corpus):
     index = entry_of(tmp_path / "cache") / "index.json"
     whole = index.read_bytes()
     for position in range(0, len(whole), 11):
-        flip(index, position)
+        flip_bit(index, position)
         found = preparation._find(index.parent)
         if found is not None:  # white space, or the format, which is for people
             assert [f.header for f in found] == [f.header for f in preparation._find(index.parent)]

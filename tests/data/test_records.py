@@ -17,6 +17,7 @@ from psann_jax.data.sources import open_source
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.data.windows import DocumentRows, PackedWindows, is_target
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 from tests.support.tiny import sentences, write_text
 
 PAIRS = [{"q": f"{text}?", "a": f" {text[::-1]}."} for text in sentences(120)]
@@ -231,9 +232,7 @@ def test_batches_are_the_same_for_a_step_and_a_damaged_mark_is_found(tmp_path):
         np.testing.assert_array_equal(array, first[1][name])
     assert 0 < is_target(first[0]).mean() < 0.7
     (file,) = (tmp_path / "a.jsonl.cache").glob("shards-*/*.shard")
-    data = bytearray(file.read_bytes())
-    data[-70] ^= 1  # in the marks, before the padding
-    file.write_bytes(data)
+    flip_bit(file, -70)  # in the marks, before the padding
     with pytest.raises(UserError, match="is damaged or missing"):
         targets(load_text(config, progress=False).valid_windows)
 

@@ -12,6 +12,7 @@ from psann_jax.data.shard_file import Documents, ShardFile, read_header, write_s
 from psann_jax.data.shards import Shard, join_files
 from psann_jax.data.windows import DocumentRows, PackedWindows
 from psann_jax.utils.errors import DataError, UserError
+from tests.support.damage import flip_bit
 
 
 def write_files(folder, lengths: list[list[int]], wide: bool = False) -> tuple[list[ShardFile], Shard]:
@@ -109,18 +110,12 @@ def few_more_files(n):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def flip(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 4
-    path.write_bytes(content)
-
-
 def test_damage_is_found_before_tokens_are_used(tmp_path):
     """A block has 32,768 tokens."""
     files, plain = write_files(tmp_path, [[40_000, 40_000], [9]])
     size = files[0].path.stat().st_size
     body = size - files[0].header.n_bytes()
-    flip(files[0].path, body + 2 * 50_000)
+    flip_bit(files[0].path, body + 2 * 50_000)
     joined = join_files(files, "train")
     np.testing.assert_array_equal(joined.tokens_N[:100], plain.tokens_N[:100])
     np.testing.assert_array_equal(joined.tokens_N[70_000:70_100], plain.tokens_N[70_000:70_100])
@@ -143,7 +138,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path, where):
     files, _ = write_files(tmp_path, [[300, 5, 5]])
     path = files[0].path
     path_size = path.stat().st_size
-    flip(path, int(where * path_size) if where >= 0 else path_size - 1)
+    flip_bit(path, int(where * path_size) if where >= 0 else path_size - 1)
     with pytest.raises(UserError, match=r"0.shard: is damaged"):
         read_all(files)
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.support.checkpointing import flip_bit
+from tests.support.damage import flip_bit
 from tests.support.experiment import Experiment, mounted, saved_steps, unmount
 
 

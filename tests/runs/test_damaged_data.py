@@ -9,6 +9,7 @@ from psann_jax.runs.training import train_run
 from psann_jax.train.metrics import read_metrics
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.errors import DataError
+from tests.support.damage import flip_bit
 from tests.support.tiny import tiny_config
 
 
@@ -26,9 +27,7 @@ def test_no_update_uses_damaged_data_and_the_work_is_saved(tmp_path, monkeypatch
     monkeypatch.setattr(loader, "unknown_word_warnings", lambda shards, tokenizer: ())
     path.unlink()
     load_text(config.data, progress=False)  # prepares it again
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1  # of a training token
-    path.write_bytes(damaged)
+    flip_bit(path)  # of a training token
     with pytest.raises(DataError, match=rf"^{path}: is damaged or missing; start again, which prepares this part"):
         train_run(config, tmp_path / "run")
     done = losses(tmp_path / "run")

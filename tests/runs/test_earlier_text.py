@@ -20,6 +20,7 @@ from psann_jax.train.loop import StopSignals
 from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.checksums import file_crc32
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 from tests.support.tiny import tiny_config
 
 FINGERPRINT = "0123456789abcdef0123"
@@ -109,9 +110,7 @@ def test_text_that_is_gone_is_a_user_error(folder, tmp_path):
 def test_damaged_text_is_a_user_error(tmp_path, name):
     config = tiny_config(tmp_path)
     directory = write_earlier(tmp_path / "cache")
-    content = bytearray((directory / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (directory / name).write_bytes(content)
+    flip_bit(directory / name)
     with pytest.raises(UserError, match=rf"^{directory}: the text that an earlier version prepared .* is damaged \("):
         load_earlier_text(config.data, FINGERPRINT, byte_tokenizer(), progress=False)
 

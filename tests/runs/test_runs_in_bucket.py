@@ -17,6 +17,7 @@ from psann_jax.train.mirror import leased_workdir
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 from tests.support.bucket import bucket_at, s3_bucket
+from tests.support.damage import flip_bit
 from tests.support.saved import TOKENIZER, save_run
 from tests.support.tiny import tiny_config
 
@@ -64,9 +65,7 @@ def test_a_damaged_checkpoint_is_noticed(saved, tmp_path):
     copy = url.replace("small", "damaged")
     bucket_at(url).download(bucket_at(url).files(), tmp_path)
     names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    damaged = next(tmp_path.glob("checkpoints/step_3/params/ocdbt.process_0/d/*"))
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip_bit(next(tmp_path.glob("checkpoints/step_3/params/ocdbt.process_0/d/*")), -1)
     bucket_at(copy).upload(tmp_path, names)
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         load_run(copy)

@@ -60,10 +60,3 @@ def run_python(code, *arguments, devices=1):
         text=True,
         timeout=300,
     )
-
-
-def flip_bit(path, position=None):
-    """Flips one bit of a file, in the middle by default."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 if position is None else position] ^= 16
-    path.write_bytes(content)

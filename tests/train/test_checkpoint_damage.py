@@ -20,11 +20,11 @@ from tests.support.checkpointing import (
     METADATA,
     abstract,
     assert_bit_equal,
-    flip_bit,
     make_state,
     open_checkpoints,
     run_python,
 )
+from tests.support.damage import flip_bit
 
 
 @pytest.fixture
@@ -223,6 +223,7 @@ from psann_jax.config import CheckpointConfig
 from psann_jax.utils.errors import UserError
 from psann_jax.train import checkpoint_reader as module
 from psann_jax.train.checkpoints import Checkpoints
+from tests.support.damage import flip_bit
 
 if jax.process_index():
     verify = module.find_damage

@@ -14,7 +14,8 @@ from psann_jax.train.metrics import MetricsWriter, read_metrics
 from psann_jax.train.step import init_state, state_spec
 from psann_jax.train.workdir import lock, read_config, read_summary, write_config
 from psann_jax.utils.errors import UserError
-from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, flip_bit, make_state, open_checkpoints
+from tests.support.checkpointing import METADATA, abstract, assert_bit_equal, make_state, open_checkpoints
+from tests.support.damage import flip_bit
 from tests.support.tiny import tiny_config
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from psann_jax.utils.checksums import CHECKSUMS, find_damage, write_checksums
-from tests.support.checkpointing import flip_bit
+from tests.support.damage import flip_bit
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.data.sudoku.puzzles import Puzzles
 from psann_jax.data.sudoku.rules import grid_text, has_clues_of, is_solved
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit
 
 COUNTS = (120, 20, 10, 2, 0)
 
@@ -53,9 +54,7 @@ def test_damaged_puzzles_are_rebuilt(tmp_path, config, capsys):
     config = replace(config, counts=(20, 0, 0, 0, 0), cache_dir=str(tmp_path))
     first = load_puzzles(config, progress=False)
     (stored,) = tmp_path.glob("sudoku-*/puzzles.npz")
-    content = bytearray(stored.read_bytes())
-    content[500] ^= 1
-    stored.write_bytes(content)
+    flip_bit(stored, 500)
     assert (load_puzzles(config, progress=False).train.puzzles_Nx81 == first.train.puzzles_Nx81).all()
     assert "damaged" in capsys.readouterr().err
 
