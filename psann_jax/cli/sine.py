@@ -28,12 +28,15 @@ def main(argv: Sequence[str]) -> None:
     values = sine_history(run)
     with written_to(location, "--out") as path, storage_errors(path):
         draw_sine(path, values["before"], values["after"], run.step)
-    print("medians before -> after")
+    before = values["before"]
+    unknown = f"medians after training, which started from {run.config.train.init_from}"
+    print("medians before -> after" if before else unknown)
     print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
     for place, after in values["after"].items():
-        medians = np.median(values["before"][place], axis=2), np.median(after, axis=2)
+        medians = [np.median(v[place], axis=2) for v in (before, values["after"]) if v]
         for layer in range(after.shape[1]):
-            cells = (f"{b:.4f} -> {a:.4f}" for b, a in zip(*(m[:, layer] for m in medians), strict=True))
+            steps = zip(*(m[:, layer] for m in medians), strict=True)
+            cells = (" -> ".join(f"{median:.4f}" for median in step) for step in steps)
             print(f"{f'{place} {layer + 1}':<12}" + "".join(f"{cell:>24}" for cell in cells))
     print(location)
 

@@ -20,26 +20,26 @@ def draw_sine(
 
     Args:
       path: the file to write.
-      before: values before training, by module of a block: (3, layers, features) in the order of `VALUES`.
+      before: values before training, by module of a block: (3, layers, features) in the order of `VALUES`; {}
+        if they are not known.
       after: values after training, in the same form.
       step: number of updates.
     """
     figure = new_figure(12, 0.6 + 3.6 * len(after))
     grid = figure.subplots(len(after), len(VALUES), squeeze=False)
     for row, (module, arrays) in zip(grid, after.items(), strict=True):
-        for axes, name, early, late in zip(row, VALUES, before[module], arrays, strict=True):
-            _boxes(axes, early, -0.2, _BEFORE, "//")
-            _boxes(axes, late, 0.2, _AFTER, "")
+        for i, (axes, name, late) in enumerate(zip(row, VALUES, arrays, strict=True)):
+            if before:
+                _boxes(axes, before[module][i], -0.2, _BEFORE, "//")
+            _boxes(axes, late, 0.2 if before else 0.0, _AFTER, "")
             layers = np.arange(1, len(late) + 1)
             axes.set_xticks(layers, [str(layer) for layer in layers])
             axes.set_xlabel("layer")
             axes.set_ylabel(f"{name} ({module})")
             axes.grid(alpha=0.3, axis="y")
-    handles = [
-        Patch(facecolor="white", edgecolor=_BEFORE, hatch="//", label="before training"),
-        Patch(facecolor="white", edgecolor=_AFTER, label=f"after {step:,} updates"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=9)
+    handles = [Patch(facecolor="white", edgecolor=_BEFORE, hatch="//", label="before training")] if before else []
+    handles.append(Patch(facecolor="white", edgecolor=_AFTER, label=f"after {step:,} updates"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9)
     figure.savefig(path, format="png")
 
 

@@ -57,6 +57,19 @@ def test_before_follows_from_the_seed_and_after_from_the_run(tmp_path, capsys):
     assert lines[3].endswith(f"-> {median:.4f}")
 
 
+def test_of_a_run_that_started_from_other_weights_only_the_values_after_are_shown(tmp_path, capsys):
+    """Those drawn from its seed have never been in it."""
+    workdir = tmp_path / "run"
+    saved = save_run(workdir, tiny_config(tmp_path, train__init_from="runs/books"), {4: 1.0})[4]
+    command.main([f"--workdir={workdir}"])
+    title, _, first, *_ = capsys.readouterr().out.splitlines()
+    assert title.startswith("medians after training, which started from runs/books")
+    amplitude = np.median(np.log1p(np.exp(np.asarray(saved["blocks"]["mlp"]["act"]["amplitude"]))), axis=1)
+    assert first.split()[:3] == ["mlp", "1", f"{amplitude[0]:.4f}"]
+    assert "->" not in first
+    assert (workdir / "sine_parameters.png").exists()
+
+
 def test_errors_name_the_cause(tmp_path):
     save_run(tmp_path / "run", tiny_config(tmp_path), {4: 1.0})
     with pytest.raises(UserError, match=r"/no/such/x\.png: cannot be written"):
