@@ -2,26 +2,52 @@
 
 Counted is what the mathematics of an update needs, once: matrix products, attention and causal filters, forward and
 backward, and both gradients of sharpness-aware minimisation. Not counted are what the backward pass recomputes to save
-memory (train.remat), elementwise operations and look-ups.
+memory (train.remat), gradients of frozen weights (train.freeze), elementwise operations and look-ups.
 """
+
+from typing import Any
 
 import jax
 
 from psann_jax.config import Config, DecoderConfig, ModelConfig
 from psann_jax.config.families import family
 from psann_jax.models.network import Network
+from psann_jax.nn.partition import ParamInfo
+
+_KINDS = ("matrix", "mixing", "coordinate")  # of parameters of blocks that take part in matrix products
 
 
 def matmul_params(network: Network) -> int:
     """Counts the weights that take part in matrix products: the matrices of the blocks and the head."""
-    kinds = ("matrix", "mixing", "coordinate")
-    sizes = jax.tree.map(lambda a, info: a.size if info.kind in kinds else 0, network.abstract, network.infos)
+    sizes = jax.tree.map(lambda a, info: a.size if info.kind in _KINDS else 0, network.abstract, network.infos)
+    return int(sum(jax.tree.leaves(sizes)) + _head_params(network))
+
+
+def _head_params(network: Network) -> int:
     # A network without a vocabulary has an input and output layer that are negligible beside its blocks.
-    head = getattr(network.config, "vocab_size", 0) * network.config.d_model
-    return int(sum(jax.tree.leaves(sizes)) + head)
+    return int(getattr(network.config, "vocab_size", 0) * network.config.d_model)
 
 
-def training_flops(matmul_params: int, n_layers: int, width: float, length: float) -> float:
+def _frozen_matmul_params(network: Network) -> int:
+    """Counts those of `matmul_params` whose gradients no update computes."""
+
+    def size(array: Any, info: ParamInfo) -> int:
+        # The gradients of adapters follow from those of their matrices, which are computed although not used otherwise.
+        is_adapted = network.lora is not None and info.kind == "matrix"
+        return array.size if info.kind in _KINDS and not info.trainable and not is_adapted else 0
+
+    frozen = sum(jax.tree.leaves(jax.tree.map(size, network.abstract, network.infos)))
+    head = network.infos.get("head", network.infos.get("embed"))  # a tied head is the embedding
+    has_frozen_head = isinstance(head, ParamInfo) and not head.trainable
+    return int(frozen + (_head_params(network) if has_frozen_head else 0))
+
+
+def _training_weights(network: Network) -> float:
+    """The `matmul_params`, a frozen one as two thirds: of three products, that for its gradient is missing."""
+    return matmul_params(network) - _frozen_matmul_params(network) / 3
+
+
+def training_flops(matmul_params: float, n_layers: int, width: float, length: float) -> float:
     """Matrix FLOPs of the forward and backward pass of one token in a decoder, without recomputation.
 
     Six for each parameter in a matrix product (Kaplan et al., 2020, "Scaling Laws for Neural Language Models"), and
@@ -29,7 +55,8 @@ def training_flops(matmul_params: int, n_layers: int, width: float, length: floa
     window on average, so this is half of a count over the full square. Document masks are not taken into account.
 
     Args:
-      matmul_params: weights that take part in matrix products; not the embedding table, which is looked up.
+      matmul_params: weights that take part in matrix products; not the embedding table, which is looked up. A frozen
+        weight counts as two thirds.
       n_layers: layers with attention.
       width: of queries, keys and values over all heads; the mean of keys and values where they differ.
       length: tokens in a window.
@@ -65,7 +92,7 @@ def decoder_flops(network: Network, length: int) -> float:
 
     A tap of a filter costs as much as a weight of a matrix, whether it is computed directly or otherwise.
     """
-    weights = matmul_params(network) + filter_taps(network)
+    weights = _training_weights(network) + filter_taps(network)
     c = network.config
     return training_flops(weights, c.n_layers, c.d_model, attended_length(c, length))
 
@@ -74,13 +101,13 @@ def gravity_flops(network: Network, length: int) -> float:
     """Training FLOPs per token of a gravity model, whose scores are products of narrower head coordinates."""
     c = network.config
     width = (c.n_heads * c.d_head_coord + c.d_model) / 2
-    return training_flops(matmul_params(network), c.n_layers, width, length)
+    return training_flops(_training_weights(network), c.n_layers, width, length)
 
 
 def sudoku_flops(network: Network, length: int) -> float:
     """Training FLOPs per cell of a Sudoku transformer, over all iterations; each cell attends to all others."""
     c = network.config
-    one_iteration = training_flops(matmul_params(network), c.n_layers, c.d_model, 2 * length)
+    one_iteration = training_flops(_training_weights(network), c.n_layers, c.d_model, 2 * length)
     return float(c.iterations * one_iteration)
 
 

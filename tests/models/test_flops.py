@@ -107,3 +107,24 @@ def test_recomputation_does_not_count():
     nested = dataclasses.replace(config, train=dataclasses.replace(config.train, remat="nested"))
     costs = [flops_per_token(c, make_network(c)) for c in (config, nested)]
     assert costs[0] == costs[1]
+
+
+def frozen_share(config, **train):
+    """The FLOPs that training saves with these settings, in matrix products with the gradients of weights."""
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+    return (flops_per_token(config, make_network(config)) - flops_per_token(changed, make_network(changed))) / 2
+
+
+def test_gradients_of_frozen_weights_do_not_count():
+    """Of the three products of a weight (forward, for its input, for itself), the last is not computed."""
+    config, tied = small("modern"), small("modern", tied_embeddings=True)
+    head = config.model.vocab_size * config.model.d_model
+    blocks = matmul_params(make_network(config)) - head
+    assert frozen_share(config, freeze=("matrix",)) == pytest.approx(blocks)
+    assert frozen_share(config, freeze=("matrix", "head")) == pytest.approx(blocks + head)
+    assert frozen_share(config, freeze=("embedding",)) == 0
+    assert frozen_share(tied, freeze=("embedding",)) == pytest.approx(head)
+    assert frozen_share(config, lora_rank=2) == pytest.approx(head), "adapters need the gradients of their matrices"
+    sudoku = small("sudoku")
+    matrices = matmul_params(make_network(sudoku))
+    assert frozen_share(sudoku, freeze=("matrix",)) == pytest.approx(sudoku.model.iterations * matrices)
