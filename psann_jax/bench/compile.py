@@ -26,7 +26,7 @@ from psann_jax.ops import kernels
 from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import Sampling
 from psann_jax.train.hardware import peak_flops
-from psann_jax.train.mesh import batch_sharding
+from psann_jax.train.mesh import batch_sharding, check_rows
 from psann_jax.train.step import make_eval_step, make_train_step, state_spec
 from psann_jax.utils.errors import UserError, one_line
 
@@ -72,6 +72,8 @@ def compile_programs(config: Config, topology: Topology, programs: Sequence[str]
         require(bool(programs), "--what", f"prefill and decode need a language model, not base {config.model.base}")
     mesh = _mesh(config, topology)
     task.check_mesh(mesh)
+    if {"train", "eval"} & set(programs):
+        check_rows(mesh, config)
     results = {name: _compile_alone(name, config, topology, rows) for name in programs}
     first = results[programs[0]]
     found = {"device": mesh.devices.flat[0].device_kind, "mesh": dict(mesh.shape), "topology": topology.name}

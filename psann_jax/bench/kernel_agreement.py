@@ -14,7 +14,7 @@ from psann_jax.config.io import to_dict
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.ops import kernels
 from psann_jax.train.hardware import device_description
-from psann_jax.train.mesh import batch_sharding, put_batch
+from psann_jax.train.mesh import batch_sharding, check_rows, put_batch
 from psann_jax.train.step import init_state, state_spec
 
 # The kernels' error may exceed the plain implementations' by this factor, and by this fraction in any case, because
@@ -86,7 +86,8 @@ class Comparison:
         """Returns the relative errors of an experiment's loss and gradients, and the implementations it uses."""
         found, implementations = _loss_and_gradients(config)
         norms = {name: _norm(array) for name, array in self._reference.items()}
-        # Some gradients are zero but for rounding, such as that of a bias of keys, to which attention is blind.
+        # Some gradients are zero, such as those of unused parameters, or zero but for rounding, such as that of a bias
+        # of keys, to which attention is blind.
         least = _NEGLIGIBLE * sum(norm**2 for name, norm in norms.items() if name != "loss") ** 0.5
         errors = {
             name: _norm(found[name] - expected) / max(norms[name], least) for name, expected in self._reference.items()
@@ -102,6 +103,7 @@ def _loss_and_gradients(config: Config) -> tuple[dict[str, jax.Array], dict[str,
     """Returns the mean loss and the gradients of all parameters for one micro-batch, without dropout."""
     task, mesh = random_task(config), make_mesh(config.mesh)
     task.check_mesh(mesh)
+    check_rows(mesh, config)
     rows = config.batch_size // config.train.grad_accum
     sharding = batch_sharding(mesh)
     with jax.set_mesh(mesh), kernels.recorded() as chosen:
@@ -115,9 +117,8 @@ def _loss_and_gradients(config: Config) -> tuple[dict[str, jax.Array], dict[str,
         loss, grads = jax.jit(jax.value_and_grad(mean_loss))(params, batch)
     flat = jax.tree_util.tree_leaves_with_path(grads)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
-    used = {name for name, leaf in named.items() if jnp.any(leaf != 0)}
     implementations = {operation: sorted(names) for operation, names in chosen.items()}
-    return {"loss": loss, **{name: named[name] for name in sorted(used)}}, implementations
+    return {"loss": loss, **dict(sorted(named.items()))}, implementations
 
 
 def make() -> Comparison:

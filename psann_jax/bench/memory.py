@@ -16,7 +16,7 @@ from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.train.hardware import device_description
-from psann_jax.train.mesh import batch_sharding, bytes_per_device
+from psann_jax.train.mesh import batch_sharding, bytes_per_device, check_rows
 from psann_jax.train.micro_batches import compile_update
 from psann_jax.train.step import state_spec
 
@@ -43,21 +43,29 @@ def measure(config: Config, batch_sizes: list[int], remats: list[str], *, n_step
       UserError: a batch size or remat does not fit the config.
     """
     config = with_vocabulary(config)
+    # All are checked before the first is compiled, which can take minutes.
+    sized = [(size, remat, _sized(config, size, remat)) for size in batch_sizes for remat in remats]
     cases = []
-    for size in batch_sizes:
-        for remat in remats:
-            log(f"batch {size}, remat {remat}")
-            settings = to_dict(config)
-            settings["train"] |= {"batch_tokens": size * config.data.max_length, "remat": remat}
-            case = parse(settings)
-            cases.append({"batch_size": size, "remat": remat, **_memory(case), "step_s": _median_step(case, n_steps)})
+    for size, remat, case in sized:
+        log(f"batch {size}, remat {remat}")
+        cases.append({"batch_size": size, "remat": remat, **_memory(case), "step_s": _median_step(case, n_steps)})
     first = {"temp_gib": cases[0]["temp_gib"]}
     return {**first, "cases": cases, "device": device_description(), "config": to_dict(config)}
 
 
+def _sized(config: Config, batch_size: int, remat: str) -> Config:
+    """Returns the experiment with another batch and rematerialisation; raises UserError if they do not fit."""
+    settings = to_dict(config)
+    settings["train"] |= {"batch_tokens": batch_size * config.data.max_length, "remat": remat}
+    case = parse(settings)
+    task, mesh = random_task(case), make_mesh(case.mesh)
+    task.check_mesh(mesh)
+    check_rows(mesh, case)
+    return case
+
+
 def _memory(config: Config) -> dict[str, float]:
     task, mesh = random_task(config), make_mesh(config.mesh)
-    task.check_mesh(mesh)
     with jax.set_mesh(mesh):
         spec = state_spec(task.network, config.train, mesh)
         batch, shapes = batch_sharding(mesh), task.batch_shapes(config.batch_size)

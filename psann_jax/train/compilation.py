@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from psann_jax.config import Config, require
+from psann_jax.config import Config
 from psann_jax.ops import kernels
-from psann_jax.train.mesh import batch_sharding, num_batch_shards
+from psann_jax.train.mesh import batch_sharding, check_rows
 from psann_jax.train.micro_batches import MicroBatches, OneProgram, compile_update
 from psann_jax.train.step import StateSpec, make_eval_step, make_statistics_step, state_spec
 from psann_jax.train.task import Task
@@ -71,12 +71,8 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
     Raises:
       ConfigError: the batch cannot be split over the mesh and the micro-batches.
     """
-    parts, rows = num_batch_shards(mesh), config.batch_size // config.train.grad_accum
-    require(
-        rows % parts == 0,
-        "train.batch_tokens",
-        f"makes micro-batches of {rows} windows, which cannot be divided over {parts} devices (mesh.data * mesh.fsdp)",
-    )
+    check_rows(mesh, config)
+    rows = config.batch_size // config.train.grad_accum
     began, already_saved = time.perf_counter(), sum(_saved_seconds)
     with jax.set_mesh(mesh):
         spec, batch = state_spec(task.network, config.train, mesh), batch_sharding(mesh)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from psann_jax.config import require
+from psann_jax.config import Config, require
 from psann_jax.data.batches import BatchShard
 from psann_jax.nn.partition import RULES
 
@@ -64,6 +64,16 @@ def check_heads(mesh: Mesh, n_heads: int, n_kv_heads: int = 0) -> None:
     parts = mesh.shape["tensor"]
     for name, n in (("n_heads", n_heads), ("n_kv_heads", n_kv_heads)):
         require(n % parts == 0, "mesh.tensor", f"is {parts}, which does not divide model.{name}={n}")
+
+
+def check_rows(mesh: Mesh, config: Config) -> None:
+    """Raises ConfigError if the mesh cannot split the rows of a micro-batch into equal parts."""
+    parts, rows = num_batch_shards(mesh), config.batch_size // config.train.grad_accum
+    require(
+        rows % parts == 0,
+        "train.batch_tokens",
+        f"makes micro-batches of {rows} windows, which cannot be divided over {parts} devices (mesh.data * mesh.fsdp)",
+    )
 
 
 def check_window(mesh: Mesh, max_length: int, *, sequence: bool) -> None:

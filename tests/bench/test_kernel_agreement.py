@@ -40,6 +40,27 @@ def test_a_wrong_gradient_shows(nan, tmp_path, monkeypatch):
     assert errors["head"] < 1e-5
 
 
+def blind_to(task, name):
+    """Makes the gradient of a parameter zero."""
+    loss = task.loss
+    task.loss = lambda params, *rest: loss(params | {name: jax.lax.stop_gradient(params[name])}, *rest)
+    return task
+
+
+@pytest.mark.parametrize("lost", ["found", pytest.param("expected", marks=pytest.mark.slow)])
+def test_a_gradient_that_is_zero_in_one_of_both_shows(lost, tmp_path, monkeypatch):
+    comparison, true = kernel_agreement.make(), kernel_agreement.random_task
+    for name in ("expected", "found"):
+        task = (lambda config: blind_to(true(config), "embed")) if name == lost else true
+        monkeypatch.setattr(kernel_agreement, "random_task", task)
+        if name == "expected":
+            comparison.reference(small(tmp_path))
+        else:
+            errors, _ = comparison.errors(small(tmp_path))
+    assert errors["embed"] >= 1
+    assert errors["head"] < 1e-5
+
+
 class StubWorker:
     """In place of the process: the reference, then the errors of plain implementations and of kernels."""
 

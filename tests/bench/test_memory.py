@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from psann_jax.bench import memory
+from psann_jax.cli.bench import memory as cli
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SudokuConfig, TrainConfig
+from psann_jax.nn.partition import MESH_AXES
 
 TINY = Config(
     model=SudokuConfig(d_model=16, n_layers=2, n_heads=2, d_mlp=16, iterations=6),
@@ -31,3 +34,27 @@ def test_a_remat_of_another_base_is_rejected():
         memory.measure(TINY, [4], ["dots"])
     with pytest.raises(ConfigError, match=r"^train\.batch_tokens: "):
         memory.measure(dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, grad_accum=3)), [4], ["none"])
+
+
+@pytest.mark.parametrize(("batch_sizes", "remats"), [([4, 6], ["none"]), ([4], ["none", "dots"])])
+def test_all_cases_are_checked_before_the_first_is_compiled(batch_sizes, remats, monkeypatch):
+    monkeypatch.setattr(memory, "_memory", lambda config: pytest.fail("compiled"))
+    accumulated = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, grad_accum=4))
+    with pytest.raises(ConfigError, match=r"^train\.(batch_tokens|remat): "):
+        memory.measure(accumulated, batch_sizes, remats)
+
+
+def test_batches_that_the_mesh_cannot_split_are_rejected(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)
+    monkeypatch.setattr(memory, "make_mesh", lambda config: mesh)
+    with pytest.raises(ConfigError, match=r"micro-batches of 5 windows, which cannot be divided over 2 devices"):
+        memory.measure(TINY, [5], ["none"])
+
+
+def test_steps_without_time_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli._parse(["--config=any.py", "--steps=3"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --steps: has no effect without --time\n"
+    steps = (cli._parse(["--config=any.py", *flags]).steps for flags in ([], ["--time"], ["--time", "--steps=3"]))
+    assert list(steps) == [0, 30, 3]
