@@ -121,7 +121,7 @@ def parse_topology(name: str) -> Topology:
     Raises:
       ValueError: the name has another form.
     """
-    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w+):(\d+(?:x\d+)*)", name.lower())
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w+):([1-9]\d*(?:x[1-9]\d*)*)", name.lower())
     slices = int(match[1] or 1) if match else 1
     if match is None or match[2] not in CHIPS or not _fits(CHIPS[match[2]], match[3], slices):
         raise ValueError(f"{name!r} is not a topology; examples: v5e:2x4, v5p:2x2x2, v6e:1, h100:8, 2xv5e:2x4")

@@ -63,7 +63,7 @@ class PowerLaw:
 
     Attributes:
       exponent: mean of b over the seeds.
-      low: lower end of its 95 % t interval over the seeds; NaN with fewer than two.
+      low: lower end of its 95 % t interval over the seeds; NaN with fewer than four.
       high: upper end of that interval.
       scale: decimal logarithm of the geometric mean of a.
       worst: largest relative distance of a rung's mean loss from the law.

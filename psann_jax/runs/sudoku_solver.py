@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from psann_jax.config import PuzzlesConfig
+from psann_jax.config.sudoku import BUCKETS
 from psann_jax.data.sudoku.files import read_puzzles
 from psann_jax.data.sudoku.loader import load_puzzles
 from psann_jax.data.sudoku.puzzles import Puzzles, stratified_order
@@ -78,16 +79,16 @@ def is_valid(grids_Bx81: jax.Array) -> jax.Array:
 def select_puzzles(
     run: LoadedRun, file: str | None, max_puzzles: int | None = None, *, progress: bool = False
 ) -> Puzzles:
-    """Loads puzzles to solve.
+    """Loads puzzles to solve. Those whose rating is in no bucket are left out, as in the evaluation of a run.
 
     Args:
       run: from `load_run`.
       file: a CSV file with columns question, answer and rating; None means the run's validation puzzles.
       max_puzzles: use only so many puzzles, some of every rating, in proportion; None means all, in their order.
-      progress: whether to show a progress bar on a terminal.
+      progress: whether to show a progress bar on a terminal, and to say how many puzzles are left out.
 
     Raises:
-      UserError: the file cannot be read, or the run's puzzles have changed.
+      UserError: the file cannot be read, no rating is in a bucket, or the run's puzzles have changed.
     """
     config = cast(PuzzlesConfig, run.config.data)
     if file is not None:
@@ -97,6 +98,13 @@ def select_puzzles(
         if data.fingerprint != run.data:
             raise UserError("data: the puzzles differ from those that the run was trained on; name a file with --data")
         puzzles = data.valid
+    rated_N = puzzles.buckets_N >= 0
+    names = ", ".join(BUCKETS)
+    if not rated_N.any():
+        raise UserError(f"{file or 'data'}: no puzzle has a rating in {names}; ratings are whole numbers")
+    if progress and not rated_N.all():
+        print(f"not used: {(~rated_N).sum():,} puzzles whose rating is in none of {names}", file=sys.stderr)
+    puzzles = puzzles.take(rated_N)
     if max_puzzles is None:
         return puzzles
     return puzzles.take(stratified_order(puzzles.buckets_N, config.seed)[:max_puzzles])

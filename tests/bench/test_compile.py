@@ -134,7 +134,21 @@ def test_topologies(name, platform, layout, slices):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "v5e", "a100:8", "v5e:8", "h100:2x4", "v5e:2x", "v5e:2x4x", "0xv5e:2x4", "2xv5e:1", "2h100:8"]
+    "name",
+    [
+        "",
+        "v5e",
+        "a100:8",
+        "v5e:8",
+        "h100:2x4",
+        "v5e:2x",
+        "v5e:2x4x",
+        "0xv5e:2x4",
+        "2xv5e:1",
+        "2h100:8",
+        "h100:0",
+        "v5e:0x4",
+    ],
 )
 def test_other_names_are_no_topologies(name):
     with pytest.raises(ValueError, match=r"is not a topology; examples: v5e:2x4"):

@@ -2,13 +2,14 @@
 
 import dataclasses
 
-import jax
 import pytest
+from jax.sharding import AbstractMesh
 
-from psann_jax.bench import memory
+from psann_jax.bench import compile as compiling
+from psann_jax.bench import kernel_agreement, memory
+from psann_jax.bench.topologies import parse_topology
 from psann_jax.cli.bench import memory as cli
 from psann_jax.config import Config, ConfigError, PuzzlesConfig, SudokuConfig, TrainConfig
-from psann_jax.nn.partition import MESH_AXES
 
 TINY = Config(
     model=SudokuConfig(d_model=16, n_layers=2, n_heads=2, d_mlp=16, iterations=6),
@@ -45,10 +46,16 @@ def test_all_cases_are_checked_before_the_first_is_compiled(batch_sizes, remats,
 
 
 def test_batches_that_the_mesh_cannot_split_are_rejected(monkeypatch):
-    mesh = jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)
-    monkeypatch.setattr(memory, "make_mesh", lambda config: mesh)
-    with pytest.raises(ConfigError, match=r"micro-batches of 5 windows, which cannot be divided over 2 devices"):
-        memory.measure(TINY, [5], ["none"])
+    mesh = AbstractMesh((2, 1, 1, 1), ("data", "fsdp", "context", "tensor"))
+    measurements = (
+        (memory, "make_mesh", lambda config: memory.measure(config, [5], ["none"])),
+        (kernel_agreement, "make_mesh", kernel_agreement._loss_and_gradients),
+        (compiling, "_mesh", lambda config: compiling.compile_programs(config, parse_topology("v5e:1"), ["train"], 1)),
+    )
+    for module, name, measure in measurements:
+        monkeypatch.setattr(module, name, lambda *_: mesh)
+        with pytest.raises(ConfigError, match=r"micro-batches of 5 windows, which cannot be divided over 2 devices"):
+            measure(dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, batch_tokens=81 * 5)))
 
 
 def test_steps_without_time_are_refused(capsys):

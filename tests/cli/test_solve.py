@@ -126,6 +126,21 @@ def test_a_file_of_puzzles(sudoku_run, capsys, tmp_path):
     assert set(json.loads(capsys.readouterr().out)["results"][0]) >= {"solved_3-10"}
 
 
+def test_puzzles_of_no_bucket_are_left_out(sudoku_run, capsys, tmp_path):
+    """They are in no column of the table, so they must not be in the totals either."""
+    path, answer = tmp_path / "some.csv", grid_text(solve_one(parse_grid(PUZZLE)))
+    ratings = (2.5, 7, -1)
+    path.write_text("question,answer,rating\n" + "".join(f"{PUZZLE},{answer},{rating}\n" for rating in ratings))
+    solve.main([f"--workdir={sudoku_run}", f"--data={path}", "--iterations=2", "--json"])
+    out = capsys.readouterr()
+    assert json.loads(out.out)["puzzles"] == 1
+    assert "not used: 2 puzzles whose rating is in none of 0, 1-2, 3-10, 11-50, 51+\n" in out.err
+    assert "of 1 solved" in out.err
+    path.write_text(path.read_text().replace(",7\n", ",10.5\n"))
+    with pytest.raises(UserError, match=r"some\.csv: no puzzle has a rating in 0, 1-2, .*; ratings are whole numbers$"):
+        solve.main([f"--workdir={sudoku_run}", f"--data={path}", "--iterations=2"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
