@@ -1,6 +1,6 @@
 """Lists, verifies and restores the checkpoints of a run; changes nothing on disk."""
 
-import copy
+import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -57,7 +57,6 @@ class CheckpointReader:
         self._intact: set[int] = set()  # all files verified
         self._damaged: set[int] = set()
         self._index = CheckpointIndex(self.directory)
-        self._last_metadata: tuple[bytes, Any] = (b"", None)  # the checksums of the checkpoint, its metadata
         silence_orbax_log()
 
     # --- listing --------------------------------------------------------------------------------------
@@ -132,7 +131,23 @@ class CheckpointReader:
         Raises:
           UserError: no such checkpoint, or one of a newer format.
         """
-        return copy.deepcopy(dict(self._orbax_metadata(step).custom_metadata))
+        if step not in self.steps():
+            raise UserError(f"{self.path(step)}: no such checkpoint; there are {self.steps() or 'none'}")
+        damaged = f"{self.path(step)}: {_DAMAGED}"
+        reason = find_damage(self.path(step), ())
+        if reason:
+            raise UserError(f"{damaged} ({reason})")
+        # Orbax would open every array for it, which takes longer than all else that opening a small run does. If one is
+        # damaged, it leaves the others' reads behind, and their ends in a closed event loop print tracebacks.
+        try:
+            content = json.loads((self.path(step) / "_CHECKPOINT_METADATA").read_bytes())
+            found: dict[str, Any] = content["custom_metadata"]
+            version = found["format_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(damaged) from error
+        if version > FORMAT_VERSION:
+            raise UserError(f"{self.path(step)}: has format {version}, but this psann_jax reads up to {FORMAT_VERSION}")
+        return found
 
     def tokenizer(self, step: int) -> bytes:
         """Returns the tokenizer file that was saved with the checkpoint.
@@ -142,7 +157,8 @@ class CheckpointReader:
         Raises:
           UserError: no such checkpoint, a damaged one, or one without a tokenizer.
         """
-        if "tokenizer" not in self._orbax_metadata(step).metadata:
+        self.metadata(step)  # checks that the checkpoint can be read at all
+        if not (self.path(step) / "tokenizer").is_dir():
             raise UserError(f"{self.path(step)}: the checkpoint holds no tokenizer")
         reason = None if step in self._intact else find_damage(self.path(step), ["tokenizer"])
         if reason:
@@ -163,15 +179,19 @@ class CheckpointReader:
         """
         wanted = split_items(abstract_state)
         self._verify(step, names_in_any_version(wanted))
-        found = self._orbax_metadata(step)
-        version = found.custom_metadata["format_version"]
-        base = str(found.custom_metadata.get("config", {}).get("model", {}).get("base"))
+        metadata = self.metadata(step)
+        try:
+            arrays = ocp.checkpointables_metadata(self.path(step)).metadata
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path(step)}: {_DAMAGED}") from error
+        version = metadata["format_version"]
+        base = str(metadata.get("config", {}).get("model", {}).get("base"))
         names = {item: stored_name(item, version) for item in wanted}
         stored = {names[item]: to_stored(tree, base, version) for item, tree in wanted.items()}
         for item, name in names.items():
-            if found.metadata.get(name) is None:
+            if arrays.get(name) is None:  # Orbax skips what it cannot read
                 raise UserError(f"{self.path(step)}: {_DAMAGED}")
-            check_compatible(found.metadata[name], stored[name], f"{self.path(step)}: {ITEM_TITLES[item]}")
+            check_compatible(arrays[name], stored[name], f"{self.path(step)}: {ITEM_TITLES[item]}")
         loaded = self._load(step, stored)
         state = {item: from_stored(loaded[name], base, version) for item, name in names.items()}
         training = state.pop("training", {})
@@ -192,36 +212,3 @@ class CheckpointReader:
         except (OSError, ValueError) as error:
             reason = str(error).split("\n")[0][:200]
             raise UserError(f"{self.path(step)}: {_DAMAGED} ({reason})") from error
-
-    def _orbax_metadata(self, step: int) -> Any:
-        """Returns Orbax's metadata of a checkpoint of a readable format."""
-        if step not in self.steps():
-            raise UserError(f"{self.path(step)}: no such checkpoint; there are {self.steps() or 'none'}")
-        damaged = f"{self.path(step)}: {_DAMAGED}"
-        reason = find_damage(self.path(step), ())
-        if reason:
-            raise UserError(f"{damaged} ({reason})")
-        # Orbax looks through every item again, which takes longer than all else that opening a small run does. The
-        # same checksums mean the same checkpoint, also where another process replaces it.
-        checksums = self._checksums(step)
-        if checksums and checksums == self._last_metadata[0]:
-            return self._last_metadata[1]
-        try:
-            found = ocp.checkpointables_metadata(self.path(step))
-        except (OSError, ValueError) as error:
-            raise UserError(damaged) from error
-        # Orbax skips what it cannot read, so check for what every checkpoint has.
-        version = (found.custom_metadata or {}).get("format_version")
-        if version is None:
-            raise UserError(damaged)
-        if version > FORMAT_VERSION:
-            raise UserError(f"{self.path(step)}: has format {version}, but this psann_jax reads up to {FORMAT_VERSION}")
-        self._last_metadata = checksums, found
-        return found
-
-    def _checksums(self, step: int) -> bytes:
-        """Returns the file of checksums; empty if there is none, as in checkpoints of older versions."""
-        try:
-            return (self.path(step) / CHECKSUMS).read_bytes()
-        except OSError:
-            return b""

@@ -87,7 +87,7 @@ class Experiment:
     def fails(self, workdir, *flags, **how):
         """Runs the command, which must end with code 2, and returns its error message, one line."""
         shown = self.run(workdir, *flags, code=2, **how)
-        assert "Traceback" not in shown
+        assert "Traceback" not in shown, shown
         assert shown.count("error:") == 1, shown
         last = shown.strip().splitlines()[-1]
         assert last.startswith("error: ")
