@@ -28,7 +28,7 @@ ITEM_TITLES = {
     "ema_params": "EMA parameters",
     "training": "optimizer or other training state",
 }
-_METADATA = "_CHECKPOINT_METADATA"
+METADATA = "_CHECKPOINT_METADATA"
 _STEP_DIRECTORY = re.compile(rf"{STEP_PREFIX}_(\d+)")
 _ITEM_NAMES_IN_VERSION_1 = {"ema_params": "averaged"}
 _SUDOKU_MODULES = {"attn": ("q", "k", "v", "o"), "mlp": ("fc1", "fc2", "act")}  # not in version 1
@@ -103,7 +103,7 @@ def missing_files(path: Path) -> list[str]:
     Raises:
       OSError: that cannot be told, for example for lack of permission.
     """
-    names = [_METADATA, *(f"{item}/{name}" for item in stored_items(path) for name in ("_METADATA", "manifest.ocdbt"))]
+    names = [METADATA, *(f"{item}/{name}" for item in stored_items(path) for name in ("_METADATA", "manifest.ocdbt"))]
     return [name for name in names if not _is_file(path / name)]
 
 
@@ -118,7 +118,7 @@ def is_complete(path: Path) -> bool:
 def stored_items(path: Path) -> set[str]:
     """Returns the names of a checkpoint's items on disk, those that all have if its metadata cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {"params", "training", *json.loads((path / _METADATA).read_bytes())["item_handlers"]}
+        return {"params", "training", *json.loads((path / METADATA).read_bytes())["item_handlers"]}
     return {"params", "training"}
 
 

@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from psann_jax.train.checkpoint_format import (
     FORMAT_VERSION,
     ITEM_TITLES,
+    METADATA,
     STEP_PREFIX,
     from_stored,
     is_complete,
@@ -129,7 +130,7 @@ class CheckpointReader:
         """Returns the metadata given to `save`, with "format_version" and the library "versions".
 
         Raises:
-          UserError: no such checkpoint, or one of a newer format.
+          UserError: no such checkpoint, a damaged one, or one of a newer format.
         """
         if step not in self.steps():
             raise UserError(f"{self.path(step)}: no such checkpoint; there are {self.steps() or 'none'}")
@@ -140,7 +141,7 @@ class CheckpointReader:
         # Orbax would open every array for it, which takes longer than all else that opening a small run does. If one is
         # damaged, it leaves the others' reads behind, and their ends in a closed event loop print tracebacks.
         try:
-            content = json.loads((self.path(step) / "_CHECKPOINT_METADATA").read_bytes())
+            content = json.loads((self.path(step) / METADATA).read_bytes())
             found: dict[str, Any] = content["custom_metadata"]
             version = found["format_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
