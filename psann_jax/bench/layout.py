@@ -61,6 +61,11 @@ def describe_layout(config: Config) -> str:
     totals = {
         "parameters": _total(spec.abstract["params"], spec.shardings["params"]),
         "optimizer state": _total(spec.abstract["opt_state"], spec.shardings["opt_state"]),
+        **(
+            {"average of the weights": _total(spec.abstract["ema_params"], spec.shardings["ema_params"])}
+            if config.train.ema_decay
+            else {}
+        ),
         "batch": sum(_megabytes(array, compiled.batch) for array in batch.values()),
     }
     lines += ["", f"{'memory':<28}{'MB per device':>18}", *(f"{name:<28}{mb:>18,.2f}" for name, mb in totals.items())]

@@ -6,11 +6,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, require, text_data
-from psann_jax.models.flops import attended_length, training_flops
+from psann_jax.models.flops import flops_per_token
+from psann_jax.train.step import abstract_state
 
-_MASTER = 4  # bytes of a weight, a gradient or a moment
+_MASTER = 4  # bytes of a weight or a gradient
 _COMPUTE = 2  # bytes of an activation
 
 
@@ -41,7 +44,7 @@ class Estimate:
       fsdp_s: seconds for communication along the fsdp axis.
       tensor_s: seconds for communication along the tensor axis.
       data_s: seconds for the sum of gradients along the data axis.
-      state_mb: memory per accelerator for weights, gradients and optimizer state, in 2^20 bytes.
+      state_mb: memory per accelerator for weights, gradients and the state between updates, in 2^20 bytes.
       efficiency: fraction of the time in matrix products.
     """
 
@@ -65,8 +68,9 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
     Raises:
       ConfigError: not a language model, mesh.context is not 1, or fsdp and tensor do not divide a number of devices.
     """
-    length = text_data(config).max_length
-    network = random_task(config).network
+    text_data(config)
+    task = random_task(config)
+    network, config = task.network, task.config
     model, mesh = config.model, config.mesh
     require(
         mesh.context == 1,
@@ -74,11 +78,11 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
         "is not part of the estimate; leave it at 1, and count its traffic with psann-jax bench compile",
     )
     fsdp, tensor = max(mesh.fsdp, 1), max(mesh.tensor, 1)
-    embedding = network.abstract["embed"].size
-    flops = config.train.batch_tokens * training_flops(
-        network.n_params - embedding, model.n_layers, model.d_model, attended_length(model, length)
-    )
-    passes = config.train.grad_accum
+    flops = config.train.batch_tokens * flops_per_token(config, network)
+    state = jax.tree.leaves(abstract_state(network, config.train))
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in state) + network.n_params * _MASTER  # gradients
+    gradients = 2 if config.train.sam_rho else 1
+    passes = gradients * config.train.grad_accum
     results = []
     for n in devices:
         require(n % (fsdp * tensor) == 0, "--devices", f"is {n}, which fsdp {fsdp} x tensor {tensor} does not divide")
@@ -87,9 +91,9 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
         # Weights are gathered for the forward and the backward pass, gradients are scattered: three times the weights.
         fsdp_bytes = passes * 3 * (fsdp - 1) / fsdp * held * _MASTER
         # Two sums of activations per block in each direction, over the tokens of a device.
-        tokens = config.train.batch_tokens / (data * fsdp)
+        tokens = gradients * config.train.batch_tokens / (data * fsdp)
         tensor_bytes = 4 * model.n_layers * 2 * (tensor - 1) / tensor * tokens * model.d_model * _COMPUTE
-        data_bytes = 2 * (data - 1) / data * held / fsdp * _MASTER
+        data_bytes = gradients * 2 * (data - 1) / data * held / fsdp * _MASTER
         # The innermost axis is tensor, then fsdp.
         times = {
             "tensor_s": tensor_bytes / _link(cluster, tensor),
@@ -102,8 +106,7 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
                 devices=n,
                 compute_s=compute_s,
                 **times,
-                # Weights, gradients and AdamW's two moments.
-                state_mb=4 * _MASTER * held / fsdp / 2**20,
+                state_mb=state_bytes / (fsdp * tensor) / 2**20,
                 efficiency=compute_s / (compute_s + sum(times.values())),
             )
         )

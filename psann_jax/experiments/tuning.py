@@ -113,9 +113,9 @@ class Tuning:
             else:
                 is_list = isinstance(values, Sequence) and not isinstance(values, str)
                 require(is_list and len(values) > 0, where, f"is {values!r}, must be a list of values")
-                require(
-                    len(set(map(repr, values))) == len(values), where, f"is {tuple(values)}, which has a value twice"
-                )
+                # Equal numbers of different types, such as 1 and 1.0, would be one trial.
+                is_repeated = any(a == b for a, b in itertools.combinations(values, 2))
+                require(not is_repeated, where, f"is {tuple(values)}, which has a value twice")
 
     # --- combinations ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 Counted is what the mathematics of an update needs, once: matrix products, attention and causal filters, forward and
 backward, and both gradients of sharpness-aware minimisation. Not counted are what the backward pass recomputes to save
-memory (train.remat), gradients of frozen weights (train.freeze), elementwise operations and look-ups.
+memory (train.remat), products that frozen weights (train.freeze) make unnecessary, elementwise operations and look-ups.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from psann_jax.models.network import Network
 from psann_jax.nn.partition import ParamInfo
 
 _KINDS = ("matrix", "mixing", "coordinate")  # of parameters of blocks that take part in matrix products
+_AFTER_BLOCKS = {"norm", "head", "head_bias"}  # parameters to which no gradient comes through the blocks
 
 
 def matmul_params(network: Network) -> int:
@@ -42,9 +43,23 @@ def _frozen_matmul_params(network: Network) -> int:
     return int(frozen + (_head_params(network) if has_frozen_head else 0))
 
 
+def _blocks_share(network: Network) -> float:
+    """The part of the FLOPs of the blocks that is computed: the forward pass alone is a third.
+
+    It is alone if nothing before the head is trained. A Sudoku transformer's head comes before its next iteration.
+    """
+    before = {name: info for name, info in network.infos.items() if name not in _AFTER_BLOCKS}
+    has_gradients = any(info.trainable for info in jax.tree.leaves(before))
+    return 1.0 if has_gradients or network.config.base == "sudoku" else 1 / 3
+
+
 def _training_weights(network: Network) -> float:
-    """The `matmul_params`, a frozen one as two thirds: of three products, that for its gradient is missing."""
-    return matmul_params(network) - _frozen_matmul_params(network) / 3
+    """The `matmul_params`, each as a third for each of its products: forward, for its input, for itself."""
+    share, weights = _blocks_share(network), matmul_params(network)
+    if share == 1:
+        return weights - _frozen_matmul_params(network) / 3
+    trained = {name for name in ("norm", "head") if any(i.trainable for i in jax.tree.leaves(network.infos.get(name)))}
+    return share * (weights + len(trained) * _head_params(network))
 
 
 def training_flops(matmul_params: float, n_layers: int, width: float, length: float) -> float:
@@ -55,8 +70,8 @@ def training_flops(matmul_params: float, n_layers: int, width: float, length: fl
     window on average, so this is half of a count over the full square. Document masks are not taken into account.
 
     Args:
-      matmul_params: weights that take part in matrix products; not the embedding table, which is looked up. A frozen
-        weight counts as two thirds.
+      matmul_params: weights that take part in matrix products; not the embedding table, which is looked up. One that
+        takes part in two products or one, as it or all before it is frozen, counts as two thirds or one third.
       n_layers: layers with attention.
       width: of queries, keys and values over all heads; the mean of keys and values where they differ.
       length: tokens in a window.
@@ -92,15 +107,15 @@ def decoder_flops(network: Network, length: int) -> float:
 
     A tap of a filter costs as much as a weight of a matrix, whether it is computed directly or otherwise.
     """
-    weights = _training_weights(network) + filter_taps(network)
-    c = network.config
-    return training_flops(weights, c.n_layers, c.d_model, attended_length(c, length))
+    share, c = _blocks_share(network), network.config
+    weights = _training_weights(network) + share * filter_taps(network)
+    return training_flops(weights, c.n_layers, share * c.d_model, attended_length(c, length))
 
 
 def gravity_flops(network: Network, length: int) -> float:
     """Training FLOPs per token of a gravity model, whose scores are products of narrower head coordinates."""
     c = network.config
-    width = (c.n_heads * c.d_head_coord + c.d_model) / 2
+    width = _blocks_share(network) * (c.n_heads * c.d_head_coord + c.d_model) / 2
     return training_flops(_training_weights(network), c.n_layers, width, length)
 
 

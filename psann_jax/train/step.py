@@ -63,9 +63,15 @@ def _first_state(network: Network, config: TrainConfig, params: Params) -> State
     }
 
 
+def abstract_state(network: Network, config: TrainConfig) -> State:
+    """Returns the state with `jax.ShapeDtypeStruct` leaves."""
+    abstract: State = jax.eval_shape(lambda params: _first_state(network, config, params), network.abstract)
+    return abstract
+
+
 def state_spec(network: Network, config: TrainConfig, mesh: Mesh) -> StateSpec:
     """Returns shapes and shardings of the state on a mesh, without creating arrays."""
-    abstract = jax.eval_shape(lambda params: _first_state(network, config, params), network.abstract)
+    abstract = abstract_state(network, config)
     shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
     shardings["params"] = param_shardings(mesh, abstract["params"], network.infos)
     if config.ema_decay:

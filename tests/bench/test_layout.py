@@ -32,7 +32,8 @@ def row(text, name):
 
 
 def test_a_mesh_of_eight(tmp_path):
-    done = show_layout(tmp_path, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    done = show_layout(tmp_path, *mesh, "--config.train.ema_decay=0.999")
     assert done.returncode == 0, done.stderr
     assert "8 x CPU" in done.stdout
     assert "mesh data 2 x fsdp 2 x context 1 x tensor 2" in done.stdout
@@ -43,6 +44,8 @@ def test_a_mesh_of_eight(tmp_path):
     assert row(done.stdout, "norm.scale")[3] == "not split"
     parameters, moments = (float(row(done.stdout, name)[1]) for name in ("parameters", "optimizer state"))
     assert moments == pytest.approx(2 * parameters, rel=0.02), "AdamW's two moments are split like their parameters"
+    average = float(row(done.stdout, "average of the weights")[1])
+    assert average == parameters
     assert {"all-gather", "all-reduce"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
     assert not (tmp_path / "runs").exists()
 

@@ -84,6 +84,10 @@ def test_other_values_are_not_extended(values):
         (Tuning({"train.lr": ()}), r"tuning\.values\.train\.lr: is \(\), must be a list of values"),
         (Tuning({"train.schedule": "linear"}), r"schedule: is 'linear', must be a list of values"),
         (Tuning({"train.lr": (1e-3, 1e-3)}), r"tuning\.values\.train\.lr: is .*, which has a value twice"),
+        (
+            Tuning({"train.weight_decay": (1, 1.0)}),
+            r"tuning\.values\.train\.weight_decay: is .*, which has a value twice",
+        ),
         (Tuning({"train.lr": 1e-3}), r"tuning\.values\.train\.lr: is 0\.001, must be a list of values"),
         (Tuning(5), r"tuning\.values: is 5, must be a dict of settings"),
         (Tuning({"train.lr": (1e-3,)}, own={"ngt": 1}), r"tuning\.own\.ngt: is 1, must be a dict of settings"),

@@ -128,3 +128,21 @@ def test_gradients_of_frozen_weights_do_not_count():
     sudoku = small("sudoku")
     matrices = matmul_params(make_network(sudoku))
     assert frozen_share(sudoku, freeze=("matrix",)) == pytest.approx(sudoku.model.iterations * matrices)
+
+
+def test_blocks_below_which_nothing_is_trained_have_no_backward_pass():
+    """Compiled programs agree: with only the head trained, XLA leaves the backward pass through the blocks out."""
+    config = small("transformer")
+    head = config.model.vocab_size * config.model.d_model
+    attention = config.model.n_layers * config.data.max_length * config.model.d_model
+    blocks = matmul_params(make_network(config)) - head
+    below = ("embedding", "matrix", "bias")
+    assert frozen_share(config, freeze=(*below, "norm")) == pytest.approx(2 * (blocks + attention) + head)
+    assert frozen_share(config, freeze=(*below, "head")) == pytest.approx(blocks + head), "norms of blocks are trained"
+    tied = small("modern", tied_embeddings=True)
+    assert frozen_share(tied, freeze=("matrix", "norm")) == pytest.approx(matmul_params(make_network(tied)) - head)
+    gravity = small("ngt")
+    tables_left = ("matrix", "embedding", "coordinate", "gravity", "norm", "bias")
+    assert frozen_share(gravity, freeze=tables_left) == pytest.approx(matmul_params(make_network(gravity)))
+    sudoku = small("sudoku")
+    assert frozen_share(sudoku, freeze=("embedding", "bias", "norm")) == 0
