@@ -5,6 +5,7 @@ dataclasses. An unknown key is an error that suggests the nearest valid one.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -43,7 +44,7 @@ def _sections(base: str) -> dict[str, type]:
 
 def _to_config_dict(section: Any) -> config_dict.ConfigDict:
     out = config_dict.ConfigDict()
-    hints = typing.get_type_hints(type(section))
+    hints = field_types(type(section))
     for f in dataclasses.fields(section):
         value = getattr(section, f.name)
         if dataclasses.is_dataclass(value):
@@ -74,9 +75,13 @@ def parse(mapping: config_dict.ConfigDict | Mapping[str, Any]) -> Config:
     return config
 
 
+# Without the cache, this is most of the time in which a sweep lists its runs.
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def field_types(section: type) -> dict[str, Any]:
     """Returns the types of the fields of a dataclass, that is, of its settings but not of its class attributes."""
-    hints = typing.get_type_hints(section)
+    hints = _type_hints(section)
     return {f.name: hints[f.name] for f in dataclasses.fields(section)}
 
 
