@@ -68,7 +68,7 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
     Raises:
       ConfigError: not a language model, mesh.context is not 1, or fsdp and tensor do not divide a number of devices.
     """
-    text_data(config)
+    text_data(config)  # raises for a model of puzzles
     task = random_task(config)
     network, config = task.network, task.config
     model, mesh = config.model, config.mesh
