@@ -58,16 +58,13 @@ def describe_layout(config: Config) -> str:
             f"{_megabytes(array, sharding):>14.2f}"
         )
     batch = task.batch_shapes(config.batch_size)
+    parts = {"parameters": "params", "optimizer state": "opt_state", "average of the weights": "ema_params"}
     totals = {
-        "parameters": _total(spec.abstract["params"], spec.shardings["params"]),
-        "optimizer state": _total(spec.abstract["opt_state"], spec.shardings["opt_state"]),
-        **(
-            {"average of the weights": _total(spec.abstract["ema_params"], spec.shardings["ema_params"])}
-            if config.train.ema_decay
-            else {}
-        ),
-        "batch": sum(_megabytes(array, compiled.batch) for array in batch.values()),
+        title: _total(spec.abstract[part], spec.shardings[part])
+        for title, part in parts.items()
+        if part in spec.abstract
     }
+    totals["batch"] = sum(_megabytes(array, compiled.batch) for array in batch.values())
     lines += ["", f"{'memory':<28}{'MB per device':>18}", *(f"{name:<28}{mb:>18,.2f}" for name, mb in totals.items())]
     rest = max(compiled.memory_mb - sum(totals.values()), 0)
     lines += [
