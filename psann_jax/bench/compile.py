@@ -18,7 +18,7 @@ from psann_jax.bench.workers import Worker
 from psann_jax.config import Config, require
 from psann_jax.config.families import family
 from psann_jax.config.io import parse, to_dict
-from psann_jax.models.flops import flops_per_token
+from psann_jax.models.flops import flops_per_token, forward_flops_per_token
 from psann_jax.models.text_network import TextNetwork
 from psann_jax.nn.mesh import make_mesh
 from psann_jax.nn.partition import MESH_AXES
@@ -187,12 +187,12 @@ class Compiler:
 
     def _flops_by_hand(self, name: str) -> float | None:
         """Matrix FLOPs of one device by the formulas, without recomputation."""
-        config, n_devices = self._config, self._mesh.size
-        step = flops_per_token(config, self._task.network) * config.train.batch_tokens / n_devices
+        config, network = self._config, self._task.network
+        tokens = config.train.batch_tokens / self._mesh.size
         if name == "train":
-            return step
-        gradients = config.train.grad_accum * (2 if config.train.sam_rho else 1)
-        return step / 3 / gradients if name == "eval" else None
+            return tokens * flops_per_token(config, network)
+        is_eval = name == "eval"
+        return tokens / config.train.grad_accum * forward_flops_per_token(config, network) if is_eval else None
 
 
 _MEASURED = (

@@ -18,10 +18,6 @@ from psann_jax.train.hardware import device_description, mfu, peak_memory_mb
 from psann_jax.train.mesh import put_batch
 from psann_jax.train.step import init_state
 
-MFU_FORMULA = (
-    "tokens/s * (6 * parameters in matrix products and filters, including the head + 6 * layers * length * d_model)"
-    " / peak FLOP/s"
-)
 _ATTENTION = ("attention", "gravity", "full_attention")  # operations; a model has one of them
 
 
@@ -30,8 +26,8 @@ class Ours:
 
     Attributes:
       facts: n_params, compile_s, compiled_memory_mb (of a step, by the compiler, in 10^6 bytes), kernels, device,
-        attention (its implementation), versions, mfu_formula, and inference (what `run` processes with training=False;
-        None if the task has no inference step).
+        attention (its implementation), versions, flops_per_token (see `psann_jax.models.flops`), and inference (what
+        `run` processes with training=False; None if the task has no inference step).
     """
 
     def __init__(self, config: Config):
@@ -55,7 +51,7 @@ class Ours:
             "attention": " and ".join(name for op in _ATTENTION for name in kernels.get(op, ())),
             "inference": self._task.INFERENCE,
             "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-            "mfu_formula": MFU_FORMULA,
+            "flops_per_token": flops_per_token(config, self._task.network),
         }
 
     def run(self, n_steps: int, training: bool = True) -> list[float]:
@@ -93,8 +89,8 @@ class Ours:
         return peak_memory_mb()
 
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOP/s utilisation (`MFU_FORMULA`); None on hardware with unknown peak."""
-        return mfu(tokens_per_s, flops_per_token(self._config, self._task.network), self._config.train.precision)
+        """Model FLOP/s utilisation, see `psann_jax.train.hardware.mfu`; None on hardware with unknown peak."""
+        return mfu(tokens_per_s, self.facts["flops_per_token"], self._config.train.precision)
 
 
 def make(config: Config) -> Ours:

@@ -5,12 +5,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from psann_jax.bench.random_task import random_task
 from psann_jax.config import Config, require, text_data
-from psann_jax.models.flops import flops_per_token
+from psann_jax.models.flops import flops_per_token, has_backward_pass
+from psann_jax.models.network import Network
+from psann_jax.nn.partition import ParamInfo
 from psann_jax.train.step import abstract_state
 
 _MASTER = 4  # bytes of a weight or a gradient
@@ -80,20 +83,21 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
     fsdp, tensor = max(mesh.fsdp, 1), max(mesh.tensor, 1)
     flops = config.train.batch_tokens * flops_per_token(config, network)
     state = jax.tree.leaves(abstract_state(network, config.train))
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in state) + network.n_params * _MASTER  # gradients
+    n_summed, passes_through = _n_gradients(network), 2 if has_backward_pass(network) else 1
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in state) + n_summed * _MASTER
     gradients = 2 if config.train.sam_rho else 1
     passes = gradients * config.train.grad_accum
     results = []
     for n in devices:
         require(n % (fsdp * tensor) == 0, "--devices", f"is {n}, which fsdp {fsdp} x tensor {tensor} does not divide")
         data = n // (fsdp * tensor)
-        held = network.n_params / tensor  # weights of one fsdp group
-        # Weights are gathered for the forward and the backward pass, gradients are scattered: three times the weights.
-        fsdp_bytes = passes * 3 * (fsdp - 1) / fsdp * held * _MASTER
+        # Weights are gathered for the forward and the backward pass, gradients are scattered.
+        moved = (passes_through * network.n_params + n_summed) / tensor
+        fsdp_bytes = passes * (fsdp - 1) / fsdp * moved * _MASTER
         # Two sums of activations per block in each direction, over the tokens of a device.
-        tokens = gradients * config.train.batch_tokens / (data * fsdp)
-        tensor_bytes = 4 * model.n_layers * 2 * (tensor - 1) / tensor * tokens * model.d_model * _COMPUTE
-        data_bytes = gradients * 2 * (data - 1) / data * held / fsdp * _MASTER
+        tokens, sums = gradients * config.train.batch_tokens / (data * fsdp), 2 * passes_through * model.n_layers
+        tensor_bytes = sums * 2 * (tensor - 1) / tensor * tokens * model.d_model * _COMPUTE
+        data_bytes = gradients * 2 * (data - 1) / data * n_summed / (tensor * fsdp) * _MASTER
         # The innermost axis is tensor, then fsdp.
         times = {
             "tensor_s": tensor_bytes / _link(cluster, tensor),
@@ -111,6 +115,19 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
             )
         )
     return results
+
+
+def _n_gradients(network: Network) -> int:
+    """Counts the gradients that are summed over devices: those of trained weights.
+
+    Those of adapters (train.lora_rank) follow on each device from the gradients of their matrices.
+    """
+
+    def size(array: Any, info: ParamInfo) -> int:
+        is_summed = info.trainable if network.lora is None else info.kind == "matrix"
+        return int(array.size) if is_summed else 0
+
+    return sum(jax.tree.leaves(jax.tree.map(size, network.abstract, network.infos)))
 
 
 def _link(cluster: Cluster, span: int) -> float:

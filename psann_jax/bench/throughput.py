@@ -64,9 +64,9 @@ def measure(
 
     Returns:
       The result for --json. For the config: tokens_per_s, step_s (median seconds), cpu_s (processor seconds per step,
-      over all cores), kernel_times (see `psann_jax.bench.device_time`), compile_s, peak_memory_mb, mfu, n_params,
-      device, attention, inference, versions, n_steps and config; if the task has an inference step also its rows/s, for
-      base sudoku filled_puzzles_per_s.
+      over all cores), kernel_times (see `psann_jax.bench.device_time`), compile_s, peak_memory_mb, mfu,
+      flops_per_token, n_params, device, attention, inference, versions, n_steps and config; if the task has an
+      inference step also its rows/s, for base sudoku filled_puzzles_per_s.
       For the rival, None without one: peer (its name), peer_tokens_per_s, peer_peak_memory_mb, ratio, spread (two
       ratios) and ratio_of_fastest (steps).
       Further differences in words, other_load (cores that other processes kept busy), window_tokens (tokens of a
@@ -185,7 +185,8 @@ def report(result: dict[str, Any]) -> str:
         )
         lines.append(f"training {trained} {unit}/s of {length} tokens each; inference {inferred} {unit}/s")
     if result["mfu"] is not None:
-        lines.append(f"MFU {result['mfu']:.1%} = {result['mfu_formula']}")
+        gigaflops = result["flops_per_token"] / 1e9
+        lines.append(f"MFU {result['mfu']:.1%} = tokens/s * {gigaflops:.4g} model GFLOP per token / peak GFLOP/s")
     if result["ratio"] is not None:
         low, high = result["spread"]
         lines.append(

@@ -5,6 +5,7 @@ backward, and both gradients of sharpness-aware minimisation. Not counted are wh
 memory (train.remat), products that frozen weights (train.freeze) make unnecessary, elementwise operations and look-ups.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -43,14 +44,19 @@ def _frozen_matmul_params(network: Network) -> int:
     return int(frozen + (_head_params(network) if has_frozen_head else 0))
 
 
-def _blocks_share(network: Network) -> float:
-    """The part of the FLOPs of the blocks that is computed: the forward pass alone is a third.
+def has_backward_pass(network: Network) -> bool:
+    """Returns whether gradients go through the blocks, which they do unless nothing before the head is trained.
 
-    It is alone if nothing before the head is trained. A Sudoku transformer's head comes before its next iteration.
+    A Sudoku transformer's head comes before its next iteration.
     """
     before = {name: info for name, info in network.infos.items() if name not in _AFTER_BLOCKS}
-    has_gradients = any(info.trainable for info in jax.tree.leaves(before))
-    return 1.0 if has_gradients or network.config.base == "sudoku" else 1 / 3
+    is_trained = any(info.trainable for info in jax.tree.leaves(before))
+    return is_trained or bool(network.config.base == "sudoku")
+
+
+def _blocks_share(network: Network) -> float:
+    """The part of the FLOPs of the blocks that is computed: the forward pass alone is a third."""
+    return 1.0 if has_backward_pass(network) else 1 / 3
 
 
 def _training_weights(network: Network) -> float:
@@ -130,3 +136,11 @@ def flops_per_token(config: Config, network: Network) -> float:
     """Training FLOPs per token of an experiment: the formula of its family, for each gradient of an update."""
     one_gradient = float(family(config.model.base).get("flops")(network, config.data.max_length))
     return one_gradient * (2 if config.train.sam_rho else 1)
+
+
+def forward_flops_per_token(config: Config, network: Network) -> float:
+    """FLOPs per token of the forward pass alone, as in an evaluation; adapters (train.lora_rank) are not counted."""
+    # All gradients together cost twice the forward pass, if none is left out.
+    infos = jax.tree.map(lambda info: replace(info, trainable=True), network.infos)
+    trained = replace(network, infos=infos)
+    return float(family(config.model.base).get("flops")(trained, config.data.max_length)) / 3

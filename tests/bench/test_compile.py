@@ -64,6 +64,13 @@ def test_evaluation_takes_one_micro_batch(make_compiler):
     assert evaluation["memory_gib"] < train["memory_gib"]
 
 
+def test_an_evaluation_costs_the_same_with_frozen_weights(make_compiler):
+    whole, frozen = make_compiler(), make_compiler(train__freeze=("matrix", "head"))
+    expected = whole.run("train")["tflop_by_hand"]
+    assert frozen.run("train")["tflop_by_hand"] < expected
+    assert frozen.run("eval")["tflop_by_hand"] == pytest.approx(expected / 3)
+
+
 def test_prefill_and_decode(compiler):
     prefill, decode = compiler.run("prefill"), compiler.run("decode")
     assert prefill["ok"]

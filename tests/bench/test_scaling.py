@@ -45,6 +45,27 @@ def test_both_gradients_of_sharpness_aware_minimisation_are_computed_and_sent():
         assert getattr(two, term) == pytest.approx(2 * getattr(one, term)), term
 
 
+def test_gradients_of_frozen_weights_are_neither_kept_nor_sent():
+    """Compiled programs agree: XLA sums the gradients of trained weights and, with adapters, of their matrices."""
+    data, fsdp = MeshConfig(), MeshConfig(fsdp=4)
+    without_matrices = {"freeze": ("matrix",)}
+    saved = on(data, 8).data_s - on(data, 8, **without_matrices).data_s
+    assert saved == pytest.approx(2 * 7 / 8 * 4 * MATRICES / 1e11)
+    saved = on(fsdp, 4).fsdp_s - on(fsdp, 4, **without_matrices).fsdp_s
+    assert saved == pytest.approx(3 / 4 * 4 * MATRICES / 1e11), "the weights are gathered all the same"
+    saved = on(data, 1).state_mb - on(data, 1, **without_matrices).state_mb
+    assert saved == pytest.approx(12 * MATRICES / 2**20), "the gradient and two moments"
+    assert on(data, 8, lora_rank=2).data_s == pytest.approx(2 * 7 / 8 * 4 * MATRICES / 1e11)
+
+
+def test_blocks_below_which_nothing_is_trained_have_no_backward_pass():
+    mesh, head_alone = MeshConfig(fsdp=2, tensor=2), {"freeze": ("embedding", "matrix", "bias", "norm")}
+    every, head = on(mesh, 4), on(mesh, 4, **head_alone)
+    assert head.tensor_s == pytest.approx(every.tensor_s / 2)
+    held = (N_PARAMS + 64000) / 2
+    assert head.fsdp_s == pytest.approx(1 / 2 * held * 4 / 1e11), "weights are gathered once"
+
+
 def test_data_parallelism_sums_gradients_over_the_slowest_link():
     inside, outside = on(MeshConfig(), 8), on(MeshConfig(), 16)
     assert inside.data_s == pytest.approx(2 * 7 / 8 * 4 * N_PARAMS / 1e11)

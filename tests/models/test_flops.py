@@ -6,7 +6,14 @@ import pytest
 
 from psann_jax.config.families import families
 from psann_jax.config.io import default_config, parse
-from psann_jax.models.flops import attended_length, filter_taps, flops_per_token, matmul_params, training_flops
+from psann_jax.models.flops import (
+    attended_length,
+    filter_taps,
+    flops_per_token,
+    forward_flops_per_token,
+    matmul_params,
+    training_flops,
+)
 from psann_jax.models.network import make_network
 from tests.support.variants import SIZES
 
@@ -146,3 +153,12 @@ def test_blocks_below_which_nothing_is_trained_have_no_backward_pass():
     assert frozen_share(gravity, freeze=tables_left) == pytest.approx(matmul_params(make_network(gravity)))
     sudoku = small("sudoku")
     assert frozen_share(sudoku, freeze=("embedding", "bias", "norm")) == 0
+
+
+@pytest.mark.parametrize("base", families())
+def test_a_forward_pass_is_a_third_of_training_with_nothing_frozen(base):
+    config = small(base)
+    third = flops_per_token(config, make_network(config)) / 3
+    for changes in ({}, {"freeze": ("matrix", "norm")}, {"lora_rank": 2}, {"sam_rho": 0.05}):
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+        assert forward_flops_per_token(changed, make_network(changed)) == pytest.approx(third)
