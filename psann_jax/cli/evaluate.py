@@ -1,7 +1,7 @@
 """Evaluates a trained run on any text: psann-jax evaluate --workdir=RUN [--data=SOURCE] [--stride=N] [--json].
 
-Without --data it uses the run's own validation text and reproduces its val_loss. With --follow it evaluates every
-checkpoint while the run trains.
+Without --data it uses the whole validation text of the run, which reproduces its val_loss; if the run had
+eval.max_tokens, --max_tokens with that value does. With --follow it evaluates every checkpoint while the run trains.
 """
 
 import argparse
