@@ -10,6 +10,7 @@ Every keyword is a setting of `psann_jax.config`. It takes effect or raises an e
 import contextlib
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +34,9 @@ from psann_jax.sample.sampler import Sampler
 from psann_jax.sample.settings import UNFILTERED, GenerationOptions, Sampling
 from psann_jax.sample.text import Completion, TextSampler
 from psann_jax.train.callbacks import Callback, Callbacks
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.metrics import METRICS, read_metrics
-from psann_jax.train.workdir import CONFIG
+from psann_jax.train.workdir import CHECKPOINTS, CONFIG
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import given_path
 
@@ -163,9 +165,9 @@ class psannLM:
           warmup_steps: default a tenth of the updates, at most 100.
           steps_per_epoch: updates that count as an epoch; default one pass over the text.
           max_steps: most updates; the exact number if `epochs` is not given.
-          workdir: directory for the files of the run; default a temporary one. If it holds a run with the same
-            settings, that run is resumed from its last checkpoint, and lr, warmup_steps, batch_tokens and amp default
-            to the run's values.
+          workdir: directory for the files of the run; default a temporary one, which stays if an error ends the
+            training after a checkpoint. If it holds a run with the same settings, that run is resumed from its last
+            checkpoint, and lr, warmup_steps, batch_tokens and amp default to the run's values.
           callbacks: objects of classes derived from `psann_jax.Callback`, called in their order by the first process.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the config sections train
             (under the same name), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
@@ -349,10 +351,20 @@ def _check_devices(ddp: str) -> None:
 
 @contextlib.contextmanager
 def _directory(workdir: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Yields the workdir, or a temporary directory that is deleted afterwards."""
+    """Yields the workdir or a temporary directory, which stays if an error ends a run that has a checkpoint."""
     if workdir is not None:
         yield given_path(workdir, "workdir")
         return
     require(jax.process_count() == 1, "workdir", "is missing; several processes need one that all of them can access")
-    with tempfile.TemporaryDirectory(prefix="psann_jax-") as temporary:
-        yield Path(temporary) / "fit"
+    temporary, is_kept = Path(tempfile.mkdtemp(prefix="psann_jax-")), False
+    run = temporary / "fit"
+    try:
+        yield run
+    except BaseException:
+        is_kept = bool(CheckpointReader(run / CHECKPOINTS).steps())
+        if is_kept:
+            settings.note(f"the files of the run stay in {run}; psannLM.load reads its last checkpoint")
+        raise
+    finally:
+        if not is_kept:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -22,9 +22,14 @@ _POLL_S = 1.0
 
 
 class Lease:
-    """The right to write to a directory in a bucket."""
+    """The right to write to a directory in a bucket.
 
-    def __init__(self, bucket: Bucket, lock_file: Path, stale_s: float = STALE_S) -> None:
+    Attributes:
+      copy: name of the local copy that the owner works on; `acquire` sets it to that of an earlier copy if nobody has
+        written from another one since, otherwise to a new name.
+    """
+
+    def __init__(self, bucket: Bucket, lock_file: Path, stale_s: float = STALE_S, earlier_copy: str = "") -> None:
         """Takes no lease yet.
 
         Args:
@@ -32,11 +37,13 @@ class Lease:
           lock_file: a file on a local disk that this process has locked, so that no other process of this machine
             owns the lease.
           stale_s: seconds without a renewal after which another owner counts as dead.
+          earlier_copy: name of the copy that an earlier process has left on this machine; "": there is none.
         """
         stat = lock_file.stat()
         self._bucket, self._stale_s = bucket, stale_s
         self._machine = f"{socket.gethostname()} {_boot_id()} {stat.st_dev}-{stat.st_ino}"
         self._owner = uuid.uuid4().hex
+        self._earlier_copy, self.copy = earlier_copy, self._owner
         self._renewals = 0
 
     def acquire(self, announce: Callable[[str], None]) -> None:
@@ -61,6 +68,8 @@ class Lease:
                 self._watch(found)
             if self._bucket.read(LEASE) == found:
                 self._bucket.delete([LEASE])
+                is_last = self._field(found, "copy") == self._earlier_copy
+                self.copy = self._earlier_copy if is_last else self._owner
 
     def renew(self) -> None:
         """Tells other processes that this one is alive.
@@ -104,6 +113,7 @@ class Lease:
     def _content(self) -> bytes:
         facts = {
             "owner": self._owner,
+            "copy": self.copy,
             "host": socket.gethostname(),
             "process": os.getpid(),
             "machine": self._machine,

@@ -2,7 +2,8 @@
 
 In the bucket, the metrics are at least as new as the newest checkpoint, and ``summary.json`` appears last. So a run
 whose machine is gone resumes from the bucket as from a disk; it repeats the steps since the last checkpoint that was
-copied. The local copy is deleted when the run ends, and made again when it starts.
+copied. The local copy is deleted when the run ends, and made again when it starts. If a process ends before all is in
+the bucket, its copy stays, and the next start on this machine continues with it, unless another was there first.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from psann_jax.train.remote_checkpoints import RemoteCheckpoints
 from psann_jax.train.workdir import CHECKPOINTS, PRIVATE, SUMMARY, make_private
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import storage_errors
+from psann_jax.utils.files import atomic_write, storage_errors
 from psann_jax.utils.locations import BucketUrl
 
 _PROFILE = "profile"  # as TENSORBOARD, a directory to which a run only adds files
@@ -64,7 +65,7 @@ def local_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
             if index != 0:
                 stack.callback(shutil.rmtree, local, ignore_errors=True)
                 _make_empty(local)
-                Mirror(Bucket(location, "--workdir"), local, None).pull()
+                Mirror(Bucket(location, "--workdir"), local).pull()
         with before_exit(stack.close):
             yield local
         with raise_together():  # none may end while process 0 still copies
@@ -90,12 +91,12 @@ def leased_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
         return
     local, bucket = _copy(location, cache), Bucket(location, "--workdir")
     with contextlib.ExitStack() as stack:
+        marker = _copy(location, cache, ".copy")
         with storage_errors(local):
             local.parent.mkdir(parents=True, exist_ok=True)
-            lease = stack.enter_context(_leased(bucket, _copy(location, cache, ".lock")))
-            _make_empty(local)
-        mirror = Mirror(bucket, local, lease)
-        mirror.pull()
+            lease = stack.enter_context(_leased(bucket, _copy(location, cache, ".lock"), marker))
+        mirror = Mirror(bucket, local, lease, marker)
+        mirror.begin()
         print(f"{location}: working on a copy in {local}", flush=True)
         with mirror.running():
             yield local
@@ -103,20 +104,22 @@ def leased_workdir(location: Path | BucketUrl, cache: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _leased(bucket: Bucket, lock_file: Path) -> Iterator[Lease]:
+def _leased(bucket: Bucket, lock_file: Path, marker: Path) -> Iterator[Lease]:
+    """Owns the lease while the context lasts; it stays in the bucket if there is still a `marker` at the end."""
     lock = filelock.FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise UserError(f"{bucket.url}: another process is training in this workdir") from error
     try:
-        lease = Lease(bucket, lock_file)
+        lease = Lease(bucket, lock_file, earlier_copy=marker.read_text() if marker.exists() else "")
         lease.acquire(lambda line: print(line, file=sys.stderr, flush=True))
         try:
             yield lease
         finally:
-            with contextlib.suppress(UserError):  # then it becomes stale
-                lease.release()
+            if not marker.exists():
+                with contextlib.suppress(UserError):  # then it becomes stale
+                    lease.release()
     finally:
         lock.release()
 
@@ -128,22 +131,28 @@ def _copy(url: BucketUrl, cache: Path, suffix: str = "") -> Path:
 
 def _make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    _make_directory(directory)
+
+
+def _make_directory(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     make_private(directory)
 
 
 class Mirror:
     """The files of a run in a bucket and on the local disk."""
 
-    def __init__(self, bucket: Bucket, local: Path, lease: Lease | None) -> None:
+    def __init__(self, bucket: Bucket, local: Path, lease: Lease | None = None, marker: Path | None = None) -> None:
         """Copies nothing yet.
 
         Args:
           bucket: the workdir in the bucket.
-          local: an empty directory.
+          local: the copy.
           lease: of the workdir; None: only `pull` is called.
+          marker: a file with the name of the copy, see `Lease`, that exists while the copy may have what the bucket
+            lacks; None: only `pull` is called.
         """
-        self._bucket, self._local, self._lease = bucket, local, lease
+        self._bucket, self._local, self._lease, self._marker = bucket, local, lease, marker
         self._staging = local.with_name(f"{local.name}.upload")  # for checkpoints on their way, on the same disk
         self._checkpoints: dict[str, RemoteCheckpoints] = {}  # by the name of the run in the directory, "" for itself
         self._copied: dict[str, tuple[int, int]] = {}  # size and time of files as they are in the bucket
@@ -154,15 +163,52 @@ class Mirror:
 
     # --- from the bucket ------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Makes the copy, or continues with the one of an earlier process, if no other has written since.
+
+        Raises:
+          UserError: the bucket cannot be read or written, or the local disk cannot be written.
+        """
+        assert self._lease is not None
+        assert self._marker is not None
+        with storage_errors(self._local):
+            is_left = self._marker.exists()
+            if is_left and self._marker.read_text() == self._lease.copy:
+                print(f"{self._bucket.url}: continuing with what an earlier start left in {self._local}", flush=True)
+                _make_directory(self._local)
+                self.pull()
+                self._push_rest()  # other processes of the run read it in the bucket
+                return
+            if is_left:
+                self._set_aside()
+            self._marker.unlink(missing_ok=True)
+            _make_empty(self._local)
+            self.pull()
+            atomic_write(self._marker, self._lease.copy)
+
+    def _set_aside(self) -> None:
+        """Keeps a copy that cannot be continued, in place of the last one that was kept."""
+        if not self._local.exists():
+            return
+        aside = self._local.with_name(f"{self._local.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        self._local.rename(aside)
+        print(
+            f"{self._bucket.url}: an earlier start on this machine ended before all its files were copied, and another "
+            f"machine has written since; the files are in {aside} until that happens again",
+            file=sys.stderr,
+            flush=True,
+        )
+
     def pull(self) -> None:
-        """Copies what a run needs to resume, and deletes what interrupted copies left in the bucket.
+        """Copies what a run needs to resume and is not here, and deletes what interrupted copies left in the bucket.
 
         Raises:
           UserError: the bucket cannot be read, or the local disk cannot be written.
         """
         with storage_errors(self._local):
             names = set(self._bucket.files())
-            others = [name for name in names if _is_wanted(name)]
+            others = [name for name in names if _is_wanted(name) and not (self._local / name).exists()]
             self._bucket.download(others, self._local)
             self._copied = {name: _version(self._local / name) for name in others}
             for run, of_run in _by_run(names).items():
@@ -243,14 +289,21 @@ class Mirror:
     def _finish(self) -> None:
         if self._lost is not None:
             raise self._lost
+        self._push_rest()
+        assert self._marker is not None
+        self._marker.unlink(missing_ok=True)  # first: a kill must not leave it with a part of the copy
+        for directory in (self._staging, self._local):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _push_rest(self) -> None:
         try:
             self.push(everything=True)
         except LostLeaseError:
             raise
         except UserError as error:
-            raise UserError(f"{error}; the files of the run are in {self._local} until it starts again") from error
-        for directory in (self._staging, self._local):
-            shutil.rmtree(directory, ignore_errors=True)
+            raise UserError(
+                f"{error}; the files are in {self._local}; the same command on this machine continues with them"
+            ) from error
 
     # --- threads --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from psann_jax.train.checkpoint_format import STEP_PREFIX, step_of
+from psann_jax.train.checkpoint_format import STEP_PREFIX, is_complete, step_of
 from psann_jax.train.checkpoint_index import INDEX
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.buckets import Bucket
@@ -34,7 +34,7 @@ class RemoteCheckpoints:
     # --- from the bucket ------------------------------------------------------------------------------
 
     def pull_small(self, names: Collection[str]) -> list[str]:
-        """Copies the index and, of whole checkpoints, all files but the arrays.
+        """Copies the index and, of whole checkpoints, all files but the arrays, as far as they are not here.
 
         With these, all checkpoints can be listed and chosen from; `pull` adds the arrays.
 
@@ -46,13 +46,19 @@ class RemoteCheckpoints:
         """
         by_step = _by_step(names)
         whole = {step: found for step, found in by_step.items() if f"{_name(step)}/{CHECKSUMS}" in found}
-        small = [name for found in whole.values() for name in found if not _is_data(name)]
-        self._bucket.download([name for name in (f"{CHECKPOINTS}/{INDEX}", *small) if name in names], self._workdir)
-        if f"{CHECKPOINTS}/{INDEX}" in names:
-            self._index = (self._directory / INDEX).read_bytes()
+        present = {step for step in self._local() if is_complete(self._path(step))}
+        small = [name for step in whole.keys() - present for name in whole[step] if not _is_data(name)]
+        index, has_index = f"{CHECKPOINTS}/{INDEX}", (self._directory / INDEX).exists()
+        self._bucket.download([name for name in (*[index] * (not has_index), *small) if name in names], self._workdir)
+        if index in names:
+            self._index = self._content(index, here=not has_index)
         for step in whole:
-            self._known[step] = (self._directory / f"{STEP_PREFIX}_{step}" / CHECKSUMS).read_bytes()
+            self._known[step] = self._content(f"{_name(step)}/{CHECKSUMS}", here=step not in present)
         return [name for step, found in by_step.items() if step not in whole for name in found]
+
+    def _content(self, name: str, *, here: bool) -> bytes:
+        """The content of an object, from its copy if `here`; empty if it is gone."""
+        return (self._workdir / name).read_bytes() if here else self._bucket.read(name) or b""
 
     def pull_newest(self, names: Collection[str]) -> None:
         """Copies the arrays of the newest checkpoint, and of earlier ones while the copies do not fit their checksums.
@@ -60,9 +66,11 @@ class RemoteCheckpoints:
         Args:
           names: all objects of the workdir.
         """
-        for step in sorted(self._known, reverse=True):
-            self.pull(step, names)
-            if find_damage(self._directory / f"{STEP_PREFIX}_{step}") is None:
+        for step, checksums in sorted(self._local().items(), reverse=True):
+            # A checkpoint that was made here may not be in the bucket yet.
+            if find_damage(self._path(step)) is not None and self._known.get(step) == checksums:
+                self.pull(step, names)
+            if find_damage(self._path(step)) is None:
                 return
 
     def pull(self, step: int, names: Collection[str], without: str | None = None) -> None:
@@ -89,9 +97,8 @@ class RemoteCheckpoints:
         staged = {}
         for step, checksums in self._local().items():
             if self._known.get(step) != checksums:
-                source = self._directory / f"{STEP_PREFIX}_{step}"
                 try:
-                    shutil.copytree(source, directory / _name(step), copy_function=_link)
+                    shutil.copytree(self._path(step), directory / _name(step), copy_function=_link)
                 except (shutil.Error, FileNotFoundError):  # deleted meanwhile
                     shutil.rmtree(directory / _name(step), ignore_errors=True)
                     continue
@@ -131,6 +138,9 @@ class RemoteCheckpoints:
         found = self._bucket.files(_name(step))
         self._bucket.delete([name for name in found if name == f"{_name(step)}/{CHECKSUMS}"])
         self._bucket.delete([name for name in found if name != f"{_name(step)}/{CHECKSUMS}"])
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"{STEP_PREFIX}_{step}"
 
     def _local(self) -> dict[int, bytes]:
         """Returns the checksums.json of each local checkpoint that has one."""

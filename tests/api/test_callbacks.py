@@ -1,6 +1,7 @@
 """Callbacks of fit: what a user sees of a stop and of an exception."""
 
 import sys
+import tempfile
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_an_exception_is_raised_as_it_is_and_the_model_has_its_weights(data):
     assert model.summary["stopped"]
     assert model.history[-1]["step"] in (4, 5)
     assert model.generate("the", max_new_tokens=2) is not None
+
+
+def test_without_a_workdir_an_error_leaves_the_checkpoints(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, run = fit(data, lr=1e30, warmup_steps=0, max_bad_steps=2)
+    with pytest.raises(UserError, match=r"max_bad_steps: 2 updates in a row were not finite.* is saved in"):
+        run()
+    (left,) = tmp_path.glob("psann_jax-*/fit")
+    assert f"note: the files of the run stay in {left}; psannLM.load" in capsys.readouterr().err
+    assert psannLM.load(left).config.train.max_bad_steps == 2
+    _, run = fit(data, Fail(), lr=1e-3)
+    with pytest.raises(LookupError):
+        run()
+    assert [path.parent for path in tmp_path.glob("psann_jax-*/fit")] == [left.parent], "the model has its weights"
 
 
 def test_a_callback_that_exits_stops_the_run_as_an_exception_does():

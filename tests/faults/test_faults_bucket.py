@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 
@@ -79,7 +80,11 @@ def test_killed_runs_resume_from_the_bucket(experiment, bucket, tmp_path):
         assert kill(experiment, workdir, how, rng) == -9
         shutil.rmtree(experiment.folder / "cache" / "buckets")  # the next start is on another machine
         bucket_at(workdir).delete([LEASE])  # which does not wait
-    assert "resumed     at step" in experiment.run(workdir)
+    assert kill(experiment, workdir, "kill-before-marker=40", rng) == -9
+    assert max(whole_steps(workdir)) < 40
+    shown = experiment.run(workdir)
+    assert "continuing with what an earlier start left" in shown
+    assert int(re.search(r"resumed +at step (\d+)", shown)[1]) >= 40, "not from the bucket"
     assert_finished(experiment, workdir, tmp_path)
 
 

@@ -41,7 +41,7 @@ def checkpoint(workdir, step):
     root = workdir / "checkpoints" / f"step_{step}"
     for name in (
         "_CHECKPOINT_METADATA",
-        *(f"{item}/{n}" for item in ("params", "training") for n in ("_METADATA", "d/x")),
+        *(f"{item}/{n}" for item in ("params", "training") for n in ("_METADATA", "manifest.ocdbt", "d/x")),
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name} of {step}")
@@ -55,6 +55,10 @@ def rows(*steps):
 
 def files(directory):
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def fail_to_write(*_):
+    raise UserError("s3://somewhere: cannot be written: no network")
 
 
 def wait_until(condition):
@@ -165,19 +169,90 @@ def test_a_process_whose_lease_is_gone_writes_nothing_more(opened, url):
     assert bucket_at(url).files().keys() == {LEASE}
 
 
-def test_without_the_bucket_the_files_stay_here(opened, url, monkeypatch, capsys):
-    def fail(*_):
-        raise UserError("s3://somewhere: cannot be written: no network")
-
+@pytest.fixture
+def unfinished(opened, monkeypatch):
+    """A copy, on machine "a", with a checkpoint and rows that could not be copied to the bucket."""
     with contextlib.ExitStack() as stack:
         workdir = stack.enter_context(opened("a"))
-        monkeypatch.setattr(Bucket, "upload", fail)
+        for name in ("upload", "write", "delete"):
+            monkeypatch.setattr(Bucket, name, fail_to_write)
+        (workdir / METRICS).write_text(rows(1))
+        checkpoint(workdir, 1)
+        with pytest.raises(UserError, match=r"no network; the files are in .*/run; the same command on this machine"):
+            stack.close()
+    monkeypatch.undo()
+    return workdir
+
+
+def test_without_the_bucket_the_files_stay_here(opened, monkeypatch, capsys):
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(opened("a"))
+        monkeypatch.setattr(Bucket, "upload", fail_to_write)
         checkpoint(workdir, 1)
         wait_until(lambda: "trying again" in capsys.readouterr().err)
-        with pytest.raises(UserError, match=r"no network; the files of the run are in .*/run until it starts again"):
+        with pytest.raises(UserError, match="no network"):
             stack.close()
     assert find_damage(workdir / "checkpoints" / "step_1") is None
+
+
+def test_the_next_start_on_this_machine_continues_with_what_was_not_copied(opened, url, unfinished, monkeypatch):
+    assert bucket_at(url).files().keys() == {LEASE}
+    monkeypatch.setattr(mirror, "_POLL_S", 60.0)  # only what is copied before the run begins
+    with opened("a") as workdir:
+        assert workdir == unfinished
+        assert find_damage(workdir / "checkpoints" / "step_1") is None
+        assert bucket_at(url).read(METRICS).decode() == rows(1)
+        assert bucket_at(url).read("checkpoints/step_1/params/d/x") == b"params/d/x of 1"
+        checkpoint(workdir, 2)
+    assert not workdir.exists()
+    assert LEASE not in bucket_at(url).files()
+    with opened("a") as workdir:
+        assert find_damage(workdir / "checkpoints" / "step_2") is None
+
+
+def test_a_start_that_cannot_copy_what_is_left_keeps_it(opened, url, unfinished, monkeypatch):
+    monkeypatch.setattr(Bucket, "upload", fail_to_write)
+    with pytest.raises(UserError, match="no network; the files are in"), opened("a"):
+        pass
     monkeypatch.undo()
+    with opened("a") as workdir:
+        assert find_damage(workdir / "checkpoints" / "step_1") is None
+
+
+def test_what_another_machine_has_written_since_counts(opened, url, unfinished, capsys):
+    bucket_at(url).delete([LEASE])  # it would be stale after a minute
+    with opened("b") as workdir:
+        assert files(workdir) == {".private"}
+        checkpoint(workdir, 7)
+    with opened("a") as workdir:
+        assert not (workdir / "checkpoints" / "step_1").exists()
+        assert find_damage(workdir / "checkpoints" / "step_7") is None
+    aside = unfinished.with_name("run.aside")
+    assert f"the files are in {aside}" in capsys.readouterr().err
+    assert find_damage(aside / "checkpoints" / "step_1") is None
+
+
+def test_what_a_copy_has_lost_is_copied_again_and_stays_in_the_bucket(opened, url, unfinished, monkeypatch):
+    """Such as by a program that deletes old files of a cache."""
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(opened("a"))
+        checkpoint(workdir, 2)
+        (workdir / "config.json").write_text("{}")
+        wait_until(lambda: bucket_at(url).read(f"checkpoints/step_2/{CHECKSUMS}"))
+        bucket_at(url).write("config.json", b"{}")
+        monkeypatch.setattr(Bucket, "upload", fail_to_write)
+        (workdir / "late").write_text("late")
+        with pytest.raises(UserError, match="no network; the files"):
+            stack.close()
+    monkeypatch.undo()
+    shutil.rmtree(workdir / "checkpoints" / "step_1")
+    (workdir / "checkpoints" / "step_2" / "training" / "d" / "x").unlink()
+    (workdir / "config.json").unlink()
+    with opened("a") as workdir:
+        assert find_damage(workdir / "checkpoints" / "step_2") is None
+        assert {"config.json", "checkpoints/step_1/_CHECKPOINT_METADATA"} < files(workdir)
+    left = bucket_at(url).files()
+    assert {f"checkpoints/step_{step}/training/d/x" for step in (1, 2)} | {"late", "config.json"} < left.keys()
 
 
 def test_an_error_of_the_run_does_not_lose_its_files(opened, url):
