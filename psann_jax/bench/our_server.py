@@ -39,7 +39,7 @@ class OurServer:
         network = make_network(config)
         params = jax.jit(network.init)(jax.random.key(config.seed))
         tokenizer = _words(network.config.vocab_size)
-        run = TextRun(config, network, params, 0, "", make_mesh(config.mesh), tokenizer)
+        run = TextRun(config, network, params, 0, "", make_mesh(config.mesh), True, tokenizer)
         limits = Limits(n_slots=n_slots, max_waiting=2**16, max_length=prompt_length + max_new_tokens)
         self._server = Server({_NAME: Served(_NAME, run, limits)}, bind("127.0.0.1", 0))
         threading.Thread(target=self._server.answer, daemon=True).start()

@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> None:
     with written_to(location, "--out") as path, storage_errors(path):
         draw_sine(path, values["before"], values["after"], run.step)
     before = values["before"]
-    unknown = f"medians after training, which started from {run.config.train.init_from}"
-    print("medians before -> after" if before else unknown)
+    start = run.config.train.init_from or "other weights"
+    print("medians before -> after" if before else f"medians after training, which started from {start}")
     print(f"{'layer':<12}" + "".join(f"{name:>24}" for name in VALUES))
     for place, after in values["after"].items():
         medians = [np.median(v[place], axis=2) for v in (before, values["after"]) if v]

@@ -14,6 +14,7 @@ from psann_jax.convert.weights import Training, Weights
 from psann_jax.runs.restore import load_text_run
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.metrics import METRICS, read_metrics
+from psann_jax.train.start import GIVEN, ORIGIN
 from psann_jax.train.workdir import CHECKPOINTS, lock, write_config
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.errors import UserError
@@ -72,7 +73,7 @@ def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) ->
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir}: is not an empty directory; choose a new one")
     state = {"params": weights.params, "step": np.zeros((), np.int32)}
-    metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}"}
+    metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}", ORIGIN: GIVEN}
     with lock(workdir, weights.config), Checkpoints(workdir / CHECKPOINTS, CheckpointConfig()) as checkpoints:
         write_config(workdir, weights.config)
         checkpoints.save(0, state, metadata=metadata, tokenizer=weights.tokenizer.to_bytes(), final=True)

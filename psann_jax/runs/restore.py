@@ -21,6 +21,7 @@ from psann_jax.sample.sampler import Sampler
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.mesh import check_heads
 from psann_jax.train.remote_checkpoints import RemoteRun
+from psann_jax.train.start import DRAWN, GIVEN, ORIGIN
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 
@@ -40,6 +41,7 @@ class LoadedRun:
       step: number of updates.
       data: fingerprint of the training data.
       mesh: the devices that hold the parameters.
+      starts_from_seed: whether the parameters were drawn from config.seed before training, as far as that is known.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class LoadedRun:
     step: int
     data: str
     mesh: Mesh
+    starts_from_seed: bool
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class SavedRun:
 
     Attributes:
       checkpoints: those of the run.
-      step, config, network, data: as in `LoadedRun`, without adapters (train.lora_rank).
+      step, config, network, data, starts_from_seed: as in `LoadedRun`, without adapters (train.lora_rank).
       stored: the network as it was trained.
       copy: the temporary directory of a copy from a bucket, which is deleted with this object; None on a disk.
     """
@@ -138,6 +141,7 @@ class SavedRun:
     config: Config
     network: Network
     data: str
+    starts_from_seed: bool
     stored: Network
     copy: tempfile.TemporaryDirectory[str] | None = None
 
@@ -168,7 +172,9 @@ def open_run(
             network = make_network(config, vocab_size)
     except (ConfigError, KeyError, ValueError) as error:
         raise UserError(f"{checkpoints.path(found)}: cannot be used by this version: {error}") from error
-    return SavedRun(checkpoints, found, config, network, metadata["data"], stored, copy)
+    # Earlier versions did not say; the weights may then have been given in Python.
+    origin = metadata.get(ORIGIN) or (GIVEN if config.train.init_from else DRAWN)
+    return SavedRun(checkpoints, found, config, network, metadata["data"], origin == DRAWN, stored, copy)
 
 
 _Copy = tempfile.TemporaryDirectory[str]
@@ -195,7 +201,7 @@ def _restore(saved: SavedRun, mesh: tuple[int, ...], ema_params: bool) -> Loaded
     devices = make_mesh(MeshConfig(data, fsdp, tensor, context), all_devices=False)
     check_heads(devices, saved.config.model.n_heads, getattr(saved.config.model, "n_kv_heads", 0))
     params = restore_params(saved, devices, ema_params=ema_params)
-    return LoadedRun(saved.config, saved.network, params, saved.step, saved.data, devices)
+    return LoadedRun(saved.config, saved.network, params, saved.step, saved.data, devices, saved.starts_from_seed)
 
 
 def restore_params(saved: SavedRun, mesh: Mesh, *, ema_params: bool) -> Params:

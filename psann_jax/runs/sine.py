@@ -14,13 +14,13 @@ from psann_jax.utils.errors import UserError
 def sine_history(run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
     """Returns the `sine_values` "before" training, created from the run's seed, and "after".
 
-    "before" is {} for a run with `train.init_from`: the weights that it started from may be gone or trained further.
+    "before" is {} for a run that started from given weights: these may be gone or trained further.
 
     Raises:
       UserError: the run has no sine activations.
     """
     after = sine_values(run.network, run.params)
-    if run.config.train.init_from:
+    if not run.starts_from_seed:
         return {"before": {}, "after": after}
     initial = jax.jit(run.network.init)(jax.random.key(run.config.seed))
     return {"before": sine_values(run.network, initial), "after": after}

@@ -32,7 +32,7 @@ from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.reports import Reports
 from psann_jax.train.resuming import StreamState, check_same_data, prepare_resuming
-from psann_jax.train.start import ReadWeights, StartingWeights, starting_weights
+from psann_jax.train.start import DRAWN, GIVEN, ORIGIN, ReadWeights, StartingWeights, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
@@ -159,6 +159,9 @@ class _Run:
         self.shard = local_batch_shard(self.compiled.batch)
         self.stream = StreamState(self.task.stream())
         self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
+        self.origin: str | None = DRAWN if self.start.params is None else GIVEN
+        if self.resumed_from is not None:  # None from an earlier version
+            self.origin = self.checkpoints.metadata(self.resumed_from).get(ORIGIN)
         self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
@@ -346,6 +349,7 @@ class _Run:
             metadata={
                 "config": to_dict(self.config),
                 "data": self.task.fingerprint(),
+                ORIGIN: self.origin,
                 "description": {name: str(fact) for name, fact in self.task.describe().items()},
                 **self.stream.metadata(),
             },

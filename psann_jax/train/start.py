@@ -17,6 +17,9 @@ from psann_jax.train.workdir import INITIAL_WEIGHTS
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import write_json
 
+# In the metadata of a checkpoint: where the weights of its run came from, drawn from the seed or given.
+ORIGIN, DRAWN, GIVEN = "initial_weights", "drawn", "given"
+
 
 class StartingWeights(NamedTuple):
     """Parameters of a new run, and where they come from; without parameters, the run draws them.

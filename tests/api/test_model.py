@@ -12,9 +12,11 @@ import pytest
 import psann_jax
 from psann_jax import psannLM, psannLMDataPrep
 from psann_jax.api import keywords as api_settings
+from psann_jax.cli import convert
 from psann_jax.config import ConfigError
 from psann_jax.convert.weights import flat_params
 from psann_jax.runs.restore import load_text_run
+from psann_jax.runs.sine import sine_history
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
 from tests.support.tiny import WORDS, prepared, sentences, write_text
@@ -318,6 +320,20 @@ def test_a_saved_model_is_loaded(model, name, tmp_path):
     assert loaded.config == model.config
     assert loaded.tokenizer.fingerprint == model.tokenizer.fingerprint
     assert loaded.generate("the", max_new_tokens=12) == model.generate("the", max_new_tokens=12)
+
+
+def test_a_run_knows_whether_its_weights_were_given(tmp_path):
+    """The command sine shows values before training only if they follow from the seed."""
+    data, model = prepared(60), psannLM(**SMALL)
+    for name, starts_from_seed in (("drawn", True), ("given", False)):
+        for max_steps in (2, 3):  # a run and its continuation
+            model.fit(data, max_steps=max_steps, batch_tokens=128, workdir=tmp_path / name)
+            found = load_text_run(tmp_path / name, max_steps)
+            assert found.starts_from_seed == starts_from_seed
+            assert bool(sine_history(found)["before"]) == starts_from_seed
+    model.save(tmp_path / "weights.safetensors")
+    convert.main([f"--from={tmp_path / 'weights.safetensors'}", f"--to={tmp_path / 'imported'}"])
+    assert not load_text_run(tmp_path / "imported").starts_from_seed
 
 
 def test_a_loaded_model_continues_training(model, tmp_path):
