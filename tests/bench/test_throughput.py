@@ -121,6 +121,16 @@ def test_medians_ratios_and_the_fastest_rival():
     assert throughput._comparison(figures[:1])["ratio"] is None
 
 
+def test_the_report_gives_the_flops_behind_the_mfu():
+    """The FLOPs of a token differ by base and by what is frozen, so that no formula holds for all."""
+    figures = {"name": "ngt", "tokens_per_s": 1e6, "step_s": 0.02, "cpu_s": 0.01, "compile_s": 3.0, "n_params": 1}
+    figures |= {"peak_memory_mb": 10.0, "kernel_times": None}
+    result = {**figures, "device": "1 x NVIDIA H100 PCIe", "n_steps": 5, "window_tokens": 64, "inference": None}
+    result |= {"config": {"train": {"batch_tokens": 256, "precision": "bf16"}}, "contenders": [figures]}
+    result |= {"mfu": 0.25, "flops_per_token": 189e6, "ratio": None, "differences": [], "other_load": 0.0}
+    assert "MFU 25.0% = tokens/s * 0.189 model GFLOP per token / peak GFLOP/s" in throughput.report(result)
+
+
 @pytest.mark.parametrize("n_steps", [1, 7, 10, 33])
 def test_contenders_take_turns(n_steps, monkeypatch):
     log = []
