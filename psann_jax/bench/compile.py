@@ -191,8 +191,9 @@ class Compiler:
         tokens = config.train.batch_tokens / self._mesh.size
         if name == "train":
             return tokens * flops_per_token(config, network)
-        is_eval = name == "eval"
-        return tokens / config.train.grad_accum * forward_flops_per_token(config, network) if is_eval else None
+        if name == "eval":
+            return tokens / config.train.grad_accum * forward_flops_per_token(config, network)
+        return None
 
 
 _MEASURED = (

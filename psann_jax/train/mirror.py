@@ -194,8 +194,8 @@ class Mirror:
         shutil.rmtree(aside, ignore_errors=True)
         self._local.rename(aside)
         print(
-            f"{self._bucket.url}: an earlier start on this machine ended before all its files were copied, and another "
-            f"machine has written since; the files are in {aside} until that happens again",
+            f"{self._bucket.url}: the lease of an earlier start on this machine is gone, so others may have written "
+            f"since; what it may not have copied to its end is kept: the files are in {aside} until that happens again",
             file=sys.stderr,
             flush=True,
         )

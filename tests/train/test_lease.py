@@ -25,10 +25,10 @@ def machine(server, tmp_path):
     """Returns a lease as a process on a machine takes it; several of one machine share its lock file."""
     url = f"{server}/{tmp_path.name}"
 
-    def lease(name):
+    def lease(name, earlier_copy=""):
         lock_file = tmp_path / name
         filelock.FileLock(lock_file).acquire()
-        return Lease(bucket_at(url), lock_file, STALE_S)
+        return Lease(bucket_at(url), lock_file, STALE_S, earlier_copy)
 
     lease.bucket = bucket_at(url)
     return lease
@@ -89,6 +89,25 @@ def test_the_lease_of_a_dead_process_of_this_machine_is_taken_over_at_once(machi
     again = machine("a")
     assert acquire(again) == []
     again.check()
+
+
+def test_a_copy_is_continued_unless_another_process_has_been_there(machine):
+    first = machine("a")
+    acquire(first)
+    again = machine("a", first.copy)
+    acquire(again)
+    assert again.copy == first.copy
+    other = machine("b")
+    acquire(other)  # when the lease is stale
+    assert other.copy != first.copy
+    for earlier_copy in (first.copy, ""):
+        late = machine("a", earlier_copy)
+        acquire(late)
+        assert late.copy not in (first.copy, other.copy, "")
+    late.release()
+    after_the_end = machine("a", late.copy)
+    acquire(after_the_end)
+    assert after_the_end.copy != late.copy
 
 
 def test_a_damaged_lease_becomes_stale_too(machine):

@@ -190,7 +190,7 @@ def test_without_the_bucket_the_files_stay_here(opened, monkeypatch, capsys):
         monkeypatch.setattr(Bucket, "upload", fail_to_write)
         checkpoint(workdir, 1)
         wait_until(lambda: "trying again" in capsys.readouterr().err)
-        with pytest.raises(UserError, match="no network"):
+        with pytest.raises(UserError, match=r"no network; the files are in .*/run; the same command on this machine"):
             stack.close()
     assert find_damage(workdir / "checkpoints" / "step_1") is None
 
