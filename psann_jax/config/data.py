@@ -1,9 +1,12 @@
 """The `data` section of language models, and what the `data` sections of all families have in common."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
 from psann_jax.config.checks import at_least, refuse_inactive, require
+
+_MAX_RATIO = 1e9  # between weights of sources
 
 
 class DataSection(Protocol):
@@ -139,6 +142,12 @@ class DataConfig:
             f"has {len(self.weights)} values for {len(self.sources)} sources",
         )
         require(all(w > 0 for w in self.weights), f"{prefix}.weights", f"is {self.weights}, must be positive")
+        largest = _MAX_RATIO * min(self.weights, default=0.0)
+        require(
+            all(w <= largest for w in self.weights) and math.isfinite(sum(self.weights)),
+            f"{prefix}.weights",
+            f"is {self.weights}; their sum must be finite, and none more than {_MAX_RATIO:g} times another",
+        )
         require(
             bool(self.valid_sources) or 0 < self.valid_fraction < 1,
             f"{prefix}.valid_fraction",

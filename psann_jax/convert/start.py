@@ -14,6 +14,7 @@ from psann_jax.config.io import flatten, to_dict
 from psann_jax.convert.read import names_run, read_weights
 from psann_jax.convert.transfer import Transfer
 from psann_jax.convert.vocabulary import match_vocabularies
+from psann_jax.data.loader import named_tokenizer
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
 from psann_jax.nn.partition import param_shardings
@@ -87,7 +88,7 @@ class OpenedStart:
         data = self.config.data
         if not isinstance(data, DataConfig) or not data.tokenizer.path:
             return self.saved_tokenizer
-        return Tokenizer.load(data.tokenizer.path, data.tokenizer)
+        return named_tokenizer(data)
 
     def _which(self) -> str:
         step = self.facts.get("step")

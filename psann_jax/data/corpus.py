@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -107,7 +108,8 @@ class Corpus:
         """Yields training documents, drawn at random if they have more than `n_bytes` bytes in total (0: all of them).
 
         The last document is truncated to fit. If the text is much larger than the sample, the documents are drawn from
-        randomly chosen MiBs of it. Of a file that is never cut (see `file_pieces`), only the beginning may be read.
+        randomly chosen MiBs of it. Of a file that is never cut (see `file_pieces`), only the beginning may be read. Of
+        one whose text may be longer than it seems, only about its share of the sample is taken while others have more.
 
         Raises:
           UserError: as `documents`.
@@ -115,34 +117,44 @@ class Corpus:
         pieces = [piece for _, piece in _pieces(self.sources, SAMPLE_PIECE_BYTES)]
         if not n_bytes:
             return self._in_order(pieces)
-        is_small = sum(piece.n_bytes for piece in pieces) <= n_bytes
+        n_text = sum(piece.n_bytes for piece in pieces)
+        is_small = n_text <= n_bytes and not any(piece.may_be_longer for piece in pieces)
         return truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes), n_bytes)
 
     def _in_order(self, pieces: list[Piece]) -> Iterator[str]:
         return (text for piece in pieces for _, text in read_piece(piece) if not self.split.is_valid(text))
 
     def _drawn(self, pieces: list[Piece], n_bytes: int) -> Iterator[str]:
-        fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / sum(piece.n_bytes for piece in pieces))
+        fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / max(sum(piece.n_bytes for piece in pieces), 1))
         limit = 2 * n_bytes // len(pieces) + SAMPLE_PIECE_BYTES
-        for is_drawn in (True, False):  # the others only if those that are drawn are too few
+        turn, last = 0, 0
+        while turn <= last:  # the later ones only if the texts of the earlier ones are too few
             for piece in in_random_order(pieces, self._seed):
-                for text in until(limit, (text for _, text in read_piece(piece))):
-                    below = document_hash(text, self._seed, "sample") < fraction * (1 << 64)
-                    if below == is_drawn and not self.split.is_valid(text):
+                for text_turn, text in self._turns(piece, fraction, limit):
+                    last = max(last, text_turn)
+                    if text_turn == 2 > turn:
+                        break
+                    if text_turn == turn and not self.split.is_valid(text):
                         yield text
+            turn += 1
+
+    def _turns(self, piece: Piece, fraction: float, limit: int) -> Iterator[tuple[int, str]]:
+        """Yields the documents of a piece, each with the turn in which a sample takes it.
+
+        Those of turn 0 are drawn at random from the first `limit` bytes, those of turn 1 are the others of these, and
+        those of turn 2 follow after them.
+        """
+        n_read, n_drawn = 0, 0
+        most = fraction * piece.n_bytes if piece.may_be_longer else math.inf
+        for _, text in read_piece(piece):
+            size = len(text.encode())
+            is_drawn = n_drawn < most and document_hash(text, self._seed, "sample") < fraction * (1 << 64)
+            yield 2 if n_read >= limit else 0 if is_drawn else 1, text
+            n_read, n_drawn = n_read + size, n_drawn + is_drawn * size
 
 
 def _pieces(sources: Iterable[Source], piece_bytes: int) -> Iterator[tuple[int, Piece]]:
     return ((i, piece) for i, source in enumerate(sources) for piece in source.pieces(piece_bytes))
-
-
-def until(n_bytes: int, texts: Iterable[str]) -> Iterator[str]:
-    """Yields the first texts, up to the one with which they have `n_bytes` bytes."""
-    for text in texts:
-        yield text
-        n_bytes -= len(text.encode())
-        if n_bytes <= 0:
-            return
 
 
 def truncated(texts: Iterable[str], n_bytes: int) -> Iterator[str]:

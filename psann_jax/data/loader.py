@@ -27,6 +27,7 @@ from psann_jax.data.tokenizer import Tokenizer, check_settings
 from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.data.valid_text import Batches, ValidText
 from psann_jax.data.windows import Element
+from psann_jax.utils.checksums import find_damage, write_checksums
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 
@@ -78,19 +79,31 @@ def load_tokenizer(
     Raises:
       UserError: the tokenizer or the cache cannot be used, or the text cannot be read.
     """
-    settings, root = config.tokenizer, cache_root(config.cache_dir)
+    settings = config.tokenizer
     if settings.path:
-        is_path = isinstance(given_location(settings.path, "data.tokenizer.path"), Path)
-        path = settings.path if is_path else local_file(settings.path, root, "data.tokenizer.path")
-        return Tokenizer.load(path, settings)
+        return named_tokenizer(config)
     # Without `pattern`, which is of a file, and which older versions did not have.
     names = [name for name in settings.__dataclass_fields__ if name != "pattern"]
     key = key_of(text, [getattr(settings, name) for name in names])
 
     def make(directory: Path) -> None:
         train_tokenizer(sample(settings.sample_bytes), settings, progress).save(directory / _TOKENIZER_FILE)
+        write_checksums(directory)
 
-    return Tokenizer.load(get_or_make(root, f"tokenizer-{key}", make, progress) / _TOKENIZER_FILE)
+    made = get_or_make(cache_root(config.cache_dir), f"tokenizer-{key}", make, progress, find_damage)
+    return Tokenizer.load(made / _TOKENIZER_FILE)
+
+
+def named_tokenizer(config: DataConfig) -> Tokenizer:
+    """Returns the tokenizer that `data.tokenizer.path` names; copies it to the cache if it is in a bucket.
+
+    Raises:
+      UserError: it or the cache cannot be used.
+    """
+    path, field = config.tokenizer.path, "data.tokenizer.path"
+    if isinstance(given_location(path, field), Path):
+        return Tokenizer.load(path, config.tokenizer)
+    return Tokenizer.load(local_file(path, cache_root(config.cache_dir), field), config.tokenizer)
 
 
 class TextData(ValidText):

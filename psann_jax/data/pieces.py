@@ -56,6 +56,11 @@ class Piece:
     records: Records
     n_bytes: int
 
+    @property
+    def may_be_longer(self) -> bool:
+        """Whether the text may have more than `n_bytes` bytes: that of compressed files, .parquet and data sets."""
+        return any(part.kind in ("tfds", "hf") or _is_packed(part) for part in self.parts)
+
 
 def file_pieces(
     paths: Sequence[Path], contents: Sequence[Content], document: Unit, records: Records, piece_bytes: int
@@ -117,6 +122,10 @@ def record_pieces(
         Piece((Part(part.kind, part.name, 0, a, b),), document, records, n_bytes // n)
         for a, b in itertools.pairwise(bounds)
     ]
+
+
+def _is_packed(part: Part) -> bool:
+    return part.kind == "file" and not _is_plain(Path(part.name))
 
 
 def _is_plain(path: Path) -> bool:

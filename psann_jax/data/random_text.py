@@ -61,9 +61,10 @@ def _vocab_size(data: DataConfig) -> int:
     settings = data.tokenizer
     if not (settings.path or settings.kind == "bytes"):
         return settings.vocab_size
-    from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
+    from psann_jax.data.loader import named_tokenizer
+    from psann_jax.data.tokenizer import byte_tokenizer
 
-    return (Tokenizer.load(settings.path, settings) if settings.path else byte_tokenizer()).vocab_size
+    return (named_tokenizer(data) if settings.path else byte_tokenizer()).vocab_size
 
 
 def random_prompts(config: Config, seed: int, batch_size: int, length: int) -> list[list[int]]:

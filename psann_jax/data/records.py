@@ -68,11 +68,16 @@ class Records:
         return cls(**given | {"template": config.record_template})
 
     @property
+    def _settings(self) -> tuple[str, ...]:
+        """The settings that name the fields that are read."""
+        if self.messages_field:
+            return ("messages_field",)
+        return ("prompt_field", "completion_field") if self.prompt_field else ("text_field",)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The fields that are read."""
-        if self.messages_field:
-            return (self.messages_field,)
-        return (self.prompt_field, self.completion_field) if self.prompt_field else (self.text_field,)
+        return tuple(getattr(self, setting) for setting in self._settings)
 
     @property
     def identity(self) -> Any:
@@ -82,9 +87,8 @@ class Records:
     def missing(self, names: Iterable[str], where: object) -> None:
         """Raises UserError, which says where, unless all fields are among `names`."""
         record = dict.fromkeys(names, "")
-        for setting in RECORD_SETTINGS:
-            if getattr(self, setting) in self.names:
-                _value(record, getattr(self, setting), setting, where)
+        for setting in self._settings:
+            _value(record, getattr(self, setting), setting, where)
 
     def document(self, record: Mapping[str, Any], where: object) -> str:
         """Returns the document of a record, "" if it has none.

@@ -4,6 +4,7 @@ A file is read from a byte on, in one request. If that fails, another request co
 after a while, and the reader notices nothing.
 """
 
+import dataclasses
 import http.client
 import io
 import re
@@ -81,14 +82,14 @@ class RemoteFile:
         """
         return cast(BinaryIO, io.BufferedReader(_RawFile(self), _BUFFER_BYTES))
 
-    def find_size(self) -> int | None:
-        """Asks the server for the size in bytes; None if it does not say.
+    def fixed(self) -> "RemoteFile":
+        """Returns the file in the size and version that it has now, as far as the server says.
 
         Raises:
           OSError: the file cannot be read.
         """
         with _RawFile(self) as file:
-            return file.size
+            return dataclasses.replace(self, size=file.size, version=file.version)
 
 
 def is_web(spec: str) -> bool:
@@ -126,7 +127,7 @@ class _RawFile(io.RawIOBase):
         super().__init__()
         self._file, self._position = file, 0
         self._connection: Connection | None = None
-        self._version, self.size = file.version, file.size
+        self.version, self.size = file.version, file.size
         self._attempt(self._connect)
 
     def readable(self) -> bool:
@@ -183,9 +184,9 @@ class _RawFile(io.RawIOBase):
 
     def _connect(self) -> Connection:
         self._connection = found = self._file.connect(self._position)
-        if self._version not in ("", found.version) or self.size not in (None, found.size):
+        if self.version not in ("", found.version) or self.size not in (None, found.size):
             raise _ChangedError("it has changed since the run began")
-        self.size, self._version = found.size, found.version
+        self.size, self.version = found.size, found.version
         return found
 
     def _disconnect(self) -> None:

@@ -5,7 +5,6 @@ each of which is read from its beginning to its end: a range of a file on a disk
 shard of a data set.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -145,8 +144,8 @@ def _web(url: str) -> tuple[RemoteFile, Any]:
     file = web_file(url)
     files.split_extension(file)
     with files.read_errors(file):
-        size = file.find_size()
-    return dataclasses.replace(file, size=size), size
+        file = file.fixed()
+    return file, file.size
 
 
 def _remote(spec: str, found: list[tuple[RemoteFile, Any]], config: DataConfig) -> StreamSource:

@@ -20,11 +20,11 @@ from grain import experimental
 from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import key_of
-from psann_jax.data.corpus import SAMPLE_PIECE_BYTES, in_random_order, refuse_unused, truncated, until
+from psann_jax.data.corpus import SAMPLE_PIECE_BYTES, in_random_order, refuse_unused, truncated
 from psann_jax.data.encoding import encode_shard
 from psann_jax.data.loader import TextData, load_text, load_tokenizer
 from psann_jax.data.shards import Shard
-from psann_jax.data.stream_sources import StreamSource, open_stream
+from psann_jax.data.stream_sources import StreamPart, StreamSource, open_stream
 from psann_jax.data.stream_windows import PartReader, StreamWindows, WindowFormat
 from psann_jax.data.text_checks import repeat_warnings
 from psann_jax.data.tokenizer import Tokenizer, check_settings
@@ -80,11 +80,27 @@ def _valid_sources(config: DataConfig) -> list[StreamSource]:
 
 
 def _sample(sources: Sequence[StreamSource], seed: int, n_bytes: int) -> Iterator[str]:
-    """Yields documents of `n_bytes` bytes to train a tokenizer on: the beginnings of parts in random order."""
+    """Yields documents of `n_bytes` bytes to train a tokenizer on: the beginnings of parts in random order.
+
+    What follows after the beginnings is read only if they are too short.
+    """
     parts = [part for source in sources for part in source.parts]
-    limit = 2 * n_bytes // len(parts) + SAMPLE_PIECE_BYTES
-    texts = (text for part in in_random_order(parts, seed) for text in until(limit, part.documents()))
-    return truncated(texts, n_bytes)
+    return truncated(_beginnings_first(in_random_order(parts, seed), 2 * n_bytes // len(parts)), n_bytes)
+
+
+def _beginnings_first(parts: Sequence[StreamPart], n_bytes: int) -> Iterator[str]:
+    limit = n_bytes + SAMPLE_PIECE_BYTES
+    longer = []  # pairs of a part and the number of documents in its beginning
+    for part in parts:
+        n_read = 0
+        for i, text in enumerate(part.documents()):
+            if n_read >= limit:
+                longer.append((part, i))
+                break
+            yield text
+            n_read += len(text.encode())
+    for part, n_documents in longer:
+        yield from itertools.islice(part.documents(), n_documents, None)
 
 
 def _identity(sources: Sequence[StreamSource]) -> Any:

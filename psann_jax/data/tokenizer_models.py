@@ -64,10 +64,13 @@ class TokenizersModel:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(payload)
-        # A tokenizer.json may have settings for other uses: they would truncate texts, or let a text contain an <eos>.
+        # A tokenizer.json may have settings for other uses: they would truncate texts, let a text contain an <eos>, or
+        # encode it differently each time.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        if isinstance(self._tokenizer.model, tokenizers.models.BPE):
+            self._tokenizer.model.dropout = None
         self.kind = type(self._tokenizer.model).__name__.lower()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not self.size:

@@ -138,15 +138,15 @@ class ValidText:
         """
         valid = self._valid
         n = self._n_evaluated(max_tokens)
-        sizes_V = self.tokenizer.sizes()
-        end = self.valid_windows.end(n)
+        targets = valid.tokens_N[: self.valid_windows.end(n)]
         if valid.scored_N is not None:
-            return int(sizes_V[valid.tokens_N[:end]] @ (valid.scored_N[:end] > 0))
-        if n == self.n_valid_windows:
+            targets = targets[valid.scored_N[: len(targets)] > 0]
+        elif n == self.n_valid_windows:
             return valid.text_bytes
-        counts = [np.bincount(tokens, minlength=len(sizes_V)) for tokens in (valid.tokens_N[:end], valid.tokens_N)]
+        sizes_V = self.tokenizer.sizes()
+        counts = [np.bincount(tokens, minlength=len(sizes_V)) for tokens in (targets, valid.tokens_N)]
         part, whole = (int(count @ sizes_V) for count in counts)
-        return round(valid.text_bytes * part / whole) if whole else 0
+        return max(round(valid.text_bytes * part / whole), 1) if part else 0
 
     @property
     def is_small(self) -> bool:

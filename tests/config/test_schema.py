@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags  # noqa: F401  config files need it to be importable
 
-from psann_jax.config import PRESETS, Config, ConfigError, DecoderConfig, SineConfig, WaveConfig
+from psann_jax.config import PRESETS, Config, ConfigError, DataConfig, DecoderConfig, SineConfig, WaveConfig
 from psann_jax.config.families import families
 from psann_jax.config.io import default_config, flatten, parse, to_dict, upgrade_saved
 from psann_jax.experiments.cases import all_cases
@@ -106,6 +106,13 @@ def test_a_value_that_cannot_be_used_is_named(name):
         parse_with(name, value)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("weights", [(1e300, 1e-300), (1e-320, 1.0), (1e308, 1e308), (float("inf"), 1.0)])
+def test_weights_of_sources_are_numbers_that_can_be_compared(weights):
+    with pytest.raises(ConfigError, match=r"^data\.weights: is \(.*\); their sum must be finite, and none "):
+        DataConfig(sources=("a", "b"), weights=weights).check("data")
+    DataConfig(sources=("a", "b"), weights=(1e-6, 2.0)).check("data")
 
 
 @pytest.mark.parametrize("name", ["n_kv_heads", "sliding_window"])

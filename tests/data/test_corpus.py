@@ -86,6 +86,20 @@ def test_a_sample_of_a_large_compressed_file_is_its_beginning(tmp_path, monkeypa
     assert max(drawn) < 2000
 
 
+@pytest.mark.parametrize("n_bytes", [20_000, 100_000, 200_000])
+def test_a_sample_of_compressed_files_has_text_of_each(tmp_path, n_bytes):
+    for name in "ab":
+        text = "\n".join(f"{name} again and again and again {i}" for i in range(5000))
+        (tmp_path / f"{name}.txt.gz").write_bytes(gzip.compress(text.encode()))
+    names = tuple(str(tmp_path / f"{name}.txt.gz") for name in "ab")
+    corpus = Corpus(DataConfig(sources=names, document="line"), progress=False)
+    sample = list(corpus.training_sample(n_bytes))
+    assert sum(len(text.encode()) for text in sample) == n_bytes
+    assert 0.2 < sum(text.startswith("a") for text in sample) / len(sample) < 0.8
+    training = [text for _, valid, text in corpus.documents() if not valid]
+    assert sorted(corpus.training_sample(10**6)) == sorted(training)
+
+
 def test_fingerprint_follows_the_text_and_the_split(tmp_path):
     files = [["one", "two", "three"], ["four"]]
     first = make_corpus(tmp_path, *files).fingerprint

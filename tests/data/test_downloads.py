@@ -2,9 +2,10 @@
 
 import pytest
 
-from psann_jax.config import DataConfig, TokenizerConfig
+from psann_jax.config import Config, DataConfig, TokenizerConfig
 from psann_jax.data.downloads import local_copies, local_file
 from psann_jax.data.loader import load_text
+from psann_jax.data.random_text import RandomText
 from psann_jax.data.sources import open_source
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
@@ -70,8 +71,9 @@ def test_a_tokenizer_may_be_in_a_bucket(texts, tmp_path):
     trained = load_text(settings, progress=False).tokenizer
     bucket_at(texts).write("tokenizer.json", trained.to_bytes())
     given = TokenizerConfig(path=f"{texts}/tokenizer.json")
-    again = load_text(config(tmp_path, sources=settings.sources, max_length=16, tokenizer=given), progress=False)
-    assert again.tokenizer.fingerprint == trained.fingerprint
+    data = config(tmp_path, sources=settings.sources, max_length=16, tokenizer=given)
+    assert load_text(data, progress=False).tokenizer.fingerprint == trained.fingerprint
+    assert RandomText(Config(data=data)).tokenizer.vocab_size == trained.vocab_size
 
 
 def test_one_file_is_needed_where_a_setting_names_one(texts, tmp_path):

@@ -15,6 +15,7 @@ from psann_jax.data.batches import BatchShard
 from psann_jax.data.loader import load_text
 from psann_jax.data.windows import PackedWindows
 from psann_jax.utils.errors import UserError
+from tests.support.damage import flip_bit, replace_content
 
 BYTES = TokenizerConfig(kind="bytes")
 LENGTH = 16
@@ -231,6 +232,16 @@ def test_a_second_load_uses_the_cache(tmp_path, monkeypatch):
     assert second.fingerprint == first.fingerprint
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert second.bytes_per_token == first.bytes_per_token
+
+
+@pytest.mark.parametrize("damage", [lambda path: replace_content(path, b""), lambda path: flip_bit(path, 300)])
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(tmp_path, capsys, damage):
+    settings = {"tokenizer": TokenizerConfig(vocab_size=300), "valid_fraction": 0.1}
+    first = load(tmp_path, random_lines(50, 0), **settings)
+    (stored,) = (tmp_path / "cache").glob("tokenizer-*/tokenizer.json")
+    damage(stored)
+    assert load(tmp_path, random_lines(50, 0), **settings).tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert "damaged (tokenizer.json: " in capsys.readouterr().err
 
 
 def test_the_tokenizer_is_not_trained_on_validation_text(tmp_path):

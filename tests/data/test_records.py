@@ -179,6 +179,9 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path):
         assert [a.parts for a in found[0]] == [b.parts for b in found[1]]
     with pytest.raises(UserError, match=r"^data.completion_field: .*a.parquet has no field 'x'; it has 'id', 'm'"):
         documents(tmp_path / "a.parquet", prompt_field="q", completion_field="x")
+    for name in ("a.jsonl", "a.parquet"):  # "text" is also the default of data.text_field
+        with pytest.raises(UserError, match=rf"^data.prompt_field: .*{name}.* has no field 'text'"):
+            documents(tmp_path / name, prompt_field="text", completion_field="a")
 
 
 parts_lists = st.lists(st.tuples(st.text(max_size=8).filter(lambda s: s.isprintable()), st.booleans()), min_size=1)
@@ -217,6 +220,18 @@ def test_windows_count_each_token_of_a_completion_once(tmp_path, pack, stride):
         assert found == expected
     some = text.with_stride(5) if stride else text
     assert some.evaluated_bytes() == sum(len(a) for a in targets(some.valid_windows).replace("$", ""))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_bytes_of_completions_do_not_depend_on_how_a_tokenizer_writes_spaces(tmp_path, kind):
+    pairs = [{"q": f"{i} ", "a": " ".join(sentences(3, i))} for i in range(400)]
+    path = write_jsonl(tmp_path / "a.jsonl", pairs)
+    kept = "".join(pair["q"] + pair["a"] for pair in pairs)
+    data = config_of(path, **QA, tokenizer=TokenizerConfig(kind=kind, vocab_size=300))
+    text = load_text(data, progress=False)
+    shard = text._prepared.valid
+    completions = shard.text_bytes * sum(len(pair["a"]) for pair in pairs) / len(kept)
+    assert text.evaluated_bytes() == pytest.approx(completions, rel=0.03)
 
 
 def by_text():

@@ -71,7 +71,7 @@ def test_all_formats_are_read_from_a_bucket(tmp_path):
         bucket.upload(tmp_path, names)
         for name in names:
             file = bucket_file(f"{url}/{name}", bucket, name, "")
-            assert file.find_size() == (tmp_path / name).stat().st_size
+            assert file.fixed().size == (tmp_path / name).stat().st_size
             assert read(file) == TEXTS, name
         gone = message(bucket_file(f"{url}/gone.txt", bucket, "gone.txt", ""))
         assert gone.startswith(f"{url}/gone.txt: cannot be read: ")
@@ -136,7 +136,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(web, tmp_path):
 def test_an_empty_file(web, tmp_path):
     (tmp_path / "a.txt").touch()
     for web.ranges in (True, False):
-        assert web_file(f"{web.url}/a.txt").find_size() == 0
+        assert web_file(f"{web.url}/a.txt").fixed().size == 0
         assert read(web_file(f"{web.url}/a.txt")) == []
 
 

@@ -1,6 +1,7 @@
 """Sources of streams: files, buckets, the web and data sets, in parts."""
 
 import json
+import os
 
 import pytest
 
@@ -56,13 +57,15 @@ def test_large_files_are_cut_into_parts(tmp_path, monkeypatch, document):
     assert len({json.dumps(part.identity) for part in found.parts}) == len(found.parts)
 
 
-def test_a_remote_file_that_is_replaced_after_the_start_is_refused(tmp_path):
+@pytest.mark.parametrize("content", ["other\n", "two\n"])
+def test_a_remote_file_that_is_replaced_after_the_start_is_refused(tmp_path, content):
     (tmp_path / "a.txt").write_text("one\n")
     with web_server(tmp_path) as web, s3_bucket() as url:
         bucket_at(url).upload(tmp_path, ["a.txt"])
         found = [open_stream(name, LINES) for name in (f"{web.url}/a.txt", f"{url}/*.txt")]
         assert [texts(source) for source in found] == [["one"], ["one"]]
-        (tmp_path / "a.txt").write_text("other\n")
+        (tmp_path / "a.txt").write_text(content)
+        os.utime(tmp_path / "a.txt", (0, 0))  # the server gives the time in seconds
         bucket_at(url).upload(tmp_path, ["a.txt"])
         for source in found:
             with pytest.raises(UserError, match=r"/a.txt: cannot be read: it has changed since the run began$"):

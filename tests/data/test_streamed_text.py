@@ -261,7 +261,14 @@ def test_the_tokenizer_is_trained_on_a_bounded_sample(tmp_path, monkeypatch):
     sources = [fake_source(name, functools.partial(endless, name)) for name in ("xx", "yy")]
     sample = list(streamed_text._sample(sources, 1, 1000))
     assert sum(len(text.encode()) for text in sample) == 1000
-    assert sum(read.values()) <= 101
+    assert sum(read.values()) <= 102
+    whole = [f"{i:09d}" for i in range(500)]
+    short = [fake_source(str(i), lambda: iter(["short"])) for i in range(9)]
+    unequal = [fake_source("long", lambda: iter(whole)), *short]
+    sample = list(streamed_text._sample(unequal, 1, 3000))
+    assert sum(len(text.encode()) for text in sample) == 3000
+    assert [text for text in sample if text != "short"][:300] == whole[:300]
+    assert sorted(streamed_text._sample(unequal, 1, 10_000)) == sorted([*whole, *["short"] * 9])
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text("\n".join(f"word{k % 50} text {i}" for k in range(500)))
     settings = config(tmp_path, tokenizer=TokenizerConfig(vocab_size=300, sample_bytes=2000), shuffle_buffer=4)

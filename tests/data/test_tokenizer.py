@@ -310,6 +310,15 @@ def test_truncation_and_padding_in_the_file_are_ignored(tmp_path):
     assert len(t.encode("a")) == 1
 
 
+def test_dropout_of_merges_in_the_file_is_ignored(tmp_path):
+    content = json.loads(prebuilt(tmp_path / "t.json", ["</s>"]).read_text())
+    content["model"]["dropout"] = 0.5
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    t = Tokenizer.load(tmp_path / "t.json")
+    assert len({tuple(t.encode("the text of the tokenizer " * 5)) for _ in range(20)}) == 1
+    assert json.loads(t.to_bytes()) == json.loads(Tokenizer.load(prebuilt(tmp_path / "s.json", ["</s>"])).to_bytes())
+
+
 def test_post_processors_in_the_file_are_ignored(tmp_path):
     path = prebuilt(tmp_path / "t.json", ["<s>", "</s>"])
     content = json.loads(path.read_text())

@@ -40,15 +40,17 @@ ODD = (
 _NUMBERS = (b"-1", b"0", b"1e999", b"9" * 4400, b"null", b"[]", b"{}", b'"x"', b"NaN", b"true")
 
 
-def flip_bit(path, position=None):
-    """Replaces a file by one in which one bit differs, in the middle by default.
-
-    It is a new file, because a process that has the old one mapped would end if a page of it vanished for a moment.
-    """
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 if position is None else position] ^= 16
+def replace_content(path, content):
+    """Replaces a file by a new one: a process that has the old one mapped would end if a page of it vanished."""
     path.unlink()
     path.write_bytes(content)
+
+
+def flip_bit(path, position=None):
+    """Replaces a file by one in which one bit differs, in the middle by default."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if position is None else position] ^= 16
+    replace_content(path, content)
 
 
 def damaged(content, rng):

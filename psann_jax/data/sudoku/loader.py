@@ -8,7 +8,7 @@ import itertools
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -42,10 +42,13 @@ def load_puzzles(config: PuzzlesConfig, progress: bool = True) -> "PuzzleData":
       UserError: a file or the cache cannot be used, or there are too few puzzles.
     """
     root = cache_root(config.cache_dir)
-    key, prepared = _read(config.files, config, root, progress) if config.files else _generated(config, root, progress)
+    if config.files:
+        key, prepared = _read("files", config, root, progress)
+    else:
+        key, prepared = _generated(config, root, progress)
     puzzles = prepared.puzzles
     if config.valid_files:
-        valid_key, fixed = _read(config.valid_files, config, root, progress)
+        valid_key, fixed = _read("valid_files", config, root, progress)
         key = key_of(key, valid_key)
         train, valid = puzzles.take(~np.isin(prepared.keys_N, fixed.keys_N)), fixed.puzzles
         n_excluded = len(puzzles) - len(train)
@@ -77,11 +80,13 @@ def _generated(config: PuzzlesConfig, root: Path, progress: bool) -> tuple[str, 
     return key, _cached(root, key, progress, make)
 
 
-def _read(files: tuple[str, ...], config: PuzzlesConfig, root: Path, progress: bool) -> tuple[str, _Prepared]:
-    """Returns a key of the content of several files and their puzzles, grouped by grid."""
+def _read(
+    setting: Literal["files", "valid_files"], config: PuzzlesConfig, root: Path, progress: bool
+) -> tuple[str, _Prepared]:
+    """Returns a key of the content of the files of a setting and their puzzles, grouped by grid."""
     parts, keys = [], []
-    for name in files:
-        path = local_file(name, root, "data.files")
+    for name in getattr(config, setting):
+        path = local_file(name, root, f"data.{setting}")
         refuse_pointer(path)
         (content,) = file_contents([path], root, progress)
         keys.append(key_of("file", content.sha256, config.ratings))
@@ -116,7 +121,7 @@ def _find_damage(path: Path) -> str | None:
     """Returns what is wrong with the puzzles in a directory; the archive has a checksum of every array."""
     try:
         _open(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as e:
         return " ".join(str(e).split()) or type(e).__name__
     return None
 
@@ -151,6 +156,11 @@ class PuzzleData:
         self.train, self.valid = train, valid
         self._buckets_N = train.buckets_N.astype(np.int32)
         self._rows = {active: np.flatnonzero(np.isin(self._buckets_N, active)) for active in phases(config.curriculum)}
+        if not len(train) and n_excluded:
+            raise UserError(
+                f"data.valid_files: no puzzle is left for training: all {n_excluded:,} have the grid of a validation "
+                "puzzle"
+            )
         for active, rows in self._rows.items():
             if not len(rows):
                 names = ", ".join(BUCKETS[bucket] for bucket in active)
@@ -159,6 +169,8 @@ class PuzzleData:
                     "such a rating"
                 )
         if not (valid.buckets_N >= 0).any():
+            if config.valid_files:
+                raise UserError(f"data.valid_files: no puzzle has a rating among {', '.join(BUCKETS)}")
             raise UserError("data.valid_fraction: leaves no puzzle for validation; there are too few grids")
         if config.augment:
             draws = np.random.default_rng([config.seed, 1]).random((len(valid), N_DRAWS))

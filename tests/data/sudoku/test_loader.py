@@ -17,7 +17,7 @@ from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
 from psann_jax.data.sudoku.puzzles import Puzzles
 from psann_jax.data.sudoku.rules import grid_text, has_clues_of, is_solved
 from psann_jax.utils.errors import UserError
-from tests.support.damage import flip_bit
+from tests.support.damage import flip_bit, replace_content
 
 COUNTS = (120, 20, 10, 2, 0)
 
@@ -55,6 +55,24 @@ def test_damaged_puzzles_are_rebuilt(tmp_path, config, capsys):
     first = load_puzzles(config, progress=False)
     (stored,) = tmp_path.glob("sudoku-*/puzzles.npz")
     flip_bit(stored, 500)
+    assert (load_puzzles(config, progress=False).train.puzzles_Nx81 == first.train.puzzles_Nx81).all()
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["empty", "encrypted", "unknown compression"])
+def test_damage_that_the_library_reports_in_other_ways_is_found(tmp_path, config, capsys, damage):
+    config = replace(config, counts=(20, 0, 0, 0, 0), cache_dir=str(tmp_path))
+    first = load_puzzles(config, progress=False)
+    (stored,) = tmp_path.glob("sudoku-*/puzzles.npz")
+    content = bytearray(stored.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first array in the directory at the end
+    if damage == "empty":
+        content.clear()
+    elif damage == "encrypted":
+        content[entry + 8] |= 1
+    else:
+        content[entry + 10] = 99
+    replace_content(stored, bytes(content))
     assert (load_puzzles(config, progress=False).train.puzzles_Nx81 == first.train.puzzles_Nx81).all()
     assert "damaged" in capsys.readouterr().err
 
@@ -145,6 +163,13 @@ def test_files_are_split_by_grid(tmp_path, data):
     split = load_puzzles(replace(config, valid_files=(), valid_fraction=0.5), progress=False)
     assert len(split.train) + len(split.valid) == 12
     assert not set(grid_keys(split.train.solutions_Nx81)) & set(grid_keys(split.valid.solutions_Nx81))
+    for files, message in (
+        ((write("unrated.csv", (0, 2.5)),), "no puzzle has a rating among 0, 1-2, 3-10, 11-50, 51\\+$"),
+        ((train,), "no puzzle is left for training: all 12 have the grid of a validation puzzle$"),
+        (("http://x/v.csv",), "'http://x/v.csv'"),
+    ):
+        with pytest.raises(UserError, match=rf"^data\.valid_files: {message}"):
+            load_puzzles(replace(config, valid_files=files), progress=False)
 
 
 # --- the curriculum ---------------------------------------------------------------------------------------
