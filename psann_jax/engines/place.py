@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,7 +47,8 @@ class Place:
           folder: of the run; output that is not shown is appended to its log.txt.
 
         Returns:
-          The last line of its standard error if it fails, or `STOPPED` if it was not started; else None.
+          The last line of its standard error if it fails, the signal that ended it, or `STOPPED` if it was not started;
+          else None.
 
         Raises:
           OSError: log.txt cannot be written.
@@ -64,7 +66,7 @@ class Place:
             last = _LastLine(process, log or progress_stream())
             self._wait(process)
             line = last.get()
-        return None if process.returncode == 0 else line.removeprefix("error: ") or f"exit code {process.returncode}"
+        return _failure(process.returncode, line, is_asked=self.killing() or self.stopping())
 
     def _start(self, arguments: Sequence[str], log: TextIO | None) -> "subprocess.Popen[str]":
         attached = [sys.executable, "-m", "psann_jax.engines.attached", str(os.getpid())]
@@ -91,6 +93,18 @@ class Place:
                 elif self.stopping() and not asked:
                     asked = True
                     process.terminate()
+
+
+def _failure(code: int, last_line: str, *, is_asked: bool) -> str | None:
+    if code >= 0:
+        return None if code == 0 else last_line.removeprefix("error: ") or f"exit code {code}"
+    # Such a process had no time for a message: the line is of its progress.
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", as by the system when memory runs out" if -code == signal.SIGKILL and not is_asked else ""
+    return f"it was ended by {name}{hint}"
 
 
 class _LastLine(threading.Thread):

@@ -142,11 +142,13 @@ def _measured(metrics: Sequence[Mapping[str, Any]], solves: bool) -> list[str]:
     """The cells of the leaderboard after the perplexity, from the metrics of the trained runs of a contender."""
     if not metrics:
         return ["-"] * (6 + solves)
-    names = (*["val_solved"] * solves, "val_accuracy", "train_tokens_per_s", "peak_memory_mb")
-    *scores, rate, memory = (statistics.fmean(m[name] for m in metrics) for name in names)
+    names = (*["val_solved"] * solves, "val_accuracy", "peak_memory_mb")
+    *scores, memory = (statistics.fmean(m[name] for m in metrics) for name in names)
+    rates = [m["train_tokens_per_s"] for m in metrics if m["train_tokens_per_s"]]  # 0: not known
+    rate = f"{statistics.fmean(rates):,.0f}" if rates else "-"
     first = metrics[0]
     length = [f"{first['train_tokens'] / 1e6:.2f}", f"{first['train_flops']:.3g}", f"{first['param_count']:,}"]
-    return [*(f"{score:.4f}" for score in scores), *length, f"{rate:,.0f}", f"{memory:,.0f}"]
+    return [*(f"{score:.4f}" for score in scores), *length, rate, f"{memory:,.0f}"]
 
 
 def _differences(budget: str, comparisons: Sequence[Comparison], reference: str) -> Section:
@@ -261,7 +263,7 @@ def _throughput(runs: Sequence[Outcome]) -> Section:
     for run in runs:
         summary, tokens = run.summary or {}, run.update_tokens
         rate = summary["tokens_per_s"]
-        times = [f"{rate / tokens:.3f}", f"{tokens / rate:.3g}" if rate else "-", f"{rate:,.0f}"]
+        times = [f"{rate / tokens:.3f}", f"{tokens / rate:.3g}", f"{rate:,.0f}"] if rate else ["-"] * 3  # 0: not known
         rows.append([run.case.name, *times, f"{summary['peak_memory_mb']:,.0f}", f"{summary['n_params']:,}"])
     return Section("Throughput and memory", "Without compilation, evaluation and checkpoints.", rows)
 

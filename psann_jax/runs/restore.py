@@ -185,13 +185,13 @@ def _find(workdir: str | os.PathLike[str], step: int | str | None) -> tuple[Chec
     location = given_location(workdir, "workdir")
     if isinstance(location, Path):
         checkpoints = CheckpointReader(_checkpoint_directory(location))
-        return checkpoints, _choose(checkpoints, step), None
+        return checkpoints, _choose(checkpoints, step, str(checkpoints.directory)), None
     copy = tempfile.TemporaryDirectory(prefix="psann_jax-")
     run = RemoteRun(location, Path(copy.name))
     checkpoints = CheckpointReader(run.directory)
     if not run.directory.is_dir():
         raise UserError(f"{location}: has no checkpoints; give the workdir of a run that has saved one")
-    found = _choose(checkpoints, step)
+    found = _choose(checkpoints, step, f"{location}/{_CHECKPOINTS}")
     run.pull(found)
     return checkpoints, found, copy
 
@@ -261,17 +261,17 @@ def refuse_checkpoint(path: Path) -> None:
         raise UserError(f"{path}: is a part of a run; give its workdir {directory.parent} {fix}")
 
 
-def _choose(checkpoints: CheckpointReader, step: int | str | None) -> int:
-    """Resolves "last" and "best" to a step."""
+def _choose(checkpoints: CheckpointReader, step: int | str | None, where: str) -> int:
+    """Resolves "last" and "best" to a step; `where` names the checkpoints in messages."""
     if step in (None, "last"):
         found = checkpoints.latest()
         if found is None:
-            raise UserError(f"{checkpoints.directory}: has no complete checkpoint")
+            raise UserError(f"{where}: has no complete checkpoint")
         return found
     if step == "best":
         found = checkpoints.best()
         if found is None:
-            raise UserError(f"{checkpoints.directory}: no checkpoint has a validation loss; use the last one")
+            raise UserError(f"{where}: no checkpoint has a validation loss; use the last one")
         return found
     if not re.fullmatch(r"\d{1,18}", str(step)):
         raise UserError(f"checkpoint: is {step!r}, must be last, best or one of the steps {checkpoints.steps()}")

@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from psann_jax.utils.checksums import CHECKSUMS, write_checksums
+
 FORMAT_VERSION = 2
 STEP_PREFIX = "step"
 WEIGHTS = ("params", "ema_params")  # parts of the state that can be read without the others
@@ -113,6 +115,16 @@ def is_complete(path: Path) -> bool:
         return not missing_files(path)
     except OSError:
         return False
+
+
+def add_checksums(path: Path) -> None:
+    """Writes the checksums of a complete checkpoint that has none yet.
+
+    Raises:
+      OSError: a file cannot be read, or the checksums cannot be written.
+    """
+    if is_complete(path) and not (path / CHECKSUMS).exists():
+        write_checksums(path)
 
 
 def stored_items(path: Path) -> set[str]:

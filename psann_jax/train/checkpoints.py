@@ -21,12 +21,11 @@ from orbax.checkpoint import v1 as ocp
 
 from psann_jax.config import CheckpointConfig
 from psann_jax.train.checkpoint_deletion import delete, find_partial, remove
-from psann_jax.train.checkpoint_format import FORMAT_VERSION, is_complete, split_items, step_of
+from psann_jax.train.checkpoint_format import FORMAT_VERSION, add_checksums, split_items, step_of
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.orbax_workarounds import saving_alone, saving_context, storage_error_reason
 from psann_jax.train.processes import broadcast_from_leader
 from psann_jax.train.workdir import is_private
-from psann_jax.utils.checksums import write_checksums
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 
@@ -57,7 +56,6 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         self._saving: int | None = None
         self._lock = threading.Lock()
         self._busy = threading.Lock()  # while `save` runs
-        self._checksummed: set[int] = set()
         # Orbax needs one disk for all processes; without one, process 0 saves for all.
         self._alone = jax.process_count() > 1 and is_private(self.directory.parent)
 
@@ -101,6 +99,9 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
                 complete = broadcast_from_leader(self._prepare(step) if jax.process_index() == 0 else None)
             if not complete:
                 self._start(step, state, metadata, tokenizer)
+            else:
+                with self._storage_errors(step):
+                    self._finish(step)
             if final:
                 self.wait()
 
@@ -123,7 +124,6 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         versions = {name: packages.version(name) for name in ("psann_jax", "jax", "flax", "optax", "orbax-checkpoint")}
         self._saving = step
         self._intact.discard(step)
-        self._checksummed.discard(step)
         with self._lock:  # of `_finish`, which deletes damaged checkpoints
             self._damaged.discard(step)  # `_prepare` has deleted it
         if self._alone:
@@ -176,9 +176,7 @@ class Checkpoints(CheckpointReader, contextlib.AbstractContextManager["Checkpoin
         if jax.process_index() != 0:
             return
         with self._lock:
-            if step not in self._checksummed and is_complete(self.path(step)):
-                write_checksums(self.path(step))
-                self._checksummed.add(step)
+            add_checksums(self.path(step))
             self._delete_others()
         self._write_index()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def train(
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
+        trace.require_steps((saved_step or 0) + 1, config.train.steps)
         start = starting_weights(initial_params, task.network, mesh) if saved_step is None else StartingWeights()
         progress = stack.enter_context(
             Progress(config.train.steps, start=saved_step or 0, log_every=config.train.log_every, enabled=is_leader)
@@ -110,11 +112,12 @@ def train(
         progress.message("compiling ...")
         with raise_together():
             compiled = compile_steps(task, config, mesh)
+        first_row = -1 if saved_step is None else saved_step  # rows of an earlier start without a checkpoint go
         reports = Reports(
             progress,
             Callbacks() if callbacks is None or not is_leader else callbacks,
             on_results if is_leader else lambda: None,
-            MetricsWriter(workdir, resume_step=saved_step or 0, enabled=is_leader),
+            MetricsWriter(workdir, resume_step=first_row, enabled=is_leader),
             Loggers(progress.message),
             workdir,
         )
@@ -180,7 +183,10 @@ class _Run:
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
             self.reports.begin(self.config, self.step, self.signals.request)
-            self.start.write_report(self.workdir)
+            if self.resumed_from is None:
+                self.start.write_report(self.workdir)
+            else:
+                self._save()  # completes what a kill right after the checkpoint left: its loss, and its checksums
             self.start = StartingWeights()  # frees the arrays
             try:
                 stopped = not (self._evaluate_if_due() and self._steps())
@@ -299,7 +305,9 @@ class _Run:
         if result is None:
             return False
         texts = self._sample_texts()
-        best = min((row["loss"] for row in self.evaluations), default=float("inf"))
+        # That before the first update counts for nothing: the weights of then are not saved.
+        earlier = (row["loss"] for row in self.evaluations if row["step"])
+        best = min(filter(math.isfinite, earlier), default=math.inf)
         self.evaluations.append({"step": self.step, **result})
         self.reports.evaluation(self.step, result, self.statistics, texts)
         if self.step and (self.saved_step == self.step or result["loss"] < best):
@@ -365,7 +373,6 @@ class _Run:
     def _finish(self, stopped: bool) -> dict[str, Any]:
         recent = np.asarray(jax.device_get(self.state["recent_loss"]))
         last = self.evaluations[-1] if self.evaluations else {}
-        trained_tokens = self.timer.steps * self.update_tokens
         summary: dict[str, Any] = {
             "steps": self.step,
             "tokens": round(self.step * self.update_tokens),
@@ -375,8 +382,7 @@ class _Run:
             "val_accuracy": last.get("accuracy"),
             "val_bits_per_byte": last.get("bits_per_byte"),
             **{f"val_{name}": value for name, value in last.items() if name.startswith(("ema_", "solved"))},
-            "tokens_per_s": trained_tokens / self.timer.seconds if trained_tokens else 0.0,
-            "data_wait": self.timer.data_wait,
+            **self._speed(),
             "compile_s": self.compiled.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "n_params": self.task.network.n_params,
@@ -388,3 +394,15 @@ class _Run:
             write_json(self.workdir / SUMMARY, summary)
         self.reports.end(summary)
         return summary
+
+    def _speed(self) -> dict[str, float]:
+        """Returns tokens_per_s and data_wait of this start, or by the recorded updates if it only had the end to do."""
+        if self.timer.steps:
+            rate = self.timer.steps * self.update_tokens / self.timer.seconds
+            return {"tokens_per_s": rate, "data_wait": self.timer.data_wait}
+        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
+        updates = [row for row in broadcast_from_leader(rows) if row["kind"] == "train"]
+        if not updates:
+            return {"tokens_per_s": 0.0, "data_wait": 0.0}
+        rate = statistics.harmonic_mean(row["tokens_per_s"] for row in updates)
+        return {"tokens_per_s": rate, "data_wait": statistics.fmean(row["data_wait"] for row in updates)}

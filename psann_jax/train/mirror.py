@@ -223,6 +223,10 @@ class Mirror:
             self._checkpoints[run] = RemoteCheckpoints(self._bucket.below(run), self._local / run)
         return self._checkpoints[run]
 
+    def _runs(self) -> list[str]:
+        """Returns the names of all runs in the copy that have checkpoints."""
+        return sorted(_parent(path.relative_to(self._local)) for path in self._local.rglob(CHECKPOINTS))
+
     # --- to the bucket --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -253,8 +257,7 @@ class Mirror:
           UserError: the bucket cannot be written, or another process has taken over the workdir.
         """
         assert self._lease is not None
-        runs = sorted(_parent(path.relative_to(self._local)) for path in self._local.rglob(CHECKPOINTS))
-        staged = {run: self._checkpoints_of(run).stage(self._staging / run) for run in runs}
+        staged = {run: self._checkpoints_of(run).stage(self._staging / run) for run in self._runs()}
         if not (any(staged.values()) or everything or time.monotonic() >= self._next_files):
             return
         began = time.monotonic()
@@ -296,6 +299,9 @@ class Mirror:
             shutil.rmtree(directory, ignore_errors=True)
 
     def _push_rest(self) -> None:
+        with storage_errors(self._local):
+            for run in self._runs():
+                self._checkpoints_of(run).add_checksums()
         try:
             self.push(everything=True)
         except LostLeaseError:

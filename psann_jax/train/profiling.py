@@ -37,9 +37,18 @@ class StepTrace:
         self._first, self._last = int(first), int(last)
         require(1 <= self._first <= self._last, "--profile_steps", f"is {steps}, must be 1 <= FIRST <= LAST")
 
+    def require_steps(self, first: int, last: int) -> None:
+        """Raises UserError unless some of the steps `first` to `last`, which this start takes, are to be traced."""
+        is_met = not self._last or (self._first <= last and first <= self._last)
+        require(
+            is_met,
+            "--profile_steps",
+            f"is {self._first}:{self._last}, but this start takes the steps {first} to {last}",
+        )
+
     def before(self, step: int) -> None:
-        """Starts the trace if `step`, about to begin, is the first one to trace."""
-        if step == self._first:
+        """Starts the trace if `step`, about to begin, is the first of those to trace, or the run resumes among them."""
+        if not self._running and self._first <= step <= self._last:
             jax.profiler.start_trace(self.directory)
             self._running = True
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from psann_jax.train.checkpoint_format import STEP_PREFIX, is_complete, step_of
+from psann_jax.train.checkpoint_format import STEP_PREFIX, add_checksums, is_complete, step_of
 from psann_jax.train.checkpoint_index import INDEX
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.buckets import Bucket
@@ -86,6 +86,12 @@ class RemoteCheckpoints:
         self._bucket.download(wanted, self._workdir)
 
     # --- to the bucket --------------------------------------------------------------------------------
+
+    def add_checksums(self) -> None:
+        """Completes new checkpoints after which a process ended at once; call it only while nothing is being saved."""
+        for path in self._directory.glob(f"{STEP_PREFIX}_*"):
+            if step_of(path.name) not in self._known:  # others may have been copied here in part
+                add_checksums(path)
 
     def stage(self, directory: Path) -> dict[int, bytes]:
         """Links new checkpoints that are whole into a directory, where the run does not delete them.

@@ -15,7 +15,7 @@ from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
 from psann_jax.train.workdir import INITIAL_WEIGHTS
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import write_json
+from psann_jax.utils.files import storage_errors, write_json
 
 # In the metadata of a checkpoint: where the weights of its run came from, drawn from the seed or given.
 ORIGIN, DRAWN, GIVEN = "initial_weights", "drawn", "given"
@@ -35,13 +35,18 @@ class StartingWeights(NamedTuple):
     report: Mapping[str, Any] = MappingProxyType({})
 
     def write_report(self, workdir: Path) -> None:
-        """Writes the report, if there is one, in one process.
+        """Writes the report, or deletes that of an earlier start if there is none, in one process.
 
         Raises:
-          UserError: the file cannot be written.
+          UserError: the file cannot be written or deleted.
         """
-        if self.report and jax.process_index() == 0:
-            write_json(workdir / INITIAL_WEIGHTS, dict(self.report))
+        path = workdir / INITIAL_WEIGHTS
+        if jax.process_index() == 0:
+            if self.report:
+                write_json(path, dict(self.report))
+            else:
+                with storage_errors(path):
+                    path.unlink(missing_ok=True)
 
 
 # Called with the network and the mesh, in all processes, unless the run resumes.

@@ -35,6 +35,8 @@ FREE = (
     "checkpoint.",
     "mesh.",
 )
+# These too, because a checkpoint knows the content of the files.
+KNOWN_BY_CONTENT = ("data.sources", "data.valid_sources", "data.files", "data.valid_files")
 
 
 @contextlib.contextmanager
@@ -135,7 +137,9 @@ def _check_same_run(workdir: Path, config: Config) -> None:
     # A setting that is younger than the run had its default's effect.
     defaults = dict(flatten(default_config(config.model.base).to_dict()))
     saved, given = defaults | dict(flatten(read_config(workdir))), dict(flatten(to_dict(config)))
-    differing = [n for n in sorted(saved | given) if saved.get(n) != given.get(n) and not n.startswith(FREE)]
+    # Without a checkpoint nothing would notice that the content is another.
+    free = (*FREE, *KNOWN_BY_CONTENT) if CHECKPOINTS in results else FREE
+    differing = [n for n in sorted(saved | given) if saved.get(n) != given.get(n) and not n.startswith(free)]
     if differing:
         shown = "; ".join(f"{n} is {saved.get(n)!r} there and {given.get(n)!r} here" for n in differing[:3])
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""

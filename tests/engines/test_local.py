@@ -98,6 +98,19 @@ def test_a_process_without_a_message_is_known_by_its_code(tmp_path):
     assert Place().run_module(["quiet"], tmp_path) == "exit code 7"
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("SIGKILL", "it was ended by SIGKILL, as by the system when memory runs out"),
+        ("SIGABRT", "it was ended by SIGABRT"),
+    ],
+)
+def test_a_process_that_a_signal_ends_is_not_known_by_its_progress(tmp_path, name, message):
+    source = "import os, signal, sys\nprint('step 3/9  loss 1.0', file=sys.stderr, flush=True)\n"
+    (tmp_path / "ended.py").write_text(f"{source}os.kill(os.getpid(), signal.{name})\n")
+    assert Place(shows_output=False).run_module(["ended"], tmp_path) == message
+
+
 def test_a_job_that_is_to_end_starts_nothing(tmp_path):
     assert Place(stopping=lambda: True).run_module(["child", str(tmp_path)], tmp_path) == STOPPED
     assert not (tmp_path / "started").exists()
@@ -110,7 +123,7 @@ def test_a_process_is_asked_to_save_or_killed(tmp_path):
     assert "was asked" in (tmp_path / "log.txt").read_text()
     (tmp_path / "saved").unlink()
     (tmp_path / "started").unlink()
-    assert Place(killing=started).run_module(["child", str(tmp_path)], tmp_path) == "exit code -9"
+    assert Place(killing=started).run_module(["child", str(tmp_path)], tmp_path) == "it was ended by SIGKILL"
     assert not (tmp_path / "saved").exists()
 
 

@@ -210,6 +210,19 @@ def test_the_next_start_on_this_machine_continues_with_what_was_not_copied(opene
         assert find_damage(workdir / "checkpoints" / "step_2") is None
 
 
+def test_a_checkpoint_after_which_the_process_ended_at_once_is_copied(opened, url, unfinished):
+    (unfinished / "checkpoints" / "step_1" / CHECKSUMS).unlink()
+    with opened("a"):
+        pass
+    assert not unfinished.exists()
+    with opened("b") as workdir:
+        assert (workdir / "checkpoints" / "step_1" / CHECKSUMS).exists()
+        assert find_damage(workdir / "checkpoints" / "step_1") is None
+        checkpoint(workdir, 2)
+        (workdir / "checkpoints" / "step_2" / CHECKSUMS).unlink()
+    assert f"checkpoints/step_2/{CHECKSUMS}" in bucket_at(url).files()
+
+
 def test_a_start_that_cannot_copy_what_is_left_keeps_it(opened, url, unfinished, monkeypatch):
     monkeypatch.setattr(Bucket, "upload", fail_to_write)
     with pytest.raises(UserError, match="no network; the files are in"), opened("a"):

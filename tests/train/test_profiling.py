@@ -32,6 +32,23 @@ def test_a_run_that_ends_early_keeps_its_trace(tmp_path):
     assert len(traces(trace.directory)) == 1
 
 
+def test_a_run_that_resumes_among_the_steps_traces_the_rest(tmp_path):
+    trace = StepTrace("2:5", tmp_path / "profile")
+    trace.require_steps(4, 9)
+    for step in (4, 5, 6):
+        trace.before(step)
+        trace.after(step, jnp.ones(3))
+    assert len(traces(trace.directory)) == 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(6, 9), (1, 1)])
+def test_steps_that_a_start_does_not_take_are_refused(tmp_path, first, last):
+    message = rf"^--profile_steps: is 2:5, but this start takes the steps {first} to {last}$"
+    with pytest.raises(UserError, match=message):
+        StepTrace("2:5", tmp_path).require_steps(first, last)
+    StepTrace("", tmp_path).require_steps(first, last)
+
+
 def test_nothing_is_written_without_steps(tmp_path):
     trace = StepTrace("", tmp_path / "profile")
     trace.before(1)
