@@ -174,7 +174,7 @@ def require_seeds(seeds: Any, field: str) -> None:
 
 
 # Settings of the data that leave the text, its tokens and windows as they are.
-_SAME_DATA = ("data.weights", "data.document_mask", "data.curriculum", "data.phases", "data.augment")
+_SAME_DATA = ("data.weights", "data.document_mask", "data.curriculum", "data.phases")
 
 
 def _check_comparable(name: str, where: str) -> None:

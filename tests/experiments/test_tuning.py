@@ -109,6 +109,7 @@ def test_other_values_are_not_extended(values):
             Tuning({"eval.max_tokens": (100, 200)}),
             r"tuning\.values\.eval\.max_tokens: cannot be tuned: losses on",
         ),
+        (Tuning({"data.augment": (True, False)}), r"data\.augment: cannot be tuned: losses on other data"),
         (Tuning({"train.steps": (40, 80)}), r"train\.steps: cannot be tuned: .* unequal training tokens"),
         (
             Tuning({"train.batch_tokens": (64, 128)}),

@@ -12,6 +12,7 @@ from psann_jax.config import ConfigError
 from psann_jax.config.families import family
 from psann_jax.config.io import default_config, parse, to_dict
 from psann_jax.tasks.sudoku import SudokuTask
+from psann_jax.train.evaluation import WindowLosses
 from psann_jax.train.loop import train
 
 
@@ -51,6 +52,17 @@ def test_rematerialisation_of_other_bases_is_refused(cache, remat):
         ConfigError, match=rf"train\.remat: is '{remat}', must be one of none, block, iteration, nested"
     ):
         SudokuTask.load(tiny(cache, remat=remat), progress=False)
+
+
+def test_runs_on_other_validation_puzzles_are_known_as_such(cache, tmp_path):
+    """Augmented runs see transformed copies of the validation puzzles."""
+    augmented = tiny(cache, steps=1, warmup_steps=0)
+    plain = dataclasses.replace(augmented, data=dataclasses.replace(augmented.data, augment=False))
+    tasks = [SudokuTask.load(config, progress=False) for config in (augmented, plain)]
+    assert tasks[0].fingerprint() == tasks[1].fingerprint() == tasks[0].valid_fingerprint(), "that of earlier versions"
+    assert tasks[1].valid_fingerprint() != tasks[0].valid_fingerprint()
+    train(plain, lambda: tasks[1], tmp_path)
+    assert WindowLosses.read(tmp_path).data == tasks[1].valid_fingerprint()
 
 
 def test_what_has_no_effect_is_refused(cache):
