@@ -18,15 +18,17 @@ def choose(documents: Iterable[str], max_bytes: int, seed: int) -> list[str]:
 
     Each document's number is a hash of the seed, its index and its text; the documents with the lowest numbers are
     chosen. So a longer source changes the choice as little as possible, and only chosen documents are kept in memory.
+    Blank documents and those of more than `max_bytes` are skipped.
     """
     chosen: list[tuple[int, int, str]] = []  # a heap with the highest number first, negated for heapq
     total = 0
     for index, text in enumerate(documents):
-        if not text.strip():
+        size = len(text.encode())
+        if not text.strip() or size > max_bytes:
             continue
         number = int.from_bytes(hashlib.sha256(f"{seed} {index} {text}".encode()).digest()[:8], "big")
         heapq.heappush(chosen, (-number, index, text))
-        total += len(text.encode())
+        total += size
         while total > max_bytes:
             total -= len(heapq.heappop(chosen)[2].encode())
     return [text for _, _, text in sorted(chosen, key=lambda item: item[1])]

@@ -34,6 +34,11 @@ def test_the_seed_decides_and_every_position_is_equally_likely():
     assert 170 < sum(positions) / len(positions) < 230
 
 
+def test_a_document_that_cannot_fit_displaces_no_other():
+    for seed in range(4):
+        assert choose([*DOCUMENTS, "x" * 4001, "é" * 2001], 4000, seed) == choose(DOCUMENTS, 4000, seed)
+
+
 def test_the_file_is_written_once_with_its_hash(tmp_path):
     source, out = tmp_path / "source.txt", tmp_path / "eval.jsonl"
     source.write_text("\n".join(DOCUMENTS))
