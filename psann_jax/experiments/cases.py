@@ -161,11 +161,18 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
 
 
 def _check_data(configs: Mapping[str, Config], has_trials: bool) -> None:
-    """Checks that contenders have one task, and fixed validation data that no trial of a tuning stage reads."""
+    """Checks that contenders have one task; with trials, equal training tokens and validation data that none reads."""
     first, *_ = configs
+    tokens = {name: config.train.steps * config.train.batch_tokens for name, config in configs.items()}
     for name, config in configs.items():
         same_task = type(config.data) is type(configs[first].data)
         require(same_task, f"contenders.{name}", f"has another task than {first}")
+        require(
+            not has_trials or tokens[name] == tokens[first],
+            f"contenders.{name}",
+            f"trains on {tokens[name]:,} tokens (train.steps * train.batch_tokens), but {first} on {tokens[first]:,}; "
+            "a tuning stage needs equal training tokens",
+        )
     for data in {config.data for config in configs.values()} if has_trials else ():
         setting = "set data.valid_sources (or data.valid_files)"
         require(bool(data.valid_names), "tuning", f"needs fixed validation data, which no trial reads; {setting}")

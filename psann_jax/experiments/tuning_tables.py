@@ -52,8 +52,10 @@ def _trials_done(stage: Stage) -> str:
         rungs.setdefault(dict(case.settings).get(RUNG, ""), []).append(case)
     texts = []
     for rung, cases in rungs.items():
-        n_trials, train = len(cases) // len({case.contender for case in cases}), cases[0].config.train
-        text = f"{n_trials} trials of each contender, {seeds}, {train.steps:,} updates of {train.batch_tokens:,} tokens"
+        n_trials = len(cases) // len({case.contender for case in cases})
+        lengths = {(case.config.train.steps, case.config.train.batch_tokens): None for case in cases}
+        length = " or ".join(f"{steps:,} updates of {tokens:,} tokens" for steps, tokens in lengths)
+        text = f"{n_trials} trials of each contender, {seeds}, {length}"
         texts.append(f"Rung {rung}: {text}" if rung else text)
     return ". ".join(texts)
 

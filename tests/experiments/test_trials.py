@@ -12,6 +12,7 @@ from psann_jax.experiments.outcome import DIVERGED
 from psann_jax.experiments.sweeps import sweep_config
 from psann_jax.experiments.trials import Stage, choose, trial_cases
 from psann_jax.experiments.tuning import HIGH, LOW, Tuning
+from psann_jax.experiments.tuning_tables import tuning_sections
 from psann_jax.train.evaluation import WindowLosses
 from tests.experiments.test_tuning import tuned_sweep
 from tests.support.sweeps import make_outcome
@@ -49,6 +50,15 @@ def test_trials_use_the_training_data_only():
         assert (case.config.data.valid_sources, case.config.data.valid_fraction) == ((), 0.125)
         assert (case.config.seed, case.config.train.steps) == (case.seed, 7)
         assert case.config.train.lr == dict(case.settings)["train.lr"]
+
+
+def test_the_report_gives_every_length_of_the_trials():
+    contenders = {"a": {"model.base": "ngt"}, "b": {"model.base": "ngt", "train.steps": 20, "train.batch_tokens": 128}}
+    cases = trial_cases(tuned_sweep(TUNING, contenders=contenders), {name: TUNING.grid(name) for name in contenders})
+    (explanation, _) = tuning_sections(Stage(TUNING, ("valid.txt",), cases, []))
+    assert explanation.text.startswith(
+        "6 trials of each contender, seeds 8, 9, 40 updates of 64 tokens or 20 updates of "
+    )
 
 
 def test_puzzles_are_held_out_too():

@@ -158,6 +158,17 @@ def test_settings_that_leave_text_and_tokens_as_they_are_can_be_tuned():
     assert all_cases(tuned_sweep(Tuning({"data.document_mask": (True, False), "train.grad_accum": (1, 2)})))
 
 
+def test_contenders_with_unequal_training_tokens_are_not_tuned():
+    tuning, halves = Tuning({"train.lr": (1e-3, 2e-3)}), {"train.steps": 20, "train.batch_tokens": 128}
+    contenders = CONTENDERS | {"halves": {"model.base": "ngt"} | halves}
+    assert all_cases(tuned_sweep(tuning, contenders=contenders, budgets=("tokens", "flops")))
+    contenders["long"] = {"model.base": "ngt", "train.steps": 400}
+    message = r"contenders\.long: .* 25,600 tokens \(train\.steps \* train\.batch_tokens\), but transformer on 2,560"
+    for budget in ("tokens", "flops"):
+        with pytest.raises(ConfigError, match=message):
+            all_cases(tuned_sweep(tuning, contenders=contenders, budgets=(budget,)))
+
+
 def test_a_grid_of_the_comparison_is_refused():
     with pytest.raises(ConfigError, match="tuning: cannot be combined with a grid"):
         all_cases(tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}), grid={"train.weight_decay": (0.0, 0.1)}))
