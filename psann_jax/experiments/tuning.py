@@ -162,8 +162,12 @@ class Tuning:
                 beyond = [v for v in values if (v < min(first) if end == LOW else v > max(first))]
                 if values and len(beyond) < self.extend:
                     last, other = (values[0], values[1]) if end == LOW else (values[-1], values[-2])
-                    grid[setting] = (*grid[setting], _rounded(last * last / other))
-                    added = True
+                    value = last * last / other
+                    # Three digits, as folder names show them, unless close values need more to keep their distance.
+                    rounded = (_rounded(value, digits) for digits in range(3, 18))
+                    new = [v for v in rounded if 2 * abs(v - value) < abs(value - last)][:1]
+                    grid[setting] = (*grid[setting], *new)
+                    added = added or bool(new)
         return result if added else None
 
 
@@ -193,5 +197,5 @@ def _pick(values: Sequence[Any] | LogRange, fraction: float) -> Any:
     return values.at(fraction) if isinstance(values, LogRange) else values[int(fraction * len(values))]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")
+def _rounded(value: float, digits: int = 3) -> float:
+    return float(f"{value:.{digits}g}")

@@ -71,7 +71,27 @@ def test_an_edge_extends_the_grids_of_all_contenders_by_the_same_ratio():
     assert tuning.extended(grids, set()) is None
 
 
-@pytest.mark.parametrize("values", [(0.0, 0.1), (4, 8), (1e-3,), ("cosine", "linear"), (True, False)])
+def test_close_values_are_extended_by_one_beyond_them():
+    """Three digits would give 0.999 once more, and the stage would have no end."""
+    tuning = Tuning({"train.muon_momentum": (0.999, 0.9995)}, extend=2)
+    grids = {"a": tuning.grid("a")}
+    for added in ((0.9985,), (0.9985, 0.998)):
+        grids = tuning.extended(grids, {("train.muon_momentum", LOW)})
+        assert grids["a"]["train.muon_momentum"] == (0.999, 0.9995, *added)
+    assert tuning.extended(grids, {("train.muon_momentum", LOW)}) is None
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1e-15, 10.0), st.sampled_from((LOW, HIGH)))
+def test_an_added_value_continues_the_ratio(low, step, end):
+    high = low * (1 + step)
+    tuning = Tuning({"x": (low, high)}, extend=1)
+    value = tuning.extended({"a": tuning.grid("a")}, {("x", end)})["a"]["x"][-1]
+    edge, ratio = (low, low / value) if end == LOW else (high, value / high)
+    assert value < edge if end == LOW else value > edge
+    assert ratio - 1 == pytest.approx(high / low - 1, rel=0.6, abs=1e-15)
+
+
+@pytest.mark.parametrize("values", [(1e200, 1e300), (0.0, 0.1), (4, 8), (1e-3,), ("cosine", "linear"), (True, False)])
 def test_other_values_are_not_extended(values):
     tuning = Tuning({"x": values}, extend=3)
     assert tuning.extended({"a": tuning.grid("a")}, {("x", HIGH), ("x", LOW)}) is None
