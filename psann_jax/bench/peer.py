@@ -10,7 +10,16 @@ from importlib.metadata import version
 from typing import Any
 
 from psann_jax.bench.timing import time_steps
-from psann_jax.config import Config, ConfigError, DecoderConfig, ModelConfig, SineConfig, require, text_data
+from psann_jax.config import (
+    Config,
+    ConfigError,
+    DecoderConfig,
+    ModelConfig,
+    SineConfig,
+    TrainConfig,
+    require,
+    text_data,
+)
 from psann_jax.data.random_text import RandomText
 from psann_jax.utils.extras import require_extra
 from psann_jax.utils.host import peak_resident_bytes, usable_cores
@@ -80,6 +89,14 @@ def check_model(config: ModelConfig) -> DecoderConfig:
         f"is {asked.mlp_activation}, but psannlm's {config.base} has only {' and '.join(activations)}",
     )
     return config
+
+
+def check_updates(train: TrainConfig, flag: str) -> None:
+    """Raises ConfigError, which names the flag of the peer, for settings that change what is computed in an update."""
+    for name in ("sam_rho", "lora_rank", "freeze", "ema_decay"):
+        needed = getattr(TrainConfig(), name)
+        reason = f"must be {needed} with {flag}, which trains all weights with one gradient and averages none"
+        require(getattr(train, name) == needed, f"train.{name}", reason)
 
 
 def differences(config: Config, *, on_gpu: bool) -> list[str]:

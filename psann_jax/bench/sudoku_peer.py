@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from psann_jax.bench.peer import end_of_work, peak_memory_mb
+from psann_jax.bench.peer import check_updates, end_of_work, peak_memory_mb
 from psann_jax.bench.timing import time_steps
 from psann_jax.config import Config, ConfigError, SudokuConfig, require
 from psann_jax.data.sudoku.random_puzzles import RandomPuzzles
@@ -26,7 +26,8 @@ def check(config: Config) -> SudokuConfig:
         raise ConfigError(f"model.base: is {model.base}; --peer=torch is for base sudoku")
     require(model.positional_encoding == "additive", "model.positional_encoding", "must be additive with --peer=torch")
     require(model.mlp_activation in ("relu", "gelu"), "model.mlp_activation", "must be relu or gelu with --peer=torch")
-    require(not train.sam_rho, "train.sam_rho", "must be 0 with --peer=torch")
+    check_updates(train, "--peer=torch")
+    require(train.optimizer == "adamw", "train.optimizer", "must be adamw with --peer=torch")
     require(train.grad_accum == 1, "train.grad_accum", "must be 1 with --peer=torch")
     return model
 

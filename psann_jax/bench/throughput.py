@@ -131,6 +131,7 @@ def _contenders(config: Config, against: Config | None, peer_name: str | None) -
         contenders.append(("torch.nn", "psann_jax.bench.sudoku_peer", config))
     if peer_name == "psannlm":
         peer.check_installed()
+        peer.check_updates(config.train, "--peer=psannlm")
         model = peer.check_model(config.model)
         contenders += [(f"psannlm, {kind} attention", _PEERS, config, kind) for kind in peer.attentions(model)]
     return contenders

@@ -83,6 +83,10 @@ def test_both_speeds_are_reported():
         ("model", {"positional_encoding": "rope2d"}, r"model\.positional_encoding"),
         ("model", {"mlp_activation": "sine"}, r"model\.mlp_activation"),
         ("train", {"sam_rho": 0.05}, r"train\.sam_rho"),
+        ("train", {"lora_rank": 2}, r"train\.lora_rank: must be 0 with --peer=torch"),
+        ("train", {"freeze": ("bias",)}, r"train\.freeze: must be \(\) with --peer=torch"),
+        ("train", {"ema_decay": 0.9}, r"train\.ema_decay"),
+        ("train", {"optimizer": "muon"}, r"train\.optimizer"),
         ("train", {"grad_accum": 2}, r"train\.grad_accum"),
     ],
 )

@@ -370,6 +370,16 @@ def test_models_that_psannlm_does_not_have_are_rejected(options, field):
         peer.check_model(dataclasses.replace(TINY.model, **options))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("sam_rho", 0.05), ("lora_rank", 2), ("freeze", ("matrix",)), ("ema_decay", 0.9)]
+)
+def test_updates_that_psannlm_does_not_make_are_rejected(name, value, monkeypatch):
+    monkeypatch.setattr("psann_jax.utils.extras.find_spec", lambda name: True)
+    config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **{name: value}))
+    with pytest.raises(ConfigError, match=rf"^train\.{name}: must be .* with --peer=psannlm"):
+        throughput.measure(config, peer_name="psannlm", n_steps=1)
+
+
 def test_differences_are_named():
     plain = dataclasses.replace(
         TINY,
