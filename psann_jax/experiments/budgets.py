@@ -76,7 +76,9 @@ def _network(config: Config) -> Network:
 
 
 def _with_parameters(config: Config, n_params: int) -> Config:
-    """Sets d_mlp to the multiple of 8 that comes nearest to a number of parameters."""
+    """Sets d_mlp to the multiple of 8 that comes nearest to a number of parameters, unless the config has that many."""
+    if _network(config).n_params == n_params:
+        return config
     narrow, wide = (_network(with_settings(config, {"model.d_mlp": width})).n_params for width in (8, 16))
     width = 8 * max(round((n_params - narrow) / (wide - narrow)) + 1, 1) if wide > narrow else config.model.d_mlp
     fitted = with_settings(config, {"model.d_mlp": width})

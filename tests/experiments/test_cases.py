@@ -59,6 +59,14 @@ def test_budgets():
     assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
 
 
+def test_the_budget_parameters_leaves_a_model_that_has_them_as_it_is():
+    contenders = {"a": {"model.base": "transformer"}, "b": {"model.base": "transformer", "train.lr": 1e-3}}
+    sweep = small_sweep(contenders, budgets=("parameters",), seeds=(1,))
+    sweep.common.model.d_mlp = 100  # no multiple of 8
+    first, second = all_cases(sweep)
+    assert (first.config.model, second.differences) == (second.config.model, (("train.lr", 1e-3),))
+
+
 def test_a_gated_mlp_is_narrower_for_the_same_number_of_parameters():
     contenders = {"transformer": {"model.base": "transformer"}}
     contenders["swiglu"] = {"model.base": "transformer", "model.mlp_activation": "swiglu"}
