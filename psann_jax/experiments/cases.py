@@ -18,6 +18,7 @@ from psann_jax.experiments.tuning import Settings, require_seeds
 from psann_jax.utils.errors import UserError
 
 _NO_FILE_NAME = re.compile(r"[/\\\0]")  # characters that cannot be part of the name of a folder
+_NO_SEED = "has no effect; seeds are those of the sweep"
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,16 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
     contenders, grid = dict(sweep.contenders), dict(sweep.grid)
     require(bool(contenders) and bool(seeds), "contenders", "and seeds must not be empty")
     require_seeds(seeds, "seeds")
-    for field, name in (*(("contenders", name) for name in contenders), *(("rungs", name) for name, _ in sweep.rungs)):
-        is_file_name = isinstance(name, str) and name not in ("", ".", "..") and not _NO_FILE_NAME.search(name)
-        require(is_file_name, field, f"has the name {name!r}, which cannot be a part of a folder's name")
+    for field in ("contenders", "rungs"):
+        for name, own in sweep[field]:
+            is_file_name = isinstance(name, str) and name not in ("", ".", "..") and not _NO_FILE_NAME.search(name)
+            require(is_file_name, field, f"has the name {name!r}, which cannot be a part of a folder's name")
+            require("seed" not in dict(own), f"{field}.{name}.seed", _NO_SEED)
     for name in only:
         require(name in contenders, "--bases", f"{name!r} is no contender{nearest(name, contenders)}")
     for name, values in grid.items():
         require(bool(values), f"grid.{name}", "is empty")
-        require(name != "seed", "grid.seed", "has no effect; seeds are those of the sweep")
+        require(name != "seed", "grid.seed", _NO_SEED)
     for budget in sweep.budgets:
         require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
     if sweep.tuning is not None:

@@ -14,7 +14,7 @@ from psann_jax.config.bases import with_base
 from psann_jax.config.checks import require_known
 from psann_jax.config.files import check_override_name, override_key
 from psann_jax.config.io import flatten, read_setting
-from psann_jax.experiments.tuning import Tuning
+from psann_jax.experiments.tuning import Tuning, as_tuples
 
 RUNG = "rung"  # the name of the size among the settings of a case
 BUDGETS = ("tokens", "flops", "parameters", "seconds")
@@ -48,7 +48,7 @@ def sweep_config(
         {
             "common": common,
             "contenders": tuple((name, tuple(settings.items())) for name, settings in contenders.items()),
-            "grid": tuple((name, tuple(values)) for name, values in (grid or {}).items()),
+            "grid": tuple((name, as_tuples(tuple(values))) for name, values in (grid or {}).items()),
             "seeds": tuple(seeds),
             "budgets": tuple(budgets),
             "tuning": tuning,

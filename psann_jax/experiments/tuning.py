@@ -99,7 +99,7 @@ class Tuning:
         require_seeds(self.seeds, "tuning.seeds")
 
     def _check_values(self, contender: str, own: Mapping[str, Any]) -> None:
-        tried = self.own.get(contender, self.values)
+        tried = self._tried(contender)
         require(bool(tried), "tuning.values", f"is empty for {contender}")
         for name, values in tried.items():
             where = f"tuning.values.{name}"
@@ -117,12 +117,15 @@ class Tuning:
                 is_repeated = any(a == b for a, b in itertools.combinations(values, 2))
                 require(not is_repeated, where, f"is {tuple(values)}, which has a value twice")
 
+    def _tried(self, contender: str) -> dict[str, Any]:
+        return {name: as_tuples(values) for name, values in self.own.get(contender, self.values).items()}
+
     # --- combinations ---------------------------------------------------------------------------------------
 
     def grid(self, contender: str) -> Grid:
         """Returns the values to combine for a contender; of a range, its two ends."""
-        tried = self.own.get(contender, self.values)
-        return {k: (v.low, v.high) if isinstance(v, LogRange) else tuple(v) for k, v in tried.items()}
+        tried = self._tried(contender).items()
+        return {k: (v.low, v.high) if isinstance(v, LogRange) else tuple(v) for k, v in tried}
 
     def combinations(self, contender: str, grid: Grid) -> list[Settings]:
         """Returns the settings of a contender's trials.
@@ -133,7 +136,7 @@ class Tuning:
         """
         if not self.random_trials:
             return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        tried = self.own.get(contender, self.values)
+        tried = self._tried(contender)
         # Contenders with equal ranges get equal draws.
         draw = random.Random(f"tuning {self.search_seed}").random
         drawn: dict[Settings, None] = {}
@@ -169,6 +172,11 @@ class Tuning:
                     grid[setting] = (*grid[setting], *new)
                     added = added or bool(new)
         return result if added else None
+
+
+def as_tuples(value: Any) -> Any:
+    """Returns a value with tuples for lists, nested ones too: settings of cases are keys of dicts."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def require_seeds(seeds: Any, field: str) -> None:

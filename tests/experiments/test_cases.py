@@ -37,6 +37,13 @@ def test_the_grid_multiplies_the_runs_and_is_in_their_names():
     assert [(case.config.train.lr, case.config.train.weight_decay) for case in cases][1] == (1e-3, 0.1)
 
 
+def test_values_of_a_grid_can_be_lists():
+    grid = {"train.betas": [[0.9, 0.95], [0.9, 0.99]], "train.freeze": ([], ["bias"])}
+    cases = all_cases(small_sweep(grid=grid, seeds=(5,)), only=["ngt"])
+    assert len(set(folders(cases).values())) == 4
+    assert cases[3].settings == (("train.betas", (0.9, 0.99)), ("train.freeze", ("bias",)))
+
+
 def test_budgets():
     by_name = {
         case.name: case
@@ -149,6 +156,8 @@ def test_the_flops_of_puzzles_are_matched():
         ({"seeds": ("x",)}, r"^seeds: is \('x',\), must be a list of whole numbers"),
         ({"seeds": (1.5,)}, r"^seeds: is \(1\.5,\), must be a list of whole numbers"),
         ({"grid": {"seed": (1, 2)}}, r"^grid\.seed: has no effect; seeds are those of the sweep"),
+        ({"contenders": {"a": {"seed": 3}}}, r"^contenders\.a\.seed: has no effect; seeds are those of the sweep"),
+        ({"rungs": {"s": {"seed": 3}}}, r"^rungs\.s\.seed: has no effect; seeds are those of the sweep"),
         ({"grid": {"train.lr": (1e-3, "x")}}, r"^train\.lr: is 'x', must be of type float \(contender transformer\)"),
         ({"contenders": {"a": {"train.steps": "x"}}}, r"^train\.steps: is 'x', must be of type int \(contender a\)"),
         ({"rungs": {"s": {"model.d_model": 1.5}}}, r"^model\.d_model: is 1\.5, must be of type int \(rung s\)"),

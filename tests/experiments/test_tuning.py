@@ -34,6 +34,16 @@ def test_a_contender_can_have_a_grid_of_its_own():
     assert tuning.names("transformer") == {"train.lr"}
 
 
+@pytest.mark.parametrize("options", [{}, {"random_trials": 2}])
+def test_values_can_be_lists(options):
+    tuning = Tuning({"train.betas": [[0.9, 0.95], [0.9, 0.99]]}, **options)
+    assert set(tuning.combinations("ngt", tuning.grid("ngt"))) == {
+        (("train.betas", (0.9, beta)),) for beta in (0.95, 0.99)
+    }
+    with pytest.raises(ConfigError, match=r"betas: is .*, which has a value twice"):
+        all_cases(tuned_sweep(Tuning({"train.betas": [[0.9, 0.95], (0.9, 0.95)]}, **options)))
+
+
 @given(st.integers(1, 30), st.integers(0, 5), st.floats(1e-6, 1.0), st.floats(1.5, 1e4))
 @settings(max_examples=40)
 def test_a_random_search_is_reproducible_and_grows(n, seed, low, ratio):
