@@ -118,12 +118,13 @@ def _missing(case: Case, folder: Path, lm_eval: LmEval | None) -> list[list[str]
     commands = []
     if case.config.model.uses_sine and not (folder / SINE_FIGURE).exists():
         commands.append(["psann_jax", "sine", f"--workdir={folder}"])
+    # These commands refuse a network that has diverged: its coordinates and logits are not finite.
+    if not math.isfinite(read_summary(folder)["val_loss"]):
+        return commands
     page = coordinates_page(folder)
     if case.config.model.HAS_COORDINATES and has_plotly() and not page.exists():
         commands.append(["psann_jax", "coordinates", f"--workdir={folder}", f"--out={page}"])
-    # A network that has diverged can continue no text.
-    is_sampled = isinstance(case.config.data, DataConfig) and math.isfinite(read_summary(folder)["val_loss"])
-    if is_sampled and _samples(case, folder) is None:
+    if isinstance(case.config.data, DataConfig) and _samples(case, folder) is None:
         commands.append(["psann_jax", "samples", f"--workdir={folder}"])
     if lm_eval is not None and not lm_eval.done(folder):
         commands.append(lm_eval.command(folder))

@@ -117,8 +117,11 @@ def test_a_gravity_model_gets_a_coordinates_page_in_the_workdir_of_the_sweep(pro
     assert finished(case, folder, None)
     (tmp_path / "coords_run.html").unlink()
     assert not finished(case, folder, None)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    assert finished(case, folder, None), "plotly is not installed"
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "plotly", None)
+        assert finished(case, folder, None), "plotly is not installed"
+    (folder / "summary.json").write_text('{"steps": 2, "val_loss": NaN}')
+    assert finished(case, folder, TASKS), "a diverged run has no finite coordinates, and no answers for lm_eval"
 
 
 def test_the_code_that_trained_a_run_is_recorded(case, processes, folder, monkeypatch):
