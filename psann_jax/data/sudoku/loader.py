@@ -136,7 +136,7 @@ class PuzzleData:
       train, valid: the puzzles. If `augment` is on, each validation puzzle is transformed by one fixed random symmetry,
         because the digits of puzzles in a normal form would reveal parts of the solution.
       fingerprint: a hash that changes with the puzzles and their split.
-      valid_fingerprint: a hash that also changes with `augment`, as the validation puzzles do.
+      valid_fingerprint: a hash that also changes with `augment` and `seed`, as the validation puzzles do.
       n_excluded: number of puzzles that are not used for training because their grid is among the validation grids.
     """
 
@@ -173,8 +173,12 @@ class PuzzleData:
             if config.valid_files:
                 raise UserError(f"data.valid_files: no puzzle has a rating among {', '.join(BUCKETS)}")
             raise UserError("data.valid_fraction: leaves no puzzle for validation; there are too few grids")
-        # With `augment`, the default, the hash of runs of earlier versions.
-        self.valid_fingerprint = fingerprint if config.augment else key_of(fingerprint, "not augmented")
+        # With the defaults, the hash of runs of earlier versions.
+        self.valid_fingerprint = fingerprint
+        if not config.augment:
+            self.valid_fingerprint = key_of(fingerprint, "not augmented")
+        elif config.valid_files and config.seed != PuzzlesConfig.seed:  # else the fingerprint has the seed
+            self.valid_fingerprint = key_of(fingerprint, "augmented", config.seed)
         if config.augment:
             draws = np.random.default_rng([config.seed, 1]).random((len(valid), N_DRAWS))
             element = symmetry(draws)
