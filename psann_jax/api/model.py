@@ -22,7 +22,7 @@ from psann_jax.api import keywords as settings
 from psann_jax.api.data import psannLMDataPrep
 from psann_jax.config import Config, require
 from psann_jax.config.io import parse
-from psann_jax.convert.read import read_weights
+from psann_jax.convert.read import names_run, read_weights
 from psann_jax.convert.run import read_run
 from psann_jax.convert.safetensors_file import DEFAULT_NAME, SUFFIX, write_safetensors
 from psann_jax.convert.weights import Weights
@@ -39,6 +39,7 @@ from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CHECKPOINTS, CONFIG
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import given_path
+from psann_jax.utils.locations import given_location
 
 
 class psannLM:
@@ -104,6 +105,7 @@ class psannLM:
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._weights: Weights | None = None
+        self._workdir: str | None = None
         self._sampler: TextSampler | None = None
 
     @property
@@ -167,7 +169,8 @@ class psannLM:
           max_steps: most updates; the exact number if `epochs` is not given.
           workdir: directory for the files of the run; default a temporary one, which stays if an error ends the
             training after a checkpoint. If it holds a run with the same settings, that run is resumed from its last
-            checkpoint, and lr, warmup_steps, batch_tokens and amp default to the run's values.
+            checkpoint, and lr, warmup_steps, batch_tokens and amp default to the run's values. Weights of the model
+            must be those that the run started from, or the run's own, from the last `fit` or by `load`.
           callbacks: objects of classes derived from `psann_jax.Callback`, called in their order by the first process.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the config sections train
             (under the same name), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
@@ -178,7 +181,7 @@ class psannLM:
 
         Raises:
           UserError: a keyword is unknown, a value is invalid, train_data has another tokenizer than the model, or the
-            workdir holds another run.
+            workdir holds another run or one that started from other weights.
           Exception: that of a callback; the state of the run is saved, and the model has its weights.
         """
         _require_data("train_data", train_data)
@@ -215,10 +218,13 @@ class psannLM:
         )
 
     def _train(self, config: Config, directory: Path, callbacks: Callbacks) -> None:
-        initial_params = None if self._weights is None else self._weights.params
+        is_own = self._workdir == os.path.realpath(directory)
+        resumes = is_own and bool(CheckpointReader(directory / CHECKPOINTS).steps())
+        # The run that the weights come from started from others.
+        initial_params = None if self._weights is None or resumes else self._weights.params
         self.summary = train_run(config, directory, initial_params=initial_params, callbacks=callbacks)
         self.history = read_metrics(directory / METRICS)
-        self._weights, self._sampler = read_run(directory), None
+        self._weights, self._sampler, self._workdir = read_run(directory), None, os.path.realpath(directory)
         self._model = self._weights.config.model
 
     # --- use ------------------------------------------------------------------------------------------
@@ -325,7 +331,11 @@ class psannLM:
         weights = read_weights(path, given, **options)
         model = cls.__new__(cls)
         model.base, model.history, model.summary, model._sampler = weights.config.model.base, [], {}, None
-        model._model, model._weights = weights.config.model, weights
+        model._model, model._weights, model._workdir = weights.config.model, weights, None
+        location = given_location(path, "path")
+        is_last = options.get("checkpoint") in (None, "last") and not options.get("ema_params")
+        if is_last and isinstance(location, Path) and names_run(location):
+            model._workdir = os.path.realpath(location)
         return model
 
 

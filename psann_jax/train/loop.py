@@ -4,7 +4,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from psann_jax.train.profiling import StepTrace
 from psann_jax.train.progress import Progress
 from psann_jax.train.reports import Reports
 from psann_jax.train.resuming import StreamState, check_same_data, prepare_resuming
-from psann_jax.train.start import DRAWN, GIVEN, ORIGIN, ReadWeights, StartingWeights, starting_weights
+from psann_jax.train.start import ReadWeights, StartingWeights, origin_of, starting_weights
 from psann_jax.train.step import init_state
 from psann_jax.train.step_timer import StepTimer
 from psann_jax.train.task import Task
@@ -71,8 +71,8 @@ def train(
       early.
 
     Raises:
-      UserError: the workdir holds another run or cannot be written, `initial_params` do not fit the network, or too
-        many updates in a row were not finite.
+      UserError: the workdir holds another run, which may be one from other `initial_params`, or cannot be written;
+        `initial_params` do not fit the network; or too many updates in a row were not finite.
     """
     trace = StepTrace(profile_steps, workdir / "profile")
     is_leader = jax.process_index() == 0
@@ -93,10 +93,10 @@ def train(
         saved_step, damaged = checkpoints.newest_intact()
         for message in damaged:
             _log(message)
-        fingerprint = broadcast_from_leader(task.fingerprint())
+        fingerprint, given = broadcast_from_leader(task.fingerprint()), origin_of(initial_params)
         with raise_together():
             check_same_data(task, fingerprint)
-            prepare_resuming(saved_step, checkpoints, task, config, workdir)
+            origin = prepare_resuming(saved_step, checkpoints, task, config, workdir, given)
         summary = broadcast_from_leader(read_summary(workdir) if is_leader else {})
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
@@ -122,7 +122,7 @@ def train(
             workdir,
         )
         outputs = _Outputs(workdir, checkpoints, reports, trace)
-        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, start)
+        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, start, origin)
         return run.train()
 
 
@@ -153,6 +153,7 @@ class _Run:
     compiled: Compiled
     signals: StopSignals
     start: StartingWeights
+    origin: Mapping[str, str | None]
 
     def __post_init__(self) -> None:
         self.workdir, self.checkpoints = self.outputs.workdir, self.outputs.checkpoints
@@ -162,9 +163,6 @@ class _Run:
         self.shard = local_batch_shard(self.compiled.batch)
         self.stream = StreamState(self.task.stream())
         self.update_tokens = self.config.batch_size * self.task.tokens_per_row()
-        self.origin: str | None = DRAWN if self.start.params is None else GIVEN
-        if self.resumed_from is not None:  # None from an earlier version
-            self.origin = self.checkpoints.metadata(self.resumed_from).get(ORIGIN)
         self.timer = StepTimer()
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
@@ -357,7 +355,7 @@ class _Run:
             metadata={
                 "config": to_dict(self.config),
                 "data": self.task.fingerprint(),
-                ORIGIN: self.origin,
+                **self.origin,
                 "description": {name: str(fact) for name, fact in self.task.describe().items()},
                 **self.stream.metadata(),
             },

@@ -9,6 +9,7 @@ import jax
 from psann_jax.config import Config, require
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.processes import gather_from_all
+from psann_jax.train.start import GIVEN_SHA256
 from psann_jax.train.task import Stream, Task
 from psann_jax.utils.errors import UserError
 
@@ -29,15 +30,32 @@ def check_same_data(task: Task, expected: str) -> None:
 
 
 def prepare_resuming(
-    saved_step: int | None, checkpoints: CheckpointReader, task: Task, config: Config, workdir: Path
-) -> None:
+    saved_step: int | None,
+    checkpoints: CheckpointReader,
+    task: Task,
+    config: Config,
+    workdir: Path,
+    origin: Mapping[str, str | None],
+) -> Mapping[str, str | None]:
     """Checks that the run saved after `saved_step` updates can continue, and continues its stream.
 
+    Args:
+      saved_step: None for a new run.
+      checkpoints: of the run.
+      task: of this start.
+      config: of this start.
+      workdir: of the run.
+      origin: of the weights that this start was given, from `psann_jax.train.start.origin_of`.
+
+    Returns:
+      The origin of the weights that the run started from; a checkpoint of an earlier version does not say it all.
+
     Raises:
-      UserError: the config has fewer steps, the data are others, or a stream was read by another number of processes.
+      UserError: the config has fewer steps, the data are others, other weights were given, or a stream was read by
+        another number of processes.
     """
     if saved_step is None:
-        return
+        return origin
     require(
         saved_step <= config.train.steps,
         "train.steps",
@@ -49,9 +67,16 @@ def prepare_resuming(
             f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
             "restore it, or choose another --workdir"
         )
+    given = origin[GIVEN_SHA256]
+    if given is not None and metadata.get(GIVEN_SHA256, given) != given:
+        raise UserError(
+            f"workdir: {workdir}: holds a run that started from other weights; choose another, or load that run to "
+            "continue it"
+        )
     stream = task.stream()
     if stream is not None:
         _restore(stream, metadata)
+    return {name: metadata[name] for name in origin if name in metadata}
 
 
 def _restore(stream: Stream, metadata: Mapping[str, Any]) -> None:

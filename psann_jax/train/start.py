@@ -1,5 +1,6 @@
 """Weights that a run starts from, as the training loop gets them."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -19,6 +21,7 @@ from psann_jax.utils.files import storage_errors, write_json
 
 # In the metadata of a checkpoint: where the weights of its run came from, drawn from the seed or given.
 ORIGIN, DRAWN, GIVEN = "initial_weights", "drawn", "given"
+GIVEN_SHA256 = "initial_weights_sha256"  # and a hash of those that a caller gave as arrays, otherwise None
 
 
 class StartingWeights(NamedTuple):
@@ -81,6 +84,18 @@ def require_finite(params: Params, origin: str) -> None:
         if not is_finite:
             name = keystr(path, simple=True, separator=".")
             raise UserError(f"{origin}: {name} has values that are not finite; take an earlier checkpoint")
+
+
+def origin_of(given: Params | ReadWeights | None) -> dict[str, str | None]:
+    """Returns what the checkpoints of a new run say about given parameters; all processes must call it together."""
+    if given is None or callable(given):
+        return {ORIGIN: DRAWN if given is None else GIVEN, GIVEN_SHA256: None}
+    digest = hashlib.sha256()
+    for path, array in tree_leaves_with_path(given):
+        is_divided = isinstance(array, jax.Array) and not array.is_fully_addressable
+        host = np.asarray(process_allgather(array, tiled=True) if is_divided else array)
+        digest.update(f"{keystr(path)} {host.dtype} {host.shape} ".encode() + host.tobytes())
+    return {ORIGIN: GIVEN, GIVEN_SHA256: digest.hexdigest()}
 
 
 class Start(Protocol):

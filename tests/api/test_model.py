@@ -225,6 +225,26 @@ def test_the_same_workdir_resumes_exactly(tmp_path):
         psannLM(**SMALL).fit(data, max_steps=8, lr=0.5, schedule="constant", workdir=tmp_path / "b")
 
 
+def test_a_workdir_continues_only_the_weights_that_its_run_started_from(tmp_path):
+    data, run = prepared(60), tmp_path / "run"
+    first, second = (quick(psannLM(**SMALL), data, batch_tokens=128, seed=seed) for seed in (1, 2))
+    first.save(tmp_path / "first.safetensors")
+
+    def tune(model, max_steps, workdir=run):
+        return quick(model, data, batch_tokens=128, max_steps=max_steps, checkpoint_every=2, workdir=workdir)
+
+    tuned = tune(first, 3)
+    for other, workdir in ((second, run), (second, tmp_path / "drawn"), (psannLM.load(run, checkpoint=2), run)):
+        if workdir != run:
+            tune(psannLM(**SMALL), 3, workdir)
+        with pytest.raises(UserError, match=rf"^workdir: {workdir}: holds a run that started from other weights; "):
+            tune(other, 4, workdir)
+    same = tune(psannLM.load(tmp_path / "first.safetensors"), 3)  # the same call, as after a kill
+    assert equal(same.params, tuned.params)
+    for max_steps, model in ((4, tuned), (5, psannLM.load(run)), (6, psannLM.load(tmp_path / "first.safetensors"))):
+        assert tune(model, max_steps).summary["steps"] == max_steps
+
+
 def test_a_second_fit_starts_from_the_weights_with_its_own_arguments():
     data = prepared()
     model = quick(psannLM(**SMALL), data, lr=1e-2, max_steps=20)
