@@ -10,21 +10,22 @@ from psann_jax.config import require
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network
 
-_ROLES = ("pad", "bos", "eos", "unk")
+# A token with several takes the row of the first; that of pad is never trained.
+_ROLES = ("eos", "bos", "pad", "unk")
 
 
 @dataclass(frozen=True)
 class VocabularyRows:
     """For each token of a new vocabulary, the tokens of an old one whose rows are averaged to make its row.
 
-    A token that the old vocabulary has, by its text, gets that row. Any other gets the mean of the rows of the tokens
-    into which the old tokenizer divides its text (Gee et al., 2022, "Fast Vocabulary Transfer"); if its bytes are not a
-    text, the mean of all rows.
+    A token that the old vocabulary has, by its text or as a special token, gets that row; one that is both bos and eos
+    gets the mean of the two. Any other gets the mean of the rows of the tokens into which the old tokenizer divides its
+    text (Gee et al., 2022, "Fast Vocabulary Transfer"); if its bytes are not a text, the mean of all rows.
 
     Attributes:
       ids: of old tokens, those of all new tokens one after another; the size of the old vocabulary stands for the mean.
       counts: how many of `ids` each new token has, (V,).
-      n_matched: how many new tokens are in the old vocabulary.
+      n_matched: how many new tokens get the row of one old token that is the same.
     """
 
     ids: np.ndarray
@@ -74,9 +75,11 @@ def _match(old: Tokenizer, new: Tokenizer) -> VocabularyRows:
     special, old_special = _special(new), _special(old)
     by_text = {old.piece(i): i for i in reversed(range(old.vocab_size)) if i not in old_special.values()}
     found = {i: [old_special[role]] for role, i in reversed(special.items()) if role in old_special}
+    if new.bos_id == new.eos_id:
+        found[new.eos_id] = [old.bos_id, old.eos_id]
     texts = {i: new.piece(i) for i in range(new.vocab_size) if i not in found}
     found |= {i: [by_text[text]] for i, text in texts.items() if text in by_text}
-    n_matched = len(found)
+    n_matched = sum(len(set(ids)) == 1 for ids in found.values())
     parts = {i: text.decode() for i, text in texts.items() if i not in found and _is_text(text)}
     encoded = old.encode_batch(list(parts.values()))
     found |= {i: ids for i, ids in zip(parts, encoded, strict=True) if ids}

@@ -5,14 +5,19 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
 
 from psann_jax.config import TokenizerConfig
+from psann_jax.convert.transfer import Transfer
 from psann_jax.convert.vocabulary import match_vocabularies
-from psann_jax.data.tokenizer import byte_tokenizer
+from psann_jax.data.tokenizer import Tokenizer, byte_tokenizer
 from psann_jax.data.tokenizer_training import train_tokenizer
+from psann_jax.models.network import build
 from tests.support.tiny import sentences
+from tests.support.variants import variant
 
 
 @functools.cache
@@ -41,6 +46,37 @@ def test_each_token_has_the_row_of_its_text_or_the_mean_of_its_parts(old_size, n
             np.testing.assert_array_equal(found[i], table[ids[piece]])
         else:
             np.testing.assert_allclose(found[i], table[old.encode(piece.decode())].mean(0), atol=1e-6)
+
+
+def single_special_token(path):
+    """A tokenizer as GPT-2's: one token is pad, bos and eos."""
+    pieces = ["<|endoftext|>", *ByteLevel.alphabet()]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(path))
+    return Tokenizer.load(path)
+
+
+def test_a_token_that_is_bos_and_eos_gets_the_mean_of_both(tmp_path):
+    old, new = byte_tokenizer(), single_special_token(tmp_path / "tokenizer.json")
+    assert new.pad_id == new.bos_id == new.eos_id
+    source, target = (build(variant("respsann", vocab_size=t.vocab_size)) for t in (old, new))
+    table = np.random.default_rng(0).normal(size=(old.vocab_size, 3)).astype(np.float32)
+    np.testing.assert_allclose(rows_of(old, new, table)[new.eos_id], table[[old.bos_id, old.eos_id]].mean(0), atol=1e-7)
+    transfer = Transfer(source, target, match_vocabularies(old, new, source, target), "the source")
+    assert "256 of 257 tokens matched, the others are means" in transfer.summary()
+    assert {"tokens": 257, "same_text": 256, "means": 1}.items() <= transfer.report()["vocabulary"].items()
+    back = rows_of(new, old, np.arange(257.0)[:, None])
+    assert [back[i, 0] for i in (old.pad_id, old.bos_id, old.eos_id)] == [new.eos_id] * 3
+
+
+def test_a_token_that_is_pad_and_eos_gets_the_row_of_eos(monkeypatch):
+    """No target trains the row of pad."""
+    old, new = tokenizer(300, 0), tokenizer(310, 1)
+    monkeypatch.setattr(new, "pad_id", new.eos_id)
+    found = rows_of(old, new, np.arange(float(old.vocab_size))[:, None])
+    assert (found[new.eos_id, 0], found[new.bos_id, 0]) == (old.eos_id, old.bos_id)
 
 
 def test_a_token_that_is_no_text_gets_the_mean_of_all(monkeypatch):
