@@ -38,7 +38,7 @@ from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.metrics import METRICS, read_metrics
 from psann_jax.train.workdir import CHECKPOINTS, CONFIG
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import given_path
+from psann_jax.utils.files import given_path, storage_errors
 from psann_jax.utils.locations import given_location
 
 
@@ -305,9 +305,12 @@ class psannLM:
           path: a .safetensors file, or a directory to write model.safetensors to.
 
         Raises:
-          UserError: the model has no weights, or the file cannot be written.
+          UserError: the model has no weights, the path is the workdir of a run, or the file cannot be written.
         """
-        path = given_path(path, "path")
+        path, fix = given_path(path, "path"), f"name a {SUFFIX} file or another directory"
+        with storage_errors(path):
+            is_workdir = (path / CHECKPOINTS).is_dir()
+        require(not is_workdir, "path", f"is {path}, the workdir of a run; {fix}")
         write_safetensors(path if path.suffix == SUFFIX else path / DEFAULT_NAME, self._trained())
 
     @classmethod

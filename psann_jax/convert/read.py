@@ -19,7 +19,7 @@ from psann_jax.data.cache import cache_root
 from psann_jax.data.downloads import local_file
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.runs.restore import refuse_checkpoint
-from psann_jax.train.workdir import CONFIG
+from psann_jax.train.workdir import CHECKPOINTS, CONFIG
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
@@ -77,7 +77,9 @@ def names_run(location: Path | BucketUrl) -> bool:
     """Whether a path or URL is that of a run's workdir, not of a file with weights."""
     if isinstance(location, BucketUrl):
         return PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX)
-    return (location / CONFIG).exists() and not (location / DEFAULT_NAME).exists()
+    # A folder of transformers has a config.json, too. Weights that lie beside checkpoints do not hide these.
+    is_run = (location / CHECKPOINTS).is_dir() or not (location / DEFAULT_NAME).exists()
+    return (location / CONFIG).exists() and is_run
 
 
 def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., Weights]]:

@@ -363,7 +363,8 @@ def test_a_loaded_model_continues_training(model, tmp_path):
     assert first == pytest.approx(model.summary["val_loss"], abs=1e-6)
 
 
-def test_a_run_is_loaded(tmp_path):
+def test_a_run_is_loaded(model, tmp_path):
+    saved = model
     model = quick(psannLM(**SMALL), prepared(), workdir=tmp_path / "run")
     assert equal(psannLM.load(tmp_path / "run").params, model.params)
     assert equal(psannLM.load(tmp_path / "run", checkpoint=3).params, model.params)
@@ -377,6 +378,11 @@ def test_a_run_is_loaded(tmp_path):
             load(checkpoints / "step_3")
         with pytest.raises(UserError, match=rf"give its workdir {tmp_path / 'run'} and choose one of its checkpoints$"):
             load(checkpoints)
+    with pytest.raises(UserError, match=r"^path: is .*run, the workdir of a run; name a \.safetensors file or an"):
+        saved.save(tmp_path / "run")
+    saved.save(tmp_path / "run" / "model.safetensors")
+    assert equal(psannLM.load(tmp_path / "run").params, model.params)
+    assert equal(psannLM.load(tmp_path / "run" / "model.safetensors").params, saved.params)
 
 
 def test_text_files_are_data(tmp_path):
