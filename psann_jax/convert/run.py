@@ -61,7 +61,7 @@ def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) ->
 
     Args:
       workdir: new or empty.
-      weights: with a tokenizer.
+      weights: with a tokenizer. The config of the run is theirs, with train.ema_decay=0.
       origin: where they come from; recorded in the checkpoint.
 
     Raises:
@@ -73,7 +73,9 @@ def write_run(workdir: str | os.PathLike[str], weights: Weights, origin: str) ->
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir}: is not an empty directory; choose a new one")
     state = {"params": weights.params, "step": np.zeros((), np.int32)}
-    metadata = {"config": to_dict(weights.config), "data": f"imported from {origin}", ORIGIN: GIVEN}
-    with lock(workdir, weights.config), Checkpoints(workdir / CHECKPOINTS, CheckpointConfig()) as checkpoints:
-        write_config(workdir, weights.config)
+    # The checkpoint has no average of the weights, whatever the run that trained them had.
+    config = dataclasses.replace(weights.config, train=dataclasses.replace(weights.config.train, ema_decay=0.0))
+    metadata = {"config": to_dict(config), "data": f"imported from {origin}", ORIGIN: GIVEN}
+    with lock(workdir, config), Checkpoints(workdir / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        write_config(workdir, config)
         checkpoints.save(0, state, metadata=metadata, tokenizer=weights.tokenizer.to_bytes(), final=True)

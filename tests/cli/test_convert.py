@@ -1,5 +1,6 @@
 """The convert command: all conversions between formats, and one line with exit code 2 for an error."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.checkpoints import Checkpoints
 from psann_jax.train.loop import train
-from psann_jax.train.workdir import write_config
+from psann_jax.train.workdir import read_config, write_config
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
 from tests.support.saved import TOKENIZER, save_run
@@ -111,6 +112,15 @@ def test_a_run_without_an_average_of_the_weights(tmp_path, capsys):
         run(f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'folder'}", "--ema")
     assert "has no EMA weights, because train.ema_decay was 0" in capsys.readouterr().err
     assert not (tmp_path / "folder").exists()
+
+
+def test_an_imported_run_has_no_average_of_the_weights(file, tmp_path):
+    weights = read_safetensors(file)
+    config = dataclasses.replace(weights.config, train=dataclasses.replace(weights.config.train, ema_decay=0.5))
+    write_run(tmp_path / "run", dataclasses.replace(weights, config=config), "here")
+    assert read_config(tmp_path / "run")["train"]["ema_decay"] == 0
+    with pytest.raises(UserError, match=r"step_0: has no EMA weights, because train\.ema_decay was 0"):
+        load_text_run(tmp_path / "run", ema_params=True)
 
 
 def test_an_imported_run_cannot_be_trained(tmp_path):
