@@ -103,7 +103,7 @@ class Generation:
         GenerationOptions(max_new_tokens=max_new_tokens, seed=seed, overflow=overflow).check()
         require(len(prompts) > 0, "prompt", "is missing, give at least one")
         for prompt in prompts:
-            _check_prompt(prompt, sampler, overflow)
+            check_prompt(prompt, sampler, overflow)
         self.rows = [Row([int(i) for i in prompt]) for prompt in prompts]
         self._sampler, self._limit, self._overflow = sampler, max_new_tokens, overflow
         self._batch = sampler.rows_for(len(prompts))
@@ -200,13 +200,14 @@ def generate(
     return generation.rows
 
 
-def _check_prompt(prompt: Sequence[int], sampler: Sampler, overflow: str) -> None:
-    require(len(prompt) > 0, "prompt", "has no tokens; it must begin with the bos token")
+def check_prompt(prompt: Sequence[int], sampler: Sampler, overflow: Overflow, name: str = "prompt") -> None:
+    """Raises ConfigError ``name: problem`` if `Generation` cannot take a prompt, token ids, with these arguments."""
+    require(len(prompt) > 0, name, "has no tokens; it must begin with the bos token")
     for i in prompt:
-        require(0 <= i < sampler.vocab_size, "prompt", f"has token id {i}, outside the {sampler.vocab_size} ids")
+        require(0 <= i < sampler.vocab_size, name, f"has token id {i}, outside the {sampler.vocab_size} ids")
     require(
         overflow == "slide" or len(prompt) <= sampler.max_length,
-        "prompt",
+        name,
         f"has {len(prompt)} tokens, more than the model's context of {sampler.max_length}; "
         "shorten it or set overflow=slide",
     )

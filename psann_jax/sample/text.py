@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from psann_jax.data.tokenizer import Tokenizer
-from psann_jax.sample.generation import Generation, Row
+from psann_jax.sample.generation import Generation, Row, check_prompt
 from psann_jax.sample.sampler import MAX_STEPS, Sampler
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.utils.errors import UserError
@@ -103,6 +103,9 @@ class TextSampler:
         options.check()
         texts = [prompt for prompt in prompts for _ in range(options.num_samples)]
         ids = [row[-(options.max_prompt_tokens or len(row)) :] for row in self._encode(texts)]
+        # Now, because an error in a later batch would lose the texts of those before.
+        for number, row in enumerate(ids[:: options.num_samples], 1):
+            check_prompt(row, self.sampler, options.overflow, f"prompt {number}" if len(prompts) > 1 else "prompt")
         streams = streams_of(ids)
 
         def run_batch(start: int) -> list[Completion]:

@@ -167,6 +167,14 @@ def test_an_error_names_the_cause(prompt, options, message):
         complete([prompt], **options)
 
 
+def test_a_prompt_that_is_too_long_is_found_before_any_text_is_generated():
+    tokens, long = made().speed.tokens, "x" * 70
+    for number, prompts in ((10, ["a"] * 9 + [long]), (2, ["a", long])):
+        with pytest.raises(UserError, match=f"^prompt {number}: has 71 tokens, more than the model's context of 64"):
+            complete(prompts, overflow="stop", num_samples=2)
+    assert made().speed.tokens == tokens
+
+
 def test_invalid_sampling_is_named():
     with pytest.raises(UserError, match=r"^top_p: is 2"):
         made().complete(["a"], Sampling(top_p=2))

@@ -1,5 +1,7 @@
 """Text from scripted tokens instead of a network."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from psann_jax.data.tokenizer import byte_tokenizer
@@ -41,7 +43,7 @@ def scripted(script, prompts=("",), tokenizer=BYTES, streamed=True, **options):
     def collect(i, piece):
         pieces.setdefault(i, []).append(piece)
 
-    sampler = TextSampler(None, tokenizer)
+    sampler = TextSampler(SimpleNamespace(vocab_size=tokenizer.vocab_size, max_length=2**16), tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "Generation", lambda _, prompts, *args, **kwargs: Scripted(script, prompts))
         settings = GenerationOptions(**options)
