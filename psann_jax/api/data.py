@@ -133,9 +133,13 @@ class psannLMDataPrep:
           UserError: the two texts are read with different settings.
         """
         mine, theirs = self.config, other._config
-        for name in (*RECORD_SETTINGS, "document"):
+        for name in (*RECORD_SETTINGS, "document", "document_mask", "pack"):
             expected, given = getattr(mine, name), getattr(theirs, name)
-            require(expected == given, f"val_data.{name}", f"is {given!r}, must be {expected!r} as in train_data")
+            keyword = "pack_sequences" if name == "pack" else name
+            require(expected == given, f"val_data.{keyword}", f"is {given!r}, must be {expected!r} as in train_data")
+        length, known = other._max_length, (None, self._max_length, mine.max_length)
+        fix = f"must be {mine.max_length} as in train_data; omit it"
+        require(length in known, "val_data.max_length", f"is {length}, {fix}")
         return dataclasses.replace(
             mine,
             valid_sources=theirs.sources,

@@ -235,7 +235,7 @@ class psannLM:
         Args:
           prompt: the beginning of a text; "" generates a text from its beginning.
           max_new_tokens: most tokens to generate.
-          **options: see `complete`.
+          **options: see `complete`; num_samples has no effect here and is refused.
 
         Returns:
           The continuation without the prompt.
@@ -244,10 +244,15 @@ class psannLM:
           UserError: the model has no weights, a keyword is unknown or a value is invalid.
         """
         _require_text("prompt", prompt)
+        n = options.get("num_samples")
+        require(n in (None, 1), "num_samples", f"is {n}, but generate returns one text; use generate_batch")
         return self.generate_batch([prompt], max_new_tokens=max_new_tokens, **options)[0]
 
     def generate_batch(self, prompts: Sequence[str], *, max_new_tokens: int = 128, **options: Any) -> list[str]:
-        """Generates continuations of several prompts of any lengths, the same ones as `generate` for each prompt."""
+        """Generates continuations of several prompts of any lengths, the same ones as `generate` for each prompt.
+
+        With num_samples, all those of one prompt come before those of the next.
+        """
         return [done.text for done in self.complete(prompts, max_new_tokens=max_new_tokens, **options)]
 
     def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:

@@ -103,6 +103,22 @@ def test_a_window_longer_than_the_text_is_shortened_with_a_note(capsys):
     assert f"note: max_length is {data.max_length}, not 1024" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pack_sequences": False}, "val_data.pack_sequences: is False, must be True as in train_data"),
+        ({"document_mask": False}, "val_data.document_mask: is False, must be True as in train_data"),
+        ({"max_length": 16}, "val_data.max_length: is 16, must be 32 as in train_data; omit it"),
+    ],
+)
+def test_validation_text_has_the_windows_of_the_training_text(given, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        prepared().validated_by(psannLMDataPrep(sentences(20), **given))
+    assert prepared().validated_by(prepared(20)).max_length == 32
+    shortened = prepared(2, max_length=64)
+    assert shortened.validated_by(prepared(20, max_length=64)).max_length == shortened.max_length < 64
+
+
 DATA_ERRORS = {
     "no text": (lambda: psannLMDataPrep([]), "texts: is empty"),
     "blank": (lambda: psannLMDataPrep([" ", "\n"]), "texts: contain only white space"),

@@ -314,6 +314,7 @@ GENERATE_ERRORS = {
     "top_p": ({"top_p": 0.0}, "top_p: is 0.0, must be above 0"),
     "temperature": ({"temperature": -1.0}, "temperature: is -1.0"),
     "none": ({"max_new_tokens": 0}, "max_new_tokens: is 0, must be at least 1"),
+    "samples": ({"num_samples": 3}, "num_samples: is 3, but generate returns one text; use generate_batch"),
     "overflow": ({"overflow": "fly"}, "overflow: is 'fly', must be one of stop, slide"),
 }
 
