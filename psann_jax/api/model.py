@@ -22,7 +22,7 @@ from psann_jax.api import keywords as settings
 from psann_jax.api.data import psannLMDataPrep
 from psann_jax.config import Config, require
 from psann_jax.config.io import parse
-from psann_jax.convert.read import names_run, read_weights
+from psann_jax.convert.read import PICKLED, names_run, read_weights
 from psann_jax.convert.run import read_run
 from psann_jax.convert.safetensors_file import DEFAULT_NAME, SUFFIX, write_safetensors
 from psann_jax.convert.weights import Weights
@@ -310,12 +310,14 @@ class psannLM:
           path: a .safetensors file, or a directory to write model.safetensors to.
 
         Raises:
-          UserError: the model has no weights, the path is the workdir of a run, or the file cannot be written.
+          UserError: the model has no weights, the path is the workdir of a run or has the suffix of another format, or
+            the file cannot be written.
         """
         path, fix = given_path(path, "path"), f"name a {SUFFIX} file or another directory"
         with storage_errors(path):
             is_workdir = (path / CHECKPOINTS).is_dir()
         require(not is_workdir, "path", f"is {path}, the workdir of a run; {fix}")
+        require(path.suffix not in PICKLED, "path", f"is {path}, which load reads as a file of PyTorch; {fix}")
         write_safetensors(path if path.suffix == SUFFIX else path / DEFAULT_NAME, self._trained())
 
     @classmethod

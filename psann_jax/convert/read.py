@@ -24,7 +24,7 @@ from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
 
-_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")  # files of PyTorch
 FOLDER_PREFIX = "hf:"  # before the path of a folder of `transformers`
 _RUN_OPTIONS, _PSANNLM_OPTIONS = ("checkpoint", "ema_params"), ("n_heads", "positional_encoding", "max_length")
 
@@ -76,7 +76,7 @@ def folder_path(path: Path) -> Path | None:
 def names_run(location: Path | BucketUrl) -> bool:
     """Whether a path or URL is that of a run's workdir, not of a file with weights."""
     if isinstance(location, BucketUrl):
-        return PurePosixPath(location.name).suffix not in (*_PICKLED, SUFFIX)
+        return PurePosixPath(location.name).suffix not in (*PICKLED, SUFFIX)
     # A folder of transformers has a config.json, too. Weights that lie beside checkpoints do not hide these.
     is_run = (location / CHECKPOINTS).is_dir() or not (location / DEFAULT_NAME).exists()
     return (location / CONFIG).exists() and is_run
@@ -89,9 +89,9 @@ def _reader(location: Path | BucketUrl) -> tuple[tuple[str, ...], Callable[..., 
     path = location if isinstance(location, Path) else local_file(location, cache_root(""), "path")
     if (folder := folder_path(path)) is not None:
         return (), lambda: read_folder(folder)
-    if path.suffix in _PICKLED and is_ngt(path):
+    if path.suffix in PICKLED and is_ngt(path):
         return (), lambda: read_ngt(path)
-    if path.suffix in _PICKLED:
+    if path.suffix in PICKLED:
         return _PSANNLM_OPTIONS, lambda **options: read_psannlm(path, **options)
     if path.suffix == SUFFIX:
         return (), lambda: read_safetensors(path)

@@ -386,6 +386,14 @@ def test_a_run_is_loaded(model, tmp_path):
     assert equal(psannLM.load(tmp_path / "run" / "model.safetensors").params, saved.params)
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
+def test_a_model_is_not_saved_under_a_name_of_another_format(model, suffix, tmp_path):
+    path = tmp_path / f"m{suffix}"
+    with pytest.raises(UserError, match=rf"^path: is {path}, which load reads as a file of PyTorch; name a "):
+        model.save(path)
+    assert not path.exists()
+
+
 def test_text_files_are_data(tmp_path):
     write_text(tmp_path / "text.txt", n_lines=100)
     data = psannLMDataPrep(
