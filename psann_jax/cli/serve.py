@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     for name, workdir in runs.items():
         models[name] = Served(name, load_text_run(str(workdir), flags.checkpoint, **load_options(flags)), limits)
         print(models[name].describe(), file=sys.stderr, flush=True)
-    server = Server(models, bound)
+    server = Server(models, bound, flags.host)
     print(f"ready on {server.url}", flush=True)
     server.answer()
 

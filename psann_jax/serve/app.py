@@ -2,10 +2,11 @@
 
 import asyncio
 import functools
+import ipaddress
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,6 @@ from psann_jax.utils.errors import one_line
 MAX_BODY_BYTES = 4 * 2**20
 _MAX_READ_BYTES = 16 * MAX_BODY_BYTES  # most clients read the answer only after they have sent everything
 _PROGRAMS = {"program": "page", "chat": "chat"}  # places in page.html -> files
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # The page has its program and its style in itself, and asks nobody but this server.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
@@ -74,6 +74,9 @@ class Endpoints:
     async def health(self, request: Request) -> Response:
         """GET /health: 200 as long as requests are taken."""
         self._refuse_if_ending()
+        ended = [name for name, served in self.models.items() if not served.engine.is_running]
+        if ended:
+            raise ApiError(503, f"{', '.join(ended)}: the engine has ended; start the server again")
         return JSONResponse({"status": "ok"})
 
     async def complete(self, request: Request) -> Response:
@@ -117,21 +120,23 @@ class Endpoints:
 
 
 class _LocalNames:
-    """Refuses requests whose Host is not a name of this machine."""
+    """Refuses requests whose Host is neither one of the names nor a loopback address, which no DNS can rebind."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = Headers(scope=scope).get("host", "")
         try:
             name = urlsplit(f"//{host}").hostname
-        except ValueError:  # brackets that do not match
-            name = None
-        if name in _LOOPBACK:
+            is_local = name in self._names or ipaddress.ip_address(name or "").is_loopback
+        except ValueError:  # another name, or brackets that do not match
+            is_local = False
+        if is_local:
             await self._app(scope, receive, send)
         else:
-            error = ApiError(400, f"Host: is {host!r:.80}, must be one of {', '.join(_LOOPBACK)}")
+            known = f"{', '.join(self._names)} or a loopback address"
+            error = ApiError(400, f"Host: is {host!r:.80}, must be {known}")
             await JSONResponse(error.body(), error.status)(scope, receive, send)
 
 
@@ -149,13 +154,13 @@ class _EventStream(StreamingResponse):
             self._answer.cancel()
 
 
-def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
+def make_app(endpoints: Endpoints, local_names: Collection[str] | None) -> Starlette:
     """Returns the ASGI application.
 
     Args:
       endpoints: the models.
-      is_loopback: whether only names of this machine are accepted as the host of a request, so that no web page of
-        another site can reach the server by a name that it points to 127.0.0.1.
+      local_names: the names, besides loopback addresses, that are accepted as the host of a request, so that no web
+        page of another site can reach the server by a name that it points to 127.0.0.1. None accepts all.
     """
     routes = [
         Route("/", endpoints.page),
@@ -166,7 +171,7 @@ def make_app(endpoints: Endpoints, *, is_loopback: bool) -> Starlette:
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/health", endpoints.health),
     ]
-    middleware = [Middleware(_LocalNames)] if is_loopback else []
+    middleware = [] if local_names is None else [Middleware(_LocalNames, names=local_names)]
     handlers: dict[Any, Callable[..., Any]] = {
         ApiError: _answer_error,
         HTTPException: _answer_http_error,

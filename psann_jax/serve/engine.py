@@ -51,7 +51,7 @@ class Engine:
           RuntimeError: the thread has ended.
         """
         with self._changed:
-            if not self._thread.is_alive():
+            if not self.is_running:
                 raise RuntimeError("the engine has ended")
             free = len(self.slots.rows) - len(self._active)
             if len(self._waiting) + len(choices) > free + self.max_waiting:
@@ -65,6 +65,11 @@ class Engine:
             for choice in choices:
                 choice.cancelled = True
             self._waiting = deque(choice for choice in self._waiting if not choice.cancelled)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs; it ends with `close`, or if the device does not recover from an error."""
+        return self._thread.is_alive()
 
     @property
     def is_idle(self) -> bool:

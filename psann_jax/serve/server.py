@@ -48,18 +48,19 @@ class Server(uvicorn.Server):
       models: by name.
     """
 
-    def __init__(self, models: Mapping[str, Served], bound: socket.socket) -> None:
+    def __init__(self, models: Mapping[str, Served], bound: socket.socket, host: str = "localhost") -> None:
         """Compiles the programs of the models, which takes seconds, and starts their engines.
 
         Args:
           models: by name.
           bound: from `bind`.
+          host: as it was given to `bind`; requests may call this machine so.
         """
-        host, port = bound.getsockname()[:2]
-        is_loopback = ipaddress.ip_address(host).is_loopback
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address, port = bound.getsockname()[:2]
+        names = dict.fromkeys(("localhost", host.lower())) if ipaddress.ip_address(address).is_loopback else None
+        self.url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         self.models, self._endpoints, self._bound, self._deadline = models, Endpoints(models), bound, math.inf
-        app = make_app(self._endpoints, is_loopback=is_loopback)
+        app = make_app(self._endpoints, names)
         super().__init__(
             uvicorn.Config(
                 app,

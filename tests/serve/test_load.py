@@ -175,8 +175,31 @@ def own_server(workdirs):
     from psann_jax.serve.served import Limits, Served
 
     served = Served("wave", load_text_run(workdirs["wave"]), Limits(n_slots=2, max_waiting=8))
-    with serving({"wave": served}) as running:
+    with serving({"wave": served}, "My-Machine") as running:
         yield running, served.engine
+
+
+def test_a_server_is_called_what_its_host_is(own_server):
+    hosts = ("my-machine", "MY-MACHINE:80", "localhost", "my-machine.example")
+    found = [ask(own_server[0], "/health", headers={"Host": host})[::2] for host in hosts]
+    assert [status for status, _ in found] == [200, 200, 200, 400]
+    assert found[-1][1]["error"]["message"].endswith("must be localhost, my-machine or a loopback address")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_engine_has_ended_is_not_healthy(own_server, capfd):
+    server, engine = own_server
+    assert ask(server, "/health")[0] == 200
+
+    def fail(*args):
+        raise RuntimeError("the device is gone")
+
+    engine.slots.advance = engine.slots.reset = fail
+    assert ask(server, COMPLETIONS, {"model": "wave", "prompt": "a"})[0] == 500
+    until(lambda: not engine._thread.is_alive())
+    status, _, answer = ask(server, "/health")
+    assert (status, answer["error"]["message"]) == (503, "wave: the engine has ended; start the server again")
+    assert "the device is gone" in capfd.readouterr().err
 
 
 def test_at_the_end_what_is_taken_on_is_finished_and_the_rest_refused(own_server):

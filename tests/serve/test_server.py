@@ -332,10 +332,10 @@ def test_wrong_paths_and_hosts(server):
     assert (status, answer["error"]["message"]) == (404, "/v1/chat: there is no such path")
     status, _, answer = ask(server, COMPLETIONS)
     assert (status, answer["error"]["message"]) == (405, "/v1/completions: GET is not allowed here")
-    for host in ("evil.example", "127.0.0.1.evil.example", "[::1", "", "2130706433"):
+    for host in ("evil.example", "127.0.0.1.evil.example", "[::1", "", "2130706433", "128.0.0.1", "::1"):
         status, _, answer = ask(server, "/v1/models", headers={"Host": host})
         assert (status, answer["error"]["message"].partition(":")[0]) == (400, "Host"), host
-    for host in ("localhost", "127.0.0.1:80", "[::1]:8000", "LOCALHOST:1"):
+    for host in ("localhost", "127.0.0.1:80", "127.0.0.2", "127.0.1.1:1", "[::1]:8000", "LOCALHOST:1"):
         assert ask(server, "/v1/models", headers={"Host": host})[0] == 200
     assert ask(server, "/health")[2] == {"status": "ok"}
 

@@ -8,11 +8,14 @@ from signal import SIGTERM
 
 
 @contextlib.contextmanager
-def serving(models):
-    """Serves models, by name, on a free port; yields the server, and ends it as SIGTERM does."""
+def serving(models, host="localhost"):
+    """Serves models, by name, on a free port; yields the server, and ends it as SIGTERM does.
+
+    `host` is what the server was given as the name of this machine.
+    """
     from psann_jax.serve.server import Server, bind
 
-    server = Server(models, bind("127.0.0.1", 0))
+    server = Server(models, bind("127.0.0.1", 0), host)
     thread = threading.Thread(target=server.answer)
     thread.start()
     try:
