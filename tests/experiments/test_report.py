@@ -183,6 +183,21 @@ def test_speed_memory_contenders_and_settings(gravity, tmp_path):
     assert ["train.batch_tokens", "64"] in section(text, "Settings of ngt_seed42")
 
 
+def test_an_unknown_speed_is_no_part_of_a_mean(tmp_path):
+    """It is 0 in the summary of a run whose last start took no step."""
+    sweep = small_sweep({name: GRAVITY[name] for name in ("ngt", "vanilla")}, seeds=(1, 2))
+    outcomes = [make_outcome(case, 4.0) for case in all_cases(sweep)]
+    for outcome in outcomes:
+        outcome.summary["tokens_per_s"] *= outcome.case.contender == "ngt" and outcome.case.seed == 1
+    write_report("speeds", outcomes, 4, "ngt", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert {row[0]: row[-2] for row in section(text, "Leaderboard")} == {"ngt": "1,000", "vanilla": "-"}
+    assert {tuple(row[1:4]) for row in section(text, "Throughput and memory")} == {
+        ("15.625", "0.064", "1,000"),
+        ("-", "-", "-"),
+    }
+
+
 def test_one_seed_gives_no_verdict(gravity, tmp_path):
     write_report("gravity", gravity, 3, "ngt", tmp_path)
     text = (tmp_path / "report.md").read_text()
