@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from psann_jax.cli.program import run_program
 from psann_jax.data.batches import BatchShard
 from psann_jax.models import network as network_module
 from psann_jax.sample import next_token
-from psann_jax.selftest import IDS, basics, child, decoding, parallel, resuming, sizes, speed, training
+from psann_jax.selftest import IDS, basics, child, decoding, parallel, report, resuming, sizes, speed, training
 from psann_jax.selftest.check import Check, Findings, Machine, SkipError, run_check, run_checks
 from psann_jax.selftest.sizes import Shape, Sizes
 from psann_jax.selftest.suite import CHECKS
@@ -37,7 +38,7 @@ TINY = Sizes(
     memory=Shape(32, 4, 2, 64, 16, 64),
     memory_tokens=1024,
     precision="fp32",
-    bases=("respsann",),
+    bases=("modern", "respsann"),
     parallel_bases=("respsann",),
 )
 CPU = Machine("cpu", 1)
@@ -172,7 +173,7 @@ def test_a_precision_that_is_not_in_use_fails(in_process, monkeypatch):
 def test_throughput(in_process, monkeypatch):
     record = run_check(CHECKS["GPU-03"], TINY, CPU)
     entries = record["measured"]["entries"]
-    assert [(e["base"], e["batch_tokens"]) for e in entries] == [("respsann", 64), ("respsann", 128)]
+    assert [(e["base"], e["batch_tokens"]) for e in entries] == list(itertools.product(TINY.bases, TINY.speed_tokens))
     cases = (
         ({"mfu": 1.5}, "MFU is 1.5"),
         ({"tokens_per_s": 0.0}, "0.0 tokens/s"),
@@ -187,15 +188,19 @@ def test_throughput(in_process, monkeypatch):
         raise UserError("its process ended with code -9")
 
     monkeypatch.setattr(child, "in_child", dies)
-    assert failures(CHECKS["GPU-03"]) == "respsann: its process ended with code -9"
+    ended = "its process ended with code -9"
+    assert failures(CHECKS["GPU-03"]) == f"modern: {ended}; respsann: {ended}"
 
 
 @pytest.mark.slow
-def test_memory(in_process, monkeypatch):
+def test_memory(in_process, monkeypatch, tmp_path):
     record = run_check(CHECKS["GPU-04"], TINY, CPU)
     assert record["status"] == "passed", record
     entries = record["measured"]["entries"]
     assert [e["grad_checkpoint"] for e in entries] == [False, True]
+    system = {"device": "1 x CPU", "python": "3.11", "packages": {}}
+    report.write_report(tmp_path, {"timestamp_utc": "2026-01-02T03:04:05Z", "system": system, "results": [record]})
+    assert [e["remat"] for e in json.loads((tmp_path / "memory.json").read_text())] == ["none", "block"]
     for change, expected in (({"compiler_memory_mb": 1e6}, "compiler's estimate"), ({"losses": [1.0] * 7}, "changes")):
         answers = iter((entries[0], {**entries[1], **change}))
         monkeypatch.setattr(child, "in_child", lambda *_, answers=answers: next(answers))
