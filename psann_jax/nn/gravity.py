@@ -175,12 +175,16 @@ def attend(form: GravityForm, inputs: GravityInputs, implementation: str) -> jax
     Args:
       form: options of the score.
       inputs: the arrays.
-      implementation: see `psann_jax.ops.gravity_attention.choose_gravity`.
+      implementation: see `psann_jax.ops.gravity_attention.choose_gravity`; "tiled" replaces the kernel for arrays that
+        the mesh cannot split into equal parts.
 
     Returns:
       (B, L, H, K) in the type of the values.
     """
     even = not shard_of(inputs.v_BxLxHxK.shape, _HEADS)[1]
+    if not even and implementation in ("auto", "pallas"):
+        # A kernel needs equal parts. Training demands them of its batches, but not of the few rows that it inspects.
+        implementation = "tiled"
     chosen = choose_for(form, inputs, implementation, even=even)
     if chosen not in ("pallas", "ring"):
         return gravity_attention(form, inputs, implementation=chosen)
