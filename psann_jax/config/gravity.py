@@ -16,7 +16,7 @@ class RepulsionConfig:
 
     weight: float = 0.05  # 0: off. The original's 0.05 with n micro-batches corresponds to 0.05 / n here
     interval: int = 1  # applied in every interval-th update
-    alpha: float = 2.0  # power of the distance
+    alpha: float = 2.0  # power of the distance, at most 10
     tokens: int = 64  # sampled from each window, at the same positions in all windows
 
     def check(self, prefix: str) -> None:
@@ -24,7 +24,11 @@ class RepulsionConfig:
         at_least(0, self, prefix, "weight")
         at_least(1, self, prefix, "interval")
         at_least(2, self, prefix, "tokens")
-        require(self.alpha > 0, f"{prefix}.alpha", f"is {self.alpha}, must be positive")
+        require(
+            0 < self.alpha <= 10,
+            f"{prefix}.alpha",
+            f"is {self.alpha}, must be positive and at most 10: float32 cannot hold larger gradients of close tokens",
+        )
         if not self.weight:
             refuse_inactive(self, prefix, f"with {prefix}.weight=0", "interval", "alpha", "tokens")
 

@@ -243,6 +243,9 @@ def repulsion(
         own = segment_ids_BxL[:, :, None]
         pair_1xTxT = pair_1xTxT & (own == segment_ids_BxL[:, None]) & (own > 0)
     d2 = jnp.sum(jnp.square(z_BxLxC[:, :, None] - z_BxLxC[:, None]), axis=-1)
-    d2 = jnp.maximum(d2, _MIN_DISTANCE**2)
-    each = mass_BxL[:, :, None] * mass_BxL[:, None] / (d2 if config.alpha == 2 else d2 ** (config.alpha / 2))
+    # Before the power: of a distance of 0, its gradient may overflow, and 0 times that is NaN.
+    d2 = jnp.where(pair_1xTxT, jnp.maximum(d2, _MIN_DISTANCE**2), 1.0)
+    masses = mass_BxL[:, :, None] * mass_BxL[:, None]
+    # Not a division by d^alpha: its gradient divides by d^(2 alpha), which underflows sooner.
+    each = masses / d2 if config.alpha == 2 else masses * d2 ** (-config.alpha / 2)
     return jnp.sum(jnp.where(pair_1xTxT, each, 0), (1, 2)) / jnp.maximum(jnp.sum(pair_1xTxT, (1, 2)), 1)

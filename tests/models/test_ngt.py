@@ -148,6 +148,18 @@ def test_repulsion_counts_pairs_of_one_document_only(x64):
     close(repulsion(z, m, segment_ids, RepulsionConfig(alpha=3.0), None), [cubed])
 
 
+@pytest.mark.parametrize("alpha", [2.0, 7.0, 10.0])
+def test_repulsion_has_finite_gradients_up_to_the_largest_alpha(alpha):
+    z = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    z[1] = z[0]  # where it is constant
+    m = jnp.full((1, 6), 0.5)
+    got = jax.grad(lambda z: repulsion(z[None], m, None, RepulsionConfig(alpha=alpha), None)[0])(jnp.asarray(z))
+    apart = z[:, None] - z
+    distance = np.linalg.norm(apart, axis=-1, keepdims=True)
+    slopes = np.where(distance == 0, 0, -alpha * apart * np.where(distance == 0, 1, distance) ** (-alpha - 2))
+    np.testing.assert_allclose(got, 0.25 / 15 * slopes.sum(1), rtol=1e-4, atol=1e-4 * abs(slopes).max())
+
+
 def test_repulsion_draws_the_same_places_in_every_row():
     z = jnp.asarray(np.random.default_rng(0).standard_normal((1, 40, 3)), jnp.float32)
     both = repulsion(jnp.tile(z, (2, 1, 1)), jnp.ones((2, 40)), None, RepulsionConfig(tokens=8), jax.random.key(1))
@@ -229,6 +241,7 @@ def test_statistics_are_means_over_what_is_visible():
         ({"repulsion": RepulsionConfig(tokens=1)}, "model.repulsion.tokens: is 1, must be at least 2"),
         ({"repulsion": RepulsionConfig(weight=0.0, interval=4)}, "model.repulsion.interval: has no effect with"),
         ({"repulsion": RepulsionConfig(weight=-1.0)}, "model.repulsion.weight: is -1.0, must be at least 0"),
+        ({"repulsion": RepulsionConfig(alpha=10.5)}, "model.repulsion.alpha: is 10.5, must be positive and at most 10"),
         ({"n_positions": -1}, "model.n_positions: is -1, must be at least 0"),
     ],
 )
