@@ -17,6 +17,7 @@ from psann_jax.nn.linear import Linear
 from psann_jax.nn.mlp import MLP
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import param
+from psann_jax.ops import kernels
 from psann_jax.ops.gravity_attention import choose_gravity
 from psann_jax.ops.gravity_kernel import GravityCase
 from psann_jax.ops.gravity_scores import GravityForm
@@ -192,12 +193,13 @@ class NGT(TiedHead):
         """
         stream, masses, context = self._begin(tokens_BxL, segment_ids_BxL, positions_BxL, None)
         coordinates, layers = [stream[1]], []
-        for block in self.block_list():
-            weights, d2 = block.attn.weights(block.norm1(stream[0]), stream[1], masses, context)
-            gamma, _, radius = block.attn.strengths()
-            layers.append({"weights": weights, "d2": d2, "gamma": gamma, "radius": radius})
-            stream, _ = block(stream, masses, context, None, None)
-            coordinates.append(stream[1])
+        with kernels.using(self.config.kernels):
+            for block in self.block_list():
+                weights, d2 = block.attn.weights(block.norm1(stream[0]), stream[1], masses, context)
+                gamma, _, radius = block.attn.strengths()
+                layers.append({"weights": weights, "d2": d2, "gamma": gamma, "radius": radius})
+                stream, _ = block(stream, masses, context, None, None)
+                coordinates.append(stream[1])
         stacked = {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
         return stacked | {"coordinates": jnp.stack(coordinates), "mass": masses.tokens_BxL}
 

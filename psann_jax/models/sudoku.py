@@ -21,6 +21,7 @@ from psann_jax.nn.mlp import MLP, MLPOptions
 from psann_jax.nn.norm import LayerNorm
 from psann_jax.nn.partition import constrain, param
 from psann_jax.nn.positions import rope_tables_2d
+from psann_jax.ops import kernels
 
 _N_CELLS, _N_DIGITS = 81, 9
 
@@ -145,9 +146,10 @@ class Sudoku(Layered):
     def attention(self, grid: Grid) -> jax.Array:
         """Computes the attention weights (layers, B, H, 81, 81), of queries on keys, in the iteration after a state."""
         h, context, weights = self._enter(grid), self._context(), []
-        for block in self.block_list():
-            weights.append(block.attention(h, context))
-            h = block(h, context, None)
+        with kernels.using(self.config.kernels):
+            for block in self.block_list():
+                weights.append(block.attention(h, context))
+                h = block(h, context, None)
         return jnp.stack(weights)
 
     def run(
