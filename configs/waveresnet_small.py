@@ -5,7 +5,8 @@
 
 Until 0.2.0 it had no wave blocks (58 M parameters). That network was measured on 2 CPU cores (AMD EPYC): 940 tokens/s
 and 5.6 GB, so the test of two updates takes five minutes. The wave blocks add 5 % to the computation. The whole run
-needs an accelerator, with --config.train.grad_accum=1; its loss and speed there have not been measured.
+needs an accelerator, with --config.train.grad_accum=1; its speed on an H200 is in docs/accelerators.md, its
+loss there has not been measured.
 """
 
 from ml_collections import config_dict

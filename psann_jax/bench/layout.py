@@ -84,7 +84,7 @@ def _collective_lines(program: str) -> list[str]:
     if not counts:
         return ["collectives: none"]
     lines = [f"{'collectives':<28}{'in the program':>18}{'MB of results':>18}"]
-    lines += [f"{kind:<28}{n:>18}{sizes[kind] / 2**20:>18.2f}" for kind, n in sorted(counts.items())]
+    lines += [f"{kind:<28}{n:>18}{sizes[kind] / 1e6:>18.2f}" for kind, n in sorted(counts.items())]
     return [*lines, "a collective in a loop over layers or micro-batches is counted once"]
 
 
@@ -113,9 +113,9 @@ def _split(sharding: NamedSharding) -> str:
 
 
 def _megabytes(array: Any, sharding: NamedSharding) -> float:
-    """Size of one device's part, in 2^20 bytes."""
-    return float(np.prod(sharding.shard_shape(array.shape))) * array.dtype.itemsize / 2**20
+    """Size of one device's part in MB."""
+    return float(np.prod(sharding.shard_shape(array.shape))) * array.dtype.itemsize / 1e6
 
 
 def _total(arrays: Any, shardings: Any) -> float:
-    return bytes_per_device(arrays, shardings) / 2**20
+    return bytes_per_device(arrays, shardings) / 1e6

@@ -45,7 +45,7 @@ class Ours:
         self.facts: dict[str, Any] = {
             "n_params": self._task.network.n_params,
             "compile_s": self._compiled.seconds,
-            "compiled_memory_mb": self._compiled.memory_mb * 2**20 / 1e6,
+            "compiled_memory_mb": self._compiled.memory_mb,
             "device": device_description(),
             "kernels": kernels,
             "attention": " and ".join(name for op in _ATTENTION for name in kernels.get(op, ())),

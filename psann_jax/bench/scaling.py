@@ -110,7 +110,7 @@ def estimate(config: Config, cluster: Cluster, devices: Sequence[int]) -> list[E
                 devices=n,
                 compute_s=compute_s,
                 **times,
-                state_mb=state_bytes / (fsdp * tensor) / 2**20,
+                state_mb=state_bytes / (fsdp * tensor) / 1e6,
                 efficiency=compute_s / (compute_s + sum(times.values())),
             )
         )

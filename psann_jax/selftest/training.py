@@ -33,7 +33,7 @@ class Training:
       losses: losses of all updates so far, in nats per token.
       metrics: metrics of the last update.
       state: training state.
-      memory_mb: memory of a step on one device as estimated by the compiler, in units of 2**20 bytes.
+      memory_mb: memory of a step on one device as estimated by the compiler, in MB.
     """
 
     def __init__(self, config: Config, mesh: Mesh):

@@ -31,7 +31,7 @@ class Compiled:
       saved_seconds: compile time saved by the persistent cache, see `enable_compilation_cache`.
       implementations: operation -> the implementations of it that the training step uses, see
         `psann_jax.ops.kernels.choose`.
-      memory_mb: memory of the training step on one device in MiB, state and batch included, as the compiler reports it.
+      memory_mb: memory of the training step on one device in MB, state and batch included, as the compiler reports it.
     """
 
     train_step: OneProgram | MicroBatches
@@ -95,5 +95,5 @@ def compile_steps(task: Task, config: Config, mesh: Mesh) -> Compiled:
         seconds=time.perf_counter() - began,
         saved_seconds=sum(_saved_seconds) - already_saved,
         implementations=implementations,
-        memory_mb=train_step.memory_bytes() / 2**20,
+        memory_mb=train_step.memory_bytes() / 1e6,
     )

@@ -46,7 +46,7 @@ def test_the_training_step_is_the_one_that_a_run_compiles(compiler):
     assert entries["ok"]
     assert entries["error"] is None
     assert entries["implementations"]["attention"] == ["xla"]
-    assert entries["memory_gib"] == pytest.approx(run.memory_mb / 1024)
+    assert entries["memory_gib"] == pytest.approx(run.memory_mb * 1e6 / 2**30)
     assert entries["memory_gib"] == entries["argument_gib"] + entries["temp_gib"]
     assert entries["kernels"] > 100
     assert entries["collectives"] == {}

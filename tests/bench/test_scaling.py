@@ -26,16 +26,16 @@ def on(mesh, devices, **train):
 def test_one_device_only_computes():
     e = on(MeshConfig(), 1)
     assert (e.data_s, e.fsdp_s, e.tensor_s, e.efficiency) == (0, 0, 0, 1)
-    assert e.state_mb == pytest.approx(16 * N_PARAMS / 2**20, rel=1e-3)
+    assert e.state_mb == pytest.approx(16 * N_PARAMS / 1e6, rel=1e-3)
     assert e.compute_s == pytest.approx(8192 * (6 * (MATRICES + 64000) + 6 * 2 * 32 * 64) / 1e12)
 
 
 def test_the_state_is_that_of_the_optimizer():
     mb = {name: on(MeshConfig(), 1, optimizer=name).state_mb for name in ("adamw", "muon")}
-    assert mb["adamw"] == pytest.approx(16 * N_PARAMS / 2**20, rel=1e-3), "two moments"
-    assert mb["adamw"] - mb["muon"] == pytest.approx(4 * MATRICES / 2**20, rel=1e-3), "matrices have one moment"
+    assert mb["adamw"] == pytest.approx(16 * N_PARAMS / 1e6, rel=1e-3), "two moments"
+    assert mb["adamw"] - mb["muon"] == pytest.approx(4 * MATRICES / 1e6, rel=1e-3), "matrices have one moment"
     averaged = on(MeshConfig(), 1, ema_decay=0.999).state_mb
-    assert averaged - mb["adamw"] == pytest.approx(4 * N_PARAMS / 2**20)
+    assert averaged - mb["adamw"] == pytest.approx(4 * N_PARAMS / 1e6)
 
 
 def test_both_gradients_of_sharpness_aware_minimisation_are_computed_and_sent():
@@ -54,7 +54,7 @@ def test_gradients_of_frozen_weights_are_neither_kept_nor_sent():
     saved = on(fsdp, 4).fsdp_s - on(fsdp, 4, **without_matrices).fsdp_s
     assert saved == pytest.approx(3 / 4 * 4 * MATRICES / 1e11), "the weights are gathered all the same"
     saved = on(data, 1).state_mb - on(data, 1, **without_matrices).state_mb
-    assert saved == pytest.approx(12 * MATRICES / 2**20), "the gradient and two moments"
+    assert saved == pytest.approx(12 * MATRICES / 1e6), "the gradient and two moments"
     assert on(data, 8, lora_rank=2).data_s == pytest.approx(2 * 7 / 8 * 4 * MATRICES / 1e11)
 
 
@@ -77,7 +77,7 @@ def test_data_parallelism_sums_gradients_over_the_slowest_link():
 def test_fsdp_gathers_twice_and_scatters_once_in_every_pass():
     e = on(MeshConfig(fsdp=4), 4)
     assert e.fsdp_s == pytest.approx(3 * 3 / 4 * 4 * N_PARAMS / 1e11)
-    assert e.state_mb == pytest.approx(16 * N_PARAMS / 4 / 2**20, rel=1e-3)
+    assert e.state_mb == pytest.approx(16 * N_PARAMS / 4 / 1e6, rel=1e-3)
     assert on(MeshConfig(fsdp=4), 4, grad_accum=2).fsdp_s == pytest.approx(2 * e.fsdp_s)
 
 
