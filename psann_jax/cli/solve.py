@@ -19,6 +19,7 @@ import numpy as np
 from psann_jax.cli.flags import RunParser, load_options
 from psann_jax.utils.buckets import written_to
 from psann_jax.utils.errors import UserError
+from psann_jax.utils.files import require_writable
 from psann_jax.utils.locations import given_location
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def main(argv: Sequence[str]) -> None:
     if flags.puzzle is not None:
         puzzle = parse_grid(flags.puzzle, "--puzzle")
         solution = solve_one(puzzle, "--puzzle")  # raises unless there is exactly one
+        if flags.pictures:
+            if np.all(puzzle):
+                raise UserError("--pictures: there is nothing to show of a puzzle without an empty cell")
+            require_writable(Path(flags.pictures), "--pictures")
     from psann_jax.config import PuzzlesConfig
     from psann_jax.runs.restore import load_run
 
@@ -104,8 +109,6 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, solution_81: np.ndarray,
         if at_rest:
             break
     solved = bool(is_solved(grids[-1][None])[0])
-    if flags.pictures:
-        _draw(run, puzzle_81, solution_81, np.stack(probabilities), Path(flags.pictures))
     if flags.json:
         answer = {"puzzle": grid_text(puzzle_81), "grid": grid_text(grids[-1]), "solved": solved}
         print(json.dumps({"workdir": flags.workdir, **answer, "iterations": len(grids)}))
@@ -116,6 +119,8 @@ def _solve_one(run: "LoadedRun", puzzle_81: np.ndarray, solution_81: np.ndarray,
         fixed = ", at a fixed point" if at_rest else ""
         fault = f"not solved after {len(grids)} iterations{fixed}: {find_conflict(grids[-1])}"
         print(verdict if solved else fault)
+    if flags.pictures:
+        _draw(run, puzzle_81, solution_81, np.stack(probabilities), Path(flags.pictures))
     if not solved:
         raise SystemExit(_UNSOLVED)
 

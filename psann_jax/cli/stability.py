@@ -11,7 +11,7 @@ from typing import Any
 
 from psann_jax.cli.flags import RunParser, load_options
 from psann_jax.utils.buckets import written_to
-from psann_jax.utils.files import storage_errors, write_json
+from psann_jax.utils.files import require_writable, storage_errors, write_json
 from psann_jax.utils.locations import given_location
 
 
@@ -25,6 +25,9 @@ def main(argv: Sequence[str]) -> None:
     from psann_jax.runs.sudoku_solver import select_puzzles
     from psann_jax.runs.sudoku_stability import follow, radii_of_groups, summarise
 
+    out_flag = "--out" if flags.out else "--workdir"
+    location = given_location(flags.out or flags.workdir, out_flag)
+    require_writable(location, out_flag)  # now, because the work may take hours
     run = load_run(flags.workdir, flags.checkpoint, data_section=PuzzlesConfig, **load_options(flags))
     print(f"{flags.workdir}: step {run.step}", file=sys.stderr)
     puzzles = select_puzzles(run, flags.data, flags.max_puzzles, progress=True)
@@ -32,13 +35,12 @@ def main(argv: Sequence[str]) -> None:
     found = follow(run, puzzles, iterations=flags.iterations, batch_size=flags.batch_size, progress=True)
     summary = summarise(found)
     radii = radii_of_groups(run, puzzles, found, n_each=flags.radii)
-    location = given_location(flags.out or flags.workdir, "--out" if flags.out else "--workdir")
+    print("\n".join((*_counts(summary), "", *_radii(radii))))
     with written_to(location, "--out") as out, storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         facts = {"workdir": flags.workdir, "step": run.step, "trained_iterations": run.network.config.iterations}
         write_json(out / "stability.json", facts | {"puzzles": len(puzzles)} | summary | {"radii": radii})
         draw_stability(out / "stability.png", summary, radii)
-    print("\n".join((*_counts(summary), "", *_radii(radii))))
     print(location / "stability.json")
     print(location / "stability.png")
 

@@ -210,6 +210,17 @@ class StreamedText(ValidText):
         """
         self._saved, self._initial = [state for state in states if state is not None], states[process]
 
+    def check_shard(self, shard: BatchShard) -> None:
+        """Checks that every process can read parts of its own.
+
+        Raises:
+          UserError: processes have some rows in common and others not, or a source has fewer parts than readers.
+        """
+        _, n_readers = shard.reader()
+        for names, parts in self._groups().items():
+            problem = f"{names}: {len(parts)} parts are too few for {n_readers} processes; name more files"
+            require(len(parts) >= n_readers, "data.sources", problem)
+
     def state(self) -> dict[str, Any] | None:
         """Returns the state after the batches returned so far, JSON-like; None at the beginning of the stream."""
         if self._batches is None:
@@ -229,9 +240,10 @@ class StreamedText(ValidText):
           shard: the rows to return.
 
         Raises:
-          UserError: batch_size cannot be divided over the processes, a source has fewer parts than there are readers,
-            or the restored state is of another number of them.
+          UserError: batch_size cannot be divided over the processes, see `check_shard`, or the restored state is of
+            another number of readers.
         """
+        self.check_shard(shard)
         self._place = shard.reader()
         readers = self._readers(seed)
         batches = iter(self._dataset(readers, seed, len(shard.rows(batch_size))))
@@ -256,17 +268,15 @@ class StreamedText(ValidText):
 
     def _readers(self, seed: int) -> list[PartReader]:
         """Returns the readers of this process: of each source with `data.weights`, else one."""
-        readers = []
-        for i, group in enumerate([[source] for source in self._sources] if self._config.weights else [self._sources]):
-            parts = [part for source in group for part in source.parts]
-            names = ", ".join(source.name for source in group)
-            require(
-                len(parts) >= self._place[1],
-                "data.sources",
-                f"{names}: {len(parts)} parts are too few for {self._place[1]} processes; name more files",
-            )
-            readers.append(PartReader(parts, f"{seed} {i}", *self._place))
-        return readers
+        return [PartReader(parts, f"{seed} {i}", *self._place) for i, parts in enumerate(self._groups().values())]
+
+    def _groups(self) -> dict[str, list[StreamPart]]:
+        """Returns the parts that one reader of each process reads, by the names of their sources."""
+        groups = [(source,) for source in self._sources] if self._config.weights else [self._sources]
+        return {
+            ", ".join(source.name for source in group): [part for source in group for part in source.parts]
+            for group in groups
+        }
 
     def _dataset(self, readers: Sequence[PartReader], seed: int, n_rows: int) -> "grain.IterDataset[Element]":
         """Returns batches of windows of the sources, shuffled, that threads read ahead."""

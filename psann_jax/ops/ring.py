@@ -168,6 +168,8 @@ def columns_before(x_BxLxD: Array, width: int) -> Array:
       x_BxLxD: the device's part.
       width: at most the length of the window.
     """
+    if not width:
+        return x_BxLxD[:, :0]
     L, n = x_BxLxD.shape[1], window_parts()
     pieces = []
     for places in range(1, math.ceil(width / L) + 1):

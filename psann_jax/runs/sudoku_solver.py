@@ -83,7 +83,8 @@ def select_puzzles(
 
     Args:
       run: from `load_run`.
-      file: a CSV file with columns question, answer and rating; None means the run's validation puzzles.
+      file: a CSV file with columns question, answer and, unless the run has data.ratings=guesses, rating; None means
+        the run's validation puzzles.
       max_puzzles: use only so many puzzles, some of every rating, in proportion; None means all, in their order.
       progress: whether to show a progress bar on a terminal, and to say how many puzzles are left out.
 
@@ -92,7 +93,7 @@ def select_puzzles(
     """
     config = cast(PuzzlesConfig, run.config.data)
     if file is not None:
-        puzzles = read_puzzles(Path(file), progress=progress)
+        puzzles = read_puzzles(Path(file), ratings=config.ratings, progress=progress)
     else:
         data = load_puzzles(config, progress)
         if data.fingerprint != run.data:

@@ -24,7 +24,7 @@ from psann_jax.train.compilation import Compiled, compile_steps
 from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.loggers import Loggers, check_loggers
-from psann_jax.train.mesh import local_batch_shard, put_batch
+from psann_jax.train.mesh import batch_sharding, local_batch_shard, put_batch
 from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
 from psann_jax.train.micro_batches import waits_for_each
 from psann_jax.train.preemption import StoppedError, StopSignals
@@ -90,6 +90,8 @@ def train(
                     _log(message)
             task = make_task()
             task.check_mesh(mesh)
+            if (stream := task.stream()) is not None:
+                stream.check_shard(local_batch_shard(batch_sharding(mesh)))
         saved_step, damaged = checkpoints.newest_intact()
         for message in damaged:
             _log(message)
@@ -167,6 +169,7 @@ class _Run:
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
+        self.has_warned = False  # of batches without targets
         rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
         self.evaluations = broadcast_from_leader(
             [row for row in rows if row["kind"] == "eval" and row["step"] <= self.step]
@@ -273,6 +276,12 @@ class _Run:
         self.unreported = None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         metrics["ppl"] = perplexity(metrics["loss"])
+        if math.isnan(metrics["loss"]) and not metrics["bad_steps"] and not self.has_warned:
+            self.has_warned = True
+            self.progress.message(
+                f"warning: the batch of update {step} has no targets, so it has no loss and teaches nothing; raise "
+                "data.max_length or train.batch_tokens"
+            )
         seconds = self.timer.lap()
         if self.timer.steps == 1:
             self.progress.duration(seconds, measured=True)

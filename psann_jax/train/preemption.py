@@ -43,6 +43,7 @@ class StopSignals:
         self._received: str | None = None
         self._interrupts = 0
         self._agreed = False
+        self._first: int | None = None  # the step of the first `should_stop`
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
         self._reports = contextlib.ExitStack()
@@ -146,5 +147,8 @@ class StopSignals:
         """
         if jax.process_count() == 1:
             return self._received is not None
-        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
+        if self._first is None:
+            self._first = step
+        # If a signal comes before the first call, JAX agrees on the step after 0, which a resumed run is long past.
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step - self._first)
         return self._agreed

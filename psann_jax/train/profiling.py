@@ -49,7 +49,9 @@ class StepTrace:
     def before(self, step: int) -> None:
         """Starts the trace if `step`, about to begin, is the first of those to trace, or the run resumes among them."""
         if not self._running and self._first <= step <= self._last:
-            jax.profiler.start_trace(self.directory)
+            # Processes on one host would write to the same file.
+            own = f"process_{jax.process_index()}" if jax.process_count() > 1 else ""
+            jax.profiler.start_trace(self.directory / own)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:

@@ -19,6 +19,9 @@ class Stream(Protocol):
     def state(self) -> Any:
         """Returns the state after the batches returned so far, JSON-like."""
 
+    def check_shard(self, shard: BatchShard) -> None:
+        """Raises UserError if the rows of this process cannot be read on their own."""
+
     def restore(self, states: Sequence[Any], process: int) -> None:
         """Makes the batches continue where they were when `state` returned these; called before the first.
 

@@ -140,7 +140,9 @@ class Update:
         lr = learning_rate(terms.step, config)
         optimizer = make_optimizer(config, network.infos, lr, network.config.d_model)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        loss = sums.stats["nll"] / terms.total
+        # A batch may have no targets, as windows of prompts alone; it has no loss then.
+        n_targets = jnp.where(sums.stats["weight"] > 0, terms.total, jnp.nan)
+        loss = sums.stats["nll"] / n_targets
         good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
         changed = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         if config.ema_decay:
@@ -153,7 +155,7 @@ class Update:
         metrics = {
             "loss": loss,
             "objective": sums.loss / terms.total,
-            "accuracy": sums.stats["correct"] / terms.total,
+            "accuracy": sums.stats["correct"] / n_targets,
             "grad_norm": norm,
             "lr": lr,
             "ppl_avg25": jnp.nanmean(ppl),
@@ -227,5 +229,5 @@ def _counters(state: State, good: jax.Array, loss: jax.Array, config: TrainConfi
         "skipped_steps": state["skipped_steps"] + bad,
         "loss_scale": scale,
         "good_steps": good_steps,
-        "recent_loss": jnp.where(good, recent, state["recent_loss"]),
+        "recent_loss": jnp.where(good & jnp.isfinite(loss), recent, state["recent_loss"]),
     }

@@ -124,3 +124,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise UserError(f"{os.fspath(path)}: is not a JSON object")
     return parsed
+
+
+def require_writable(location: Path | BucketUrl, field: str) -> None:
+    """Checks, before long work, that a directory can be written, or made; a URL is not checked. Changes nothing.
+
+    Raises:
+      UserError: it cannot; the message begins with `field`.
+    """
+    if not isinstance(location, Path):
+        return
+    path = location.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"{field}: {existing}: is a file, must be a directory")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{field}: {existing}: cannot be written")

@@ -1,5 +1,6 @@
 """The command that solves puzzles with a run."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -11,11 +12,14 @@ import pytest
 from psann_jax.cli import evaluate, solve
 from psann_jax.data.sudoku.rules import grid_text, parse_grid
 from psann_jax.data.sudoku.solver import solve_one
+from psann_jax.runs.restore import load_run
+from psann_jax.runs.sudoku_solver import select_puzzles
 from psann_jax.utils.errors import UserError
 from tests.support.saved import save_run
 from tests.support.tiny import tiny_config
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+ANSWER = grid_text(solve_one(parse_grid(PUZZLE)))
 
 
 def test_an_unsolved_puzzle_is_shown_with_its_fault(sudoku_run, capsys):
@@ -120,17 +124,27 @@ def test_the_validation_puzzles_by_default(sudoku_run, capsys):
 
 def test_a_file_of_puzzles(sudoku_run, capsys, tmp_path):
     path = tmp_path / "some.csv"
-    answer = grid_text(solve_one(parse_grid(PUZZLE)))
-    path.write_text(f"source,question,answer,rating\nme,{PUZZLE},{answer},7\n")
+    path.write_text(f"source,question,answer,rating\nme,{PUZZLE},{ANSWER},7\n")
     solve.main([f"--workdir={sudoku_run}", f"--data={path}", "--iterations=2", "--json"])
     assert set(json.loads(capsys.readouterr().out)["results"][0]) >= {"solved_3-10"}
 
 
+def test_puzzles_are_rated_as_in_the_run(sudoku_run, tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text(f"question,answer\n{PUZZLE},{ANSWER}\n")
+    run = load_run(sudoku_run)
+    with pytest.raises(UserError, match="has no column 'rating'"):
+        select_puzzles(run, str(path))
+    data = dataclasses.replace(run.config.data, ratings="guesses")
+    guessing = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    assert select_puzzles(guessing, str(path)).ratings_N.tolist() == [0.0]
+
+
 def test_puzzles_of_no_bucket_are_left_out(sudoku_run, capsys, tmp_path):
     """They are in no column of the table, so they must not be in the totals either."""
-    path, answer = tmp_path / "some.csv", grid_text(solve_one(parse_grid(PUZZLE)))
+    path = tmp_path / "some.csv"
     ratings = (2.5, 7, -1)
-    path.write_text("question,answer,rating\n" + "".join(f"{PUZZLE},{answer},{rating}\n" for rating in ratings))
+    path.write_text("question,answer,rating\n" + "".join(f"{PUZZLE},{ANSWER},{rating}\n" for rating in ratings))
     solve.main([f"--workdir={sudoku_run}", f"--data={path}", "--iterations=2", "--json"])
     out = capsys.readouterr()
     assert json.loads(out.out)["puzzles"] == 1
@@ -149,6 +163,8 @@ def test_puzzles_of_no_bucket_are_left_out(sudoku_run, capsys, tmp_path):
         ([f"--puzzle=55{PUZZLE[2:]}"], "--puzzle: contradictory clues: 5 appears twice in row 1"),
         ([f"--puzzle={'.' * 81}"], "--puzzle: the puzzle has several solutions"),
         (["--data=nowhere.csv"], "nowhere.csv"),
+        ([f"--puzzle={PUZZLE}", "--pictures=/dev/null"], "--pictures: /dev/null: is a file, must be a directory"),
+        ([f"--puzzle={ANSWER}", "--pictures=x"], "--pictures: there is nothing to show of a puzzle without an empty"),
     ],
 )
 def test_bad_puzzles(sudoku_run, arguments, message):

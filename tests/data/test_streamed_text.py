@@ -207,6 +207,8 @@ def test_another_number_of_readers_is_refused(tmp_path):
 def test_too_few_files_for_the_readers(tmp_path):
     expected = r"^data.sources: .*2.txt: 3 parts are too few for 4 processes; name more files$"
     with pytest.raises(ConfigError, match=expected):
+        open_stream_text(tmp_path).check_shard(reader_shards(4)[0])  # as training does before it compiles
+    with pytest.raises(ConfigError, match=expected):
         take(open_stream_text(tmp_path), 1, shard=reader_shards(4)[0])
     with pytest.raises(ConfigError, match=r"0.txt: 1 parts are too few for 2 processes"):
         take(open_stream_text(tmp_path, weights=(1.0, 1.0, 1.0)), 1, shard=reader_shards(2)[0])

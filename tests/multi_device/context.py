@@ -45,6 +45,7 @@ CASES = {
     "scaled": ("respsann_scaled_gelu", {}, ("context",)),
     "dilated": ("waveresnet_dilated", {"wave": FAR}, ("context",)),
     "dilated_all": ("waveresnet_dilated", {"wave": FAR}, ("all",)),
+    "one_tap": ("waveresnet_interleave_window", {"wave": WaveConfig(interleave=True, kernel=1)}, ("context",)),
     "replace": ("waveresnet_replace", {}, ("context", "tensor")),
     "spectral": ("sgrpsann", {}, ("context", "all")),
     "spectral_full": ("sgrpsann_fourier_full", {}, ("data",)),

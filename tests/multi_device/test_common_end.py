@@ -1,11 +1,11 @@
-"""A process that fails alone ends the others, which cannot notice it themselves, with one line and code 2."""
+"""Several processes end together: after a failure of one, with one line and code 2, and after a signal."""
 
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.processes import TESTS, environment, several
+from tests.support.processes import TESTS, environment, run_script, several
 
 
 @pytest.mark.slow
@@ -25,3 +25,7 @@ def test_a_failure_of_one_process_ends_all_of_them(tmp_path, failing):
     )
     assert sorted(done.stderr.splitlines()) == sorted(lines)
     assert {path.name for path in tmp_path.iterdir()} == {f"saved_{i}" for i in range(3) if i != failing}
+
+
+def test_a_signal_before_the_first_update_of_a_resumed_run_stops_it():
+    assert run_script("multi_device/preempted.py", processes=2).split() == ["stopped", "101"]

@@ -120,6 +120,20 @@ def test_a_non_finite_update_changes_nothing_but_counters():
     assert np.any(np.asarray(healed["params"]["head"]) != before["params"]["head"])
 
 
+def test_a_batch_without_targets_has_no_loss_and_no_part_in_the_mean():
+    step, state = make(TrainConfig(precision="fp32", warmup_steps=0))
+    state, first = step(state, random_batch(0))
+    none = random_batch(1)
+    state, metrics = step(state, none | {"segment_ids": jnp.zeros_like(none["tokens"])})
+    assert np.isnan(metrics["loss"])
+    assert np.isnan(metrics["accuracy"])
+    assert (int(metrics["bad_steps"]), int(metrics["skipped_steps"])) == (0, 0)
+    assert metrics["ppl_avg25"] == first["ppl_avg25"]
+    state, metrics = step(state, random_batch(2))
+    mean = (np.exp(first["loss"]) + np.exp(metrics["loss"])) / 2
+    np.testing.assert_allclose(metrics["ppl_avg25"], mean, rtol=1e-6)
+
+
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
     """Also if micro-batches have different numbers of targets."""
     train = TrainConfig(precision="fp32", warmup_steps=0, batch_tokens=4096)

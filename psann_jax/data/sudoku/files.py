@@ -93,6 +93,7 @@ def _checked(rows: list[Row], path: Path, ratings: str) -> Puzzles:
     )
     _refuse(~is_solved(solutions_Nx81), where, "answer: must fill all 81 cells")
     _refuse(~has_clues_of(solutions_Nx81, puzzles_Nx81), where, "answer: differs from the clues of the question")
+    _refuse(np.all(puzzles_Nx81 > 0, axis=1), where, "question: has no empty cell")
     for row, count in zip(where, solve(puzzles_Nx81)[1].tolist(), strict=True):
         check_unique(count, f"{row}: question")
     if ratings == "guesses":

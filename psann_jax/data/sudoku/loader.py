@@ -162,8 +162,9 @@ class PuzzleData:
                 f"data.valid_files: no puzzle is left for training: all {n_excluded:,} have the grid of a validation "
                 "puzzle"
             )
-        for active, rows in self._rows.items():
-            if not len(rows):
+        fractions = (1.0,) if config.curriculum == "mixed" else config.phases
+        for (active, rows), fraction in zip(self._rows.items(), fractions, strict=True):
+            if fraction and not len(rows):
                 names = ", ".join(BUCKETS[bucket] for bucket in active)
                 raise UserError(
                     f"data.curriculum: {config.curriculum} has a phase of ratings {names}, but no training puzzle has "
@@ -173,12 +174,10 @@ class PuzzleData:
             if config.valid_files:
                 raise UserError(f"data.valid_files: no puzzle has a rating among {', '.join(BUCKETS)}")
             raise UserError("data.valid_fraction: leaves no puzzle for validation; there are too few grids")
-        # With the defaults, the hash of runs of earlier versions.
-        self.valid_fingerprint = fingerprint
-        if not config.augment:
-            self.valid_fingerprint = key_of(fingerprint, "not augmented")
-        elif config.valid_files and config.seed != PuzzlesConfig.seed:  # else the fingerprint has the seed
-            self.valid_fingerprint = key_of(fingerprint, "augmented", config.seed)
+        # Of the seed, only what the fingerprint does not have. With the defaults, the hash of runs of earlier versions.
+        seed = config.seed if config.valid_files else PuzzlesConfig.seed
+        is_default = config.augment and seed == PuzzlesConfig.seed
+        self.valid_fingerprint = fingerprint if is_default else key_of(fingerprint, config.augment, seed)
         if config.augment:
             draws = np.random.default_rng([config.seed, 1]).random((len(valid), N_DRAWS))
             element = symmetry(draws)

@@ -81,6 +81,7 @@ SWAPPED = ANSWER.replace("1", "x").replace("2", "1").replace("x", "2")
         (f"own,{QUESTION},{ANSWER},", "rating: is '', must be a number; or set ratings to guesses to compute them"),
         (f"own,{QUESTION},{ANSWER},nan", "rating: is 'nan'"),
         (f"own,{QUESTION},{ANSWER}", "has 3 fields, must have 4"),
+        (f"own,{ANSWER},{ANSWER},3", "question: has no empty cell"),
     ],
 )
 def test_errors_in_a_row_name_the_line(tmp_path, row, message):

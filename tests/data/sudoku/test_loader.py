@@ -166,6 +166,9 @@ def test_files_are_split_by_grid(tmp_path, data):
     seeded = load_puzzles(replace(config, seed=5), progress=False)  # the validation puzzles are transformed otherwise
     assert (seeded.valid.puzzles_Nx81 != both.valid.puzzles_Nx81).any()
     assert both.fingerprint == both.valid_fingerprint == seeded.fingerprint != seeded.valid_fingerprint
+    plain = [load_puzzles(replace(config, augment=False, seed=seed), progress=False) for seed in (1337, 5)]
+    keys = {data.valid_fingerprint for data in (both, seeded, *plain)}  # the seed orders them, too
+    assert len(keys) == 4
     for files, message in (
         ((write("unrated.csv", (0, 2.5)),), "no puzzle has a rating among 0, 1-2, 3-10, 11-50, 51\\+$"),
         ((train,), "no puzzle is left for training: all 12 have the grid of a validation puzzle$"),
@@ -217,6 +220,9 @@ def test_a_phase_without_puzzles_is_refused(config, data):
         UserError, match=r"data\.curriculum: reverse has a phase of ratings 51\+, but no training puzzle"
     ):
         PuzzleData(replace(config, curriculum="reverse"), data.train, data.valid, "")
+    phases = (0.0, 0.4, 0.4, 0.2)  # no update draws from the first
+    shortened = PuzzleData(replace(config, curriculum="reverse", phases=phases), data.train, data.valid, "")
+    assert shortened.train_batch(seed=1, batch_size=4, step=0, steps=10)["buckets"].tolist() == [3] * 4
 
 
 @pytest.mark.parametrize(
