@@ -32,7 +32,7 @@ case $action in
   install)
     archive=$(mktemp)
     trap 'rm -f "$archive"' EXIT
-    tar -C "$here" --exclude=.git --exclude=runs -czf "$archive" .
+    tar -C "$here" --exclude=./.git --exclude=./runs -czf "$archive" .
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:$target.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
     on_all "mkdir -p $target && tar -C $target -xzf $target.tar.gz && pip install -q -e './${target}[buckets]' 'jax[tpu]'"
     ;;

@@ -2,7 +2,7 @@
 
 import sys
 
-from psann_jax.cli.program import run_program
+from psann_jax.__main__ import run
 
 if __name__ == "__main__":
-    run_program(["train", *sys.argv[1:]])
+    run(["train", *sys.argv[1:]])

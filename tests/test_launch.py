@@ -1,14 +1,16 @@
 """The launch scripts: syntax, usage errors, and the local launcher with small commands."""
 
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -90,6 +92,19 @@ def test_usage_errors_of_the_local_launcher(arguments):
 
 
 # --- cluster scripts ------------------------------------------------------------------------------------
+
+
+def test_the_tpu_script_copies_the_whole_package(tmp_path):
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\n[[ $4 != scp ]] || cp "$5" "{tmp_path}/sent.tar.gz"\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PROJECT": "p", "ZONE": "z", "TPU": "t"}
+    subprocess.run(["bash", LAUNCH / "tpu_vm.sh", "install"], env=environment, check=True)
+    with tarfile.open(tmp_path / "sent.tar.gz") as archive:
+        names = {PurePosixPath(name) for name in archive.getnames()}
+    package = [path.relative_to(ROOT) for path in (ROOT / "psann_jax").rglob("*.py")]
+    assert len(package) > 300
+    assert {PurePosixPath(path) for path in package} <= names
+    assert not {PurePosixPath(".git"), PurePosixPath("runs")} & names
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ COMMANDS = {
         "evaluate": "loss, perplexity and accuracy on a text",
         "solve": "solves Sudoku puzzles",
         "lm_eval": "scores on tasks of lm_eval",
-        "convert": "converts weights between runs, .safetensors and PyTorch files",
+        "convert": "converts weights between runs and .safetensors files, and reads PyTorch files",
     },
     "Compare": {
         "sweep": "trains all runs of a sweep and reports which one is better",

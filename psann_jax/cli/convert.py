@@ -33,11 +33,14 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, so that errors in the command line are reported before JAX loads.
     from psann_jax.convert.hf.write import write_folder
     from psann_jax.convert.psannlm import PsannlmWarning
-    from psann_jax.convert.read import folder_path, read_weights
+    from psann_jax.convert.read import PICKLED, folder_path, read_weights
     from psann_jax.convert.run import write_run
     from psann_jax.convert.safetensors_file import write_safetensors
     from psann_jax.data.tokenizer import Tokenizer
 
+    if destination.suffix in PICKLED:
+        fix = f"name a {_FILE} file, hf:DIRECTORY or a new workdir"
+        raise UserError(f"--to: {destination}: files of PyTorch are only read; {fix}")
     given = ("checkpoint", "ema_params", "n_heads", "positional_encoding", "max_length")
     options = {name: value for name in given if (value := getattr(flags, name)) is not None}
     tokenizer = None if flags.tokenizer is None else Tokenizer.load(flags.tokenizer)
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = StrictParser("convert", "Converts weights between runs, .safetensors files and PyTorch files.")
+    parser = StrictParser("convert", "Converts weights between runs and .safetensors files; reads PyTorch files.")
     add = parser.add_argument
     add(
         "--from",

@@ -122,7 +122,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="field that holds the text in .jsonl, .parquet, tfds: and hf: records; default as in training",
     )
     add("--max_tokens", type=int, default=0, metavar="N", help="only the first N tokens, in whole windows; default all")
-    add("--batch_size", type=int, metavar="N", help="windows per batch; default as in training")
+    add("--batch_size", type=positive_int, metavar="N", help="windows per batch; default as in training")
     add(
         "--stride",
         type=positive_int,

@@ -82,6 +82,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in others:
         if getattr(flags, name):
             parser.error(f"--{name}: has no effect {kind} --puzzle")
+    if flags.watch and flags.json:
+        parser.error("--watch: cannot be used together with --json")
     if flags.delay is not None and not flags.watch:
         parser.error("--delay: has no effect without --watch")
     if flags.delay is not None and not 0 <= flags.delay <= _MAX_DELAY:

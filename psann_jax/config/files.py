@@ -16,7 +16,7 @@ from psann_jax.config.data import DataConfig
 from psann_jax.config.io import flatten, parse
 from psann_jax.config.names import nearest
 from psann_jax.config.schema import Config
-from psann_jax.config.yaml_files import is_yaml, load_yaml, place
+from psann_jax.config.yaml_files import is_yaml, load_yaml, place, split_argument
 from psann_jax.utils.errors import UserError, one_line
 
 _VALID_SOURCES, _VALID_FRACTION = "data.valid_sources", "data.valid_fraction"
@@ -26,7 +26,8 @@ def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
     """Runs ``get_config`` of a Python file, or reads a YAML or JSON file, such as the config.json of a run.
 
     A Python file below a directory named ``configs`` can import its neighbours, as in ``from configs.shared import
-    w3_25m``. Settings of a YAML file that have no counterpart here are reported on standard error.
+    w3_25m``; any file can import from a directory ``configs`` in the current one. Settings of a YAML file that have no
+    counterpart here are reported on standard error.
 
     Args:
       path_and_argument: "FILE" or, for Python, "FILE:ARGUMENT"; the argument is passed to ``get_config``.
@@ -34,7 +35,7 @@ def load_config_file(path_and_argument: str) -> config_dict.ConfigDict:
     Raises:
       UserError: no such file, or it fails.
     """
-    path, _, argument = path_and_argument.partition(":")
+    path, argument = split_argument(path_and_argument)
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such config file")
     if is_yaml(path):
@@ -63,6 +64,8 @@ def _make_neighbours_importable(path: Path) -> None:
         root = str(Path(*parts[: len(parts) - 1 - parts[::-1].index("configs", 1)]))
         if root not in sys.path:
             sys.path.insert(0, root)
+    if os.path.isdir("configs") and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for a copy of one of these files elsewhere
 
 
 def load_experiment(
@@ -92,7 +95,8 @@ def load_experiment(
     except ConfigError as error:
         name = str(error).partition(":")[0]
         overridden = any(override_key(override, (name,)) == name for override in overrides)
-        where = place(path_and_argument, name) if is_yaml(path_and_argument) and not overridden else ""
+        path, _ = split_argument(path_and_argument)
+        where = place(path, name) if is_yaml(path) and not overridden else ""
         if not where:
             raise
         raise ConfigError(f"{error}{where}") from error

@@ -4,6 +4,7 @@ Only what ``yaml.safe_load`` accepts is read. Aliases of lists and sections are 
 """
 
 import functools
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,26 @@ from psann_jax.utils.errors import UserError, one_line
 _OWN = "psann_jax"
 
 
+def split_argument(path_and_argument: str) -> tuple[str, str]:
+    """Returns the path of a config file, with ~ expanded, and the argument behind a colon, "" if there is none.
+
+    A path may have colons, too, as that of a run that is named by its time; it ends where there is a file.
+    """
+    text = os.path.expanduser(path_and_argument)
+    ends = [i for i, character in enumerate(text) if character == ":"]
+    end = next((i for i in (len(text), *ends) if os.path.isfile(text[:i])), min(ends, default=len(text)))
+    return text[:end], text[end + 1 :]
+
+
 def is_yaml(path: str) -> bool:
-    """Returns whether a config file is read as YAML, by its name; an argument behind a colon is not part of the name.
+    """Returns whether a config file is read as YAML, by its name.
 
     JSON is YAML, too, so that the config.json of a run can be the config file of another.
+
+    Args:
+      path: of the file; an argument behind a colon is not part of the name.
     """
-    return Path(path.partition(":")[0]).suffix.lower() in (".yaml", ".yml", ".json")
+    return Path(split_argument(path)[0]).suffix.lower() in (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def prepare(directory: Path) -> None:
     """Creates the directory of a self-test.
 
     Raises:
-      UserError: The directory cannot be written, or contains another self-test, whose files would mix with these.
+      UserError: The directory cannot be written, or has a summary.json of another self-test or a run.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def prepare(directory: Path) -> None:
     if not os.access(directory, os.W_OK | os.X_OK):
         raise UserError(f"--out: {directory}: cannot be written")
     if (directory / SUMMARY).exists():
-        raise UserError(f"--out: {directory}: contains another self-test; choose another directory")
+        raise UserError(f"--out: {directory}: has the {SUMMARY} of another self-test or of a run; choose another")
 
 
 def write_report(directory: Path, summary: Mapping[str, Any]) -> None:

@@ -285,7 +285,7 @@ class _Run:
         seconds = self.timer.lap()
         if self.timer.steps == 1:
             self.progress.duration(seconds, measured=True)
-        metrics["tokens_per_s"] = self.update_tokens / seconds
+        metrics["tokens_per_s"] = self.update_tokens / self.timer.recent
         metrics["data_wait"] = self.timer.data_wait
         is_recorded = step % self.config.train.log_every == 0 or step in (1, self.config.train.steps)
         self.reports.step(step, metrics, is_row=is_recorded or metrics["bad_steps"] > 0)

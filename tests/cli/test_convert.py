@@ -145,6 +145,7 @@ ERRORS = {
     "another tokenizer": (["--from=FILE", "--to=y.safetensors", "--tokenizer=T"], "has its own; omit this one"),
     "exists": (["--from=FILE", "--to=FILE"], "exists; name another file, or give --overwrite"),
     "nothing to overwrite": (["--from=FILE", "--to=new", "--overwrite"], "--overwrite: has no effect for new, which"),
+    "to PyTorch": (["--from=FILE", "--to=new.pt"], "--to: new.pt: files of PyTorch are only read; name a .safetensors"),
     "to a bucket": (["--from=FILE", "--to=hf:s3://a/b"], "hf:s3:/a/b: must be hf:DIRECTORY, a path on a disk of this"),
     "from a bucket": (["--from=hf:gs://a/b", "--to=new"], "hf:gs:/a/b: must be hf:DIRECTORY, a path on a disk of this"),
     "not empty": (["--from=FILE", "--to=DIR"], "is not an empty directory"),

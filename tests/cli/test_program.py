@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from psann_jax import __main__
 from psann_jax.cli import program
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS, environment
@@ -80,6 +81,17 @@ def test_an_unforeseen_error_leaves_its_traceback_in_a_file(workdir, monkeypatch
     content = file.read_text()
     assert f"psann-jax {' '.join(argv)}\npsann_jax " in content
     assert content.rstrip().endswith("ZeroDivisionError: a\nlong story")
+
+
+def test_ctrl_c_before_a_command_begins_is_one_line(monkeypatch, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("psann_jax.cli.program.run_program", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        __main__.run(["evaluate"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_variable_shows_tracebacks(monkeypatch, capsys):

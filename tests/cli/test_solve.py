@@ -182,6 +182,7 @@ def test_bad_puzzles(sudoku_run, arguments, message):
         ([f"--puzzle={PUZZLE}", "--watch", "--delay=-1"], "--delay: is -1.0, must be from 0 to 60 seconds"),
         ([f"--puzzle={PUZZLE}", "--watch", "--delay=nan"], "--delay: is nan, must be from 0 to 60 seconds"),
         (["--watch"], "--watch: has no effect without --puzzle"),
+        ([f"--puzzle={PUZZLE}", "--watch", "--json"], "--watch: cannot be used together with --json"),
         (["--iterations=0"], "--iterations: is 0, must be at least 1"),
     ],
 )

@@ -1,5 +1,8 @@
 """Config files with overrides: values, their types, and another base."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +210,42 @@ def test_a_misspelt_setting_in_a_file_is_named(tmp_path):
     for overrides in ([], ["model.base=ngt"]):
         with pytest.raises(ConfigError, match=r"train\.lrr: unknown key"):
             load_experiment(str(path), overrides)
+
+
+COLONS = {
+    "12:30/config.json": 11,
+    "a:b.py": 0,
+    "a:b.py:7": 1,
+    "plain.py:7": 1,
+    "plain.py:x:y": 3,
+    "~/plain.py": 0,
+}
+
+
+@pytest.mark.parametrize("name", COLONS)
+def test_a_path_may_have_colons_and_a_tilde(tmp_path, monkeypatch, name):
+    """The seed of the experiment is the length of its argument."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = default_config("respsann")
+    config.seed = 11
+    (tmp_path / "12:30").mkdir()
+    (tmp_path / "12:30" / "config.json").write_text(json.dumps(config.to_dict()))
+    lines = ("config = default_config('respsann')", "config.seed = len(argument)", "return config")
+    source = "\n    ".join(("def get_config(argument=''):", *lines))
+    for file in ("a:b.py", "plain.py"):
+        (tmp_path / file).write_text(f"from psann_jax.config.io import default_config\n{source}\n")
+    experiment, _ = load_experiment(name, [])
+    assert experiment.seed == COLONS[name]
+    with pytest.raises(UserError, match=r"^no/b: there is no such config file$"):
+        load_experiment("no/b:c", [])
+
+
+def test_a_copy_of_a_config_elsewhere_finds_what_it_imports(tmp_path):
+    """As with the console script, whose path does not have the current directory."""
+    copy = tmp_path / "my_rates.py"
+    copy.write_text((CONFIGS / "sweeps" / "learning_rates.py").read_text())
+    code = "import sys; from psann_jax.config.files import load_config_file; sys.path[:] = sys.path[1:]"
+    code += f"; load_config_file({str(copy)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

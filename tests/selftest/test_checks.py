@@ -342,7 +342,7 @@ def test_the_command_runs_a_check_and_writes_the_report(tmp_path, monkeypatch, c
     assert set(only) == {"id", "title", "status", "threshold", "measured", "seconds"}
     assert saved["system"]["backend"] == "cpu"
     assert "GPU-01 passed in" in capsys.readouterr().err
-    with pytest.raises(UserError, match="contains another self-test"):
+    with pytest.raises(UserError, match=r"has the summary\.json of another self-test or of a run"):
         selftest.main(["--only=GPU-01", f"--out={out}"])
     failing = dataclasses.replace(CHECKS["GPU-01"], run=lambda *_: Findings({}, ["bad"]))
     monkeypatch.setitem(CHECKS, "GPU-01", failing)
