@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from psann_jax.train.evaluation import EvaluationSums
 from psann_jax.train.hardware import device_description, peak_memory_mb
 from psann_jax.train.loggers import Loggers, check_loggers
 from psann_jax.train.mesh import batch_sharding, local_batch_shard, put_batch
-from psann_jax.train.metrics import METRICS, MetricsWriter, perplexity, read_metrics
+from psann_jax.train.metrics import METRICS, MetricsWriter, mean_speed, perplexity, read_metrics
 from psann_jax.train.micro_batches import waits_for_each
 from psann_jax.train.preemption import StoppedError, StopSignals
 from psann_jax.train.processes import broadcast_from_leader, raise_together
@@ -114,18 +113,17 @@ def train(
         progress.message("compiling ...")
         with raise_together():
             compiled = compile_steps(task, config, mesh)
-        first_row = -1 if saved_step is None else saved_step  # rows of an earlier start without a checkpoint go
         reports = Reports(
             progress,
             Callbacks() if callbacks is None or not is_leader else callbacks,
             on_results if is_leader else lambda: None,
-            MetricsWriter(workdir, resume_step=first_row, enabled=is_leader),
+            # -1: rows of an earlier start without a checkpoint go.
+            MetricsWriter(workdir, resume_step=-1 if saved_step is None else saved_step, enabled=is_leader),
             Loggers(progress.message),
             workdir,
         )
         outputs = _Outputs(workdir, checkpoints, reports, trace)
-        run = _Run(config, task, mesh, outputs, saved_step, compiled, signals, start, origin)
-        return run.train()
+        return _Run(config, task, mesh, outputs, saved_step, compiled, signals, start, origin).train()
 
 
 def _log(text: str) -> None:
@@ -169,18 +167,13 @@ class _Run:
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
-        self.has_warned = False  # of batches without targets
-        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
-        self.evaluations = broadcast_from_leader(
-            [row for row in rows if row["kind"] == "eval" and row["step"] <= self.step]
-        )
+        self.evaluations = [row for row in self._rows() if row["kind"] == "eval" and row["step"] <= self.step]
 
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
         with self.reports, jax.set_mesh(self.mesh):
-            facts = {"weights": self.start.fact, "resumed": f"at step {self.step}" if self.step else ""}
-            start = {name: fact for name, fact in facts.items() if fact}
-            self.reports.header(self.config, self.task, self.compiled, start)
+            start = {"weights": self.start.fact, "resumed": f"at step {self.step}" if self.step else ""}
+            self.reports.header(self.config, self.task, self.compiled, {k: v for k, v in start.items() if v})
             self.state = self._restore_or_init()
             write_config(self.workdir, self.config)  # nothing is left that could refuse it
             self.reports.begin(self.config, self.step, self.signals.request)
@@ -276,12 +269,6 @@ class _Run:
         self.unreported = None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         metrics["ppl"] = perplexity(metrics["loss"])
-        if math.isnan(metrics["loss"]) and not metrics["bad_steps"] and not self.has_warned:
-            self.has_warned = True
-            self.progress.message(
-                f"warning: the batch of update {step} has no targets, so it has no loss and teaches nothing; raise "
-                "data.max_length or train.batch_tokens"
-            )
         seconds = self.timer.lap()
         if self.timer.steps == 1:
             self.progress.duration(seconds, measured=True)
@@ -407,9 +394,7 @@ class _Run:
         if self.timer.steps:
             rate = self.timer.steps * self.update_tokens / self.timer.seconds
             return {"tokens_per_s": rate, "data_wait": self.timer.data_wait}
-        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
-        updates = [row for row in broadcast_from_leader(rows) if row["kind"] == "train"]
-        if not updates:
-            return {"tokens_per_s": 0.0, "data_wait": 0.0}
-        rate = statistics.harmonic_mean(row["tokens_per_s"] for row in updates)
-        return {"tokens_per_s": rate, "data_wait": statistics.fmean(row["data_wait"] for row in updates)}
+        return mean_speed(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return broadcast_from_leader(read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else [])

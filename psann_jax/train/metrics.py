@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             shown = line[:60].decode(errors="backslashreplace")
             raise UserError(f"{path}: line {number} is not a JSON object of numbers with a step: {shown!r}") from error
     return rows
+
+
+def mean_speed(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns tokens_per_s and data_wait over the training rows of `read_metrics`; 0 if there are none."""
+    updates = [row for row in rows if row["kind"] == "train"]
+    if not updates:
+        return {"tokens_per_s": 0.0, "data_wait": 0.0}
+    rate = statistics.harmonic_mean([row["tokens_per_s"] for row in updates])
+    return {"tokens_per_s": rate, "data_wait": statistics.fmean(row["data_wait"] for row in updates)}
 
 
 def _drop_after(path: Path, step: int) -> None:

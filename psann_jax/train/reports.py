@@ -1,6 +1,7 @@
 """What a run reports while it trains: to the terminal, the workdir, the loggers and the callbacks."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Reports:
     writer: MetricsWriter
     loggers: Loggers
     workdir: Path
+    _has_warned: bool = False  # of a batch without targets
 
     def __enter__(self) -> "Reports":
         return self
@@ -105,6 +107,12 @@ class Reports:
           UserError: the row cannot be written.
         """
         self.progress.update(step, {name: metrics[name] for name in _SHOWN})
+        if math.isnan(metrics["loss"]) and not metrics["bad_steps"] and not self._has_warned:
+            self._has_warned = True
+            self.progress.message(
+                f"warning: the batch of update {step} has no targets, so it has no loss and teaches nothing; raise "
+                "data.max_length or train.batch_tokens"
+            )
         if is_row:
             self.writer.write("train", step, metrics)
             self.loggers.log("train", step, metrics)

@@ -7,7 +7,7 @@ import pytest
 
 from psann_jax import psannLMDataPrep
 from psann_jax.utils.errors import UserError
-from tests.support.tiny import prepared, sentences
+from tests.support.tiny import prepared, sentences, write_text
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -157,3 +157,15 @@ def test_an_error_in_data_names_the_cause(case):
         make()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_text_files_are_data(tmp_path):
+    write_text(tmp_path / "text.txt", n_lines=100)
+    data = psannLMDataPrep(
+        tmp_path / "text.txt",
+        "bytes",
+        max_length=16,
+        document="file",
+        valid_sources=(str(write_text(tmp_path / "valid.txt", n_lines=5, seed=1)),),
+    )
+    assert data.text.describe().count("1 documents") == 2

@@ -19,7 +19,7 @@ from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.sine import sine_history
 from psann_jax.utils.errors import UserError
 from tests.support.processes import environment
-from tests.support.tiny import WORDS, prepared, sentences, write_text
+from tests.support.tiny import WORDS, prepared, sentences
 
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2}
 
@@ -392,15 +392,3 @@ def test_a_model_is_not_saved_under_a_name_of_another_format(model, suffix, tmp_
     with pytest.raises(UserError, match=rf"^path: is {path}, which load reads as a file of PyTorch; name a "):
         model.save(path)
     assert not path.exists()
-
-
-def test_text_files_are_data(tmp_path):
-    write_text(tmp_path / "text.txt", n_lines=100)
-    data = psannLMDataPrep(
-        tmp_path / "text.txt",
-        "bytes",
-        max_length=16,
-        document="file",
-        valid_sources=(str(write_text(tmp_path / "valid.txt", n_lines=5, seed=1)),),
-    )
-    assert data.text.describe().count("1 documents") == 2

@@ -3,6 +3,7 @@
 import inspect
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,11 +75,14 @@ def test_fit(monkeypatch):
         assert n_refused(fit, name), name
 
 
+SIZES = SimpleNamespace(vocab_size=300, max_length=32)  # of a sampler
+
+
 def test_generation(monkeypatch):
     def stop(*args, **kwargs):
         raise ReachedError
 
-    monkeypatch.setattr(psannLM, "_text_sampler", lambda self: TextSampler(None, byte_tokenizer()))
+    monkeypatch.setattr(psannLM, "_text_sampler", lambda self: TextSampler(SIZES, byte_tokenizer()))
     monkeypatch.setattr(text, "Generation", stop)
     model = psannLM(**SMALL)
     for function in (model.generate, model.generate_batch, model.complete):

@@ -86,7 +86,7 @@ def test_no_space_for_the_checksums_is_an_error_but_the_checkpoint_counts(tmp_pa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_checksums", full)
+    monkeypatch.setattr(writer, "add_checksums", full)
     with (
         open_checkpoints(tmp_path) as checkpoints,
         pytest.raises(UserError, match=r"cannot write the checkpoint of step 1: No space left on device$"),
