@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from psann_jax.train import loggers, loop
 from psann_jax.train.callbacks import Callback, Callbacks
 from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.metrics import MetricsWriter, read_metrics
+from psann_jax.train.reports import Reports
 from tests.support.tiny import tiny_config
 
 TIMINGS = {"tokens_per_s", "data_wait"}
@@ -290,3 +293,21 @@ def test_a_diverged_model_is_sampled_with_a_warning_only(run, prompted, tmp_path
     assert run(tmp_path / "run", config=config, task=task)["steps"] == 8
     assert capsys.readouterr().err.count("warning: eval.prompts: ") == 3
     assert samples_of(tmp_path / "run") == []
+
+
+# --- batches without targets ----------------------------------------------------------------------------
+
+
+def test_a_batch_without_targets_is_said_once(tmp_path):
+    said = []
+    progress = SimpleNamespace(update=lambda *_: None, message=said.append)
+    metrics = dict.fromkeys(("ppl", "ppl_avg25", "lr", "tokens_per_s", "bad_steps"), 0.0)
+    writer = MetricsWriter(tmp_path)
+    with Reports(progress, Callbacks(), lambda: None, writer, loggers.Loggers(print), tmp_path) as reports:
+        for step, loss in enumerate((1.0, math.nan, math.nan), 1):
+            reports.step(step, metrics | {"loss": loss}, is_row=True)
+        reports.step(4, metrics | {"loss": math.nan, "bad_steps": 1.0}, is_row=False)
+    assert len(said) == 1
+    assert said[0].startswith("warning: the batch of update 2 has no targets, so it has no loss")
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    np.testing.assert_array_equal([row["loss"] for row in rows], [1.0, math.nan, math.nan])
