@@ -23,6 +23,7 @@ SLOW = [
     "learned_positions",
     "sinusoidal",
     "scaled",
+    "one_tap",
     "replace",
     "spectral",
     "spectral_full",
