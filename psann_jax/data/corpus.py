@@ -119,13 +119,13 @@ class Corpus:
             return self._in_order(pieces)
         n_text = sum(piece.n_bytes for piece in pieces)
         is_small = n_text <= n_bytes and not any(piece.may_be_longer for piece in pieces)
-        return truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes), n_bytes)
+        return truncated(self._in_order(pieces) if is_small else self._drawn(pieces, n_bytes, n_text), n_bytes)
 
     def _in_order(self, pieces: list[Piece]) -> Iterator[str]:
         return (text for piece in pieces for _, text in read_piece(piece) if not self.split.is_valid(text))
 
-    def _drawn(self, pieces: list[Piece], n_bytes: int) -> Iterator[str]:
-        fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / max(sum(piece.n_bytes for piece in pieces), 1))
+    def _drawn(self, pieces: list[Piece], n_bytes: int, n_text: int) -> Iterator[str]:
+        fraction = max(1 / _MAX_READ, _SURPLUS * n_bytes / max(n_text, 1))
         limit = 2 * n_bytes // len(pieces) + SAMPLE_PIECE_BYTES
         turn, last = 0, 0
         while turn <= last:  # the later ones only if the texts of the earlier ones are too few

@@ -59,7 +59,8 @@ class Piece:
     @property
     def may_be_longer(self) -> bool:
         """Whether the text may have more than `n_bytes` bytes: that of compressed files, .parquet and data sets."""
-        return any(part.kind in ("tfds", "hf") or _is_packed(part) for part in self.parts)
+        plain = (part.kind == "builtin" or (part.kind == "file" and _is_plain(Path(part.name))) for part in self.parts)
+        return not all(plain)
 
 
 def file_pieces(
@@ -122,10 +123,6 @@ def record_pieces(
         Piece((Part(part.kind, part.name, 0, a, b),), document, records, n_bytes // n)
         for a, b in itertools.pairwise(bounds)
     ]
-
-
-def _is_packed(part: Part) -> bool:
-    return part.kind == "file" and not _is_plain(Path(part.name))
 
 
 def _is_plain(path: Path) -> bool:
