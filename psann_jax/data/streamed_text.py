@@ -217,7 +217,7 @@ class StreamedText(ValidText):
           UserError: processes have some rows in common and others not, or a source has fewer parts than readers.
         """
         _, n_readers = shard.reader()
-        for names, parts in self._groups().items():
+        for names, parts in self._groups():
             problem = f"{names}: {len(parts)} parts are too few for {n_readers} processes; name more files"
             require(len(parts) >= n_readers, "data.sources", problem)
 
@@ -268,15 +268,15 @@ class StreamedText(ValidText):
 
     def _readers(self, seed: int) -> list[PartReader]:
         """Returns the readers of this process: of each source with `data.weights`, else one."""
-        return [PartReader(parts, f"{seed} {i}", *self._place) for i, parts in enumerate(self._groups().values())]
+        return [PartReader(parts, f"{seed} {i}", *self._place) for i, (_, parts) in enumerate(self._groups())]
 
-    def _groups(self) -> dict[str, list[StreamPart]]:
-        """Returns the parts that one reader of each process reads, by the names of their sources."""
+    def _groups(self) -> list[tuple[str, list[StreamPart]]]:
+        """Returns what one reader of each process reads: the names of sources, and their parts."""
         groups = [(source,) for source in self._sources] if self._config.weights else [self._sources]
-        return {
-            ", ".join(source.name for source in group): [part for source in group for part in source.parts]
+        return [
+            (", ".join(source.name for source in group), [part for source in group for part in source.parts])
             for group in groups
-        }
+        ]
 
     def _dataset(self, readers: Sequence[PartReader], seed: int, n_rows: int) -> "grain.IterDataset[Element]":
         """Returns batches of windows of the sources, shuffled, that threads read ahead."""

@@ -220,6 +220,10 @@ def test_sources_are_drawn_by_weight(tmp_path):
     text = open_stream_text(tmp_path, weights=(4.0, 2.0, 1.0), shuffle_buffer=7)
     found = collections.Counter(max("xyz", key=text.tokenizer.decode(list(row)).count) for row in rows(take(text, 35)))
     assert found == {"x": 80, "y": 40, "z": 20}
+    twice = (str(tmp_path / "0.txt"), str(tmp_path / "1.txt"), str(tmp_path / "0.txt"))
+    text = open_stream_text(tmp_path, sources=twice, weights=(1.0, 2.0, 1.0), shuffle_buffer=4)
+    found = collections.Counter(max("xy", key=text.tokenizer.decode(list(row)).count) for row in rows(take(text, 20)))
+    assert found == {"x": 40, "y": 40}
 
 
 def test_a_state_is_needed_in_the_middle(tmp_path):
