@@ -167,7 +167,9 @@ class _Run:
         self.batch_seconds = float("inf")  # the shortest time of an evaluation batch
         self.statistics: dict[str, Any] = {}  # of the last evaluation
         self.unreported: tuple[int, dict[str, jax.Array]] | None = None
-        self.evaluations = [row for row in self._rows() if row["kind"] == "eval" and row["step"] <= self.step]
+        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
+        evaluations = [row for row in rows if row["kind"] == "eval" and row["step"] <= self.step]
+        self.evaluations = broadcast_from_leader(evaluations)
 
     def train(self) -> dict[str, Any]:
         """Runs to the end or to a signal; see the function `train`."""
@@ -394,7 +396,5 @@ class _Run:
         if self.timer.steps:
             rate = self.timer.steps * self.update_tokens / self.timer.seconds
             return {"tokens_per_s": rate, "data_wait": self.timer.data_wait}
-        return mean_speed(self._rows())
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return broadcast_from_leader(read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else [])
+        rows = read_metrics(self.workdir / METRICS) if jax.process_index() == 0 else []
+        return broadcast_from_leader(mean_speed(rows))
