@@ -6,6 +6,7 @@ of its contender.
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -156,6 +157,7 @@ class Peer:
         )
         fp16 = self._device.type == "cuda" and config.train.precision == "fp16"
         self._scaler = torch.amp.GradScaler("cuda", enabled=fp16)
+        self._autocast = autocast(self._device, config.train.precision)
         self._batches = RandomText(config).train_batches(seed=config.seed, batch_size=config.batch_size)
         self.facts: dict[str, Any] = {
             "n_params": sum(p.numel() for p in self._model.parameters()),
@@ -188,18 +190,19 @@ class Peer:
         self._optimizer.zero_grad(set_to_none=True)
         return end_of_work(self._device)
 
-    def _autocast(self) -> Any:
-        import torch
-
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        precision = self._config.train.precision
-        if self._device.type == "cpu" or precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.amp.autocast("cuda", dtype=dtypes[precision])
-
     def peak_memory_mb(self) -> float:
         """See `peak_memory_mb`."""
         return peak_memory_mb(self._device)
+
+
+def autocast(device: Any, precision: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns a function that makes torch's context for `train.precision`; on a CPU all is in float32."""
+    import torch
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if device.type == "cpu" or precision == "fp32":
+        return contextlib.nullcontext
+    return partial(torch.amp.autocast, "cuda", dtype=dtypes[precision])
 
 
 def end_of_work(device: Any) -> Callable[[], object]:

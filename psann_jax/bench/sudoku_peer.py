@@ -5,12 +5,13 @@ describes it; AdamW on the mean cross entropy of all iterations over the empty c
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from psann_jax.bench.peer import check_updates, end_of_work, peak_memory_mb
+from psann_jax.bench.peer import autocast, check_updates, end_of_work, peak_memory_mb
 from psann_jax.bench.timing import time_steps
 from psann_jax.config import Config, ConfigError, SudokuConfig, require
 from psann_jax.data.sudoku.random_puzzles import RandomPuzzles
@@ -32,10 +33,28 @@ def check(config: Config) -> SudokuConfig:
     return model
 
 
-def build_model(config: SudokuConfig) -> Any:
-    """Builds the model, a `torch.nn.Module`: puzzles (B, 81) -> logits (T, B, 81, 9)."""
+def differences(config: Config, *, on_gpu: bool) -> list[str]:
+    """Describes the settings of the config that the model and its optimizer do not support."""
+    found = (
+        (config.train.precision != "fp32" and not on_gpu, "float32 on CPU, where it runs without mixed precision"),
+        (config.train.weight_decay_on != "all", "weight decay on all parameters"),
+    )
+    return [text for holds, text in found if holds]
+
+
+def build_model(config: SudokuConfig, remat: str = "none") -> Any:
+    """Builds the model, a `torch.nn.Module`: puzzles (B, 81) -> logits (T, B, 81, 9).
+
+    Args:
+      config: sizes and options.
+      remat: what the backward pass recomputes, as `train.remat`: none, block, iteration or nested.
+    """
     import torch
     from torch import nn
+    from torch.utils.checkpoint import checkpoint
+
+    def recomputed(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+        return partial(checkpoint, function, use_reentrant=False) if remat in names else function
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -63,12 +82,16 @@ def build_model(config: SudokuConfig) -> Any:
             p = self.embed.weight.new_zeros(*puzzles.shape, 9)
             all_logits = []
             for _ in range(config.iterations):
-                positions = self.row(self.rows) + self.column(self.columns) + self.box(self.boxes)
-                h = self.blocks(h + self.feedback(p) + positions)
-                logits = self.head(h)
-                p = logits.softmax(-1)
+                h, p, logits = recomputed(self.iterate, "iteration", "nested")(h, p)
                 all_logits.append(logits)
             return torch.stack(all_logits)
+
+        def iterate(self, h: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            h = h + self.feedback(p) + self.row(self.rows) + self.column(self.columns) + self.box(self.boxes)
+            for block in self.blocks.layers:
+                h = recomputed(block, "block", "nested")(h)
+            logits = self.head(h)
+            return h, logits.softmax(-1), logits
 
     return Model()
 
@@ -88,7 +111,7 @@ class SudokuPeer:
         self._config, self._device = config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(usable_cores())
         torch.manual_seed(config.seed)
-        self._model = build_model(check(config)).to(self._device).train()
+        self._model = build_model(check(config), train.remat).to(self._device).train()
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=train.lr,
@@ -97,6 +120,9 @@ class SudokuPeer:
             weight_decay=train.weight_decay,
             fused=self._device.type == "cuda",
         )
+        self._autocast = autocast(self._device, train.precision)
+        fp16 = self._device.type == "cuda" and train.precision == "fp16"
+        self._scaler = torch.amp.GradScaler("cuda", enabled=fp16)
         self._batches = RandomPuzzles(config).train_batches(seed=config.seed, batch_size=config.batch_size)
         self.facts: dict[str, Any] = {
             "n_params": sum(p.numel() for p in self._model.parameters()),
@@ -114,9 +140,8 @@ class SudokuPeer:
         import torch
 
         puzzles = torch.from_numpy(next(self._batches)["puzzles"].astype(np.int64)).to(self._device)
-        bf16 = self._device.type == "cuda" and self._config.train.precision == "bf16"
         self._model.eval()
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), self._autocast():
             torch.where(puzzles == 0, 1 + self._model(puzzles)[-1].argmax(-1), puzzles)
         self._model.train()
         return end_of_work(self._device)
@@ -128,15 +153,16 @@ class SudokuPeer:
         puzzles, solutions = (
             torch.from_numpy(batch[name].astype(np.int64)).to(self._device) for name in ("puzzles", "solutions")
         )
-        bf16 = self._device.type == "cuda" and self._config.train.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast():
             logits = self._model(puzzles)[:, puzzles == 0].float()
             target = (solutions[puzzles == 0] - 1).expand(len(logits), -1)
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
-        loss.backward()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
         if self._config.train.grad_clip:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.train.grad_clip)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return end_of_work(self._device)
 

@@ -97,7 +97,8 @@ def measure(
         if inference and all(worker.facts.get("inference") == inference for worker in workers):
             for figure, rate in zip(figures, _inference_speeds(workers, n_steps, config.batch_size), strict=True):
                 figure[f"filled_{inference}_per_s"] = rate
-    differences = [] if peer_name != "psannlm" else peer.differences(config, on_gpu="CPU" not in figures[0]["device"])
+    rivals = {"psannlm": peer.differences, "torch": sudoku_peer.differences}
+    differences = rivals[peer_name](config, on_gpu="CPU" not in figures[0]["device"]) if peer_name else []
     return {
         **{name: value for name, value in figures[0].items() if name != "name"},
         "mfu": mfu,

@@ -16,8 +16,10 @@ import io
 import itertools
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -43,6 +45,7 @@ def run_program(argv: Sequence[str]) -> None:
     # Orbax raises one of the errors of its parallel reads; asyncio would log the others when they are deleted.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     restart_tuned()
+    sys.unraisablehook = _report_unraisable
     code = exit_code(argv)
     for stream in (sys.stdout, sys.stderr):
         code = _flush(stream) or code
@@ -81,6 +84,18 @@ def exit_code(argv: Sequence[str]) -> int:
         problem = _system_limit(error) or _missing_platform(error)
         return _end(f"error: {problem}", 2) if problem else _end(f"error: {_unforeseen(error, argv)}", 1)
     return 0
+
+
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Sends SIGINT again if Python discarded a KeyboardInterrupt, as in JAX's callback of the garbage collector."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    # Now the exception would be raised in this function and be discarded too. The timer's thread sends the signal to
+    # the process, so that it also ends a system call of the main thread.
+    again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _check_installed() -> None:

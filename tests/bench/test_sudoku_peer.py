@@ -54,6 +54,35 @@ def test_it_has_the_originals_parameters_and_trains():
     assert contender.peak_memory_mb() > 50
 
 
+@pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("block", 2), ("iteration", 2), ("nested", 3)])
+def test_it_recomputes_what_the_config_says(remat, runs):
+    torch = pytest.importorskip("torch")
+    batch = next(RandomPuzzles(TINY).train_batches(seed=1, batch_size=3))
+    puzzles = torch.from_numpy(batch["puzzles"].astype(np.int64))
+
+    def gradients(model):
+        torch.manual_seed(1)
+        for value in model.parameters():
+            value.data = torch.randn_like(value) * 0.3
+        model(puzzles).square().mean().backward()
+        return [p.grad for p in model.parameters()]
+
+    model, calls = sudoku_peer.build_model(TINY.model, remat).double(), []
+    model.blocks.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    want = gradients(sudoku_peer.build_model(TINY.model).double())
+    for found, expected in zip(gradients(model), want, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert len(calls) == runs * TINY.model.iterations
+
+
+def test_differences_are_named():
+    half = dataclasses.replace(TINY.train, precision="fp16", weight_decay_on="all")
+    config = dataclasses.replace(TINY, train=half)
+    assert len(sudoku_peer.differences(TINY, on_gpu=False)) == 1
+    assert sudoku_peer.differences(config, on_gpu=True) == []
+    assert "float32 on CPU" in sudoku_peer.differences(config, on_gpu=False)[0]
+
+
 def test_filling_grids_changes_nothing():
     pytest.importorskip("torch")
     theirs, ours = sudoku_peer.make(TINY), Ours(TINY)

@@ -94,6 +94,32 @@ def test_ctrl_c_before_a_command_begins_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+CTRL_C_DURING_GARBAGE_COLLECTION = """
+import gc, os, signal, time
+from psann_jax.cli import program
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000): pass  # here Python raises KeyboardInterrupt, and discards it
+
+def dispatch(argv):
+    gc.callbacks.append(callback)
+    gc.collect()
+    print("discarded", flush=True)
+    time.sleep(60)
+
+program.restart_tuned, program.dispatch = lambda: None, dispatch
+program.run_program(["train"])
+"""
+
+
+def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector():
+    command = [sys.executable, "-c", CTRL_C_DURING_GARBAGE_COLLECTION]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "discarded\n", "interrupted\n")
+
+
 def test_a_variable_shows_tracebacks(monkeypatch, capsys):
     monkeypatch.setenv("PSANN_JAX_TRACEBACK", "1")
     code, shown = end(monkeypatch, capsys, UserError("x: is wrong"))
