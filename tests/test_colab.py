@@ -6,10 +6,13 @@ import json
 import math
 import re
 from base64 import b64decode
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 from tests.support.browser import HAS_BROWSER, read_page
@@ -66,6 +69,24 @@ def run_with_pages(name, facts):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "generate.ipynb", "compare.ipynb"])
+@pytest.mark.parametrize("found", [None, ModuleSpec("psann_jax", None, is_package=True), find_spec("psann_jax")])
+@pytest.mark.parametrize("gpu", [None, "/usr/bin/nvidia-smi"])
+def test_the_package_is_installed_with_a_jax_for_the_machine(name, found, gpu, monkeypatch):
+    """Runs the first code cell with a fake pip; a folder psann_jax, as of a clone, has a spec without a file."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "install" in cell.metadata.get("tags", ()))
+    commands, shell = [], InteractiveShell(ipython_dir=str(Path.cwd()))
+    shell.register_magic_function(commands.append, "line", "pip")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("shutil.which", lambda program: gpu)
+    shell.run_cell(cell.source).raise_error()
+    more = " plotly" if name == "compare.ipynb" else ""
+    jax = "jax[cuda12]" if gpu else "jax"
+    missing = found is None or found.origin is None
+    assert commands == [f'install -q ./psann_jax.zip{more} "{jax}"'] * missing
 
 
 @pytest.mark.slow

@@ -136,6 +136,30 @@ def test_slurm_starts_one_process_per_task(tmp_path):
     assert done.stdout == f"{tmp_path}: {expected}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "requeued"), [("USR1", 0, True), ("USR1", 2, False), ("TERM", 0, False), (None, 0, False)]
+)
+def test_slurm_queues_a_job_again_whose_run_saved_at_the_time_limit(name, code, requeued, tmp_path):
+    """Runs the script with a fake srun, which ends on a signal, and a fake scontrol that prints its arguments."""
+    wait = "" if name is None else "touch ready\nwhile true; do sleep 0.05; done"
+    srun = f"#!/bin/bash\ntrap 'echo {name}; exit {code}' {name or 'EXIT'}\n{wait}\n"
+    for program, text in (("srun", srun), ("scontrol", '#!/bin/sh\necho "scontrol $@"\n')):
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "activate").write_text("echo activated\n")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment |= {"ACTIVATE": str(tmp_path / "activate"), "ENVIRONMENT": "BATCH"}  # the latter is set by SLURM
+    command = ["bash", LAUNCH / "slurm.sbatch", "--config=a.py"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    while name is not None and not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    if name is not None:
+        job.send_signal(getattr(signal, f"SIG{name}"))
+    out, _ = job.communicate(timeout=30)
+    assert job.returncode == code
+    assert out.splitlines() == ["activated", str(name), *["scontrol requeue 7"] * requeued]
+
+
 def test_flags_for_tpu_hosts_are_quoted(tmp_path):
     """Runs the script with a fake gcloud that prints its arguments."""
     (tmp_path / "gcloud").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
@@ -148,6 +172,19 @@ def test_flags_for_tpu_hosts_are_quoted(tmp_path):
     assert (
         "--command=cd psann_jax_source && exec python3 -m psann_jax.main --config=a.py --workdir=b\\ c " in done.stdout
     )
+
+
+def test_stop_on_tpu_hosts_signals_the_runs_and_not_its_own_shell(tmp_path):
+    """Runs the script with a fake gcloud that prints the command for the hosts."""
+    (tmp_path / "gcloud").write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PROJECT": "p", "ZONE": "z", "TPU": "t"}
+    command = ["bash", LAUNCH / "tpu_vm.sh", "stop"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    line = done.stdout.splitlines()[-1].removeprefix("--command=")
+    pattern = re.fullmatch(r"pkill -TERM -f '(.*)' \|\| echo 'no run here'", line)[1]
+    assert re.search(pattern, "python3.12 -m psann_jax.main --config=a.py")
+    assert not re.search(pattern, f"bash -c {line}")
 
 
 @pytest.mark.parametrize("more", ["", "--project=p --zone=z"])

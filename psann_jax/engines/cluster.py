@@ -5,9 +5,10 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from psann_jax.utils.errors import UserError, one_line
 from psann_jax.utils.files import storage_errors
 
 _MARKER = ".ray.tmp"
-_REFRESH_S, _MARKER_S, _CONNECT_S = 0.5, 1.0, 20.0
+_REFRESH_S, _POLL_S, _MARKER_S, _CONNECT_S = 0.5, 0.1, 1.0, 20.0
 _RETRIES = 20  # of a job, after the death of a node or a worker; it resumes from what it has saved
 
 
@@ -212,23 +213,39 @@ def _do(job: Job, marker: _Marker, environment: Mapping[str, str], shares: bool)
     if not marker.is_seen():
         seen = f"{marker.path.parent} is not the same folder on {socket.gethostname()}"
         return f"{marker.setting}: {seen}; choose one that all nodes see"
-    place = Place(_Polled(marker), shows_output=False, shares=shares, environment=environment)
+    stopping, ended = _Polled(marker), threading.Event()
+    place = Place(stopping, shows_output=False, shares=shares, environment=environment)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(job, place)
-        while not future.done():
-            with contextlib.suppress(KeyboardInterrupt):  # Ray raises it in this thread when it cancels the task
-                wait([future], _REFRESH_S)
+        future.add_done_callback(lambda _: ended.set())
+        exiting = _wait(ended, stopping)
+    if exiting:
+        raise exiting  # Ray then does the task on another node, where the run resumes
     return future.result()
 
 
+def _wait(ended: threading.Event, stopping: "_Polled") -> SystemExit | None:
+    """Waits in the main thread for the end of a job; returns the exception that asks the worker to exit meanwhile."""
+    exiting = None
+    while True:
+        try:
+            while not ended.is_set():
+                time.sleep(_POLL_S)  # holds no lock, as waiting does, which an exception would leave in disorder
+            return exiting
+        except KeyboardInterrupt:  # Ray raises it in this thread when it cancels the task
+            pass
+        except SystemExit as error:  # and this when the worker gets SIGTERM, as on a node that shuts down
+            stopping.gone, exiting = True, error
+
+
 class _Polled:
-    """Whether the marker is gone; looks at most once a second, because the disk is that of all runs."""
+    """Whether the marker is `gone`; looks at most once a second, because the disk is that of all runs."""
 
     def __init__(self, marker: _Marker) -> None:
-        self._marker, self._gone, self._next = marker, False, 0.0
+        self._marker, self.gone, self._next = marker, False, 0.0
 
     def __call__(self) -> bool:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _MARKER_S
-            self._gone = self._gone or not self._marker.is_seen()
-        return self._gone
+            self.gone = self.gone or not self._marker.is_seen()
+        return self.gone

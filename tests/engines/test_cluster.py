@@ -45,6 +45,28 @@ def test_a_job_gets_a_place_of_its_node(marker, tmp_path):
     assert cluster._do(job, marker, {"A": "b"}, True) == f"True {Path.cwd()}"
 
 
+def test_a_worker_that_is_to_exit_lets_its_job_save(marker, monkeypatch, default_signals):
+    """Ray raises KeyboardInterrupt in a worker whose task is cancelled, and SystemExit in one that gets SIGTERM."""
+    monkeypatch.setattr(cluster, "_POLL_S", 0.01)
+    seen = []
+
+    def job(place):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            seen.append(place.stopping())
+
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    try:
+        with pytest.raises(SystemExit) as exiting:
+            cluster._do(job, marker, {}, True)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert exiting.value.code == 7
+    assert seen == [False, True, True]
+
+
 @pytest.mark.parametrize("content", [None, "another start"])
 def test_a_node_that_sees_another_workdir_is_named(marker, content):
     marker.path.unlink() if content is None else marker.path.write_text(content)
