@@ -78,7 +78,7 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
     def make_task() -> Task:
         earlier = _earlier_text(config, workdir)
         kind = family(config.model.base).get("task")
-        tokenizer = _stream_tokenizer(config, workdir) if start is None else start.tokenizer()
+        tokenizer = _saved_tokenizer(config, workdir) if start is None else start.tokenizer()
         text: TextData | StreamedText | None = earlier
         if earlier is None and tokenizer is not None:
             text = open_text(text_data(config), progress=jax.process_index() == 0, tokenizer=tokenizer)
@@ -92,10 +92,14 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
     return summary
 
 
-def _stream_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
-    """Returns the tokenizer that a run trained on its stream, which may have changed, if the run resumes."""
+def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
+    """Returns the tokenizer of the run in a workdir; None for a new run, and if the config names a file.
+
+    Training it again may give another one: a stream may have changed, versions draw samples of a text in different
+    ways, and the training of unigram is not reproducible.
+    """
     data = config.data
-    if not isinstance(data, DataConfig) or not data.stream or data.tokenizer.path:
+    if not isinstance(data, DataConfig) or data.tokenizer.path:
         return None
     saved = _saved_text(workdir)
     return None if saved is None else saved[1]
@@ -155,9 +159,7 @@ class _Start:
         if not CheckpointReader(self._workdir / CHECKPOINTS).steps():
             self._opened = self._open(self._config)
             return self._opened.tokenizer
-        data = self._config.data
-        saved = _saved_text(self._workdir) if isinstance(data, DataConfig) and not data.tokenizer.path else None
-        return None if saved is None else saved[1]
+        return _saved_tokenizer(self._config, self._workdir)
 
     def read(self, network: Network, mesh: Mesh) -> StartingWeights:
         """Returns the weights; call `tokenizer` first."""

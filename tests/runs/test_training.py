@@ -4,12 +4,14 @@ import math
 
 import pytest
 
+from psann_jax.data.corpus import Corpus
 from psann_jax.runs import training
 from psann_jax.runs.training import LOSS_CURVE, train_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import StopSignals
+from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.errors import UserError
-from tests.support.tiny import tiny_config
+from tests.support.tiny import sentences, tiny_config, write_text
 
 
 def test_the_loss_curve_is_drawn_also_after_a_signal(tmp_path, monkeypatch):
@@ -44,6 +46,25 @@ def test_a_failed_start_does_not_stop_the_corrected_one(tmp_path):
         train_run(tiny_config(tmp_path, data__max_length=100_000, train__batch_tokens=100_000), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert train_run(tiny_config(tmp_path, train__steps=2), tmp_path / "run")["steps"] == 2
+
+
+def test_a_run_keeps_its_tokenizer_when_the_cache_is_gone(tmp_path, monkeypatch):
+    """A tokenizer that is trained again may be another one: of another sample, or at random, as of unigram."""
+    settings = {"data__tokenizer__kind": "unigram", "data__tokenizer__vocab_size": 280}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train_run(tiny_config(tmp_path, **settings), whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step == 4)
+        train_run(tiny_config(tmp_path, **settings), run)
+    monkeypatch.setattr(Corpus, "training_sample", lambda self, n_bytes: sentences(40, seed=3))
+    settings["data__cache_dir"] = str(tmp_path / "new")
+    assert train_run(tiny_config(tmp_path, **settings), run)["steps"] == 8
+    assert not list((tmp_path / "new").glob("tokenizer-*"))
+    expected, found = ([row.get("loss") for row in read_metrics(path / "metrics.jsonl")] for path in (whole, run))
+    assert expected == found
+    write_text(tmp_path / "text.txt", seed=1)
+    with pytest.raises(UserError, match=r"run: data\.sources or the tokenizer give another text than the one the run"):
+        train_run(tiny_config(tmp_path, **settings, train__steps=9), run)
 
 
 def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, monkeypatch):
