@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+from psann_jax.config import Config
+from psann_jax.config.sudoku import PuzzlesConfig
 from psann_jax.experiments.budgets import EQUAL_TOKENS
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.outcome import Outcome
@@ -21,9 +23,23 @@ def obstacle(group: Collection[Outcome], others: Collection[Outcome]) -> str:
         return ""
     if any(run.failed for run in runs):
         return "a run failed"
-    if not same_windows([run.windows for run in runs]):
+    if not same_validation(runs):
         return "other validation text or tokens"
     return "" if all(has_tokens_of(run.case, runs[0].case) for run in runs) else "unequal training tokens"
+
+
+def same_validation(runs: Collection[Outcome]) -> bool:
+    """Returns whether runs were evaluated on the same windows, as far as that is known, transformed in the same way."""
+    transformations = {_transformation(run.case.config) for run in runs}
+    return len(transformations) <= 1 and same_windows([run.windows for run in runs])
+
+
+def _transformation(config: Config) -> tuple[bool, int | None] | None:
+    """Returns the settings that transform and order validation puzzles, but are not in the hash of their data."""
+    data = config.data
+    if not isinstance(data, PuzzlesConfig):
+        return None
+    return data.augment, data.seed if data.valid_files else None
 
 
 def has_tokens_of(case: Case, reference: Case) -> bool:

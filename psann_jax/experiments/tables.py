@@ -11,11 +11,10 @@ from psann_jax.config.io import flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import Comparison
 from psann_jax.experiments.ladder_tables import ladder_parts
-from psann_jax.experiments.obstacles import has_tokens_of
+from psann_jax.experiments.obstacles import has_tokens_of, same_validation
 from psann_jax.experiments.outcome import Outcome, settings_text
 from psann_jax.experiments.part_tables import loss_parts
 from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference, mean_and_deviation
-from psann_jax.experiments.text_noise import same_windows
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
         return Section("Runs", text, [])
     config, seeds = finished[0].case.config, sorted({o.case.seed for o in finished})
     target = family(config.model.base).get("task").TARGET
-    is_same = same_windows([o.windows for o in finished])
+    is_same = same_validation(finished)
     over = "over the same validation set" if is_same else "but not all over the same validation text and tokens"
     text += (
         f" Data: {config.data.summary()}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. "

@@ -199,10 +199,6 @@ class LanguageModel:
         """A hash of the text, its split and the tokenizer."""
         return self.data.fingerprint
 
-    def valid_fingerprint(self) -> str:
-        """The same: all settings evaluate the text as it is."""
-        return self.data.fingerprint
-
     def tokenizer_bytes(self) -> bytes:
         """Content of the tokenizer file."""
         return self.data.tokenizer.to_bytes()

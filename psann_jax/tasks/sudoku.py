@@ -154,10 +154,6 @@ class SudokuTask:
         """A hash of the puzzles and their split."""
         return self.data.fingerprint
 
-    def valid_fingerprint(self) -> str:
-        """A hash of the puzzles, their split and how those for validation are transformed."""
-        return self.data.valid_fingerprint
-
     def tokenizer_bytes(self) -> None:
         """Returns None: digits need no tokenizer."""
 

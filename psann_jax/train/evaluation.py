@@ -27,7 +27,7 @@ class WindowLosses:
       nll_W: sum of the cross entropy over the targets of each window, in nats, (W,).
       weight_W: number of targets of each window, (W,).
       step: number of updates before the evaluation.
-      data: fingerprint of the validation data that the windows are of.
+      data: fingerprint of the data that the windows are of.
       parts: losses by part of the data and window, by kind: "position" and "source" for text; {} if there are none.
     """
 

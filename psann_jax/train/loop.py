@@ -326,7 +326,7 @@ class _Run:
                 found = jax.device_get(self.compiled.eval_step(params, arrays))
                 self.batch_seconds = min(self.batch_seconds, time.perf_counter() - began)
                 sums[kind].add(found)
-        windows = sums["params"].windows(self.step, self.task.valid_fingerprint())
+        windows = sums["params"].windows(self.step, self.task.fingerprint())
         if windows is not None and self.step == self.config.train.steps and jax.process_index() == 0:
             windows.write(self.workdir)  # before the row of the evaluation, which marks it as done
         results = {kind: self.task.summarise(found.totals) for kind, found in sums.items()}

@@ -50,9 +50,6 @@ class Task(Objective, Protocol):
     def fingerprint(self) -> str:
         """Returns a hash of the training data; a run resumes only with the same one."""
 
-    def valid_fingerprint(self) -> str:
-        """Returns a hash of the validation data; only losses of windows with the same one are compared."""
-
     def tokenizer_bytes(self) -> bytes | None:
         """Returns the tokenizer file to save with each checkpoint, if the task has a tokenizer."""
 

@@ -10,6 +10,7 @@ from psann_jax.config.io import default_config, parse
 from psann_jax.experiments.budgets import with_settings
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import compare
+from psann_jax.experiments.obstacles import same_validation
 from psann_jax.experiments.outcome import DIVERGED, Outcome
 from psann_jax.train.evaluation import WindowLosses
 
@@ -148,6 +149,30 @@ def test_all_budgets_and_grid_settings_of_a_report_count():
     assert together[0].labels == ("a train.lr=0.1", "reference train.lr=0.1")
     assert all(c.difference.tested == 4 for c in together)
     assert together[0].difference.adjusted_p == pytest.approx(4 * alone.difference.adjusted_p)
+
+
+@pytest.mark.parametrize(
+    ("changed", "has_verdict"),
+    [
+        ({"data.augment": False}, False),
+        ({"data.seed": 5}, True),  # which the fingerprint of the windows has
+        ({"data.seed": 5, "data.valid_files": ("valid.csv",)}, False),
+        ({"data.curriculum": "regular"}, True),
+    ],
+)
+def test_puzzles_that_are_transformed_otherwise_give_no_verdict(changed, has_verdict):
+    losses = np.random.default_rng(9).normal(3.0, 0.01, (3, 4))
+    losses[1:] -= 0.1
+    sudoku = default_config("sudoku")
+    sudoku.data.update(files=("train.csv",), valid_files=changed.get("data.valid_files", ()))
+    sudoku = parse(sudoku)
+    every = [dataclasses.replace(o, case=dataclasses.replace(o.case, config=sudoku)) for o in outcomes_of(losses)]
+    every[4:5] = [
+        dataclasses.replace(o, case=dataclasses.replace(o.case, config=with_settings(sudoku, changed)))
+        for o in every[4:5]
+    ]
+    assert verdicts(every) == ["better" if has_verdict else "no verdict: other validation text or tokens", "better"]
+    assert same_validation(every) == has_verdict
 
 
 def ended_without_a_loss(outcome, error):

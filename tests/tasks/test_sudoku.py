@@ -54,15 +54,14 @@ def test_rematerialisation_of_other_bases_is_refused(cache, remat):
         SudokuTask.load(tiny(cache, remat=remat), progress=False)
 
 
-def test_runs_on_other_validation_puzzles_are_known_as_such(cache, tmp_path):
-    """Augmented runs see transformed copies of the validation puzzles."""
+def test_losses_by_puzzle_can_be_compared_with_those_of_earlier_versions(cache, tmp_path):
+    """How a config transforms the puzzles is not in the hash; `psann_jax.experiments.obstacles` looks at it."""
     augmented = tiny(cache, steps=1, warmup_steps=0)
     plain = dataclasses.replace(augmented, data=dataclasses.replace(augmented.data, augment=False))
     tasks = [SudokuTask.load(config, progress=False) for config in (augmented, plain)]
-    assert tasks[0].fingerprint() == tasks[1].fingerprint() == tasks[0].valid_fingerprint(), "that of earlier versions"
-    assert tasks[1].valid_fingerprint() != tasks[0].valid_fingerprint()
+    assert (tasks[0].data.valid.puzzles_Nx81 != tasks[1].data.valid.puzzles_Nx81).any()
     train(plain, lambda: tasks[1], tmp_path)
-    assert WindowLosses.read(tmp_path).data == tasks[1].valid_fingerprint()
+    assert WindowLosses.read(tmp_path).data == tasks[0].fingerprint() == tasks[1].fingerprint()
 
 
 def test_what_has_no_effect_is_refused(cache):

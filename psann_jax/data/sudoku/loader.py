@@ -136,7 +136,6 @@ class PuzzleData:
       train, valid: the puzzles. If `augment` is on, each validation puzzle is transformed by one fixed random symmetry,
         because the digits of puzzles in a normal form would reveal parts of the solution.
       fingerprint: a hash that changes with the puzzles and their split.
-      valid_fingerprint: a hash that also changes with `augment` and `seed`, as the validation puzzles do.
       n_excluded: number of puzzles that are not used for training because their grid is among the validation grids.
     """
 
@@ -174,10 +173,6 @@ class PuzzleData:
             if config.valid_files:
                 raise UserError(f"data.valid_files: no puzzle has a rating among {', '.join(BUCKETS)}")
             raise UserError("data.valid_fraction: leaves no puzzle for validation; there are too few grids")
-        # Of the seed, only what the fingerprint does not have. With the defaults, the hash of runs of earlier versions.
-        seed = config.seed if config.valid_files else PuzzlesConfig.seed
-        is_default = config.augment and seed == PuzzlesConfig.seed
-        self.valid_fingerprint = fingerprint if is_default else key_of(fingerprint, config.augment, seed)
         if config.augment:
             draws = np.random.default_rng([config.seed, 1]).random((len(valid), N_DRAWS))
             element = symmetry(draws)

@@ -165,10 +165,7 @@ def test_files_are_split_by_grid(tmp_path, data):
     assert not set(grid_keys(split.train.solutions_Nx81)) & set(grid_keys(split.valid.solutions_Nx81))
     seeded = load_puzzles(replace(config, seed=5), progress=False)  # the validation puzzles are transformed otherwise
     assert (seeded.valid.puzzles_Nx81 != both.valid.puzzles_Nx81).any()
-    assert both.fingerprint == both.valid_fingerprint == seeded.fingerprint != seeded.valid_fingerprint
-    plain = [load_puzzles(replace(config, augment=False, seed=seed), progress=False) for seed in (1337, 5)]
-    keys = {data.valid_fingerprint for data in (both, seeded, *plain)}  # the seed orders them, too
-    assert len(keys) == 4
+    assert both.fingerprint == seeded.fingerprint
     for files, message in (
         ((write("unrated.csv", (0, 2.5)),), "no puzzle has a rating among 0, 1-2, 3-10, 11-50, 51\\+$"),
         ((train,), "no puzzle is left for training: all 12 have the grid of a validation puzzle$"),
