@@ -44,6 +44,7 @@ class Tokenizer:
       kind: bpe, unigram, wordpiece, wordlevel, sentencepiece or bytes.
       vocab_size: ids are in [0, vocab_size).
       extends: whether more tokens only add to the end of a decoded text, after the U+FFFD of an incomplete character.
+      had_dropout: whether the file has dropout of merges, which is switched off, so that a text has one encoding.
       pad_id, bos_id, eos_id: ids of special tokens; if a prebuilt tokenizer has no pad or bos, the id of its eos.
       unk_id: id of the unknown token, or None if a prebuilt tokenizer has none.
     """
@@ -66,6 +67,7 @@ class Tokenizer:
         self.kind = model.kind
         self.vocab_size = model.size
         self.extends = model.extends
+        self.had_dropout = model.had_dropout
         self.pad_id: int = ids["pad"] or 0
         self.bos_id: int = ids["bos"] or 0
         self.eos_id: int = ids["eos"] or 0

@@ -27,12 +27,14 @@ class Model(Protocol):
       size: ids are in [0, size).
       special_names: names of tokens that mark something and that no text should give.
       extends: whether more tokens only add to the end of a text, after the U+FFFD of an incomplete character.
+      had_dropout: whether the payload has dropout of merges, which is switched off.
     """
 
     kind: str
     size: int
     special_names: frozenset[str]
     extends: bool
+    had_dropout: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts."""
@@ -69,8 +71,10 @@ class TokenizersModel:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        if isinstance(self._tokenizer.model, tokenizers.models.BPE):
-            self._tokenizer.model.dropout = None
+        model = self._tokenizer.model
+        self.had_dropout = isinstance(model, tokenizers.models.BPE) and bool(model.dropout)
+        if self.had_dropout:  # one of 0 stays: without it, the fingerprint would be another
+            model.dropout = None
         self.kind = type(self._tokenizer.model).__name__.lower()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not self.size:
@@ -205,6 +209,7 @@ class SentencePieceModel:
     kind = "sentencepiece"
     special_names: frozenset[str] = frozenset()  # control symbols never result from text
     extends = True
+    had_dropout = False
 
     def __init__(self, proto: bytes):
         """Loads the content of a .model file."""
@@ -269,6 +274,7 @@ class ByteModel:
     size = len(SPECIAL_TOKENS) + 256
     special_names: frozenset[str] = frozenset()
     extends = True
+    had_dropout = False
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of several texts."""

@@ -137,6 +137,11 @@ def validation_text(run: TextRun, progress: bool = False) -> ValidText:
     else:
         valid = load_text(data, progress, tokenizer=run.tokenizer)
         name, is_same = "data.sources", run.data == valid.fingerprint
+    if not is_same and run.tokenizer.had_dropout:  # this version's own runs save it without
+        raise UserError(
+            "data.tokenizer: the run's tokenizer has dropout, which this version switches off, so that the text of the "
+            "run cannot be encoded as in training; name a text with --data"
+        )
     if not is_same:
         raise UserError(f"{name}: differ from the text that the run was trained on; name a text with --data")
     return valid

@@ -97,12 +97,19 @@ def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
 
     Training it again may give another one: a stream may have changed, versions draw samples of a text in different
     ways, and the training of unigram is not reproducible.
+
+    Raises:
+      UserError: no tokenizer of this version encodes a text as the run's did.
     """
-    data = config.data
-    if not isinstance(data, DataConfig) or data.tokenizer.path:
+    saved = _saved_text(workdir) if isinstance(config.data, DataConfig) else None
+    if saved is None or is_of_earlier_version(saved[0]):
         return None
-    saved = _saved_text(workdir)
-    return None if saved is None else saved[1]
+    if saved[1].had_dropout:
+        raise UserError(
+            f"{workdir}: the run's tokenizer has dropout, which this version switches off, so that the run cannot be "
+            "resumed; choose another --workdir"
+        )
+    return None if text_data(config).tokenizer.path else saved[1]
 
 
 def _earlier_text(config: Config, workdir: Path) -> TextData | None:

@@ -316,7 +316,15 @@ def test_dropout_of_merges_in_the_file_is_ignored(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(content))
     t = Tokenizer.load(tmp_path / "t.json")
     assert len({tuple(t.encode("the text of the tokenizer " * 5)) for _ in range(20)}) == 1
-    assert json.loads(t.to_bytes()) == json.loads(Tokenizer.load(prebuilt(tmp_path / "s.json", ["</s>"])).to_bytes())
+    plain = Tokenizer.load(prebuilt(tmp_path / "s.json", ["</s>"]))
+    assert json.loads(t.to_bytes()) == json.loads(plain.to_bytes())
+    assert t.had_dropout
+    assert not plain.had_dropout
+    content["model"]["dropout"] = 0.0
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    zero = Tokenizer.load(tmp_path / "t.json")
+    assert not zero.had_dropout
+    assert b'\\"dropout\\":0.0' in zero.to_bytes(), "the fingerprint is that of earlier versions"
 
 
 def test_post_processors_in_the_file_are_ignored(tmp_path):

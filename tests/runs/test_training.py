@@ -4,8 +4,13 @@ import math
 
 import pytest
 
+from psann_jax.config import TokenizerConfig
 from psann_jax.data.corpus import Corpus
+from psann_jax.data.tokenizer import Tokenizer
+from psann_jax.data.tokenizer_training import train_tokenizer
 from psann_jax.runs import training
+from psann_jax.runs.evaluate import text_of, validation_text
+from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.training import LOSS_CURVE, train_run
 from psann_jax.tasks.lm import LanguageModel
 from psann_jax.train.loop import StopSignals
@@ -65,6 +70,24 @@ def test_a_run_keeps_its_tokenizer_when_the_cache_is_gone(tmp_path, monkeypatch)
     write_text(tmp_path / "text.txt", seed=1)
     with pytest.raises(UserError, match=r"run: data\.sources or the tokenizer give another text than the one the run"):
         train_run(tiny_config(tmp_path, **settings, train__steps=9), run)
+
+
+def test_a_run_of_an_earlier_version_on_a_tokenizer_with_dropout_is_named_as_such(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    train_tokenizer(sentences(), TokenizerConfig(kind="bpe", vocab_size=280), False).save(path)
+    to_bytes, run = Tokenizer.to_bytes, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        old, new = (rf"\"dropout\":{value}".encode() for value in ("null", "0.1"))
+        patch.setattr(Tokenizer, "to_bytes", lambda self: to_bytes(self).replace(old, new))
+        train_run(tiny_config(tmp_path, data__tokenizer__kind="auto", data__tokenizer__path=str(path)), run)
+    config = tiny_config(tmp_path, data__tokenizer__kind="auto", data__tokenizer__path=str(path), train__steps=9)
+    why = "the run's tokenizer has dropout, which this version switches off"
+    with pytest.raises(UserError, match=rf"^{run}: {why}, so that .*; choose another --workdir$"):
+        train_run(config, run)
+    loaded = load_text_run(run)
+    with pytest.raises(UserError, match=rf"^data\.tokenizer: {why}, so that .*; name a text with --data$"):
+        validation_text(loaded)
+    assert text_of(loaded, str(tmp_path / "text.txt")).n_valid_tokens
 
 
 def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, monkeypatch):
