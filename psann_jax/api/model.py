@@ -170,7 +170,8 @@ class psannLM:
           workdir: directory for the files of the run; default a temporary one, which stays if an error ends the
             training after a checkpoint. If it holds a run with the same settings, that run is resumed from its last
             checkpoint, and lr, warmup_steps, batch_tokens and amp default to the run's values. Weights of the model
-            must be those that the run started from, or the run's own, from the last `fit` or by `load`.
+            must be those that the run started from, or the run's own, from the last `fit` or by `load` of its last
+            checkpoint.
           callbacks: objects of classes derived from `psann_jax.Callback`, called in their order by the first process.
           **options: seed, grad_accum_steps, weight_decay, grad_clip and any other setting of the config sections train
             (under the same name), eval (eval_every, ...), checkpoint (checkpoint_every, ...) and mesh (fsdp, tensor,
@@ -343,9 +344,10 @@ class psannLM:
         model.base, model.history, model.summary, model._sampler = weights.config.model.base, [], {}, None
         model._model, model._weights, model._workdir = weights.config.model, weights, None
         location = given_location(path, "path")
-        is_last = options.get("checkpoint") in (None, "last") and not options.get("ema_params")
-        if is_last and isinstance(location, Path) and names_run(location):
-            model._workdir = os.path.realpath(location)
+        if isinstance(location, Path) and names_run(location) and not options.get("ema_params"):
+            last = CheckpointReader(location / CHECKPOINTS).latest()
+            if weights.training is not None and weights.training.step == last:
+                model._workdir = os.path.realpath(location)
         return model
 
 

@@ -70,8 +70,8 @@ def prepare_resuming(
     given = origin[GIVEN_SHA256]
     if given is not None and metadata.get(GIVEN_SHA256, given) != given:
         raise UserError(
-            f"workdir: {workdir}: holds a run that started from other weights; choose another, or load that run to "
-            "continue it"
+            f"workdir: {workdir}: holds a run that started from other weights; choose another, or load that run "
+            "without checkpoint or ema_params to continue it"
         )
     stream = task.stream()
     if stream is not None:

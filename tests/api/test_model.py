@@ -243,6 +243,9 @@ def test_a_workdir_continues_only_the_weights_that_its_run_started_from(tmp_path
     assert equal(same.params, tuned.params)
     for max_steps, model in ((4, tuned), (5, psannLM.load(run)), (6, psannLM.load(tmp_path / "first.safetensors"))):
         assert tune(model, max_steps).summary["steps"] == max_steps
+    assert tune(psannLM.load(run, checkpoint=6), 7).summary["steps"] == 7, "it is the last one"
+    with pytest.raises(UserError, match=r"choose another, or load that run without checkpoint or ema_params to contin"):
+        tune(psannLM.load(run, checkpoint=6), 8)
 
 
 def test_a_second_fit_starts_from_the_weights_with_its_own_arguments():
