@@ -95,6 +95,9 @@ def _read(
             return read_puzzles(path, ratings=config.ratings, progress=progress), None
 
         parts.append(_cached(root, keys[-1], progress, make))
+        is_full_N = np.all(parts[-1].puzzles.puzzles_Nx81 > 0, axis=1)
+        if is_full_N.any():  # earlier versions prepared such files
+            raise UserError(f"{path}: puzzle {int(np.argmax(is_full_N)) + 1}: question: has no empty cell")
     keys_N = np.concatenate([part.keys_N for part in parts])
     return key_of(keys), _Prepared(concatenate([part.puzzles for part in parts]), keys_N, keys_N)
 

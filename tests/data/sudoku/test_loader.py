@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from psann_jax.config.checks import ConfigError
 from psann_jax.config.sudoku import PuzzlesConfig
 from psann_jax.data.batches import BatchShard
+from psann_jax.data.sudoku import loader
 from psann_jax.data.sudoku.curriculum import active_buckets, phase_ends
 from psann_jax.data.sudoku.generator import grid_keys
 from psann_jax.data.sudoku.loader import PuzzleData, load_puzzles
@@ -134,6 +135,20 @@ def test_validation_batches_are_in_order_with_padding(data):
     buckets = np.concatenate([b["buckets"] for b in batches])
     assert buckets.tolist() == data.valid.buckets_N[rows].tolist() + [-1] * (n - 2)
     assert [b["buckets"].max() for b in data.valid_batches(batch_size=4, max_puzzles=2)] == [buckets[:2].max()]
+
+
+def test_puzzles_without_an_empty_cell_that_an_earlier_version_prepared_are_refused(tmp_path, data, monkeypatch):
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer,rating\n")
+    puzzles_Nx81 = data.train.puzzles_Nx81[:3].copy()
+    puzzles_Nx81[1] = data.train.solutions_Nx81[1]
+    prepared = Puzzles(puzzles_Nx81, data.train.solutions_Nx81[:3], np.zeros(3))
+    config = PuzzlesConfig(files=(str(path),), curriculum="mixed", cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(loader, "read_puzzles", lambda *_, **__: prepared)
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^{path}: puzzle 2: question: has no empty cell$"):
+            load_puzzles(config, progress=False)
+        monkeypatch.undo()  # it is in the cache
 
 
 def test_files_are_split_by_grid(tmp_path, data):
