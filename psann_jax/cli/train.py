@@ -38,7 +38,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     default = "default runs/ and the config's path below configs/"
     add("--workdir", metavar="DIR", help=f"where the run's files go: a directory, s3://... or gs://...; {default}")
-    add("--profile_steps", default="", metavar="FIRST:LAST", help="steps to trace, into profile/ in the workdir")
+    add(
+        "--profile_steps",
+        default="",
+        metavar="FIRST:LAST",
+        help="steps to trace, into profile/ in the workdir; a run that resumes traces those that are left",
+    )
     add(
         "--join_timeout",
         type=positive_int,

@@ -102,7 +102,7 @@ def train(
         if saved_step == config.train.steps == summary.get("steps"):
             _log(f"{workdir}: the run is complete at step {saved_step}; raise train.steps to continue it")
             return dict(summary)
-        trace.require_steps((saved_step or 0) + 1, config.train.steps)
+        trace.check_steps(saved_step or 0, config.train.steps)
         start = starting_weights(initial_params, task.network, mesh) if saved_step is None else StartingWeights()
         progress = stack.enter_context(
             Progress(config.train.steps, start=saved_step or 0, log_every=config.train.log_every, enabled=is_leader)

@@ -37,14 +37,24 @@ class StepTrace:
         self._first, self._last = int(first), int(last)
         require(1 <= self._first <= self._last, "--profile_steps", f"is {steps}, must be 1 <= FIRST <= LAST")
 
-    def require_steps(self, first: int, last: int) -> None:
-        """Raises UserError unless some of the steps `first` to `last`, which this start takes, are to be traced."""
-        is_met = not self._last or (self._first <= last and first <= self._last)
+    def check_steps(self, done: int, steps: int) -> None:
+        """Checks that a run of `steps` steps takes some of those to trace; says so if `done` steps include them all.
+
+        Such a run resumes, perhaps by the command that has traced them.
+
+        Raises:
+          UserError: the run ends before them.
+        """
         require(
-            is_met,
+            self._first <= steps,
             "--profile_steps",
-            f"is {self._first}:{self._last}, but this start takes the steps {first} to {last}",
+            f"is {self._first}:{self._last}, but the run ends at step {steps}",
         )
+        if 0 < self._last <= done and jax.process_index() == 0:
+            print(
+                f"--profile_steps: nothing is traced, the run has already done the steps {self._first} to {self._last}",
+                flush=True,
+            )
 
     def before(self, step: int) -> None:
         """Starts the trace if `step`, about to begin, is the first of those to trace, or the run resumes among them."""

@@ -84,6 +84,15 @@ def test_a_start_without_a_checkpoint_keeps_nothing_of_the_one_before(base, run,
     assert_same_end(tmp_path / "run", base, uninterrupted)
 
 
+def test_the_same_command_resumes_after_the_steps_that_it_traced(base, tmp_path, monkeypatch, uninterrupted):
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: base[3])
+    with monkeypatch.context() as patched:
+        stop_at(patched, step=4)
+        loop.train(base[1], lambda: base[2], tmp_path / "run", profile_steps="2:3")
+    loop.train(base[1], lambda: base[2], tmp_path / "run", profile_steps="2:3")
+    assert_same_end(tmp_path / "run", base, uninterrupted)
+
+
 def test_a_text_may_move_but_not_change(base, run, tmp_path, monkeypatch, uninterrupted):
     _, config, _, _ = base
     moved = tmp_path / "moved.txt"

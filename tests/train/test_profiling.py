@@ -34,19 +34,26 @@ def test_a_run_that_ends_early_keeps_its_trace(tmp_path):
 
 def test_a_run_that_resumes_among_the_steps_traces_the_rest(tmp_path):
     trace = StepTrace("2:5", tmp_path / "profile")
-    trace.require_steps(4, 9)
+    trace.check_steps(3, 9)
     for step in (4, 5, 6):
         trace.before(step)
         trace.after(step, jnp.ones(3))
     assert len(traces(trace.directory)) == 1
 
 
-@pytest.mark.parametrize(("first", "last"), [(6, 9), (1, 1)])
-def test_steps_that_a_start_does_not_take_are_refused(tmp_path, first, last):
-    message = rf"^--profile_steps: is 2:5, but this start takes the steps {first} to {last}$"
-    with pytest.raises(UserError, match=message):
-        StepTrace("2:5", tmp_path).require_steps(first, last)
-    StepTrace("", tmp_path).require_steps(first, last)
+def test_a_run_resumes_after_the_steps_with_a_line(tmp_path, capsys):
+    for steps in ("", "2:5"):
+        StepTrace(steps, tmp_path).check_steps(4, 9)
+    assert capsys.readouterr().out == ""
+    StepTrace("2:5", tmp_path).check_steps(5, 9)
+    assert capsys.readouterr().out == "--profile_steps: nothing is traced, the run has already done the steps 2 to 5\n"
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_steps_after_the_end_of_the_run_are_refused(tmp_path, done):
+    with pytest.raises(UserError, match=r"^--profile_steps: is 2:5, but the run ends at step 1$"):
+        StepTrace("2:5", tmp_path).check_steps(done, 1)
+    StepTrace("", tmp_path).check_steps(done, 1)
 
 
 def test_nothing_is_written_without_steps(tmp_path):
