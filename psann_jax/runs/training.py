@@ -27,7 +27,7 @@ from psann_jax.train.mirror import local_workdir
 from psann_jax.train.processes import raise_together
 from psann_jax.train.start import Start, StartingWeights
 from psann_jax.train.task import Task
-from psann_jax.train.workdir import CHECKPOINTS
+from psann_jax.train.workdir import CHECKPOINTS, another_run, other_names
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
@@ -113,10 +113,16 @@ def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
 
 
 def _earlier_text(config: Config, workdir: Path) -> TextData | None:
-    """Returns the text of the run in a workdir if an earlier version prepared it, in the format of that version."""
+    """Returns the text of the run in a workdir if an earlier version prepared it, in the format of that version.
+
+    Raises:
+      UserError: the config names other files, or the text cannot be used.
+    """
     saved = _saved_text(workdir) if isinstance(config.data, DataConfig) else None
     if saved is None or not is_of_earlier_version(saved[0]):
         return None
+    if differing := other_names(workdir, config):  # opened by the fingerprint, whatever the files contain
+        raise another_run(workdir, differing)
     return load_earlier_text(text_data(config), *saved, jax.process_index() == 0)
 
 

@@ -1,7 +1,7 @@
 """The workdir of a run: its lock, config.json and summary.json."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,38 @@ def _check_same_run(workdir: Path, config: Config) -> None:
         return
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir}: holds {results[0]} but no {CONFIG}; choose another --workdir")
+    # Without a checkpoint nothing would notice that the content is another.
+    free = (*FREE, *KNOWN_BY_CONTENT) if CHECKPOINTS in results else FREE
+    differing = [line for name, line in _differing(workdir, config).items() if not name.startswith(free)]
+    if differing:
+        raise another_run(workdir, differing)
+
+
+def _differing(workdir: Path, config: Config) -> dict[str, str]:
+    """Returns a line about each setting that differs from config.json, by its dotted name."""
     # A setting that is younger than the run had its default's effect.
     defaults = dict(flatten(default_config(config.model.base).to_dict()))
     saved, given = defaults | dict(flatten(read_config(workdir))), dict(flatten(to_dict(config)))
-    # Without a checkpoint nothing would notice that the content is another.
-    free = (*FREE, *KNOWN_BY_CONTENT) if CHECKPOINTS in results else FREE
-    differing = [n for n in sorted(saved | given) if saved.get(n) != given.get(n) and not n.startswith(free)]
-    if differing:
-        shown = "; ".join(f"{n} is {saved.get(n)!r} there and {given.get(n)!r} here" for n in differing[:3])
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(f"{workdir}: holds another run: {shown}{more}; choose another --workdir")
+    differing = [name for name in sorted(saved | given) if saved.get(name) != given.get(name)]
+    return {name: f"{name} is {saved.get(name)!r} there and {given.get(name)!r} here" for name in differing}
+
+
+def other_names(workdir: Path, config: Config) -> list[str]:
+    """Returns a line about each setting of `KNOWN_BY_CONTENT` that differs from config.json.
+
+    Raises:
+      UserError: config.json is missing or damaged.
+    """
+    return [line for name, line in _differing(workdir, config).items() if name in KNOWN_BY_CONTENT]
+
+
+def another_run(workdir: Path, differing: Sequence[str], note: str = "") -> UserError:
+    """Returns the error for a workdir that holds another run.
+
+    Args:
+      workdir: of the run.
+      differing: a line about each setting that tells it from this one.
+      note: what follows them.
+    """
+    more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return UserError(f"{workdir}: holds another run: {'; '.join(differing[:3])}{more}{note}; choose another --workdir")

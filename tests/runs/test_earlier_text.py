@@ -21,7 +21,7 @@ from psann_jax.train.metrics import read_metrics
 from psann_jax.utils.checksums import file_crc32
 from psann_jax.utils.errors import UserError
 from tests.support.damage import flip_bit
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_config, write_text
 
 FINGERPRINT = "0123456789abcdef0123"
 
@@ -90,6 +90,14 @@ def test_a_run_continues_on_its_text(folder, tmp_path):
     assert run.data == FINGERPRINT
     loss = evaluate(run, validation_text(run)).results["loss"]
     np.testing.assert_allclose(loss, rows(workdir)[-1]["loss"], rtol=1e-6)
+
+
+def test_another_text_is_refused(folder, tmp_path):
+    write_text(tmp_path / "text.txt", seed=7)
+    config = tiny_config(tmp_path, model__dropout=0.0, data__cache_dir=str(folder / "cache"))
+    expected = rf"holds another run: data\.sources is \('{folder}/text\.txt',\) there and .* here; choose another"
+    with pytest.raises(UserError, match=expected):
+        train_run(config, copy(folder, tmp_path))
 
 
 def test_a_new_run_prepares_the_text_anew(folder, tmp_path):
