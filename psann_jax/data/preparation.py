@@ -36,6 +36,11 @@ def run_here(tasks: list[PieceTask], progress: PrepareProgress) -> None:
         prepare_piece(task, progress.add)
 
 
+def text_fingerprint(corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Returns the fingerprint that a corpus has once it is prepared; see `Prepared`."""
+    return f"{FORMAT}-{key_of(corpus.fingerprint, tokenizer.fingerprint)}"
+
+
 def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = True, run: Run = run_here) -> Prepared:
     """Tokenises a corpus, or finds it prepared in the cache.
 
@@ -53,7 +58,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path, progress: bool = T
     Raises:
       UserError: the text cannot be read or is too short, or the cache cannot be written.
     """
-    fingerprint = f"{FORMAT}-{key_of(corpus.fingerprint, tokenizer.fingerprint)}"
+    fingerprint = text_fingerprint(corpus, tokenizer)
     directory = root / f"shards-{key_of(fingerprint, PIECE_BYTES)}"
     files = _find(directory)
     if files is None:

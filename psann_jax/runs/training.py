@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 from psann_jax.config import Config, ConfigError, DataConfig, text_data
 from psann_jax.config.families import family
 from psann_jax.data.cache import cache_root
+from psann_jax.data.corpus import Corpus
 from psann_jax.data.earlier_text import is_of_earlier_version, load_earlier_text
 from psann_jax.data.loader import TextData
+from psann_jax.data.preparation import text_fingerprint
 from psann_jax.data.streamed_text import StreamedText, open_text
 from psann_jax.data.tokenizer import Tokenizer
 from psann_jax.models.network import Network, Params
@@ -77,6 +79,8 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
 
     def make_task() -> Task:
         earlier = _earlier_text(config, workdir)
+        if earlier is None:
+            _check_names(config, workdir)
         kind = family(config.model.base).get("task")
         tokenizer = _saved_tokenizer(config, workdir) if start is None else start.tokenizer()
         text: TextData | StreamedText | None = earlier
@@ -124,6 +128,22 @@ def _earlier_text(config: Config, workdir: Path) -> TextData | None:
     if differing := other_names(workdir, config):  # opened by the fingerprint, whatever the files contain
         raise another_run(workdir, differing)
     return load_earlier_text(text_data(config), *saved, jax.process_index() == 0)
+
+
+def _check_names(config: Config, workdir: Path) -> None:
+    """Checks prepared text of other names than those that the run started with, before hours of tokenising it.
+
+    Raises:
+      UserError: it is another text.
+    """
+    data = config.data
+    saved = _saved_text(workdir) if isinstance(data, DataConfig) and not data.stream else None
+    differing = [] if saved is None else other_names(workdir, config)
+    if saved is None or not differing:
+        return
+    fingerprint, tokenizer = saved
+    if text_fingerprint(Corpus(text_data(config), jax.process_index() == 0), tokenizer) != fingerprint:
+        raise another_run(workdir, differing, ", with another content")
 
 
 def _saved_text(workdir: Path) -> tuple[str, Tokenizer] | None:

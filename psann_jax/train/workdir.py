@@ -8,7 +8,7 @@ from typing import Any
 import filelock
 import jax
 
-from psann_jax.config import Config
+from psann_jax.config import Config, DataConfig
 from psann_jax.config.io import default_config, flatten, to_dict, upgrade_saved
 from psann_jax.train.checkpoint_format import step_of
 from psann_jax.train.metrics import METRICS, current_name
@@ -134,8 +134,9 @@ def _check_same_run(workdir: Path, config: Config) -> None:
         return
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir}: holds {results[0]} but no {CONFIG}; choose another --workdir")
-    # Without a checkpoint nothing would notice that the content is another.
-    free = (*FREE, *KNOWN_BY_CONTENT) if CHECKPOINTS in results else FREE
+    # Without a checkpoint nothing would notice that the content is another. A stream is known by its names.
+    is_known = CHECKPOINTS in results and not (isinstance(config.data, DataConfig) and config.data.stream)
+    free = (*FREE, *KNOWN_BY_CONTENT) if is_known else FREE
     differing = [line for name, line in _differing(workdir, config).items() if not name.startswith(free)]
     if differing:
         raise another_run(workdir, differing)

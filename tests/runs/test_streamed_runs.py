@@ -92,6 +92,10 @@ def test_another_text_and_another_number_of_processes_are_refused(tmp_path, monk
         train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",)), tmp_path / "two")
     with pytest.raises(UserError, match=r"holds another run: data.shuffle_buffer is 16 there and 17 here"):
         train_run(stream_config(tmp_path, (f"{texts}/part-*.jsonl",), data__shuffle_buffer=17), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"holds another run: data\.sources is .*part-\*.* there and .*part-0.* here; choose"
+    ):
+        train_run(stream_config(tmp_path, (f"{texts}/part-0.jsonl",)), tmp_path / "run")
     with (texts / "part-2.jsonl").open("a") as file:
         file.write('{"text": "more"}\n')
     with pytest.raises(UserError, match=r"data.sources or the tokenizer give another text than the one the run was"):

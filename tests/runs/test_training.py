@@ -1,6 +1,7 @@
 """`train_run` chooses the task from the config and draws the loss curve."""
 
 import math
+import shutil
 
 import pytest
 
@@ -88,6 +89,22 @@ def test_a_run_of_an_earlier_version_on_a_tokenizer_with_dropout_is_named_as_suc
     with pytest.raises(UserError, match=rf"^data\.tokenizer: {why}, so that .*; name a text with --data$"):
         validation_text(loaded)
     assert text_of(loaded, str(tmp_path / "text.txt")).n_valid_tokens
+
+
+def test_another_text_is_refused_before_it_is_prepared(tmp_path):
+    config = tiny_config(tmp_path, train__steps=2)
+    train_run(config, tmp_path / "run")
+    write_text(tmp_path / "other.txt", seed=1)
+    before = set((tmp_path / "cache").glob("shards-*"))
+    expected = (
+        r"holds another run: data\.sources is .*text\.txt',\) there and .*other\.txt',\) here, with another content;"
+    )
+    with pytest.raises(UserError, match=expected):
+        train_run(tiny_config(tmp_path, data__sources=(str(tmp_path / "other.txt"),)), tmp_path / "run")
+    assert set((tmp_path / "cache").glob("shards-*")) == before
+    shutil.copy(tmp_path / "text.txt", tmp_path / "other.txt")
+    moved = tiny_config(tmp_path, data__sources=(str(tmp_path / "other.txt"),), train__steps=3)
+    assert train_run(moved, tmp_path / "run")["steps"] == 3
 
 
 def test_pictures_are_rare_and_their_failure_does_not_stop_the_run(tmp_path, monkeypatch):
