@@ -96,7 +96,7 @@ def train(
             _log(message)
         fingerprint, given = broadcast_from_leader(task.fingerprint()), origin_of(initial_params)
         with raise_together():
-            check_same_data(task, fingerprint)
+            check_same_data(task, config, fingerprint)
             origin = prepare_resuming(saved_step, checkpoints, task, config, workdir, given)
         summary = broadcast_from_leader(read_summary(workdir) if is_leader else {})
         if saved_step == config.train.steps == summary.get("steps"):

@@ -11,22 +11,29 @@ from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.processes import gather_from_all
 from psann_jax.train.start import GIVEN_SHA256
 from psann_jax.train.task import Stream, Task
+from psann_jax.train.workdir import another_run, other_names
 from psann_jax.utils.errors import UserError
 
 _STREAMS = "streams"  # in the metadata of a checkpoint: the state of each process's stream
 
 
-def check_same_data(task: Task, expected: str) -> None:
+def check_same_data(task: Task, config: Config, expected: str) -> None:
     """Checks that this process has the data of process 0, whose fingerprint is given.
 
     Raises:
       UserError: it has others.
     """
-    if task.fingerprint() != expected:
-        raise UserError(
-            "data.sources: this process has other data, or another tokenizer, than process 0; give all the same files, "
-            "and name the tokenizer in data.tokenizer.path if it was trained"
-        )
+    if task.fingerprint() == expected:
+        return
+    problem, remedy = f"another content of {_names(config)}", "give all the same files"
+    if task.tokenizer_bytes() is not None:
+        problem += ", or another tokenizer,"
+        remedy += ", and name the tokenizer in data.tokenizer.path if it was trained"
+    raise UserError(f"data: this process has {problem} than process 0; {remedy}")
+
+
+def _names(config: Config) -> str:
+    return ", ".join((*config.data.train_names, *config.data.valid_names))
 
 
 def prepare_resuming(
@@ -63,10 +70,7 @@ def prepare_resuming(
     )
     metadata = checkpoints.metadata(saved_step)
     if metadata["data"] != task.fingerprint():
-        raise UserError(
-            f"{workdir}: data.sources or the tokenizer give another text than the one the run was trained on; "
-            "restore it, or choose another --workdir"
-        )
+        raise _other_data(task, config, workdir)
     given = origin[GIVEN_SHA256]
     if given is not None and metadata.get(GIVEN_SHA256, given) != given:
         raise UserError(
@@ -77,6 +81,15 @@ def prepare_resuming(
     if stream is not None:
         _restore(stream, metadata)
     return {name: metadata[name] for name in origin if name in metadata}
+
+
+def _other_data(task: Task, config: Config, workdir: Path) -> UserError:
+    """Returns the error for data other than those that the run was trained on."""
+    tokenizer = "" if task.tokenizer_bytes() is None else " or with another tokenizer"
+    if differing := other_names(workdir, config):
+        return another_run(workdir, differing, f", with another content{tokenizer}")
+    problem = f"was trained on another content of {_names(config)}{tokenizer}"
+    return UserError(f"{workdir}: {problem}; restore it, or choose another --workdir")
 
 
 def _restore(stream: Stream, metadata: Mapping[str, Any]) -> None:

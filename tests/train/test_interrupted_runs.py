@@ -107,7 +107,9 @@ def test_a_text_may_move_but_not_change(base, run, tmp_path, monkeypatch, uninte
     assert_same_end(tmp_path / "run", base, uninterrupted)
     assert json.loads((tmp_path / "run" / "config.json").read_bytes())["data"]["sources"] == [str(moved)]
     moved.write_text(moved.read_text() + "more\n")
-    with pytest.raises(UserError, match=r"data\.sources or the tokenizer give another text"):
+    with pytest.raises(
+        UserError, match=r"was trained on another content of .*/moved\.txt or with another tokenizer; restore"
+    ):
         run(tmp_path / "run", elsewhere, LanguageModel.load(elsewhere, progress=False))
     (tmp_path / "rows").mkdir()
     for name in ("config.json", "metrics.jsonl"):
