@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from psann_jax.train.checkpoint_format import STEP_PREFIX, add_checksums, is_complete, step_of
+from psann_jax.train.checkpoint_format import STEP_PREFIX, add_checksums, is_complete, step_of, stored_items
 from psann_jax.train.checkpoint_index import INDEX
+from psann_jax.train.orbax_workarounds import find_unreadable
 from psann_jax.train.workdir import CHECKPOINTS
 from psann_jax.utils.buckets import Bucket
 from psann_jax.utils.checksums import CHECKSUMS, find_damage
@@ -88,9 +89,13 @@ class RemoteCheckpoints:
     # --- to the bucket --------------------------------------------------------------------------------
 
     def add_checksums(self) -> None:
-        """Completes new checkpoints after which a process ended at once; call it only while nothing is being saved."""
+        """Completes new checkpoints after which a process ended at once; call it only while nothing is being saved.
+
+        One that cannot be read gets none: it is not copied, and a run that resumes here finds it damaged.
+        """
         for path in self._directory.glob(f"{STEP_PREFIX}_*"):
-            if step_of(path.name) not in self._known:  # others may have been copied here in part
+            is_new = step_of(path.name) not in self._known  # others may have been copied here in part
+            if is_new and not (path / CHECKSUMS).exists() and find_unreadable(path, stored_items(path)) is None:
                 add_checksums(path)
 
     def stage(self, directory: Path) -> dict[int, bytes]:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from psann_jax.train import mirror
+from psann_jax.train.checkpoint_reader import CheckpointReader
 from psann_jax.train.lease import LEASE
 from psann_jax.train.metrics import METRICS
 from psann_jax.train.mirror import leased_workdir
@@ -17,6 +18,8 @@ from psann_jax.utils.checksums import CHECKSUMS, find_damage, write_checksums
 from psann_jax.utils.errors import UserError
 from psann_jax.utils.locations import given_location
 from tests.support.bucket import bucket_at, s3_bucket
+from tests.support.checkpointing import METADATA, make_state, open_checkpoints
+from tests.support.damage import replace_content
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,14 @@ def checkpoint(workdir, step):
         (root / name).write_text(f"{name} of {step}")
     write_checksums(root)
     (workdir / "checkpoints" / "index.json").write_text(f'{{"last": {step}}}')
+
+
+def save_and_end(workdir, step):
+    """Writes a checkpoint without checksums, as a process that ends at once leaves it, and returns its directory."""
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(step, make_state(step), metadata=METADATA, final=True)
+    (checkpoints.path(step) / CHECKSUMS).unlink()
+    return checkpoints.path(step)
 
 
 def rows(*steps):
@@ -211,16 +222,25 @@ def test_the_next_start_on_this_machine_continues_with_what_was_not_copied(opene
 
 
 def test_a_checkpoint_after_which_the_process_ended_at_once_is_copied(opened, url, unfinished):
-    (unfinished / "checkpoints" / "step_1" / CHECKSUMS).unlink()
+    save_and_end(unfinished, 2)
     with opened("a"):
         pass
     assert not unfinished.exists()
     with opened("b") as workdir:
-        assert (workdir / "checkpoints" / "step_1" / CHECKSUMS).exists()
-        assert find_damage(workdir / "checkpoints" / "step_1") is None
-        checkpoint(workdir, 2)
-        (workdir / "checkpoints" / "step_2" / CHECKSUMS).unlink()
-    assert f"checkpoints/step_2/{CHECKSUMS}" in bucket_at(url).files()
+        assert (workdir / "checkpoints" / "step_2" / CHECKSUMS).exists()
+        assert find_damage(workdir / "checkpoints" / "step_2") is None
+        save_and_end(workdir, 3)
+    assert f"checkpoints/step_3/{CHECKSUMS}" in bucket_at(url).files()
+
+
+def test_a_damaged_checkpoint_gets_no_checksums(opened, url, unfinished):
+    for array in (save_and_end(unfinished, 2) / "params" / "d").iterdir():
+        replace_content(array, b"")
+    with opened("a") as workdir:
+        found, (damaged,) = CheckpointReader(workdir / "checkpoints").newest_intact()
+    assert found == 1
+    assert "step_2: damaged (params: cannot be read" in damaged
+    assert f"checkpoints/step_2/{CHECKSUMS}" not in bucket_at(url).files()
 
 
 def test_a_start_that_cannot_copy_what_is_left_keeps_it(opened, url, unfinished, monkeypatch):
