@@ -27,7 +27,7 @@ from psann_jax.config.names import nearest
 from psann_jax.config.values import require_whole
 from psann_jax.sample.settings import GenerationOptions, Sampling
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import read_json
+from psann_jax.utils.files import read_json, storage_errors
 
 _MIN_STEPS = 100  # of a fit without a number of epochs or steps
 _MIN_WINDOWS = 64  # in the text, with the default window length
@@ -222,9 +222,17 @@ def sized_as_in(earlier: Path, model: Any) -> Any:
     Raises:
       UserError: the file is damaged.
     """
-    before = read_json(earlier).get("model", {}) if earlier.exists() else {}
+    before = _saved_section(earlier, "model")
     left = [name for name in ("vocab_size", "n_positions") if before.get(name) == 0 and hasattr(model, name)]
     return dataclasses.replace(model, **dict.fromkeys(left, 0))
+
+
+def _saved_section(earlier: Path, name: str) -> dict[str, Any]:
+    """Returns a section of a config.json; {} if there is no such file."""
+    with storage_errors(earlier, "read"):
+        exists = earlier.exists()
+    section: dict[str, Any] = read_json(earlier).get(name, {}) if exists else {}
+    return section
 
 
 def fit_config(
@@ -251,7 +259,7 @@ def fit_config(
     """
     sections = FIT.section(given)
     train = sections.setdefault("train", {})
-    before = read_json(earlier).get("train", {}) if earlier.exists() else {}
+    before = _saved_section(earlier, "train")
     defaults = {"lr": default_lr(model.d_model), "precision": device_defaults()["amp"]}
     for name in ("lr", "precision", "batch_tokens"):
         train.setdefault(name, before.get(name, defaults.get(name)))

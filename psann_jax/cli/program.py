@@ -137,9 +137,11 @@ def _workdir(argv: Sequence[str]) -> Path | None:
 
 
 def _system_limit(error: Exception) -> str:
-    """What to say if a device is full or a file's name is too long; "" for any other error."""
+    """What to say if a device is full, a file's name is too long or a path is forbidden; "" for any other error."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not isinstance(error, OSError) or error.errno not in (*full, errno.ENAMETOOLONG):
+    if not isinstance(error, OSError) or error.errno not in (*full, errno.ENAMETOOLONG, errno.EACCES):
+        return ""
+    if error.errno == errno.EACCES and error.filename is None:  # not of a path, such as that of a port
         return ""
     name = os.fsdecode(error.filename or "the output")
     short = name if len(name) < 200 else f"{name[:100]}..."

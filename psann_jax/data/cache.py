@@ -69,7 +69,7 @@ def get_or_make(
     """
     final = root / name
     # Another process may move a damaged entry aside during the check; its files are missing then.
-    with contextlib.suppress(FileNotFoundError):
+    with storage_errors(root, hint=STORAGE_HINT), contextlib.suppress(FileNotFoundError):
         if final.is_dir() and find_damage(final) is None:
             return final
     with storage_errors(root, hint=STORAGE_HINT):

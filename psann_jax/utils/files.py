@@ -135,8 +135,9 @@ def require_writable(location: Path | BucketUrl, field: str) -> None:
     if not isinstance(location, Path):
         return
     path = location.absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    # Not Path.exists, which before Python 3.14 raises PermissionError below a directory that may not be entered.
+    existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     if not existing.is_dir():
         raise UserError(f"{field}: {existing}: is a file, must be a directory")
-    if not os.access(existing, os.W_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{field}: {existing}: cannot be written")

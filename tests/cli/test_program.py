@@ -58,6 +58,8 @@ def test_foreseen_ends_are_one_line(monkeypatch, capsys):
     long = OSError(36, "File name too long", "x" * 304)
     name = "x" * 100
     assert end(monkeypatch, capsys, long) == (2, f"error: {name}...: cannot be used: File name too long\n")
+    forbidden = PermissionError(13, "Permission denied", "/root/run")
+    assert end(monkeypatch, capsys, forbidden) == (2, "error: /root/run: cannot be used: Permission denied\n")
 
 
 @pytest.mark.parametrize("workdir", ["given", "missing", "default", "none"])

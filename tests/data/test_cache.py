@@ -14,6 +14,7 @@ import pytest
 
 from psann_jax.data.cache import cache_root, get_or_make, key_of
 from psann_jax.utils.errors import UserError
+from tests.support.permissions import forbidden
 
 
 def write(text: str):
@@ -37,6 +38,14 @@ def test_a_failed_build_leaves_no_entry(tmp_path, error):
         get_or_make(tmp_path, "entry", fail)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     assert (get_or_make(tmp_path, "entry", write("whole")) / "content").read_text() == "whole"
+
+
+def test_a_forbidden_cache_is_a_user_error(tmp_path):
+    with (
+        forbidden(tmp_path / "secret") as path,
+        pytest.raises(UserError, match=r"cannot be written: Permission denied;"),
+    ):
+        get_or_make(path, "entry", write("a"))
 
 
 KILLED = """

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from psann_jax.utils.errors import UserError
-from psann_jax.utils.files import atomic_path, atomic_write, read_json, storage_errors, write_json
+from psann_jax.utils.files import (
+    atomic_path,
+    atomic_write,
+    read_json,
+    require_writable,
+    storage_errors,
+    write_json,
+)
+from tests.support.permissions import forbidden
 
 
 @pytest.mark.parametrize("fsync", [False, True])
@@ -59,3 +67,13 @@ def test_an_error_with_a_hint_is_one_line(tmp_path: Path) -> None:
     message = rf"^{tmp_path}: cannot be read: bad block; try again$"
     with pytest.raises(UserError, match=message), storage_errors(tmp_path, "read", hint="try again"):
         raise OSError("bad block\nDetail: more")
+
+
+def test_a_directory_that_can_be_made_is_writable_and_one_in_a_forbidden_one_is_not(tmp_path):
+    require_writable(tmp_path / "a" / "b", "--out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^--out: .*/file: is a file, must be a directory$"):
+        require_writable(tmp_path / "file" / "a", "--out")
+    with forbidden(tmp_path / "secret") as path, pytest.raises(UserError, match=r"^--out: /.*: cannot be written$"):
+        require_writable(path / "a", "--out")
