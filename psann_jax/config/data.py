@@ -59,6 +59,11 @@ class TokenizerConfig:
     eos_token: str = "<eos>"  # ends a document
     unk_token: str = "<unk>"  # for text that the tokenizer does not know
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the tokenizer is trained on the text, which may yield fewer tokens than `vocab_size`."""
+        return not self.path and self.kind != "bytes"
+
     def check(self, prefix: str) -> None:
         """Raises ConfigError on the first value that cannot be used."""
         if self.kind == "bytes" or self.path:

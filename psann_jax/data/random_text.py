@@ -59,7 +59,7 @@ class RandomText:
 
 def _vocab_size(data: DataConfig) -> int:
     settings = data.tokenizer
-    if not (settings.path or settings.kind == "bytes"):
+    if settings.is_trained:
         return settings.vocab_size
     from psann_jax.data.loader import named_tokenizer
     from psann_jax.data.tokenizer import byte_tokenizer

@@ -20,7 +20,7 @@ from grain import experimental
 from psann_jax.config import DataConfig, require
 from psann_jax.data.batches import WHOLE_BATCH, BatchShard
 from psann_jax.data.cache import key_of
-from psann_jax.data.corpus import SAMPLE_PIECE_BYTES, in_random_order, refuse_unused, truncated
+from psann_jax.data.corpus import SAMPLE_PIECE_BYTES, Corpus, in_random_order, refuse_unused, truncated
 from psann_jax.data.encoding import encode_shard
 from psann_jax.data.loader import TextData, load_text, load_tokenizer
 from psann_jax.data.shards import Shard
@@ -60,9 +60,26 @@ def open_text(
         settings = dataclasses.replace(config.tokenizer, vocab_size=tokenizer.vocab_size)
         config = dataclasses.replace(config, tokenizer=settings)
     else:
-        sample = functools.partial(_sample, sources, config.split_seed)
-        tokenizer = load_tokenizer(config, _identity(sources), sample, progress)
+        tokenizer = _load_tokenizer(config, sources, progress)
     return StreamedText(config, tokenizer, sources, valid_sources)
+
+
+def open_tokenizer(config: DataConfig, progress: bool = True) -> Tokenizer:
+    """Returns the tokenizer of a run, as `open_text` does, without preparing its text.
+
+    Raises:
+      UserError: a source, the tokenizer or the cache cannot be used.
+    """
+    check_settings(config.tokenizer)
+    if config.stream:
+        return _load_tokenizer(config, [open_stream(spec, config) for spec in config.sources], progress)
+    corpus = Corpus(config, progress)
+    return load_tokenizer(config, corpus.fingerprint, corpus.training_sample, progress)
+
+
+def _load_tokenizer(config: DataConfig, sources: Sequence[StreamSource], progress: bool) -> Tokenizer:
+    sample = functools.partial(_sample, sources, config.split_seed)
+    return load_tokenizer(config, _identity(sources), sample, progress)
 
 
 def load_valid_text(config: DataConfig, tokenizer: Tokenizer) -> ValidText:

@@ -1,5 +1,6 @@
 """Budgets: gives a contender as many FLOPs, parameters or seconds as the reference has."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -9,16 +10,23 @@ from typing import Any
 from ml_collections import config_dict
 
 from psann_jax.bench.random_task import random_task
-from psann_jax.config import Config, require
+from psann_jax.config import Config, DataConfig, require
+from psann_jax.config.data import DataSection
 from psann_jax.config.io import parse, to_dict
+from psann_jax.data.streamed_text import open_tokenizer
 from psann_jax.models import flops
 from psann_jax.models.network import Network
+from psann_jax.utils.errors import UserError
 
 EQUAL_TOKENS = "tokens", "parameters"  # budgets with equal training tokens
 
 
 def match_budget(
-    config: Config, reference: Config, budget: str, speed: Callable[[Config], float] | None = None
+    config: Config,
+    reference: Config,
+    budget: str,
+    speed: Callable[[Config], float] | None = None,
+    trained_vocabulary: Callable[[Any], int | None] = lambda data: None,
 ) -> Config:
     """Returns a config that is adjusted to the reference's budget.
 
@@ -27,6 +35,7 @@ def match_budget(
       reference: the config whose budget counts.
       budget: a name in `psann_jax.experiments.sweeps.BUDGETS`.
       speed: measures a config's tokens/s on this device; needed for the budget "seconds".
+      trained_vocabulary: a text may yield fewer tokens than its config asks for, see the function of that name.
 
     Raises:
       ConfigError: no width of the MLPs gives the reference's number of parameters, or only one of the two pads its rows
@@ -39,12 +48,17 @@ def match_budget(
         require(
             same_rows, "data.pack", f"differs from the reference's; padding makes the tokens of budget {budget} unequal"
         )
-        return config if budget == "tokens" else _with_parameters(config, _network(reference).n_params)
+        if budget == "tokens":
+            return config
+    own, others = (_with_vocabulary(c, trained_vocabulary) for c in (config, reference))
+    if budget == "parameters":
+        width = _fitting_width(own, _network(others).n_params)
+        return config if width == own.model.d_mlp else with_settings(config, {"model.d_mlp": width})
     if budget == "flops":
-        factor = flops_per_token(reference) / flops_per_token(config)
+        factor = flops_per_token(others) / flops_per_token(own)
     else:
         assert speed is not None
-        factor = speed(config) / speed(reference)
+        factor = speed(own) / speed(others)
     train = config.train
     # Of the reference's tokens: the contender's own steps or batches may be others.
     n_tokens = factor * reference.train.steps * reference.train.batch_tokens
@@ -60,14 +74,46 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return parse(mapping)
 
 
-def flops_per_token(config: Config) -> float:
-    """Returns the model FLOPs of training per token, see `psann_jax.models.flops`."""
-    return _flops_per_token(dataclasses.replace(config, seed=0))  # equal for all seeds
+def trained_vocabulary(data: DataSection) -> int | None:
+    """Returns the size of the tokenizer that is trained on a text, unless it is the one that the settings ask for.
+
+    Trains the tokenizer unless it is in the cache. None also if the text cannot be read, which training reports.
+    """
+    if isinstance(data, DataConfig) and data.tokenizer.is_trained:
+        with contextlib.suppress(UserError):
+            size = open_tokenizer(data).vocab_size
+            return None if size == data.tokenizer.vocab_size else size
+    return None
+
+
+def _with_vocabulary(config: Config, trained_vocabulary: Callable[[Any], int | None]) -> Config:
+    """Returns a config with its real vocabulary, for counts and speeds alone."""
+    size = None if getattr(config.model, "vocab_size", 1) else trained_vocabulary(config.data)
+    return config if size is None else with_settings(config, {"model.vocab_size": size})
+
+
+def flops_per_token(config: Config, n_params: int | None = None) -> float:
+    """Returns the model FLOPs of training per token, see `psann_jax.models.flops`.
+
+    Args:
+      config: the experiment.
+      n_params: parameters of the trained network, from which the vocabulary of a trained tokenizer follows; None: it
+        has the size that the config asks for.
+    """
+    return _flops_per_token(dataclasses.replace(config, seed=0), n_params)  # equal for all seeds
 
 
 @functools.cache
-def _flops_per_token(config: Config) -> float:
-    return flops.flops_per_token(config, _network(config))
+def _flops_per_token(config: Config, n_params: int | None) -> float:
+    network = _network(config)
+    if n_params is not None and n_params < network.n_params and not getattr(config.model, "vocab_size", 1):
+        size: int = network.config.vocab_size
+        of_a_token = _network(with_settings(config, {"model.vocab_size": size + 1})).n_params - network.n_params
+        missing, rest = divmod(network.n_params - n_params, of_a_token)
+        # Another version may have counted other parameters.
+        if rest == 0 and missing < size:
+            network = _network(with_settings(config, {"model.vocab_size": size - missing}))
+    return flops.flops_per_token(config, network)
 
 
 def _network(config: Config) -> Network:
@@ -75,16 +121,15 @@ def _network(config: Config) -> Network:
     return network
 
 
-def _with_parameters(config: Config, n_params: int) -> Config:
-    """Sets d_mlp to the multiple of 8 that comes nearest to a number of parameters, unless the config has that many."""
+def _fitting_width(config: Config, n_params: int) -> int:
+    """Returns the multiple of 8 for d_mlp that comes nearest to a number of parameters, or the one that gives them."""
     if _network(config).n_params == n_params:
-        return config
+        return int(config.model.d_mlp)
     narrow, wide = (_network(with_settings(config, {"model.d_mlp": width})).n_params for width in (8, 16))
     width = 8 * max(round((n_params - narrow) / (wide - narrow)) + 1, 1) if wide > narrow else config.model.d_mlp
-    fitted = with_settings(config, {"model.d_mlp": width})
     require(
-        math.isclose(_network(fitted).n_params, n_params, rel_tol=0.02),
+        math.isclose(_network(with_settings(config, {"model.d_mlp": width})).n_params, n_params, rel_tol=0.02),
         "model.d_mlp",
         f"of {config.model.base} cannot give {n_params:,} parameters, as the budget parameters requires",
     )
-    return fitted
+    return int(width)

@@ -1,5 +1,6 @@
 """The runs of a sweep, one `Case` per run."""
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from psann_jax.config import Config, ConfigError, require
 from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
-from psann_jax.experiments.budgets import match_budget, with_settings
+from psann_jax.experiments.budgets import match_budget, trained_vocabulary, with_settings
 from psann_jax.experiments.data_check import shared_data
 from psann_jax.experiments.sweeps import BUDGETS, RUNG, at_rung, check_overrides, contender_config
 from psann_jax.experiments.tuning import Settings, require_seeds
@@ -118,6 +119,7 @@ def all_cases(
     check_overrides(sweep, overrides)
     combinations = [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     cases: list[Case] = []
+    vocabulary = functools.cache(trained_vocabulary)  # for this call alone: the text may change before another
     for budget, (rung, common), values in itertools.product(sweep.budgets, sizes(sweep), combinations):
         best = {name: (chosen or {}).get(label(name, rung), ()) for name in contenders}
         configs = {
@@ -126,7 +128,7 @@ def all_cases(
         _check_data(configs, sweep.tuning is not None)
         first = next(iter(configs.values()))
         matched = {
-            name: match_budget(config, first, budget, speed)
+            name: match_budget(config, first, budget, speed, vocabulary)
             for name, config in configs.items()
             if not only or name in only
         }

@@ -10,7 +10,7 @@ import numpy as np
 
 from psann_jax.experiments.cases import Settings
 from psann_jax.experiments.obstacles import obstacle
-from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.outcome import Outcome, train_flops
 from psann_jax.experiments.statistics import Samples, mean_and_deviation, mean_interval
 from psann_jax.experiments.sweeps import RUNG
 from psann_jax.experiments.text_noise import same_windows, text_noise
@@ -50,7 +50,7 @@ class Ladder:
 
     def log_flops(self) -> np.ndarray:
         """The decimal logarithm of the training FLOPs of each rung, (R,)."""
-        return np.log10([next(iter(runs.values())).train_flops for runs in self.rungs.values()])
+        return np.log10([train_flops(runs.values()) for runs in self.rungs.values()])
 
     def losses(self, seed: int) -> np.ndarray:
         """The last validation loss of each rung, (R,)."""

@@ -77,8 +77,8 @@ class Outcome:
     @property
     def train_flops(self) -> float:
         """Model FLOPs of the training; padding is computed, too."""
-        train = self.case.config.train
-        return train.steps * train.batch_tokens * flops_per_token(self.case.config)
+        train, n_params = self.case.config.train, None if self.summary is None else self.summary["n_params"]
+        return train.steps * train.batch_tokens * flops_per_token(self.case.config, n_params)
 
     @property
     def losses(self) -> dict[int, float]:
@@ -141,6 +141,14 @@ class Outcome:
             "train_config": to_dict(config)["train"],
             "data_config": to_dict(config)["data"],
         }
+
+
+def train_flops(runs: Iterable[Outcome]) -> float:
+    """Model FLOPs of each of several runs that differ in their seed.
+
+    They are those of a trained one if there is one: a run that diverged does not say how large its vocabulary was.
+    """
+    return max(runs, key=lambda run: run.summary is not None).train_flops
 
 
 def settings_text(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from psann_jax.config.families import family
-from psann_jax.experiments.outcome import Outcome
+from psann_jax.experiments.outcome import Outcome, train_flops
 from psann_jax.plots.style import line_style, new_figure
 
 
@@ -60,7 +60,7 @@ def draw_final(path: Path, outcomes: Sequence[Outcome]) -> None:
     for i, (contender, of_contender) in enumerate(groups.items()):
         style = line_style(i) | {"linestyle": ""}
         for group in of_contender.values():
-            flops = group[0].train_flops
+            flops = train_flops(group)
             losses = [o.val_loss for o in group]
             axes.plot([flops] * len(losses), losses, **style, markersize=5, alpha=0.5)
             if any(loss > high for loss in losses):

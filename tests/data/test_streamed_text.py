@@ -1,6 +1,7 @@
 """Text that is streamed: batches from a state, tokenizers, several readers, bounded memory."""
 
 import collections
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -16,7 +17,7 @@ from psann_jax.data import remote_files, stream_windows, streamed_text
 from psann_jax.data.batches import BatchShard
 from psann_jax.data.loader import load_text
 from psann_jax.data.stream_sources import StreamPart, StreamSource
-from psann_jax.data.streamed_text import StreamedText, load_valid_text, open_text
+from psann_jax.data.streamed_text import StreamedText, load_valid_text, open_text, open_tokenizer
 from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.utils.errors import DataError, UserError
 from tests.data.test_loader import random_lines
@@ -282,6 +283,9 @@ def test_the_tokenizer_is_trained_on_a_bounded_sample(tmp_path, monkeypatch):
     assert text.tokenizer.vocab_size <= 300
     assert text.fingerprint == open_text(settings, progress=False).fingerprint
     assert "a stream, parts: 3; 4 windows of 16 shuffled at a time" in text.describe()
+    for data in (settings, dataclasses.replace(settings, stream=False, shuffle_buffer=1024)):
+        alone = open_tokenizer(data, progress=False)
+        assert alone.fingerprint == open_text(data, progress=False).tokenizer.fingerprint
 
 
 def test_the_fingerprint_follows_names_sizes_settings_and_the_validation_text(tmp_path):

@@ -1,19 +1,24 @@
 """The runs of a sweep: contenders, grid, seeds, budgets and overrides."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from psann_jax.config import ConfigError
 from psann_jax.config.files import load_config_file
 from psann_jax.config.io import default_config
+from psann_jax.data.streamed_text import open_tokenizer
 from psann_jax.experiments.budgets import flops_per_token
 from psann_jax.experiments.cases import all_cases, folders
 from psann_jax.experiments.comparisons import compare
+from psann_jax.experiments.outcome import DIVERGED, train_flops
 from psann_jax.experiments.sweeps import sweep_config
-from psann_jax.models.network import build
+from psann_jax.models.network import build, make_network
 from psann_jax.utils.errors import UserError
 from tests.support.processes import TESTS
 from tests.support.sweeps import CONTENDERS, make_outcome, small_sweep
+from tests.support.tiny import write_text
 
 
 def test_every_base_gets_the_common_settings():
@@ -64,6 +69,52 @@ def test_budgets():
     assert by_name["ngt_seconds_seed1"].config.train.steps == 80
     assert by_name["ngt_seconds_seed1"].config.train.warmup_steps == 8
     assert by_name["waveresnet_seconds_seed1"].config.train.steps == 40
+
+
+@pytest.fixture
+def text_sweep(tmp_path):
+    """A sweep on a text of few different words, whose tokenizer has 300 tokens at the most."""
+    contenders = {
+        "plain": {"model.base": "transformer"},
+        "deep": {"model.base": "transformer", "model.n_layers": 6},
+        "tied": {"model.base": "transformer", "model.tied_embeddings": True},
+    }
+    sweep = small_sweep(contenders, seeds=(1,), budgets=("flops", "parameters", "seconds"))
+    sweep.common.model.update(vocab_size=0, d_mlp=1024)
+    text = write_text(tmp_path / "text.txt")
+    sweep.common.data.update(sources=(str(text),), cache_dir=str(tmp_path / "cache"))
+    return sweep
+
+
+def budgets_of(sweep, n_tokens):
+    """Steps and widths of all runs, and the vocabularies of the models whose speeds are measured."""
+    sweep.common.data.tokenizer.vocab_size, measured = n_tokens, set()
+    cases = all_cases(sweep, speed=lambda config: measured.add(config.model.vocab_size) or 100.0)
+    return [(case.name, case.config.train.steps, case.config.model.d_mlp) for case in cases], measured
+
+
+def test_budgets_count_the_tokens_that_the_text_yields(text_sweep):
+    n_tokens = open_tokenizer(all_cases(text_sweep, only=["plain"])[0].config.data).vocab_size
+    assert n_tokens < 320
+    # Asked for as many tokens as there are, or for more.
+    exact, measured = budgets_of(text_sweep, n_tokens)
+    assert measured == {0}, "a speed that was measured before is found"
+    assert budgets_of(text_sweep, 4 * n_tokens) == (exact, {n_tokens})
+    text_sweep.common.data.sources = ("/no/such/text",)
+    assert budgets_of(text_sweep, n_tokens)[0] == exact, "the runs say that the text is missing"
+    assert budgets_of(text_sweep, 4 * n_tokens)[0] != exact
+
+
+def test_flops_are_those_of_the_trained_vocabulary(text_sweep):
+    case, *_ = all_cases(text_sweep, only=["plain"])
+    network = make_network(case.config, 300)
+    outcome = make_outcome(case, 3.0)
+    assert outcome.train_flops == 40 * 64 * flops_per_token(case.config), "not a number of parameters that it can have"
+    outcome.summary["n_params"] = network.n_params
+    config = dataclasses.replace(case.config, model=network.config)
+    assert outcome.train_flops == 40 * 64 * flops_per_token(config)
+    diverged = dataclasses.replace(outcome, summary=None, error=DIVERGED)
+    assert train_flops([diverged, outcome]) == outcome.train_flops
 
 
 def test_the_budget_parameters_leaves_a_model_that_has_them_as_it_is():
