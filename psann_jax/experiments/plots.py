@@ -13,6 +13,8 @@ from psann_jax.config.families import family
 from psann_jax.experiments.outcome import Outcome, train_flops
 from psann_jax.plots.style import line_style, new_figure
 
+_LARGEST_EXPONENT = 700.0  # of which Matplotlib can draw the exponential; a float64 ends at 709
+
 
 def draw_losses(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Plots validation loss over training tokens, the mean of the seeds in a band of their range, as a PNG."""
@@ -83,20 +85,25 @@ def _label_final(axes: Axes, outcomes: Sequence[Outcome], flops: Sequence[float]
         axes.set_xscale("log")
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel(f"validation loss ({_unit(outcomes)})")
-    # A perplexity is at least 1, but Matplotlib also evaluates the function at 0.
-    perplexity = axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1))))
-    perplexity.set_ylabel("perplexity")
     low, high = axes.get_ylim()
-    if high - low > math.log(4):
-        # Evenly spaced perplexities would all be at the top.
-        perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        perplexity.yaxis.set_major_formatter(FuncFormatter(lambda ppl, _: f"{ppl:,.0f}"))
+    if high < _LARGEST_EXPONENT:
+        _add_perplexity(axes, is_wide=high - low > math.log(4))
     above = sum(not o.val_loss <= high for o in outcomes)
     if above:
         runs = "1 run is" if above == 1 else f"{above} runs are"
         axes.set_title(f"{runs} above the axes (arrows), or diverged", fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9, title="large: mean of the seeds, small: one run", title_fontsize=9)
+
+
+def _add_perplexity(axes: Axes, *, is_wide: bool) -> None:
+    # A perplexity is at least 1, but Matplotlib also evaluates the function at 0.
+    perplexity = axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1))))
+    perplexity.set_ylabel("perplexity")
+    if is_wide:
+        # Evenly spaced perplexities would all be at the top.
+        perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        perplexity.yaxis.set_major_formatter(FuncFormatter(lambda ppl, _: f"{ppl:,.0f}"))
 
 
 def readable_range(losses: Sequence[float]) -> tuple[float, float]:

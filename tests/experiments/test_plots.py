@@ -63,6 +63,14 @@ def test_a_run_far_out_does_not_flatten_the_others(figures, tmp_path):
     assert figures[1].axes[0].get_ylim()[1] < 10
 
 
+def test_losses_without_a_finite_perplexity_can_be_drawn(figures, tmp_path):
+    for loss, n_axes in ((660.0, 1), (800.0, 0), (1e300, 0)):
+        plots.draw_final(tmp_path / "a.png", outcomes_of(LOSSES | {"ngt": (3.0, loss, loss, loss)}))
+        axes = figures[-1].axes[0]
+        assert len(axes.child_axes) == n_axes
+        assert axes.get_ylim()[1] > loss
+
+
 def test_only_diverged_runs_can_be_drawn(figures, tmp_path):
     outcomes = outcomes_of(dict.fromkeys(LOSSES, (math.nan,) * 4))
     plots.draw_final(tmp_path / "a.png", outcomes)

@@ -1,11 +1,11 @@
 """A small sweep of three contenders, and results as its runs would leave them."""
 
-import math
 from pathlib import Path
 
 from psann_jax.config.io import default_config
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.experiments.sweeps import sweep_config
+from psann_jax.train.metrics import perplexity
 
 CONTENDERS = {
     "transformer": {"model.base": "transformer"},
@@ -28,7 +28,7 @@ def make_outcome(case, loss, losses=None, windows=None):
     codes = [{"psann_jax": "0.1.0", "code": "aaaa", "jax": "1", "flax": "2", "optax": "3"}]
     losses = losses or {step: loss + 10 / (step + 1) for step in (0, 20)} | {40: loss}
     rows = [{"kind": "eval", "step": step, "loss": value} for step, value in losses.items()]
-    summary = {"steps": 40, "val_loss": loss, "val_ppl": math.exp(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
+    summary = {"steps": 40, "val_loss": loss, "val_ppl": perplexity(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
     summary |= {"tokens": 40 * 64, "device": "1 x CPU (test)"} | {
         "n_params": 12345,
         "peak_memory_mb": 300.0,
