@@ -38,16 +38,13 @@ def match_budget(
       trained_vocabulary: a text may yield fewer tokens than its config asks for, see the function of that name.
 
     Raises:
-      ConfigError: no width of the MLPs gives the reference's number of parameters, or only one of the two pads its rows
-        although the budget is in tokens.
+      ConfigError: no width of the MLPs gives the reference's number of parameters, or the two pad their rows to another
+        extent although the budget is in tokens.
     """
     if config == reference:
         return config
     if budget in EQUAL_TOKENS:
-        same_rows = getattr(config.data, "pack", True) == getattr(reference.data, "pack", True)
-        require(
-            same_rows, "data.pack", f"differs from the reference's; padding makes the tokens of budget {budget} unequal"
-        )
+        check_rows(config, reference, f"budget {budget}")
         if budget == "tokens":
             return config
     own, others = (_with_vocabulary(c, trained_vocabulary) for c in (config, reference))
@@ -65,6 +62,15 @@ def match_budget(
     steps = max(round(n_tokens / train.batch_tokens), 1)
     warmup_steps = min(round(train.warmup_steps * steps / train.steps), steps)
     return with_settings(config, {"train.steps": steps, "train.warmup_steps": warmup_steps})
+
+
+def check_rows(config: Config, reference: Config, where: str) -> None:
+    """Raises ConfigError if padding takes other parts of two configs' rows, so that equally many have other tokens."""
+    packs = getattr(config.data, "pack", True), getattr(reference.data, "pack", True)
+    weights = getattr(config.data, "weights", ()), getattr(reference.data, "weights", ())
+    why = f"than the reference's: padding makes the tokens of {where} unequal"
+    require(packs[0] == packs[1], "data.pack", f"is another {why}")
+    require(packs[0] or weights[0] == weights[1], "data.weights", f"are others {why}; set data.pack=True")
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -12,10 +12,10 @@ from psann_jax.config import Config, ConfigError, require
 from psann_jax.config.files import apply_overrides, override_key
 from psann_jax.config.io import flatten, parse, to_dict
 from psann_jax.config.names import nearest
-from psann_jax.experiments.budgets import match_budget, trained_vocabulary, with_settings
+from psann_jax.experiments.budgets import check_rows, match_budget, trained_vocabulary, with_settings
 from psann_jax.experiments.data_check import shared_data
 from psann_jax.experiments.sweeps import BUDGETS, RUNG, at_rung, check_overrides, contender_config
-from psann_jax.experiments.tuning import Settings, require_seeds
+from psann_jax.experiments.tuning import Settings, Tuning, require_seeds
 from psann_jax.utils.errors import UserError
 
 _NO_FILE_NAME = re.compile(r"[/\\\0]")  # characters that cannot be part of the name of a folder
@@ -125,7 +125,7 @@ def all_cases(
         configs = {
             name: experiment(common, name, (*own, *values, *best[name]), overrides) for name, own in contenders.items()
         }
-        _check_data(configs, sweep.tuning is not None)
+        _check_data(configs, sweep.tuning)
         first = next(iter(configs.values()))
         matched = {
             name: match_budget(config, first, budget, speed, vocabulary)
@@ -165,7 +165,7 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
                 require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
 
 
-def _check_data(configs: Mapping[str, Config], has_trials: bool) -> None:
+def _check_data(configs: Mapping[str, Config], tuning: Tuning | None) -> None:
     """Checks that contenders have one task; with trials, equal training tokens and validation data that none reads."""
     first, *_ = configs
     tokens = {name: config.train.steps * config.train.batch_tokens for name, config in configs.items()}
@@ -173,12 +173,16 @@ def _check_data(configs: Mapping[str, Config], has_trials: bool) -> None:
         same_task = type(config.data) is type(configs[first].data)
         require(same_task, f"contenders.{name}", f"has another task than {first}")
         require(
-            not has_trials or tokens[name] == tokens[first],
+            tuning is None or tokens[name] == tokens[first],
             f"contenders.{name}",
             f"trains on {tokens[name]:,} tokens (train.steps * train.batch_tokens), but {first} on {tokens[first]:,}; "
             "a tuning stage needs equal training tokens",
         )
-    for data in {config.data for config in configs.values()} if has_trials else ():
+        if tuning is not None:
+            check_rows(config, configs[first], "the trials")
+            is_fixed = getattr(config.data, "pack", True) or "data.weights" not in tuning.names(name)
+            require(is_fixed, "tuning.values.data.weights", "needs data.pack=True: padding makes the tokens unequal")
+    for data in () if tuning is None else {config.data for config in configs.values()}:
         setting = "set data.valid_sources (or data.valid_files)"
         require(bool(data.valid_names), "tuning", f"needs fixed validation data, which no trial reads; {setting}")
         shared = shared_data(data)

@@ -11,7 +11,7 @@ from psann_jax.config.io import flatten, to_dict
 from psann_jax.experiments.cases import Case
 from psann_jax.experiments.comparisons import Comparison
 from psann_jax.experiments.ladder_tables import ladder_parts
-from psann_jax.experiments.obstacles import has_tokens_of, same_validation
+from psann_jax.experiments.obstacles import have_equal_tokens, same_validation
 from psann_jax.experiments.outcome import Outcome, settings_text
 from psann_jax.experiments.part_tables import loss_parts
 from psann_jax.experiments.statistics import ALPHA, MIN_SEEDS, Difference, mean_and_deviation
@@ -118,12 +118,14 @@ def _runs(finished: Sequence[Outcome], n_failed: int, n_cases: int) -> Section:
 def _leaderboard(budget: str, outcomes: Sequence[Outcome], reference: str) -> Section:
     """The means of the runs under one budget that are trained or have diverged."""
     rows = []
-    references = {o.case.settings: o.case for o in outcomes if o.case.contender == reference}
+    # A trained one if there is one, as its tokens are known.
+    trained_last = sorted(outcomes, key=lambda o: o.summary is not None)
+    references = {o.case.settings: o for o in trained_last if o.case.contender == reference}
     solves = any(o.summary is not None and o.metrics()["val_solved"] is not None for o in outcomes)
     for group in _groups(outcomes, lambda case: case.group):
         mean, deviation = mean_and_deviation([o.val_loss for o in group])
         case = group[0].case
-        is_equal = has_tokens_of(case, references.get(case.settings, case))
+        is_equal = all(have_equal_tokens(o, references.get(case.settings, o)) for o in group)
         title = case.label if is_equal else f"{case.label} (unequal tokens)"
         row = [title, str(len(group)), f"{mean:.4f}", or_dash(deviation), _perplexity(mean)]
         rows.append((mean, [*row, *_measured([o.metrics() for o in group if o.summary is not None], solves)]))
@@ -132,7 +134,7 @@ def _leaderboard(budget: str, outcomes: Sequence[Outcome], reference: str) -> Se
     if any(math.isnan(mean) for mean, _ in rows):
         text += " The loss is nan if a run diverged; the other columns are then those of the runs that did not."
     if any(row[0].endswith("(unequal tokens)") for _, row in rows):
-        text += " Contenders with unequal tokens have training lengths of their own, and no verdict."
+        text += " Contenders with unequal tokens have training lengths or padding of their own, and no verdict."
     table = [[*head, "parameters", "tokens/s", "peak MB"], *_sorted(rows)]
     return Section(f"Leaderboard at {EQUAL[budget]}", text, table)
 

@@ -150,9 +150,22 @@ def test_a_contender_with_more_tokens_of_its_own_still_gets_the_budget(own):
 @pytest.mark.parametrize("budget", ["tokens", "parameters"])
 def test_padded_and_packed_rows_have_no_equal_tokens(budget):
     contenders = {"packed": {"model.base": "transformer"}, "rows": {"model.base": "transformer", "data.pack": False}}
-    with pytest.raises(ConfigError, match=r"data\.pack: differs from the reference's.*budget " + budget):
+    with pytest.raises(ConfigError, match=r"data\.pack: is another than the reference's.*budget " + budget):
         all_cases(small_sweep(contenders, budgets=(budget,)))
     assert len(all_cases(small_sweep(contenders, seeds=(1,), budgets=("flops",)))) == 2
+
+
+@pytest.mark.parametrize("budget", ["tokens", "parameters"])
+def test_padded_rows_of_sources_with_other_weights_have_no_equal_tokens(budget):
+    contenders = {name: {"model.base": "transformer", "data.weights": w} for name, w in (("a", (1, 9)), ("b", (9, 1)))}
+    sweep = small_sweep(contenders, budgets=(budget,))
+    sweep.common.data.sources = ("a.txt", "b.txt")
+    assert all_cases(sweep)
+    sweep.common.data.pack = False
+    with pytest.raises(ConfigError, match=r"data\.weights: are others than the reference's.*budget " + budget):
+        all_cases(sweep)
+    sweep.budgets = ("flops",)
+    assert all_cases(sweep)
 
 
 def test_equal_configs_share_one_run():

@@ -131,6 +131,11 @@ def test_contenders_with_other_text_or_tokens_are_marked(tmp_path):
     write_report("long", outcomes, 4, "long", tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert {row[0] for row in section(text, "Leaderboard")} == {"transformer (unequal tokens)", "long"}
+    for outcome in outcomes[::2]:  # their longer training has as many tokens, the others being padding
+        outcome.summary["tokens"] *= 2
+    write_report("long", outcomes, 4, "long", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert {row[0] for row in section(text, "Leaderboard")} == {"transformer", "long"}
     assert "but not all over the same validation text and tokens." in text
 
 

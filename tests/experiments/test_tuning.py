@@ -199,6 +199,23 @@ def test_contenders_with_unequal_training_tokens_are_not_tuned():
             all_cases(tuned_sweep(tuning, contenders=contenders, budgets=(budget,)))
 
 
+def test_padding_gives_trials_unequal_tokens():
+    sources = {"data.sources": ("a.txt", "b.txt"), "data.pack": False}
+    padded = {name: own | sources for name, own in CONTENDERS.items()}
+    weights = Tuning({"data.weights": ((1.0, 9.0), (9.0, 1.0))})
+    with pytest.raises(ConfigError, match=r"^tuning\.values\.data\.weights: needs data\.pack=True"):
+        all_cases(tuned_sweep(weights, contenders=padded))
+    rate = Tuning({"train.lr": (1e-3, 2e-3)})
+    assert all_cases(tuned_sweep(rate, contenders=padded))
+    for own, message in (
+        ({"data.pack": True}, r"data\.pack: is"),
+        ({"data.weights": (9.0, 1.0)}, r"data\.weights: are"),
+    ):
+        other = padded | {"ngt": padded["ngt"] | own}
+        with pytest.raises(ConfigError, match=rf"^{message}.* than the reference's: .* tokens of the trials unequal"):
+            all_cases(tuned_sweep(rate, contenders=other, budgets=("flops",)))
+
+
 def test_a_grid_of_the_comparison_is_refused():
     with pytest.raises(ConfigError, match="tuning: cannot be combined with a grid"):
         all_cases(tuned_sweep(Tuning({"train.lr": (1e-3, 2e-3)}), grid={"train.weight_decay": (0.0, 0.1)}))

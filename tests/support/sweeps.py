@@ -29,7 +29,7 @@ def make_outcome(case, loss, losses=None, windows=None):
     losses = losses or {step: loss + 10 / (step + 1) for step in (0, 20)} | {40: loss}
     rows = [{"kind": "eval", "step": step, "loss": value} for step, value in losses.items()]
     summary = {"steps": 40, "val_loss": loss, "val_ppl": perplexity(loss), "val_accuracy": 0.25, "tokens_per_s": 1000.0}
-    summary |= {"tokens": 40 * 64, "device": "1 x CPU (test)"} | {
+    summary |= {"tokens": case.config.train.steps * case.config.train.batch_tokens, "device": "1 x CPU (test)"} | {
         "n_params": 12345,
         "peak_memory_mb": 300.0,
         "train_loss": loss - 0.1,
