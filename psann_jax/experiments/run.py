@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,6 @@ def _with_config(case: Case, run: Callable[[str], str | None]) -> str | None:
         return run(f"--config={write_config_file(to_dict(case.config), Path(folder))}")
 
 
-@cache
 def code_version() -> dict[str, str]:
     """Returns the versions of this package and its main dependencies, and a hash of this package's modules."""
     package = Path(__file__).parents[1]
@@ -223,9 +221,10 @@ def _record_start(case: Case, folder: Path, place: Place) -> None:
     """
     path = folder / CODE
     known = read_json(path) if path.exists() else {"trained_by": []}
-    codes, shares = known["trained_by"], known.get("shares", False)
+    # Now, not once per sweep: a run is a process of its own and imports what has been edited meanwhile.
+    code, codes, shares = code_version(), known["trained_by"], known.get("shares", False)
     record = {
-        "trained_by": codes if code_version() in codes else [*codes, code_version()],
+        "trained_by": codes if code in codes else [*codes, code],
         "shares": shares or place.shares,
         DATA: data_fingerprint(case.config.data),
     }

@@ -137,6 +137,18 @@ def test_the_code_that_trained_a_run_is_recorded(case, processes, folder, monkey
     assert [code["code"] for code in codes] == [only["code"], "later"]
 
 
+def test_code_that_is_edited_during_a_sweep_is_recorded(case, processes, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "package/experiments/run.py"))
+    module = tmp_path / "package/module.py"
+    module.parent.mkdir()
+    for text in ("a = 1\n", "a = 2\n", "a = 2\n"):
+        module.write_text(text)
+        run_case(case, folder, PLACE, None)
+        (folder / "summary.json").unlink()
+    codes = json.loads((folder / "code.json").read_text())["trained_by"]
+    assert len(codes) == len({code["code"] for code in codes}) == 2
+
+
 def test_a_folder_with_other_settings_is_named(case, processes, folder, tmp_path):
     run_case(case, folder, PLACE, None)
     other = Case("waveresnet", (), 1, "tokens", tiny_config(tmp_path, train__lr=0.5))
