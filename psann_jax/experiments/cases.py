@@ -19,6 +19,8 @@ from psann_jax.experiments.tuning import Settings, Tuning, require_seeds
 from psann_jax.utils.errors import UserError
 
 _NO_FILE_NAME = re.compile(r"[/\\\0]")  # characters that cannot be part of the name of a folder
+# Reports would name values that a budget has replaced.
+_SET_BY = {"parameters": ("model.d_mlp",), "flops": ("train.steps",), "seconds": ("train.steps",)}
 _NO_SEED = "has no effect; seeds are those of the sweep"
 
 
@@ -156,6 +158,7 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
         require(name != "seed", "grid.seed", _NO_SEED)
     for budget in sweep.budgets:
         require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
+    varied = {f"grid.{name}": name for name in grid}
     if sweep.tuning is not None:
         require(not grid, "tuning", "cannot be combined with a grid; give each point of the grid as a contender")
         sweep.tuning.check(contenders, seeds)
@@ -163,6 +166,11 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
         for rung, size in sweep.rungs:
             for name, _ in size:
                 require(name not in tuned, f"rungs.{rung}.{name}", "is chosen by the tuning, so no rung can set it")
+        varied = {f"tuning.values.{name}": name for name in tuned}
+    for where, name in varied.items():
+        for budget in sweep.budgets:
+            is_set = name in _SET_BY.get(budget, ())
+            require(not is_set, where, f"is set by the budget {budget}; leave out the one or the other")
 
 
 def _check_data(configs: Mapping[str, Config], tuning: Tuning | None) -> None:

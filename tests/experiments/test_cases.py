@@ -42,6 +42,11 @@ def test_the_grid_multiplies_the_runs_and_is_in_their_names():
     assert [(case.config.train.lr, case.config.train.weight_decay) for case in cases][1] == (1e-3, 0.1)
 
 
+def test_a_grid_can_vary_what_no_budget_sets():
+    for name, budget in (("model.d_mlp", "flops"), ("train.steps", "parameters")):
+        assert len(all_cases(small_sweep(grid={name: (8, 16)}, budgets=("tokens", budget), seeds=(1,)))) == 12
+
+
 def test_values_of_a_grid_can_be_lists():
     grid = {"train.betas": [[0.9, 0.95], [0.9, 0.99]], "train.freeze": ([], ["bias"])}
     cases = all_cases(small_sweep(grid=grid, seeds=(5,)), only=["ngt"])
@@ -216,6 +221,13 @@ def test_the_flops_of_puzzles_are_matched():
         ({"grid": {"train.lr": ()}}, r"grid\.train\.lr: is empty"),
         ({"grid": {"train.lr": (-1.0,)}}, r"train\.lr: is -1"),
         ({"budgets": ("flop",)}, r"budgets: 'flop' is unknown, did you mean flops"),
+        *(
+            (
+                {"grid": {name: (8, 16)}, "budgets": ("tokens", budget)},
+                rf"^grid\.{name}: is set by the budget {budget};",
+            )
+            for name, budget in (("model.d_mlp", "parameters"), ("train.steps", "flops"), ("train.steps", "seconds"))
+        ),
         ({"seeds": ()}, "must not be empty"),
         ({"seeds": ("x",)}, r"^seeds: is \('x',\), must be a list of whole numbers"),
         ({"seeds": (1.5,)}, r"^seeds: is \(1\.5,\), must be a list of whole numbers"),

@@ -199,6 +199,13 @@ def test_contenders_with_unequal_training_tokens_are_not_tuned():
             all_cases(tuned_sweep(tuning, contenders=contenders, budgets=(budget,)))
 
 
+def test_what_a_budget_sets_is_not_tuned():
+    widths = Tuning({"model.d_mlp": (64, 128)})
+    with pytest.raises(ConfigError, match=r"^tuning\.values\.model\.d_mlp: is set by the budget parameters; leave"):
+        all_cases(tuned_sweep(widths, budgets=("tokens", "parameters")))
+    assert all_cases(tuned_sweep(widths, budgets=("tokens", "flops")))
+
+
 def test_padding_gives_trials_unequal_tokens():
     sources = {"data.sources": ("a.txt", "b.txt"), "data.pack": False}
     padded = {name: own | sources for name, own in CONTENDERS.items()}
