@@ -219,6 +219,11 @@ def test_the_flops_of_puzzles_are_matched():
         ({"grid": {"train.lrr": (1,)}}, r"train\.lrr: of transformer: base transformer has no such setting"),
         ({"grid": {"model.wave.kernel": (3,)}}, r"model\.wave\.kernel: of ngt: base ngt has no such setting"),
         ({"grid": {"train.lr": ()}}, r"grid\.train\.lr: is empty"),
+        ({"grid": {"model.base": ("ngt",)}}, r"^grid\.model\.base: cannot be varied; give each base as a contender"),
+        (
+            {"grid": {"train.lr": (1e-3, 2e-3)}, "contenders": {"a": {}, "slow": {"train.lr": 1e-5}}},
+            r"^grid\.train\.lr: is also set by contender slow; leave out the one or the other$",
+        ),
         ({"grid": {"train.lr": (-1.0,)}}, r"train\.lr: is -1"),
         ({"budgets": ("flop",)}, r"budgets: 'flop' is unknown, did you mean flops"),
         *(
