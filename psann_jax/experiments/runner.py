@@ -8,7 +8,7 @@ validation windows, which depend on the data settings only. If the sweep has a t
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import config_dict
@@ -53,7 +53,8 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
     if options.reference and reference not in contenders:
         raise UserError(f"--reference: {reference!r} is not compared{nearest(reference, contenders)}")
     if sweep.tuning is not None:
-        stage = tune(sweep, workdir, options, lambda s: _report(name, paths, {}, reference, workdir, s))
+        # Until the choice, runs in the workdir can only be those of a sweep without tuning.
+        stage = tune(sweep, workdir, options, lambda s: _report(name, [], len(paths), reference, workdir, s))
         chosen = {contender: choice.settings for contender, choice in stage.choices().items()}
         if not stage.complete:
             list_runs(f"{workdir}", paths, (), to_do="with what the trials choose")
@@ -74,7 +75,7 @@ def run_sweep(sweep: config_dict.ConfigDict, name: str, workdir: Path, options: 
         paths,
         done,
         functools.partial(run_case, lm_eval=options.lm_eval),
-        lambda failures: _report(name, paths, failures, reference, workdir, stage),
+        lambda failures: _report(name, _outcomes(paths, failures), len(paths), reference, workdir, stage),
         options.engine,
     )
     print(f"{workdir}/report.html", flush=True)
@@ -98,14 +99,8 @@ def _compared_runs(
     return run_folders(cases, workdir / "runs")
 
 
-def _report(
-    name: str,
-    paths: Mapping[Case, Path],
-    failures: Mapping[Path, str],
-    reference: str,
-    workdir: Path,
-    stage: Stage | None,
-) -> None:
+def _outcomes(paths: Mapping[Case, Path], failures: Mapping[Path, str]) -> list[Outcome]:
+    """Reads the runs that are trained or have failed, and writes their metrics.json."""
     outcomes = []
     for case, folder in paths.items():
         if trained(case, folder):
@@ -115,6 +110,12 @@ def _report(
             outcomes.append(outcome)
         elif folder in failures:
             outcomes.append(Outcome(case, folder, None, [], failures[folder]))
+    return outcomes
+
+
+def _report(
+    name: str, outcomes: Sequence[Outcome], n_cases: int, reference: str, workdir: Path, stage: Stage | None
+) -> None:
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        write_report(name, outcomes, len(paths), reference, workdir, stage)
+        write_report(name, outcomes, n_cases, reference, workdir, stage)

@@ -122,6 +122,21 @@ def test_an_interrupted_sweep_continues_where_it_was(started, sweep, at, tmp_pat
     assert "4 of 4 finished" in (tmp_path / "out/report.md").read_text()
 
 
+@pytest.mark.parametrize("is_other", [False, True], ids=["same settings", "other settings"])
+def test_runs_without_tuning_are_not_reported_beside_trials(started, sweep, tmp_path, is_other):
+    sweep(None, *["--config.train.weight_decay=0.5"] * is_other)
+    started.errors = {"ngt_lr0.001_seed0": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(GRID)
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["n_cases"], summary["results"], len(summary["tuning"]["trials"])) == (4, [], 3)
+    assert "0 of 4 finished, 0 failed." in (tmp_path / "out/report.md").read_text()
+    started.errors = {}
+    sweep(GRID)
+    paths = {row["path"] for row in json.loads((tmp_path / "out/summary.json").read_text())["results"]}
+    assert paths == {str(tmp_path / "out" / name) for name in COMPARED}
+
+
 def test_a_larger_grid_runs_what_is_missing(started, sweep):
     sweep(GRID)
     started.clear()
