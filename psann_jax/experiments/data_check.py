@@ -38,6 +38,22 @@ def data_fingerprint(data: DataSection) -> str | None:
     return None
 
 
+def valid_hashes(data: DataSection) -> dict[str, str]:
+    """Returns the SHA-256 of those validation sources that are single files, as `make_eval` writes them, by path.
+
+    Args:
+      data: the `data` section of a run.
+
+    Returns:
+      {} also if a file cannot be read, which training reports.
+    """
+    paths = [Path(name) for name in data.valid_names if Path(name).is_file()]
+    with contextlib.suppress(UserError):
+        contents = file_contents(paths, cache_root(data.cache_dir))
+        return {str(path): content.sha256 for path, content in zip(paths, contents, strict=True)}
+    return {}
+
+
 def shared_data(data: DataSection) -> str:
     """Returns what the training and the fixed validation data have in common; "" if nothing is known.
 

@@ -1,6 +1,5 @@
 """The result of one run of a sweep, and its row in summary.json and results.csv."""
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ class Outcome:
       coordinates_page: the page of its coordinates, if any.
       windows: its last losses by validation window, if the run wrote them.
       samples: its sample texts, as written by `psann-jax samples`.
+      valid_sha256: the SHA-256 of its validation files when it started, by path; None for a run of an earlier version.
     """
 
     case: Case
@@ -53,6 +53,7 @@ class Outcome:
     coordinates_page: Path | None = None
     windows: WindowLosses | None = None
     samples: dict[str, Any] | None = None
+    valid_sha256: dict[str, str] | None = None
 
     @property
     def val_loss(self) -> float:
@@ -136,7 +137,7 @@ class Outcome:
             "best_val_loss": best_loss,
             "best_step": best_step,
             "corpus_path": list(config.data.train_names),
-            "valid_sha256": _hashes(config.data.valid_names),
+            "valid_sha256": self.valid_sha256,
             "lm_eval": None if self.lm_eval is None else self.lm_eval["results"],
             "train_config": to_dict(config)["train"],
             "data_config": to_dict(config)["data"],
@@ -154,9 +155,3 @@ def train_flops(runs: Iterable[Outcome]) -> float:
 def settings_text(settings: Settings) -> str:
     """Returns settings as "name=value, name=value"."""
     return ", ".join(f"{name}={value}" for name, value in settings)
-
-
-def _hashes(sources: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of those sources that are single files, as written by `make_eval`."""
-    paths = [Path(source) for source in sources if Path(source).is_file()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

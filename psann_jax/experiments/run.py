@@ -15,7 +15,7 @@ from psann_jax.config import DataConfig
 from psann_jax.config.io import default_config, flatten, to_dict
 from psann_jax.engines.place import STOPPED, Place
 from psann_jax.experiments.cases import Case
-from psann_jax.experiments.data_check import data_fingerprint
+from psann_jax.experiments.data_check import data_fingerprint, valid_hashes
 from psann_jax.experiments.outcome import Outcome
 from psann_jax.runs.samples import SAMPLES
 from psann_jax.sample.prompts import sample_settings
@@ -31,7 +31,7 @@ from psann_jax.utils.files import read_json, write_json
 _FREE = ("data.cache_dir", "data.num_workers", "train.loggers", "eval.prompts")
 _WAIT_S, _WAIT_POLL_S = 60.0, 0.5  # for a process that still trains in a run's folder
 CODE, LM_EVAL, SINE_FIGURE = "code.json", "lm_eval.json", "sine_parameters.png"
-DATA = "data"  # in `CODE`: see `data_fingerprint`
+DATA, VALID = "data", "valid_sha256"  # in `CODE`: see `data_fingerprint` and `valid_hashes`
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,7 @@ def _record_start(case: Case, folder: Path, place: Place) -> None:
         "trained_by": codes if code in codes else [*codes, code],
         "shares": shares or place.shares,
         DATA: data_fingerprint(case.config.data),
+        VALID: valid_hashes(case.config.data),
     }
     if record != known:
         folder.mkdir(parents=True, exist_ok=True)
@@ -259,6 +260,7 @@ def read_outcome(case: Case, folder: Path, error: str | None) -> Outcome:
         coordinates_page=page if page.exists() else None,
         windows=_windows(folder, case),
         samples=_samples(case, folder),
+        valid_sha256=start.get(VALID),
     )
 
 

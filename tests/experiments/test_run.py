@@ -1,6 +1,7 @@
 """One run of a sweep, in child processes."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 import threading
@@ -17,7 +18,8 @@ from psann_jax.experiments.cases import Case
 from psann_jax.experiments.run import LmEval, check_data, finished, read_outcome, run_case
 from psann_jax.sample.prompts import sample_settings
 from psann_jax.utils.errors import UserError
-from tests.support.tiny import tiny_config
+from tests.support.sweeps import make_outcome
+from tests.support.tiny import tiny_config, write_text
 
 PLACE = Place()
 TASKS = LmEval(("sums", "odd"), 8)
@@ -208,6 +210,24 @@ def test_a_run_on_data_that_have_changed_is_named(case, processes, folder, tmp_p
         check_data({case: folder})
     (folder / "code.json").unlink()
     check_data({case: folder})
+
+
+def test_hashes_of_validation_files_are_those_of_the_start(processes, folder, tmp_path):
+    valid = write_text(tmp_path / "valid.txt", seed=1)
+    changes = {"model__n_layers": 1, "train__steps": 2, "train__warmup_steps": 1, "data__valid_fraction": 0.01}
+    config = tiny_config(tmp_path, **changes, data__valid_sources=(str(valid), "builtin:python"))
+    case = Case("waveresnet", (), 1, "tokens", config)
+    run_case(case, folder, PLACE, None)
+    expected = {str(valid): hashlib.sha256(valid.read_bytes()).hexdigest()}
+    write_text(valid, seed=2)
+    run_case(case, folder, PLACE, None)
+    outcome = read_outcome(case, folder, None)
+    assert outcome.valid_sha256 == expected
+    outcome.summary.update(make_outcome(case, 3.0).summary)
+    outcome.rows.extend(make_outcome(case, 3.0).rows)
+    assert outcome.metrics()["valid_sha256"] == expected
+    (folder / "code.json").write_text('{"trained_by": []}')  # of an earlier version
+    assert read_outcome(case, folder, None).valid_sha256 is None
 
 
 def test_a_run_waits_for_an_earlier_process_that_still_saves(case, processes, folder, monkeypatch):
