@@ -18,7 +18,6 @@ from psann_jax.convert.weights import flat_params
 from psann_jax.runs.restore import load_text_run
 from psann_jax.runs.sine import sine_history
 from psann_jax.utils.errors import UserError
-from tests.support.permissions import forbidden
 from tests.support.processes import environment
 from tests.support.tiny import WORDS, prepared, sentences
 
@@ -270,11 +269,6 @@ def test_val_data_is_encoded_by_the_training_tokenizer():
     n_tokens = next(row["tokens"] for row in model.history if row["kind"] == "eval")
     assert n_tokens == len(data.tokenizer.encode("the sun sings under the moon")) + 1
     assert model.tokenizer.fingerprint == data.tokenizer.fingerprint
-
-
-def test_a_forbidden_workdir_is_a_user_error(tmp_path):
-    with forbidden(tmp_path / "secret") as path, pytest.raises(UserError, match=r"json: cannot be read: Perm"):
-        api_settings.sized_as_in(path / "config.json", None)
 
 
 def test_without_a_workdir_no_files_remain(tmp_path, monkeypatch):

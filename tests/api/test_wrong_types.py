@@ -15,6 +15,7 @@ from psann_jax.data.tokenizer import byte_tokenizer
 from psann_jax.sample import text
 from psann_jax.sample.text import TextSampler
 from psann_jax.utils.errors import UserError
+from tests.support.permissions import forbidden
 from tests.support.tiny import prepared
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -105,3 +106,8 @@ def test_files(tmp_path, monkeypatch):
             assert refused(lambda value=value, **_: psannLM.load("x.safetensors", tokenizer=value), "", value), value
     model = psannLM(**SMALL)
     assert all(refused(model.save, "path", value) for value in ODD)
+
+
+def test_a_forbidden_workdir_is_a_user_error(tmp_path):
+    with forbidden(tmp_path / "secret") as path, pytest.raises(UserError, match=r"json: cannot be read: Perm"):
+        keywords.sized_as_in(path / "config.json", None)
