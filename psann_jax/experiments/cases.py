@@ -157,9 +157,10 @@ def _check_definition(sweep: config_dict.ConfigDict, only: Sequence[str], seeds:
         require(bool(values), f"grid.{name}", "is empty")
         require(name != "seed", "grid.seed", _NO_SEED)
         require(name != "model.base", "grid.model.base", "cannot be varied; give each base as a contender")
-        for contender, own in contenders.items():
-            where, is_free = f"grid.{name}", name not in dict(own)
-            require(is_free, where, f"is also set by contender {contender}; leave out the one or the other")
+        for kind in ("contenders", "rungs"):
+            for other, own in sweep[kind]:
+                where, is_free = f"grid.{name}", name not in dict(own)
+                require(is_free, where, f"is also set by {kind}.{other}; leave out the one or the other")
     for budget in sweep.budgets:
         require(budget in BUDGETS, "budgets", f"{budget!r} is unknown{nearest(budget, BUDGETS)}")
     varied = {f"grid.{name}": name for name in grid}

@@ -222,7 +222,11 @@ def test_the_flops_of_puzzles_are_matched():
         ({"grid": {"model.base": ("ngt",)}}, r"^grid\.model\.base: cannot be varied; give each base as a contender"),
         (
             {"grid": {"train.lr": (1e-3, 2e-3)}, "contenders": {"a": {}, "slow": {"train.lr": 1e-5}}},
-            r"^grid\.train\.lr: is also set by contender slow; leave out the one or the other$",
+            r"^grid\.train\.lr: is also set by contenders\.slow; leave out the one or the other$",
+        ),
+        (
+            {"grid": {"train.lr": (1e-3, 2e-3)}, "rungs": {"small": {"train.lr": 1e-5}}},
+            r"^grid\.train\.lr: is also set by rungs\.small; leave out the one or the other$",
         ),
         ({"grid": {"train.lr": (-1.0,)}}, r"train\.lr: is -1"),
         ({"budgets": ("flop",)}, r"budgets: 'flop' is unknown, did you mean flops"),
