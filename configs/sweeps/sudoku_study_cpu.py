@@ -5,8 +5,8 @@
 The reference is the quickstart with puzzles of all ratings: cosine schedule, AdamW, ReLU, all ratings mixed. Every
 other contender changes one thing. Notes on the report:
 
-- Its losses are means over the iterations of a run, so those of iterations_2 and iterations_8 mean something else;
-  compare their fractions of solved puzzles.
+- Its losses are means over the iterations of a run, so those of iterations_2 and iterations_8 mean something else and
+  have no verdict; compare their fractions of solved puzzles.
 - All runs also evaluate an exponential moving average of their weights, which does not affect the weights themselves:
   val_ema_loss and val_ema_solved in the summary.json of each run.
 - Updates and puzzles are equal except in steps_2857 and steps_8000, which are 5/7 and 2 times the reference's, as in

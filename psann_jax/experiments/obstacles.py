@@ -25,6 +25,8 @@ def obstacle(group: Collection[Outcome], others: Collection[Outcome]) -> str:
         return "a run failed"
     if not same_validation(runs):
         return "other validation text or tokens"
+    if len({getattr(run.case.config.model, "iterations", 1) for run in runs}) > 1:
+        return "losses are means over other iterations"
     known = max(runs, key=lambda run: run.summary is not None)  # one whose tokens are known, if any
     is_equal = all(have_equal_tokens(run, known) for run in runs)
     return "" if is_equal else "unequal training tokens"

@@ -195,6 +195,7 @@ def _check_comparable(name: str, where: str) -> None:
     require(is_free, where, "cannot be tuned: losses on other data, tokens or windows cannot be compared")
     longer = ("train.steps", "train.batch_tokens")
     require(name not in longer, where, "cannot be tuned: the trials would have unequal training tokens")
+    require(name != "model.iterations", where, "cannot be tuned: losses are means over the iterations")
 
 
 def _is_extendable(values: Sequence[Any]) -> bool:

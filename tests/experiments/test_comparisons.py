@@ -175,6 +175,18 @@ def test_puzzles_that_are_transformed_otherwise_give_no_verdict(changed, has_ver
     assert same_validation(every) == has_verdict
 
 
+def test_losses_over_other_iterations_give_no_verdict():
+    losses = np.random.default_rng(9).normal(3.0, 0.01, (3, 4))
+    losses[1:] -= 0.1
+    sudoku = parse(default_config("sudoku"))
+    shorter = with_settings(sudoku, {"model.iterations": 2})
+    *others, last = (
+        dataclasses.replace(o, case=dataclasses.replace(o.case, config=sudoku)) for o in outcomes_of(losses)
+    )
+    every = [*others, dataclasses.replace(last, case=dataclasses.replace(last.case, config=shorter))]
+    assert verdicts(every) == ["better", "no verdict: losses are means over other iterations"]
+
+
 def ended_without_a_loss(outcome, error):
     return dataclasses.replace(outcome, summary=None, error=error)
 

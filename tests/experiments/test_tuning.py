@@ -140,6 +140,7 @@ def test_other_values_are_not_extended(values):
             r"tuning\.values\.eval\.max_tokens: cannot be tuned: losses on",
         ),
         (Tuning({"data.augment": (True, False)}), r"data\.augment: cannot be tuned: losses on other data"),
+        (Tuning({"model.iterations": (2, 4)}), r"iterations: cannot be tuned: losses are means over the iterations"),
         (Tuning({"train.steps": (40, 80)}), r"train\.steps: cannot be tuned: .* unequal training tokens"),
         (
             Tuning({"train.batch_tokens": (64, 128)}),
