@@ -116,7 +116,7 @@ program.run_program(["train"])
 """
 
 
-def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector():
+def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector(default_signals):
     command = [sys.executable, "-c", CTRL_C_DURING_GARBAGE_COLLECTION]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=50, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "discarded\n", "interrupted\n")
