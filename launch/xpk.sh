@@ -7,8 +7,8 @@
 #
 # xpk adds this directory to an image of Python, in which every host installs the package with jax[tpu]. SLICES=2 takes
 # two slices (see mesh.slices in docs/settings.md). xpk's own flags, such as --project, --zone and --priority, can be
-# given in XPK_FLAGS. Before a pod is moved it gets SIGTERM, on which the run saves; a job that ends early is restarted
-# and resumes from the bucket. Every host prepares the text in its own cache.
+# given in XPK_FLAGS. Before a pod is moved it gets SIGTERM, on which the run saves and ends with the code 143; xpk
+# restarts jobs that end with it, and the run resumes from the bucket. Every host prepares the text in its own cache.
 set -euo pipefail
 
 if [[ $# -lt 2 || -z ${CLUSTER:-} || -z ${TPU_TYPE:-} ]]; then
@@ -22,4 +22,4 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 exec xpk workload create --cluster="$CLUSTER" --workload="$name" --tpu-type="$TPU_TYPE" --num-slices="${SLICES:-1}" \
   --base-docker-image=python:3.12 --script-dir="$here" --max-restarts=50 --termination-grace-period-seconds=120 \
   "${more[@]}" \
-  --command="pip install -q -e '.[buckets]' 'jax[tpu]' && exec psann-jax train $(printf '%q ' "$@")"
+  --command="pip install -q -e '.[buckets]' 'jax[tpu]' && exec psann-jax train --stop_code=143 $(printf '%q ' "$@")"

@@ -206,7 +206,7 @@ def test_flags_for_xpk_are_quoted(tmp_path, more):
         "--termination-grace-period-seconds=120",
         *more.split(),
     ]
-    assert last.endswith(" && exec psann-jax train --config=a.py --workdir=b\\ c ")
+    assert last.endswith(" && exec psann-jax train --stop_code=143 --config=a.py --workdir=b\\ c ")
 
 
 def test_the_jobset_is_consistent():
@@ -218,6 +218,7 @@ def test_the_jobset_is_consistent():
     (container,) = job["template"]["spec"]["containers"]
     environment = {entry["name"]: entry for entry in container["env"]}
     assert job["completionMode"] == "Indexed"
+    assert "--stop_code=143" in container["args"], "with 0, a set whose pod is moved would be complete"
     assert job["parallelism"] == job["completions"] == int(environment["JAX_NUM_PROCESSES"]["value"])
     name, port = environment["JAX_COORDINATOR_ADDRESS"]["value"].split(":")
     assert name == f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{jobset['metadata']['name']}"

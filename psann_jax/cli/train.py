@@ -30,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     join(flags.join_timeout)
     enable_compilation_cache(cache_root(config.data.cache_dir) / "programs")
     workdir = given_location(flags.workdir or default_workdir(flags.config_file), "--workdir")
-    train_run(config, workdir, open_start=open_start, profile_steps=flags.profile_steps)
+    summary = train_run(config, workdir, open_start=open_start, profile_steps=flags.profile_steps)
+    if summary.get("stopped"):
+        raise SystemExit(flags.stop_code)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,5 +53,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="S",
         help="seconds to wait for the other processes of a run; default 300",
     )
+    add(
+        "--stop_code",
+        type=_exit_code,
+        default=0,
+        metavar="N",
+        help="exit code of a run that a signal stops before its last step; default 0",
+    )
     add("--print_config", action="store_true", help="print all settings as overrides, KEY=VALUE, and exit")
     return parser.parse_strictly(argv)
+
+
+def _exit_code(text: str) -> int:
+    if not text.isdecimal() or int(text) > 255:
+        raise argparse.ArgumentTypeError(f"is {text[:80]!r}, must be a whole number from 0 to 255")
+    return int(text)

@@ -20,6 +20,7 @@ ERRORS = {
     "--config.mesh.data=3": "mesh.data: is 3, but there is 1 device (cpu)",
     "--config.data.sources=/nowhere/text.txt": "/nowhere/text.txt",
     "--confg=x": "confg",
+    "--stop_code=256": "--stop_code: is '256', must be a whole number from 0 to 255",
 }
 
 

@@ -52,7 +52,8 @@ def flags(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 0),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
@@ -60,13 +61,15 @@ def flags(tmp_path):
 )
 def test_a_signal_loses_nothing_and_the_same_command_finishes_the_run(flags, tmp_path, number, code):
     workdir = tmp_path / "run"
+    if code > 0:
+        flags.append(f"--stop_code={code}")
     process = start_main(*flags)
     wait_for_step(workdir, 120, process)
     process.send_signal(number)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == code, shown
     assert not (workdir / "summary.json").exists()
-    if code == 0:
+    if code >= 0:
         assert f"stopped by {number.name}" in shown
         last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
         assert (workdir / "checkpoints" / f"step_{last}").is_dir()
