@@ -35,6 +35,7 @@ from psann_jax.utils.files import storage_errors
 from psann_jax.utils.locations import BucketUrl, given_location
 
 LOSS_CURVE = "loss_curve.png"
+_Saved = tuple[str, Tokenizer]  # the data fingerprint and the tokenizer in a checkpoint
 # Between pictures of a run in progress: at least so many seconds, and so many times what drawing took.
 _MIN_SECONDS, _COST_FACTOR = 20.0, 50
 
@@ -78,11 +79,12 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
     curve = _LossCurve(workdir)
 
     def make_task() -> Task:
-        earlier = _earlier_text(config, workdir)
+        saved = _saved_text(config, workdir)
+        earlier = _earlier_text(config, workdir, saved)
         if earlier is None:
-            _check_names(config, workdir)
+            _check_names(config, workdir, saved)
         kind = family(config.model.base).get("task")
-        tokenizer = _saved_tokenizer(config, workdir) if start is None else start.tokenizer()
+        tokenizer = _saved_tokenizer(config, workdir, saved) if start is None else start.tokenizer(saved)
         text: TextData | StreamedText | None = earlier
         if earlier is None and tokenizer is not None:
             text = open_text(text_data(config), progress=jax.process_index() == 0, tokenizer=tokenizer)
@@ -96,7 +98,7 @@ def _train(config: Config, workdir: Path, start: "_Start | None", **options: Any
     return summary
 
 
-def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
+def _saved_tokenizer(config: Config, workdir: Path, saved: _Saved | None) -> Tokenizer | None:
     """Returns the tokenizer of the run in a workdir; None for a new run, and if the config names a file.
 
     Training it again may give another one: a stream may have changed, versions draw samples of a text in different
@@ -105,7 +107,6 @@ def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     Raises:
       UserError: no tokenizer of this version encodes a text as the run's did.
     """
-    saved = _saved_text(workdir) if isinstance(config.data, DataConfig) else None
     if saved is None or is_of_earlier_version(saved[0]):
         return None
     if saved[1].had_dropout:
@@ -116,13 +117,12 @@ def _saved_tokenizer(config: Config, workdir: Path) -> Tokenizer | None:
     return None if text_data(config).tokenizer.path else saved[1]
 
 
-def _earlier_text(config: Config, workdir: Path) -> TextData | None:
+def _earlier_text(config: Config, workdir: Path, saved: _Saved | None) -> TextData | None:
     """Returns the text of the run in a workdir if an earlier version prepared it, in the format of that version.
 
     Raises:
       UserError: the config names other files, or the text cannot be used.
     """
-    saved = _saved_text(workdir) if isinstance(config.data, DataConfig) else None
     if saved is None or not is_of_earlier_version(saved[0]):
         return None
     if differing := other_names(workdir, config):  # opened by the fingerprint, whatever the files contain
@@ -130,24 +130,23 @@ def _earlier_text(config: Config, workdir: Path) -> TextData | None:
     return load_earlier_text(text_data(config), *saved, jax.process_index() == 0)
 
 
-def _check_names(config: Config, workdir: Path) -> None:
+def _check_names(config: Config, workdir: Path, saved: _Saved | None) -> None:
     """Checks prepared text of other names than those that the run started with, before hours of tokenising it.
 
     Raises:
       UserError: it is another text.
     """
-    data = config.data
-    saved = _saved_text(workdir) if isinstance(data, DataConfig) and not data.stream else None
-    differing = [] if saved is None else other_names(workdir, config)
-    if saved is None or not differing:
+    if saved is None or text_data(config).stream or not (differing := other_names(workdir, config)):
         return
     fingerprint, tokenizer = saved
     if text_fingerprint(Corpus(text_data(config), jax.process_index() == 0), tokenizer) != fingerprint:
         raise another_run(workdir, differing, ", with another content")
 
 
-def _saved_text(workdir: Path) -> tuple[str, Tokenizer] | None:
-    """Returns the data fingerprint and the tokenizer of the newest readable checkpoint; None if there is none."""
+def _saved_text(config: Config, workdir: Path) -> _Saved | None:
+    """Returns what the newest readable checkpoint has of the text; None if there is none, or no text."""
+    if not isinstance(config.data, DataConfig):
+        return None
     checkpoints = CheckpointReader(workdir / CHECKPOINTS)
     for step in reversed(checkpoints.steps()):
         with contextlib.suppress(UserError):  # a damaged checkpoint; the loop reports it
@@ -183,7 +182,7 @@ class _Start:
         self._config, self._workdir, self._open = config, workdir, open_start
         self._opened: Start | None = None
 
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self, saved: _Saved | None) -> Tokenizer | None:
         """Returns the tokenizer to use instead of one of the config, if any; opens the weights unless the run resumes.
 
         Raises:
@@ -192,7 +191,7 @@ class _Start:
         if not CheckpointReader(self._workdir / CHECKPOINTS).steps():
             self._opened = self._open(self._config)
             return self._opened.tokenizer
-        return _saved_tokenizer(self._config, self._workdir)
+        return _saved_tokenizer(self._config, self._workdir, saved)
 
     def read(self, network: Network, mesh: Mesh) -> StartingWeights:
         """Returns the weights; call `tokenizer` first."""

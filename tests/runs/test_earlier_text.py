@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
         patch.setattr(
             training,
             "_earlier_text",
-            lambda config, workdir: load_earlier_text(config.data, FINGERPRINT, byte_tokenizer(), False),
+            lambda config, workdir, saved: load_earlier_text(config.data, FINGERPRINT, byte_tokenizer(), False),
         )
         train_run(config, folder / "whole")
         patch.setattr(StopSignals, "should_stop", lambda self, step: step == 4)
